@@ -1,0 +1,75 @@
+# The commands of a working day; `make help` lists them. Needs Python 3.11 or newer, and a network the first time.
+PYTHON ?= python3
+PORT   ?= 8000
+JOBS   ?= 2
+PYTEST ?=
+# PyPI's torch for Linux brings CUDA along. Without a GPU, gigabytes are saved by
+#   make demo TORCH_FLAGS='--index-url https://download.pytorch.org/whl/cpu'
+TORCH_FLAGS ?=
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+BUNDLE := model_store/bundles/demo
+STORE  := var/demo
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench lint format clean
+.SUFFIXES:
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "  PORT=$(PORT)  PYTHON=$(PYTHON)  JOBS=$(JOBS) (test processes)  PYTEST='tests/service -k memory' (what to test)"
+
+demo: $(VENV)/.demo ## train a small bundle (once, minutes), then serve it on 127.0.0.1:PORT until Ctrl-C
+	@test -f $(BUNDLE)/manifest.json || $(BIN)/python -m training.pipeline --recipe demo --out $(BUNDLE)
+	@exec $(BIN)/python -m service serve --bundle $(BUNDLE) --store embedded:$(STORE) \
+		--import $(BUNDLE)/demo-interactions.jsonl --banner --port $(PORT)
+
+# One thread a process: $(JOBS) processes share the cores, and a second thread in each would make all of them slower.
+test: lint ## lint, types and all tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(PYTEST)
+
+bench: $(VENV)/.test ## the benchmarks: a table each, and one last line of JSON
+	@set -e; for file in tests/benchmarks/benchmark_*.py; do \
+		echo "--- $$file"; PYTHONPATH=. $(BIN)/python "$$file"; \
+	done
+
+lint: $(VENV)/.test ## ruff (rules and format) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.test ## mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove caches, build artefacts, the demo's bundle and the demo's memory (var/); the environment stays
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info var $(BUNDLE)
+	find service model_store training tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- the environment: a stamp for each set of packages, renewed when the lists change -------------------------------
+$(VENV)/.created:
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found; try: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$$($(PYTHON) -V 2>&1) is too old: Python 3.11 or newer is needed; try: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "Creating the environment in $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV) || { echo "python -m venv failed; on Debian: apt install python3-venv" >&2; exit 1; }
+	@touch $@
+
+# torch goes first and alone, so that no other package's wish decides which build of it is taken.
+$(VENV)/.torch: $(VENV)/.created constraints.txt
+	@echo "Installing torch (the largest download: one to five minutes the first time) ..."
+	@$(PIP) install --quiet $(TORCH_FLAGS) $$(grep '^torch==' constraints.txt)
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	@echo "Installing the packages for serving and training (about a minute) ..."
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[train]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	@echo "Installing the packages for tests (about half a minute) ..."
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[train,dev]'
+	@touch $@

@@ -1,0 +1,206 @@
+"""A bundle on disk: opened with every file verified, written so that a half-made one is never seen.
+
+    manifest.json          written last; its presence is the proof that the rest is whole
+    lm/                    a Hugging Face checkpoint (safetensors) and its tokenizer, adapters merged
+    retriever.safetensors
+    items.jsonl            the catalogue; line number = row
+    items.faiss            title embeddings; id = row
+
+The only file that knows all the others. Nothing in a bundle is ever unpickled.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from model_store.catalogue import Catalogue, Item, read_items, write_items
+from model_store.codec import StateCodec
+from model_store.errors import BundleCorrupt, BundleNotFound, FormatTooNew, SpaceMismatch
+from model_store.grounding import ItemIndex
+from model_store.manifest import FORMAT_VERSION, BackboneSpec, FileEntry, Manifest, space_id
+from model_store.prompt import Prompt
+from model_store.retriever import Retriever
+from model_store.split_lm import SplitLM
+
+MANIFEST, LM, RETRIEVER, ITEMS, INDEX = "manifest.json", "lm", "retriever.safetensors", "items.jsonl", "items.faiss"
+_WEIGHTS_AND_TOKENS = (".safetensors", "tokenizer.json", "tokenizer.model", "config.json")
+
+
+@dataclass
+class Bundle:
+    """Everything that answers requests. `catalogue` and `index` are replaced when items change; the rest stays."""
+
+    manifest: Manifest
+    prompt: Prompt
+    lm: SplitLM
+    retriever: Retriever
+    catalogue: Catalogue
+    index: ItemIndex
+
+    @property
+    def codec(self) -> StateCodec:
+        return StateCodec(self.manifest.space, self.manifest.backbone.hidden_size)
+
+    @classmethod
+    def open(cls, path: Path | str, *, device: torch.device | str = "cpu") -> Self:
+        """Raises BundleNotFound, BundleCorrupt, FormatTooNew or SpaceMismatch, each saying what to do."""
+        path = Path(path)
+        manifest = read_manifest(path)
+        verify_files(path, manifest)
+        _verify_space(path, manifest)
+        lm, tokenizer = load_lm(path / LM, manifest.backbone, device=device)
+        prompt = Prompt(tokenizer, manifest.prompt)
+        retriever = build_retriever(manifest)
+        retriever.load_state_dict(load_file(path / RETRIEVER))
+        bundle = cls(
+            manifest=manifest,
+            prompt=prompt,
+            lm=lm,
+            retriever=retriever.to(device).eval(),
+            catalogue=Catalogue(read_items(path / ITEMS), prompt),
+            index=ItemIndex.load(path / INDEX),
+        )
+        bundle._check_sizes(path)
+        return bundle
+
+    def _check_sizes(self, path: Path) -> None:
+        sizes = {len(self.catalogue), len(self.index), self.manifest.num_items}
+        if len(sizes) > 1:
+            raise BundleCorrupt(f"{path}: catalogue, index and manifest disagree on the number of items; build it again")
+
+
+def build_retriever(manifest: Manifest) -> Retriever:
+    spec = manifest.retriever
+    return Retriever(manifest.backbone.hidden_size, width=spec.width, has_null=spec.has_null)
+
+
+def load_lm(
+    directory: Path, backbone: BackboneSpec, *, device: torch.device | str = "cpu"
+) -> tuple[SplitLM, PreTrainedTokenizerBase]:
+    """A checkpoint directory as a split model. Never runs code that comes with a checkpoint."""
+    model = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=getattr(torch, backbone.dtype), use_safetensors=True, trust_remote_code=False
+    )
+    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    return SplitLM(model.to(device).requires_grad_(False), backbone.split_layer), tokenizer
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Checks the format version before anything else, since later versions may have other fields."""
+    file = path / MANIFEST
+    if not file.is_file():
+        raise BundleNotFound(f"{path}: no {MANIFEST}; make a bundle with `python -m training.pipeline --out {path}`")
+    try:
+        facts = json.loads(file.read_bytes())
+        version = facts["format_version"]
+        if version > FORMAT_VERSION:
+            raise FormatTooNew(f"{path}: bundle format {version}, this software reads up to {FORMAT_VERSION}; upgrade it")
+        return Manifest.model_validate(facts)
+    except (ValueError, TypeError, KeyError, ValidationError) as error:
+        raise BundleCorrupt(f"{file}: not a manifest ({type(error).__name__}); build the bundle again") from error
+
+
+def verify_files(path: Path, manifest: Manifest) -> None:
+    """Sizes and SHA-256 of all files. Extra files are nobody's business."""
+    for name, entry in manifest.files.items():
+        file = path / name
+        if not file.is_file():
+            raise BundleCorrupt(f"{path}: {name} is missing; copy the bundle again or build it again")
+        if file.stat().st_size != entry.num_bytes:
+            raise BundleCorrupt(f"{path}: {name} has {file.stat().st_size} bytes, not {entry.num_bytes}; copy it again")
+        if sha256_of(file) != entry.sha256:
+            raise BundleCorrupt(f"{path}: {name} differs from its checksum; copy the bundle again or build it again")
+
+
+def _verify_space(path: Path, manifest: Manifest) -> None:
+    weights = weights_sha256({name: entry for name, entry in manifest.files.items() if name.startswith(LM + "/")})
+    backbone = manifest.backbone.model_copy(update={"weights_sha256": weights})
+    if space_id(backbone, manifest.prompt, manifest.memory) != manifest.space:
+        raise SpaceMismatch(
+            f"{path}: the language model is not the one that space {manifest.space} was made with; build the bundle again"
+        )
+
+
+def sha256_of(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def weights_sha256(files: dict[str, FileEntry]) -> str:
+    """One digest of what the language model computes: weights, configuration and tokenizer."""
+    relevant = {Path(name).name: entry.sha256 for name, entry in files.items() if name.endswith(_WEIGHTS_AND_TOKENS)}
+    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
+
+
+def describe_files(root: Path) -> dict[str, FileEntry]:
+    """Size and checksum of every file below `root`, by relative name."""
+    files = sorted(file for file in root.rglob("*") if file.is_file() and file.name != MANIFEST)
+    return {
+        file.relative_to(root).as_posix(): FileEntry(num_bytes=file.stat().st_size, sha256=sha256_of(file)) for file in files
+    }
+
+
+class BundleWriter:
+    """Collects the parts beside the target, then renames the folder in one step. An existing bundle is replaced.
+
+    with BundleWriter(path) as writer:
+        writer.add_lm(directory); writer.add_retriever(retriever); writer.add_items(items); writer.add_index(index)
+        writer.finish(manifest)
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    def __enter__(self) -> Self:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._draft = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=self.path.parent))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        shutil.rmtree(self._draft, ignore_errors=True)
+
+    def add_lm(self, directory: Path) -> None:
+        shutil.copytree(directory, self._draft / LM, ignore=shutil.ignore_patterns("stage.json"))
+
+    def add_retriever(self, retriever: Retriever) -> None:
+        save_file({name: tensor.contiguous().cpu() for name, tensor in retriever.state_dict().items()}, self._draft / RETRIEVER)
+
+    def add_items(self, items: list[Item]) -> None:
+        write_items(items, self._draft / ITEMS)
+
+    def add_index(self, index: ItemIndex) -> None:
+        index.save(self._draft / INDEX)
+
+    def finish(self, manifest: Manifest) -> Manifest:
+        """Completes `files`, checks the space, and makes the bundle appear. Returns the manifest as written."""
+        manifest = manifest.model_copy(update={"files": describe_files(self._draft)})
+        _verify_space(self.path, manifest)
+        (self._draft / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        _sync(self._draft)
+        self._draft.chmod(0o755)  # mkdtemp makes it private; a server under another user must be able to read it
+        if self.path.exists():
+            retired = self._draft.with_name(self._draft.name + ".retired")
+            self.path.rename(retired)
+            self._draft.rename(self.path)
+            shutil.rmtree(retired)
+        else:
+            self._draft.rename(self.path)
+        return manifest
+
+
+def _sync(root: Path) -> None:
+    for path in [root, *root.rglob("*")]:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)

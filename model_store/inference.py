@@ -1,0 +1,211 @@
+"""What happens between a prompt and a ranked list, once, for serving and for evaluation.
+
+    encode → score → choose → combine → generate → ground
+
+Runs batches; a batch gives what its rows give one by one, up to rounding. Knows neither HTTP nor the store. Not
+thread-safe: one caller at a time per bundle.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model_store.bundle import Bundle
+from model_store.combine import Combined, combine
+from model_store.decoding import Search, Title, beam_search
+from model_store.grounding import with_popularity
+from model_store.retriever import Choice, choose, take
+from model_store.split_lm import SplitLM, pad_left
+from model_store.trie import Allowed
+
+GENERATED, GROUNDED, POPULAR = "generated", "grounded", "popular"
+
+
+@dataclass(frozen=True)
+class Query:
+    """`memory` (M, D) float16, oldest first; `allowed` (N,) bool by catalogue row; `chosen` overrules the retriever."""
+
+    prompt: Sequence[int]
+    memory: NDArray[np.float16]
+    allowed: NDArray[np.bool_]
+    num_results: int
+    chosen: tuple[int, ...] | None = None
+
+
+class Ranked(NamedTuple):
+    """`score` is a log-probability where generated; `distance` (L2 to the best generated title) where grounded."""
+
+    row: int
+    source: str
+    score: float | None
+    distance: float | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`weights` (M,) are the retriever's probabilities, `chosen` the memories that reached the top half."""
+
+    items: list[Ranked]
+    chosen: tuple[int, ...]
+    weights: NDArray[np.float32]
+    null_weight: float
+    timings_s: dict[str, float] = field(default_factory=dict)
+
+
+class Stopwatch:
+    """Seconds between marks."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = now - self._last
+        self._last = now
+
+
+@torch.inference_mode()
+def encode(lm: SplitLM, prompts: Sequence[Sequence[int]]) -> NDArray[np.float16]:
+    """States (B, D): layer L, last token of each prompt."""
+    tokens, mask = pad_left(prompts, lm.device)
+    return to_float16(lm.bottom(tokens, mask)[:, -1])
+
+
+def to_float16(states: Tensor) -> NDArray[np.float16]:
+    """As they are stored; what float16 cannot hold is clipped."""
+    limit = torch.finfo(torch.float16).max
+    half: NDArray[np.float16] = states.float().clamp(-limit, limit).half().cpu().numpy()
+    return half
+
+
+@torch.inference_mode()
+def embed(lm: SplitLM, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    """Vectors (B, D) for grounding: last layer, last token of each prompt, which holds one title."""
+    tokens, mask = pad_left(prompts, lm.device)
+    hidden = lm.top_hidden(lm.bottom(tokens, mask), mask)[:, -1]
+    vectors: NDArray[np.float32] = hidden.float().cpu().numpy()
+    return vectors
+
+
+@torch.inference_mode()
+def recommend(bundle: Bundle, queries: Sequence[Query]) -> list[Answer]:
+    """One answer per query, in order."""
+    watch = Stopwatch()
+    spec = bundle.manifest.retriever
+    tokens, mask = pad_left([query.prompt for query in queries], bundle.lm.device)
+    caches = bundle.lm.new_caches()
+    states = bundle.lm.bottom(tokens, mask, caches[0])
+    watch.lap("encode")
+
+    memory, memory_mask = pad_memory([query.memory for query in queries], bundle)
+    log_scores = bundle.retriever(states[:, -1], memory, memory_mask)
+    choice = _overruled(choose(log_scores, spec.top_k), queries)
+    combined = combine(states, mask, take(memory, choice), choice.mask, spec.combine)
+    watch.lap("retrieve")
+
+    allowed = [bundle.catalogue.trie.allow(query.allowed) for query in queries]
+    titles = generate(bundle, mask, caches, combined, allowed, [query.num_results for query in queries])
+    watch.lap("generate")
+    lists = [_rank(bundle, query, *pair) for query, *pair in zip(queries, titles, allowed, strict=True)]
+    watch.lap("ground")
+    return [
+        _answer(items, row, query, choice, log_scores, watch.laps)
+        for row, (items, query) in enumerate(zip(lists, queries, strict=True))
+    ]
+
+
+def generate(
+    bundle: Bundle, mask: Tensor, caches: tuple, combined: Combined, allowed: Sequence[Allowed], num_results: Sequence[int]
+) -> list[list[Title]]:
+    """Constrained beams, as many as asked for up to the manifest's `num_beams`."""
+    widest = bundle.manifest.generation.num_beams
+    searches = [
+        Search(allowed=rows, num_titles=min(num, widest), num_beams=widest)
+        for rows, num in zip(allowed, num_results, strict=True)
+    ]
+    return beam_search(bundle.lm, mask, caches, combined, bundle.catalogue.trie, searches)
+
+
+def pad_memory(memories: Sequence[NDArray[np.float16]], bundle: Bundle) -> tuple[Tensor, Tensor]:
+    """(B, M, D) in the model's dtype and (B, M) int64, padded on the right. M ≥ 1, so that shapes never vanish."""
+    longest = max(1, *(len(memory) for memory in memories))
+    padded = np.zeros((len(memories), longest, bundle.lm.hidden_size), dtype=np.float16)
+    mask = torch.zeros(len(memories), longest, dtype=torch.long)
+    for row, memory in enumerate(memories):
+        padded[row, : len(memory)] = memory
+        mask[row, : len(memory)] = 1
+    return torch.from_numpy(padded).to(bundle.lm.device, bundle.lm.dtype), mask.to(bundle.lm.device)
+
+
+def _overruled(choice: Choice, queries: Sequence[Query]) -> Choice:
+    """Choices of the retriever, except where a query brings its own (random retrieval, an oracle, none at all)."""
+    rows = [
+        choice.indices[row][choice.mask[row] == 1].tolist() if query.chosen is None else list(query.chosen)
+        for row, query in enumerate(queries)
+    ]
+    padded = pad_left([indices or [0] for indices in rows], choice.indices.device)
+    empty = torch.tensor([not indices for indices in rows], device=choice.indices.device)
+    return Choice(padded.tokens, padded.mask.masked_fill(empty[:, None], 0))
+
+
+def _rank(bundle: Bundle, query: Query, titles: list[Title], allowed: Allowed) -> list[Ranked]:
+    """Generated titles, then the nearest items to the best of them, then the popular ones, until there are enough."""
+    ranked = [Ranked(_representative(bundle, allowed, title), GENERATED, title.score, 0.0) for title in titles]
+    taken = {item.row for item in ranked}
+    for filler in (_nearest, _popular):
+        if len(ranked) < query.num_results:
+            fresh = [item for item in filler(bundle, query, ranked) if item.row not in taken]
+            ranked += fresh[: query.num_results - len(ranked)]
+            taken |= {item.row for item in ranked}
+    return ranked[: query.num_results]
+
+
+def _representative(bundle: Bundle, allowed: Allowed, title: Title) -> int:
+    """Items with the same title are one class: the most popular allowed one stands for it, the oldest row if tied."""
+    rows = np.sort(allowed.rows(title.node))
+    return int(rows[np.argmax(bundle.catalogue.popularity[rows])])
+
+
+def _nearest(bundle: Bundle, query: Query, ranked: list[Ranked]) -> list[Ranked]:
+    if not ranked:
+        return []
+    blocked = len(query.allowed) - int(query.allowed.sum())
+    num_candidates = min(len(bundle.index), 4 * query.num_results + min(blocked, 1000))
+    vector = bundle.index.vectors(np.array([ranked[0].row]))
+    rows, distances = (part[0] for part in bundle.index.search(vector, num_candidates))
+    usable = (rows >= 0) & query.allowed[rows]
+    rows, distances = rows[usable], distances[usable]
+    gamma = bundle.manifest.generation.grounding_popularity_gamma
+    order = np.argsort(with_popularity(distances, bundle.catalogue.popularity[rows].astype(float), gamma), kind="stable")
+    return [Ranked(int(rows[place]), GROUNDED, None, float(distances[place])) for place in order]
+
+
+def _popular(bundle: Bundle, query: Query, ranked: list[Ranked]) -> list[Ranked]:
+    """Enough of the most popular allowed items to fill the list, whatever is already in it."""
+    return popular(bundle, query.allowed, query.num_results + len(ranked))
+
+
+def popular(bundle: Bundle, allowed: NDArray[np.bool_], num_results: int) -> list[Ranked]:
+    """The most popular allowed items: the honest answer where nothing is known."""
+    rows = bundle.catalogue.by_popularity
+    return [Ranked(int(row), POPULAR, None, None) for row in rows[allowed[rows]][:num_results]]
+
+
+def _answer(
+    items: list[Ranked], row: int, query: Query, choice: Choice, log_scores: Tensor, timings_s: dict[str, float]
+) -> Answer:
+    weights = log_scores[row].exp().cpu().numpy()
+    return Answer(
+        items=items,
+        chosen=tuple(choice.indices[row][choice.mask[row] == 1].tolist()),
+        weights=weights[1 : 1 + len(query.memory)],
+        null_weight=float(weights[0]),
+        timings_s=timings_s,
+    )

@@ -1,0 +1,47 @@
+"""History → text → tokens.
+
+A prompt is `head`, then each title followed by `terminator`; the answer is a title followed by `terminator`. A title is
+tokenised on its own and the pieces are concatenated, so that the tokens of a title never depend on its neighbours: a
+window, a packed training sequence and a path of the catalogue trie agree token by token, and a title cannot smuggle in
+special tokens. The paper's instruction is kept in `head`; its closing "predict the next item" moved there too, which
+lets one window of K + 1 items train all its titles at once. Knows no tensors.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from transformers import PreTrainedTokenizerBase
+
+from model_store.history import clean_title
+from model_store.manifest import PromptSpec
+
+
+class Prompt:
+    """Thread-safe: tokenisation of a title is pure and cached."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, spec: PromptSpec) -> None:
+        self.spec = spec
+        self.tokenizer = tokenizer
+        beginning = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+        self.head = beginning + self._encode(spec.head)
+        self.terminator = self._encode(spec.terminator)
+        self.title_tokens = lru_cache(maxsize=200_000)(self._title_tokens)
+
+    def _encode(self, text: str) -> list[int]:
+        """Plain text only: what looks like a special token in it is split like any other text."""
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True) if text else []
+
+    def _title_tokens(self, title: str) -> tuple[int, ...]:
+        """The tokens of one title, cut to `max_title_tokens`, with the terminator."""
+        return (*self._encode(clean_title(title))[: self.spec.max_title_tokens], *self.terminator)
+
+    def tokens(self, titles: Sequence[str]) -> list[int]:
+        """The prompt of the last `recent_length` of `titles`, oldest first; an empty history is the head alone."""
+        recent = titles[-self.spec.recent_length :]
+        return [*self.head, *(token for title in recent for token in self.title_tokens(title))]
+
+    @property
+    def max_tokens(self) -> int:
+        """No prompt is longer."""
+        per_title = self.spec.max_title_tokens + len(self.terminator)
+        return len(self.head) + self.spec.recent_length * per_title

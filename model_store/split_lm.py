@@ -1,0 +1,180 @@
+"""One decoder-only language model as two halves with a KV cache each.
+
+`bottom` is embeddings + layers[:L]; its output is the layer-L states. `top` is layers[L:] + final norm + head; its input
+is layer-L states. Both are the Hugging Face classes themselves over shared weights, with a slice of the layers, so masks,
+rotary positions, soft-capping and caches stay the library's. Knows neither prompts nor memory.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
+
+from model_store.errors import UnsupportedBackbone
+
+_LAYERS = ("layers", "h")
+_FINAL_NORMS = ("norm", "final_layer_norm", "ln_f", "final_layernorm")
+_PROBE_TOLERANCE = 1e-2
+
+
+class Padded(NamedTuple):
+    """A ragged batch, padded on the left so that the last token of every row stands at index -1."""
+
+    tokens: Tensor  # (B, T) int64
+    mask: Tensor  # (B, T) int64, 1 = real
+
+
+def pad_left(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> Padded:
+    width = max(map(len, rows))
+    tokens = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    for index, row in enumerate(rows):
+        tokens[index, width - len(row) :] = torch.tensor(row, dtype=torch.long)
+        mask[index, width - len(row) :] = 1
+    return Padded(tokens.to(device), mask.to(device))
+
+
+def positions_of(mask: Tensor, num_last: int) -> Tensor:
+    """(B, num_last) rotary positions of the last columns of a mask: padding does not count."""
+    return (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -num_last:]
+
+
+class SplitLM:
+    """Takes `model` over: its layers are renumbered, so call it only through the halves afterwards. Not thread-safe."""
+
+    def __init__(self, model: PreTrainedModel, split_layer: int) -> None:
+        num_layers = model.config.num_hidden_layers
+        if not 0 < split_layer < num_layers:
+            raise UnsupportedBackbone(f"split layer {split_layer} must lie between 1 and {num_layers - 1}")
+        model.eval()
+        self.model = model
+        self.split_layer = split_layer
+        expected = _probe_whole(model)
+        self._bottom, self._top = _halves(model, split_layer)
+        self._check_probe(expected)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.model.config.hidden_size)
+
+    def top_parameters(self) -> list[nn.Parameter]:
+        """What memory-aware tuning may change: the layers above the cut. The head may be tied to the embeddings."""
+        return list(_layers(self._top.base_model).parameters())
+
+    def new_caches(self) -> tuple[DynamicCache, DynamicCache]:
+        """Empty caches for the bottom and the top half."""
+        return DynamicCache(config=self._bottom.config), DynamicCache(config=self._top.config)
+
+    def bottom(self, tokens: Tensor, mask: Tensor, cache: DynamicCache | None = None) -> Tensor:
+        """Layer-L states (B, T, D) of `tokens` (B, T).
+
+        `mask` (B, P + T) covers the P cached columns as well; `cache` is extended in place.
+        """
+        return self._bottom(
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=positions_of(mask, tokens.shape[1]),
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state
+
+    def top(self, states: Tensor, mask: Tensor, cache: DynamicCache | None = None, *, num_logits: int = 0) -> Tensor:
+        """Logits (B, num_logits, V) of the last columns of `states` (B, T, D); 0 means all. Mask and cache as in bottom."""
+        return self._top(
+            inputs_embeds=states,
+            attention_mask=mask,
+            position_ids=positions_of(mask, states.shape[1]),
+            past_key_values=cache,
+            use_cache=cache is not None,
+            logits_to_keep=num_logits,
+        ).logits
+
+    def top_hidden(self, states: Tensor, mask: Tensor) -> Tensor:
+        """(B, T, D) after the final norm: what the head reads, and what embeds titles."""
+        return self._top.base_model(
+            inputs_embeds=states, attention_mask=mask, position_ids=positions_of(mask, states.shape[1]), use_cache=False
+        ).last_hidden_state
+
+    def _check_probe(self, expected: Tensor) -> None:
+        tokens = _probe_tokens(self.model)
+        mask = torch.ones_like(tokens)
+        with torch.inference_mode():
+            actual = self.top(self.bottom(tokens, mask), mask).float()
+        worst = (actual - expected).abs().max() / expected.abs().max().clamp(min=1e-6)
+        if not worst <= _PROBE_TOLERANCE:
+            raise UnsupportedBackbone(
+                f"{type(self.model).__name__}: the two halves differ from the whole model by {worst:.2g} (relative). "
+                "Choose a decoder-only checkpoint with rotary positions (Llama, Mistral, Qwen, Gemma, Phi-3, OLMo 2, GPT-NeoX)."
+            )
+
+
+def _probe_tokens(model: PreTrainedModel) -> Tensor:
+    return torch.arange(8, device=model.device)[None] % model.config.vocab_size
+
+
+@torch.inference_mode()
+def _probe_whole(model: PreTrainedModel) -> Tensor:
+    return model(input_ids=_probe_tokens(model), use_cache=False).logits.float()
+
+
+def _halves(model: PreTrainedModel, split_layer: int) -> tuple[nn.Module, PreTrainedModel]:
+    base = model.base_model
+    layers = _layers(base)
+    bottom = _slice(base, 0, split_layer)
+    setattr(bottom, _name_among(base, _FINAL_NORMS), nn.Identity())
+    top_base = _slice(base, split_layer, len(layers))
+    for module in _layers(top_base).modules():
+        if isinstance(getattr(module, "layer_idx", None), int):
+            module.layer_idx -= split_layer
+    top = _shallow(model)
+    top.config = top_base.config
+    setattr(top, model.base_model_prefix, top_base)
+    return bottom, top
+
+
+def _slice(base: PreTrainedModel, start: int, stop: int) -> PreTrainedModel:
+    """The same class over layers[start:stop]; everything else is shared."""
+    part = _shallow(base)
+    part.config = _slice_config(base.config, start, stop)
+    setattr(part, _name_among(base, _LAYERS), nn.ModuleList(list(_layers(base))[start:stop]))
+    return part
+
+
+def _shallow(module: Any) -> Any:
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)
+    return twin
+
+
+def _slice_config(config: PretrainedConfig, start: int, stop: int) -> PretrainedConfig:
+    """Per-layer lists (`layer_types`, …) are cut with the layers."""
+    num_layers = config.num_hidden_layers
+    part = copy.deepcopy(config)
+    for name, value in vars(config).items():
+        if isinstance(value, list) and len(value) == num_layers:
+            setattr(part, name, value[start:stop])
+    part.num_hidden_layers = stop - start
+    return part
+
+
+def _layers(base: nn.Module) -> nn.ModuleList:
+    layers: nn.ModuleList = getattr(base, _name_among(base, _LAYERS))
+    return layers
+
+
+def _name_among(base: nn.Module, names: Sequence[str]) -> str:
+    for name in names:
+        if isinstance(getattr(base, name, None), nn.Module):
+            return name
+    raise UnsupportedBackbone(f"{type(base).__name__} has none of {', '.join(names)}: it cannot be split by layers")

@@ -1,0 +1,152 @@
+"""The command line: python -m service serve | worker | backfill | import | keys | doctor.
+
+Flags win over AUTOMR_* variables. A mistake of the operator ends with one line on stderr and exit code 2.
+"""
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from model_store.errors import ModelStoreError
+from service import doctor, logs
+from service.auth import new_key
+from service.errors import ServiceError, SettingsError
+from service.settings import Settings, variable
+
+FLAGS = ("bundle", "store", "host", "port", "allow_anonymous", "device", "threads", "log_level", "log_format")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = args.command
+    try:
+        return command(args)
+    except KeyboardInterrupt:
+        return 0
+    except SettingsError as error:
+        return _give_up(*error.problems)
+    except (ServiceError, ModelStoreError) as error:
+        return _give_up(str(error))
+
+
+def _give_up(*problems: str) -> int:
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return 2
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    settings = Settings.from_env(os.environ, **{name: getattr(args, name, None) for name in FLAGS})
+    logs.configure(level=settings.log_level, format=settings.log_format)
+    return settings
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from service.server import serve
+
+    with_banner = args.banner or sys.stdout.isatty()
+    return serve(_settings(args), import_path=args.import_path, with_banner=with_banner)
+
+
+def _worker(args: argparse.Namespace) -> int:
+    from service.ingest import run_worker
+
+    asyncio.run(run_worker(_settings(args)))
+    return 0
+
+
+def _backfill(args: argparse.Namespace) -> int:
+    from service.ingest import run_backfill
+
+    asyncio.run(run_backfill(_settings(args)))
+    return 0
+
+
+def _import(args: argparse.Namespace) -> int:
+    from service.server import import_once
+
+    asyncio.run(import_once(_settings(args), args.file))
+    return 0
+
+
+def _keys(args: argparse.Namespace) -> int:
+    key, line = new_key()
+    print(f"key     {key}\nadmit   {line}")
+    hint = f"Give the key to the caller; put the second text into {variable('api_keys')} (comma-separated)."
+    print(hint, file=sys.stderr)
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    checks = asyncio.run(doctor.examine(_settings(args)))
+    print(doctor.table(checks))
+    return 0 if all(check.is_ok for check in checks) else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m service", epilog=_variables(), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    serve = _command(commands, "serve", _serve, "answer requests")
+    _add_flags(serve, "bundle", "store", "host", "port", "device", "threads")
+    serve.add_argument("--allow-anonymous", action="store_true", default=None, help=_help("allow_anonymous"))
+    import_help = "send these interactions first; doing so again changes nothing"
+    serve.add_argument("--import", dest="import_path", type=Path, metavar="FILE.jsonl", help=import_help)
+    serve.add_argument(
+        "--banner", action="store_true", help="say what to try next even if stdout is no terminal"
+    )
+    worker = _command(commands, "worker", _worker, "encode memory for servers")
+    backfill = _command(commands, "backfill", _backfill, "encode the memory of every user for this bundle")
+    import_ = _command(commands, "import", _import, "send a file of interactions to the store")
+    import_.add_argument("file", type=Path, metavar="FILE.jsonl", help="one interaction per line")
+    for offline in (worker, backfill, import_):
+        _add_flags(offline, "bundle", "store", "device", "threads")
+    _command(commands, "keys", _keys, "make an API key")
+    doctor_ = _command(commands, "doctor", _doctor, "check a set-up")
+    _add_flags(doctor_, "bundle", "store", "host", "port", "device")
+    doctor_.add_argument(
+        "--allow-anonymous", action="store_true", default=None, help=_help("allow_anonymous")
+    )
+    return parser
+
+
+def _command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    text: str,
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(command=run)
+    return parser
+
+
+def _add_flags(parser: argparse.ArgumentParser, *names: str) -> None:
+    for name in (*names, "log_level", "log_format"):
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, default=None, metavar=name.upper(), help=_help(name))
+
+
+def _help(name: str) -> str:
+    field = Settings.model_fields[name]
+    return f"{field.description} ({variable(name)}, default {_default(name)})".replace("%", "%%")
+
+
+def _default(name: str) -> str:
+    default = Settings.model_fields[name].default
+    return str(default.get_secret_value() if isinstance(default, SecretStr) else default)
+
+
+def _variables() -> str:
+    rows = [f"  {variable(name):26} {field.description}" for name, field in Settings.model_fields.items()]
+    return "\n".join(["environment:", *rows])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,185 @@
+"""Builds the ASGI application: what is opened at start, what wraps every request, how errors leave.
+
+`create_app` has no side effect; resources open in the lifespan, in order, and whatever fails
+half way closes what was open.
+"""
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+
+from service import problems
+from service.auth import Keys, refuse_insecure_bind
+from service.deps import Resources
+from service.errors import BadRequest, ServiceError, SettingsError, status_of
+from service.fields import FieldError, field_errors
+from service.metrics import Metrics
+from service.middleware import BodyCap, Edge, Guard, count_rejection
+from service.routes import interactions, items, model, ops, recommend, users
+from service.schemas import ModelInfo, Problem
+from service.settings import Settings
+
+log = structlog.get_logger("service.app")
+
+ResourcesFactory = Callable[[Settings, Metrics], AbstractAsyncContextManager[Resources]]
+
+DESCRIPTION = "Recommendations from a language model with a memory of each user."
+_PROBLEM = {"content": {problems.MEDIA_TYPE: {"schema": Problem.model_json_schema()}}}
+_ERRORS = {
+    "4XX": "400 unreadable, 401 no key, 404 unknown, 413 too large, 422 a field is wrong, 429 full: retry",
+    "5XX": "500 our mistake, 503 not ready or store away: retry, 504 the deadline passed",
+}
+
+
+@asynccontextmanager
+async def open_resources(settings: Settings, metrics: Metrics) -> AsyncIterator[Resources]:
+    """Bundle, store, engine, then what works with them; yields only when warm."""
+    from model_store.bundle import Bundle
+    from service.embedded import EmbeddedServer
+    from service.engine import Engine
+    from service.ingest import Ingest
+    from service.items import Items
+    from service.memory import MemoryStore
+    from service.recommender import Recommender
+    from service.users import Users
+
+    async with AsyncExitStack() as stack:
+        bundle = Bundle.open(settings.bundle, device=_device(settings.device))
+        url = settings.store_url
+        if settings.embedded_directory is not None:
+            url = stack.enter_context(EmbeddedServer(settings.embedded_directory, fsync=settings.fsync)).url
+        store = await MemoryStore.connect(url, timeout_s=settings.store_timeout_s)
+        stack.push_async_callback(store.close)
+        engine = Engine(bundle, settings, metrics)
+        stack.push_async_callback(engine.stop, settings.drain_s)
+        await engine.start()
+        ingest = Ingest(bundle, engine, store, metrics)
+        if settings.encode_in_process:
+            stack.push_async_callback(ingest.stop)
+            await ingest.start()
+        loaded_at = datetime.now(UTC).isoformat(timespec="seconds")
+        manifest = bundle.manifest
+        metrics.bundle_info.labels(manifest.name, manifest.space).set(1)
+        yield Resources(
+            settings=settings,
+            metrics=metrics,
+            recommender=Recommender(bundle, engine, store, metrics),
+            ingest=ingest,
+            items=Items(bundle, engine, store),
+            users=Users(bundle, store),
+            engine=engine,
+            store=store,
+            describe=lambda: ModelInfo(
+                bundle=manifest.name,
+                space=manifest.space,
+                format=manifest.format_version,
+                split_layer=manifest.backbone.split_layer,
+                recent_length=manifest.prompt.recent_length,
+                max_memory=manifest.memory.max_elements,
+                num_items=len(bundle.catalogue),
+                loaded_at=loaded_at,
+            ),
+        )
+
+
+def create_app(settings: Settings, resources_factory: ResourcesFactory = open_resources) -> FastAPI:
+    """Raises InsecureBind when the settings would leave the door open."""
+    has_keys = bool(settings.api_keys)
+    refuse_insecure_bind(settings.host, has_keys=has_keys, allow_anonymous=settings.allow_anonymous)
+    metrics = Metrics()
+    app = FastAPI(
+        title="AutoMR",
+        description=DESCRIPTION,
+        lifespan=_lifespan(settings, metrics, resources_factory),
+        middleware=[
+            Middleware(Edge, metrics=metrics),
+            Middleware(Guard, keys=Keys(settings.plain_api_keys), metrics=metrics),
+            Middleware(BodyCap, max_body_bytes=settings.max_body_bytes, metrics=metrics),
+        ],
+        exception_handlers={
+            ServiceError: _on_service_error,
+            HTTPException: _on_http_exception,
+            RequestValidationError: _on_invalid_request,
+        },
+        responses={status: {"description": text, **_PROBLEM} for status, text in _ERRORS.items()},
+        generate_unique_id_function=_operation_id,
+        redirect_slashes=False,
+    )
+    app.state.metrics = metrics
+    app.state.is_draining = False
+    for module in (recommend, interactions, users, items, model, ops):
+        app.include_router(module.router)
+    return app
+
+
+def begin_drain(app: FastAPI) -> None:
+    """From now on /readyz says no; what is under way goes on."""
+    app.state.is_draining = True
+    app.state.metrics.ready.set(0)
+
+
+def _device(asked: str) -> str:
+    import torch
+
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise SettingsError(["AUTOMR_DEVICE: cuda was asked for, but torch finds no such device"])
+    return asked if asked != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _lifespan(
+    settings: Settings, metrics: Metrics, factory: ResourcesFactory
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        started = time.monotonic()
+        async with factory(settings, metrics) as app.state.resources:
+            metrics.warmup_seconds.set(time.monotonic() - started)
+            metrics.ready.set(1)
+            try:
+                yield
+            finally:
+                begin_drain(app)
+
+    return lifespan
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name
+
+
+async def _on_service_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, ServiceError):
+        raise error
+    if status_of(error) == 500:
+        log.error("service error", exc_info=error)
+    count_rejection(request.app.state.metrics, error)
+    return problems.from_service_error(request.scope, error)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    return problems.from_http_exception(request.scope, error)
+
+
+async def _on_invalid_request(request: Request, error: Exception) -> Response:
+    if not isinstance(error, RequestValidationError):
+        raise error
+    found = error.errors()
+    if found[0]["type"] == "json_invalid":
+        where = f"{found[0]['ctx']['error']} at character {found[0]['loc'][-1]}"
+        return problems.from_service_error(request.scope, BadRequest(f"The body is not valid JSON: {where}."))
+    if found[0]["loc"] == ("body",) and "json" not in request.headers.get("content-type", ""):
+        hint = FieldError(field="body", message="send a JSON object with Content-Type: application/json")
+        return problems.from_field_errors(request.scope, [hint])
+    # The first part of a location is body, path or query: the field's own name says enough.
+    named = [{**each, "loc": each["loc"][1:] or each["loc"]} for each in found]
+    return problems.from_field_errors(request.scope, field_errors(named))

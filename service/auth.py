@@ -1,0 +1,79 @@
+"""Who may call: API keys kept as SHA-256, compared in constant time. Knows no framework.
+
+Keys are random and long (see `python -m service keys`), so one fast hash is enough; a password would need a
+slow one. A key's public name, `key_id`, is the first 8 hex digits of its hash: safe to log.
+"""
+
+import hashlib
+import hmac
+import ipaddress
+import secrets
+from collections.abc import Iterable
+
+from service.errors import InsecureBind
+
+HASH_PREFIX = "sha256:"
+OPEN_PATHS = frozenset({"/livez", "/readyz", "/startupz"})
+
+
+def hashed(key: str) -> str:
+    return hashlib.sha256(key.encode("utf-8", errors="surrogatepass")).hexdigest()
+
+
+def is_digest(text: str) -> bool:
+    return len(text) == 64 and all(char in "0123456789abcdef" for char in text)
+
+
+def new_key() -> tuple[str, str]:
+    """A fresh key and the line that admits it: (key, "sha256:HEX")."""
+    key = "amr_" + secrets.token_urlsafe(32)
+    return key, HASH_PREFIX + hashed(key)
+
+
+class Keys:
+    """The admitted keys. Without any, everyone is admitted."""
+
+    def __init__(self, keys: Iterable[str] = ()) -> None:
+        """`keys`: plain, or `sha256:HEX` as printed by `python -m service keys`."""
+        self._digests = [_digest(key) for key in keys]
+
+    def __bool__(self) -> bool:
+        return bool(self._digests)
+
+    def key_id(self, presented: str) -> str | None:
+        """The public name of an admitted key. Looks at every key, so the time taken tells nothing."""
+        digest = hashed(presented)
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        return digest[:8] if any(matches) else None
+
+
+def _digest(admitted: str) -> str:
+    is_hashed = admitted.startswith(HASH_PREFIX)
+    return admitted.removeprefix(HASH_PREFIX).lower() if is_hashed else hashed(admitted)
+
+
+def presented_key(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """The key in `Authorization: Bearer KEY` or `X-API-Key: KEY`."""
+    by_name = {name.lower(): value.decode("latin-1").strip() for name, value in headers}
+    scheme, _, token = by_name.get(b"authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token.strip():
+        return token.strip()
+    return by_name.get(b"x-api-key") or None
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def refuse_insecure_bind(host: str, *, has_keys: bool, allow_anonymous: bool) -> None:
+    """Raises InsecureBind when strangers could reach a server that asks for no key."""
+    if not (is_loopback(host) or has_keys or allow_anonymous):
+        raise InsecureBind(
+            f"{host} can be reached from other machines and no API key is set: put the line of "
+            "`python -m service keys` into AUTOMR_API_KEYS, or say --allow-anonymous behind a gateway"
+        )

@@ -1,0 +1,171 @@
+"""Admission and batching: which jobs run next, which are refused. Counts, clocks and futures; knows no torch.
+
+The event loop submits jobs, the engine thread takes batches; both may do so at any time. Two lanes: someone
+waits for an interactive job, nobody for a background one. A batch holds jobs of one kind within a token
+budget. The oldest job of a lane leads the next batch of that lane; jobs of a kind leave as they came.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from service.errors import DeadlineExceeded, Draining, Overloaded, ServiceError
+
+INTERACTIVE_KINDS = frozenset({"recommend", "encode_query", "embed"})
+BACKGROUND_KINDS = frozenset({"encode"})
+BACKGROUND_SHARE = 8  # under load at least one batch in this many is a background one
+
+
+@dataclass(eq=False)
+class Job:
+    """One unit of work. `deadline` is a time of the batcher's clock (`time.monotonic`), None = no hurry."""
+
+    kind: str
+    payload: Any
+    cost_tokens: int
+    deadline: float | None = None
+    future: Future[Any] = field(default_factory=Future)
+    submitted_at: float = 0.0  # set by Batcher.submit
+
+    def __post_init__(self) -> None:
+        if self.kind not in INTERACTIVE_KINDS | BACKGROUND_KINDS:
+            raise ValueError(f"unknown kind of job {self.kind!r}: this is a bug in its sender")
+
+    @property
+    def is_background(self) -> bool:
+        return self.kind in BACKGROUND_KINDS
+
+    def is_expired(self, now: float) -> bool:
+        return self.deadline is not None and now >= self.deadline
+
+
+class Batcher:
+    """A bounded queue with two lanes. Thread-safe; each lane holds at most `max_queue` jobs."""
+
+    def __init__(
+        self,
+        *,
+        max_queue: int,
+        max_batch: int,
+        max_batch_tokens: int,
+        wait_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.max_queue = max_queue
+        self.max_batch = max_batch
+        self.max_batch_tokens = max_batch_tokens
+        self.wait_s = wait_s
+        self._clock = clock
+        self._interactive: deque[Job] = deque()
+        self._background: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._is_closed = False
+        self._passed_over = 0  # interactive batches given since background work began to wait
+
+    @property
+    def depth(self) -> int:
+        """Jobs waiting, both lanes."""
+        with self._changed:
+            return len(self._interactive) + len(self._background)
+
+    @property
+    def is_done(self) -> bool:
+        """Closed and empty: the engine thread may end."""
+        with self._changed:
+            return self._is_closed and not self._interactive and not self._background
+
+    def submit(self, job: Job) -> Future[Any]:
+        """Raises Overloaded at once when the lane is full, Draining after close()."""
+        with self._changed:
+            lane = self._background if job.is_background else self._interactive
+            if self._is_closed:
+                raise Draining("The service is shutting down.")
+            expired = self._drop_dead(lane) if len(lane) >= self.max_queue else []
+            is_full = len(lane) >= self.max_queue
+            if not is_full:
+                job.submitted_at = self._clock()
+                lane.append(job)
+                self._changed.notify_all()
+        _fail(expired, DeadlineExceeded, "The deadline passed while the request waited.")
+        if is_full:
+            raise Overloaded(f"{self.max_queue} requests are waiting already.")
+        return job.future
+
+    def next_batch(self, timeout: float | None = None) -> list[Job]:
+        """Jobs of one kind, ready to run (no longer cancellable); [] after `timeout` or when closed.
+
+        Once an interactive job is there, waits up to `wait_s` after its arrival for companions.
+        """
+        with self._changed:
+            self._changed.wait_for(self._has_work, timeout)
+            self._wait_for_companions()
+            expired = self._drop_dead(self._interactive) + self._drop_dead(self._background)
+            batch = self._take(self._choose_lane())
+        _fail(expired, DeadlineExceeded, "The deadline passed while the request waited.")
+        return batch
+
+    def close(self, *, drop: bool = False) -> None:
+        """No new jobs. Queued ones are still handed out, or with `drop` fail with Draining now."""
+        dropped: list[Job] = []
+        with self._changed:
+            self._is_closed = True
+            if drop:
+                dropped = [job for lane in (self._interactive, self._background) for job in lane]
+                self._interactive.clear()
+                self._background.clear()
+            self._changed.notify_all()
+        alive = [job for job in dropped if job.future.set_running_or_notify_cancel()]
+        _fail(alive, Draining, "The service is shutting down.")
+
+    def _has_work(self) -> bool:
+        return bool(self._interactive or self._background or self._is_closed)
+
+    def _wait_for_companions(self) -> None:
+        while self._interactive and not self._is_closed and not self._is_batch_full():
+            left = self._interactive[0].submitted_at + self.wait_s - self._clock()
+            if left <= 0 or not self._changed.wait(left):
+                return
+
+    def _is_batch_full(self) -> bool:
+        kind = self._interactive[0].kind
+        costs = [job.cost_tokens for job in self._interactive if job.kind == kind]
+        return len(costs) >= self.max_batch or sum(costs) >= self.max_batch_tokens
+
+    def _drop_dead(self, lane: deque[Job]) -> list[Job]:
+        """Takes cancelled and expired jobs out; returns the expired ones, to be told outside the lock."""
+        now = self._clock()
+        dead = [job for job in lane if job.future.cancelled() or job.is_expired(now)]
+        for job in dead:
+            lane.remove(job)
+        return [job for job in dead if job.future.set_running_or_notify_cancel()]
+
+    def _choose_lane(self) -> deque[Job]:
+        is_due = self._passed_over >= BACKGROUND_SHARE - 1
+        if self._background and (is_due or not self._interactive):
+            self._passed_over = 0
+            return self._background
+        self._passed_over = self._passed_over + 1 if self._background else 0
+        return self._interactive
+
+    def _take(self, lane: deque[Job]) -> list[Job]:
+        """The oldest job and the next ones of its kind that fit; one job above the budget goes alone."""
+        batch: list[Job] = []
+        tokens = 0
+        for job in [job for job in lane if job.kind == lane[0].kind]:
+            is_full = len(batch) >= self.max_batch or tokens + job.cost_tokens > self.max_batch_tokens
+            if batch and is_full:
+                break
+            lane.remove(job)
+            if job.future.set_running_or_notify_cancel():
+                batch.append(job)
+                tokens += job.cost_tokens
+        return batch
+
+
+def _fail(jobs: Iterable[Job], error: type[ServiceError], detail: str) -> None:
+    for job in jobs:  # an exception of its own for each: a shared one would gather everybody's traceback
+        job.future.set_exception(error(detail))

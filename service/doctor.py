@@ -1,0 +1,81 @@
+"""Looks at a set-up before it serves: bundle, store, port, keys. A private store is started for a moment."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from service.auth import HASH_PREFIX, refuse_insecure_bind
+from service.errors import StartupError
+from service.settings import Settings
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    is_ok: bool
+    finding: str
+
+
+async def examine(settings: Settings) -> list[Check]:
+    """Every check, also after one has failed."""
+    checks: dict[str, Callable[[Settings], Awaitable[str]]] = {
+        "bundle": _bundle,
+        "store": _store,
+        "port": _port,
+        "keys": _keys,
+    }
+    return [await _checked(name, check, settings) for name, check in checks.items()]
+
+
+def table(checks: Sequence[Check]) -> str:
+    return "\n".join(f"{'ok  ' if each.is_ok else 'FAIL'}  {each.name:8}{each.finding}" for each in checks)
+
+
+async def _checked(name: str, check: Callable[[Settings], Awaitable[str]], settings: Settings) -> Check:
+    try:
+        return Check(name, True, await check(settings))
+    except Exception as error:  # whatever it is, the operator reads it in the table
+        return Check(name, False, str(error) or type(error).__name__)
+
+
+async def _bundle(settings: Settings) -> str:
+    from model_store.bundle import Bundle
+
+    manifest = (await asyncio.to_thread(Bundle.open, settings.bundle, device="cpu")).manifest
+    return f"{manifest.name} at {settings.bundle}, space {manifest.space}"
+
+
+async def _store(settings: Settings) -> str:
+    from service.embedded import EmbeddedServer
+    from service.memory import MemoryStore
+
+    with ExitStack() as stack:
+        url = settings.store_url
+        if settings.embedded_directory is not None:
+            url = stack.enter_context(EmbeddedServer(settings.embedded_directory, fsync=settings.fsync)).url
+        store = await MemoryStore.connect(url, timeout_s=settings.store_timeout_s)
+        try:
+            await store.ping()
+            backlog = await store.backlog()
+        finally:
+            await store.close()
+    return f"{settings.store_shown} answers, {backlog} users wait to be encoded"
+
+
+async def _port(settings: Settings) -> str:
+    from service.server import bound_socket
+
+    bound_socket(settings.host, settings.port).close()
+    return f"{settings.host}:{settings.port} is free"
+
+
+async def _keys(settings: Settings) -> str:
+    keys = settings.plain_api_keys
+    refuse_insecure_bind(settings.host, has_keys=bool(keys), allow_anonymous=settings.allow_anonymous)
+    short = [key for key in keys if not key.startswith(HASH_PREFIX) and len(key) < 16]
+    if short:
+        raise StartupError(
+            f"{len(short)} of {len(keys)} keys are short; `python -m service keys` makes good ones"
+        )
+    return f"{len(keys)} keys" if keys else "none: everyone who reaches the address may call"

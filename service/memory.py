@@ -1,0 +1,320 @@
+"""The Redis page: every key AutoMR writes, and the only client that writes them. Records and catalogue are
+opaque here.
+
+    key                               type    holds                                        bound
+    automr:{<uid>}:events             HASH    event_id -> JSON item_id, timestamp, type,   the user's log,
+                                              value                                        source of truth
+    automr:{<uid>}:order              ZSET    "<tie_key>:<event_id>" by timestamp          as events
+    automr:{<uid>}:seen               HASH    item_id -> how many events                   as events
+    automr:{<uid>}:states:<space>     HASH    sha1(event_id)[:20] -> state record, bytes   newest `keep`
+    automr:{<uid>}:spaces             SET     spaces with states or a retrieval            bundles served
+    automr:{<uid>}:retrieval:<space>  STRING  JSON event_id -> weight, the last retrieval  one per space
+    automr:encode                     STREAM  {user}, group "encoders"                     until encoded
+    automr:items                      HASH    item_id -> JSON, catalogue overlay           items changed since
+                                                                                           the bundle's making
+    automr:items:version              STRING  counter of overlay changes                   one
+
+No key expires. <uid> is percent-quoted, so any id is a safe key, and braced, so all keys of a user share a
+slot of Redis Cluster. Every change of a user is one atomic script; every command here may be repeated without
+further effect, so a caller retries as it likes. A state is small (10 % over its record) while its hash is a
+listpack: the server wants `hash-max-listpack-value` above the record size (see `embedded.py`). Knows neither
+torch nor HTTP; all errors of the client leave as `StoreUnavailable`.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Self
+from urllib.parse import quote, unquote
+
+from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, RedisClusterException, RedisError
+
+from model_store.history import tie_key
+from service import scripts
+from service.errors import BadRequest, StartupError, StoreUnavailable
+from service.events import (
+    Event,
+    Receipt,
+    Remembered,
+    UserCounts,
+    decode_event,
+    decode_text,
+    encode_event,
+    encode_text,
+    make_cursor,
+    read_cursor,
+    read_json,
+)
+
+log = logging.getLogger(__name__)
+
+ENCODE, GROUP = "automr:encode", "encoders"
+ITEMS, ITEMS_VERSION = "automr:items", "automr:items:version"
+CLAIM_AFTER_MS = 30_000
+MAX_CONNECTIONS = 64
+SCHEMES = "redis://, rediss://, unix://, redis+cluster://, rediss+cluster://"
+USER_KEYS = ("events", "order", "seen", "spaces")
+
+Command = tuple[Any, ...]
+
+
+def user_prefix(user_id: str) -> str:
+    if not user_id:  # "{}" is no hash tag: the keys of such a user would scatter over a cluster
+        raise BadRequest("user_id must not be empty")
+    return f"automr:{{{quote(user_id, safe='', errors='surrogatepass')}}}:"
+
+
+def user_keys(user_id: str, space: str | None = None) -> list[str]:
+    """In the order the scripts take them."""
+    names = USER_KEYS if space is None else (*USER_KEYS, f"states:{space}", f"retrieval:{space}")
+    prefix = user_prefix(user_id)
+    return [prefix + name for name in names]
+
+
+def order_member(event: Event) -> bytes:
+    return encode_text(f"{tie_key(event.user_id, event.item_id)}:{event.event_id}")
+
+
+class MemoryStore:
+    """One per process and event loop. Coroutines may run at once; each takes a connection of the pool."""
+
+    def __init__(self, client: Redis | RedisCluster, *, timeout_s: float) -> None:
+        self._client = client
+        self._timeout_s = timeout_s
+        self._slots = asyncio.Semaphore(MAX_CONNECTIONS // 2)
+
+    @classmethod
+    async def connect(cls, url: str, *, timeout_s: float = 2.0, client_name: str = "automr") -> Self:
+        """For the URLs of `SCHEMES`. The server may be down: see `ping`."""
+        options: dict[str, Any] = {
+            "socket_timeout": timeout_s,
+            "socket_connect_timeout": timeout_s,
+            "client_name": client_name,
+            "max_connections": MAX_CONNECTIONS,
+            # once more, for pooled connections that died with a restarted server, but not after a timeout
+            "retry": Retry(ExponentialBackoff(cap=0.05, base=0.01), 1, (RedisConnectionError,)),
+        }
+        scheme, _, rest = url.partition("://")
+        try:
+            if scheme.endswith("+cluster"):
+                return cls(RedisCluster.from_url(f"{scheme[:-8]}://{rest}", **options), timeout_s=timeout_s)
+            pool = BlockingConnectionPool.from_url(url, timeout=timeout_s, **options)
+        except ValueError as error:
+            reason = f"{scheme}://: {error}; known are {SCHEMES}"
+            raise StartupError(f"cannot read the store URL ({reason})") from error
+        return cls(Redis.from_pool(pool), timeout_s=timeout_s)
+
+    async def close(self) -> None:
+        with _translated():
+            await self._client.aclose()
+
+    async def ping(self) -> None:
+        await self._call("EXISTS", ITEMS_VERSION)  # PING would ask every node of a cluster
+
+    # ---- a user's events
+
+    async def append(self, events: Sequence[Event]) -> list[bool]:
+        """True where the event is new, False for a duplicate (same user and event id: the first one wins).
+
+        The users are queued for encoding even when all was known, so a retry heals a crash between the two.
+        """
+        by_user: dict[str, list[int]] = {}
+        for position, event in enumerate(events):
+            by_user.setdefault(event.user_id, []).append(position)
+        appends = [_append_command([events[i] for i in positions]) for positions in by_user.values()]
+        requests = _encode_commands(by_user)
+        if isinstance(
+            self._client, RedisCluster
+        ):  # or another node hands a request out before its event is in
+            answers = await self._run(appends)
+            await self._run(requests)
+        else:
+            answers = await self._run(appends + requests)
+        is_new = [False] * len(events)
+        for positions, answer in zip(by_user.values(), answers, strict=False):
+            for position, flag in zip(positions, answer, strict=True):
+                is_new[position] = flag == 1
+        return is_new
+
+    async def recall(self, user_id: str, space: str, limit: int) -> list[Remembered]:
+        """The newest `limit` events, oldest first, with their records. One round trip, O(limit)."""
+        if limit <= 0:
+            return []
+        ids, bodies, records = await self._script(scripts.RECALL, user_keys(user_id, space), limit)
+        events = [decode_event(user_id, *pair) for pair in zip(ids, bodies, strict=True)]
+        _report_skipped(events)
+        pairs = zip(events, records, strict=True)
+        return [Remembered(event, record) for event, record in pairs if event is not None][::-1]
+
+    async def events(
+        self, user_id: str, *, before: str | None = None, limit: int
+    ) -> tuple[list[Event], str | None]:
+        """A page, newest first, and the cursor of the next. What comes or goes meanwhile disturbs nothing."""
+        if limit <= 0:
+            raise BadRequest("limit must be positive")
+        place = read_cursor(before) if before is not None else (b"", b"")
+        keys = user_keys(user_id)
+        members, bodies, score = await self._script(scripts.PAGE, keys, limit, *place)
+        ids = [member[17:] for member in members[:limit]]
+        page = [decode_event(user_id, *pair) for pair in zip(ids, bodies, strict=False)]
+        _report_skipped(page)
+        next_cursor = make_cursor(score, members[limit - 1]) if len(members) > limit else None
+        return [event for event in page if event is not None], next_cursor
+
+    async def seen(self, user_id: str) -> set[str]:
+        names = await self._call("HKEYS", user_prefix(user_id) + "seen")
+        return {decode_text(name) for name in names}
+
+    async def counts(self, user_id: str, space: str) -> UserCounts:
+        prefix = user_prefix(user_id)
+        sizes = await self._run([("HLEN", prefix + "events"), ("HLEN", f"{prefix}states:{space}")])
+        return UserCounts(*sizes)
+
+    async def forget_user(self, user_id: str) -> Receipt:
+        """Every key of the user, of all spaces, at once."""
+        return Receipt(*await self._script(scripts.FORGET_USER, user_keys(user_id), user_prefix(user_id)))
+
+    async def forget_event(self, user_id: str, event_id: str) -> bool:
+        """With its states; windows over it go stale, so the caller then asks for encoding."""
+        args = user_prefix(user_id), encode_text(event_id)
+        return bool(await self._script(scripts.FORGET_EVENT, user_keys(user_id), *args))
+
+    async def users(self) -> AsyncIterator[str]:
+        """Everyone with events. By SCAN: who comes or goes meanwhile may be missed, some may come twice."""
+        with _translated():
+            async for key in self._client.scan_iter(match="automr:{*}:events", count=1000, _type="hash"):
+                yield unquote(decode_text(key[8:-8]), errors="surrogatepass")
+
+    # ---- what was derived from them
+
+    async def save_states(self, user_id: str, space: str, records: Mapping[str, bytes], *, keep: int) -> int:
+        """How many were written: those whose event is still among the newest `keep`. Other states go."""
+        pairs = [part for event_id, record in records.items() for part in (encode_text(event_id), record)]
+        keys = user_keys(user_id, space)
+        return int(await self._script(scripts.SAVE_STATES, keys, max(keep, 1), space, *pairs))
+
+    async def save_retrieval(self, user_id: str, space: str, weights: Mapping[str, float]) -> None:
+        body = encode_text(json.dumps(dict(weights), ensure_ascii=False))
+        await self._script(scripts.SAVE_RETRIEVAL, user_keys(user_id, space), space, body)
+
+    async def last_retrieval(self, user_id: str, space: str) -> dict[str, float]:
+        """Event id -> weight; empty when there was none."""
+        found = read_json(await self._call("GET", f"{user_prefix(user_id)}retrieval:{space}"))
+        return {key: float(weight) for key, weight in found.items() if isinstance(weight, int | float)}
+
+    # ---- the encode queue: at least once
+
+    async def request_encoding(self, user_ids: Iterable[str]) -> None:
+        await self._run(_encode_commands(user_ids))
+
+    async def next_encodings(self, consumer: str, *, count: int, block_ms: int) -> list[tuple[str, str]]:
+        """(entry id, user id) of entries now ours; those another worker left for 30 s first. Waits up to
+        `block_ms`, but always less than the client's timeout; may return none.
+        """
+        entries = await self._script(scripts.CLAIM, [ENCODE], GROUP, consumer, CLAIM_AFTER_MS, count)
+        if not entries:
+            block = min(max(block_ms, 1), int(self._timeout_s * 500))
+            options = ("COUNT", count, "BLOCK", block, "STREAMS", ENCODE, ">")
+            found = await self._call("XREADGROUP", "GROUP", GROUP, consumer, *options)
+            entries = [(entry, fields.get(b"user")) for _, batch in found or () for entry, fields in batch]
+        await self.encoded([entry.decode() for entry, user in entries if not user])  # not written by us
+        return [(entry.decode(), decode_text(user)) for entry, user in entries if user]
+
+    async def encoded(self, entry_ids: Sequence[str]) -> None:
+        if entry_ids:
+            await self._script(scripts.ENCODED, [ENCODE], GROUP, *entry_ids)
+
+    async def backlog(self) -> int:
+        return int(await self._call("XLEN", ENCODE))
+
+    # ---- the catalogue overlay
+
+    async def put_items(self, items: Mapping[str, Mapping[str, Any]]) -> None:
+        """The version grows last; a crash in between is healed by the caller's retry."""
+        if items:
+            pairs = ((encode_text(item_id), json.dumps(dict(body))) for item_id, body in items.items())
+            await self._call("HSET", ITEMS, *(part for pair in pairs for part in pair))
+            await self._call("INCR", ITEMS_VERSION)
+
+    async def load_items(self) -> dict[str, dict[str, Any]]:
+        found = await self._call("HGETALL", ITEMS)
+        return {decode_text(key): body for key, raw in found.items() if (body := read_json(raw))}
+
+    async def items_version(self) -> int:
+        raw = await self._call("GET", ITEMS_VERSION)
+        return int(raw) if raw and raw.isdigit() else 0
+
+    # ---- the wire
+
+    async def _call(self, *command: Any) -> Any:
+        return (await self._run([command]))[0]
+
+    async def _script(self, script: scripts.Script, keys: Sequence[str], *args: Any) -> Any:
+        return await self._call("EVALSHA", script.sha, len(keys), *keys, *args)
+
+    async def _run(self, commands: Sequence[Command]) -> list[Any]:
+        """All answers, or the first error."""
+        with _translated():
+            if not isinstance(self._client, RedisCluster):
+                return await self._send(commands)
+            # its pipelines refuse EVALSHA, and each node has its own scripts
+            sends = (self._send_alone(command) for command in commands)
+            answers = await asyncio.gather(*sends, return_exceptions=True)
+            for answer in answers:
+                if isinstance(answer, BaseException):
+                    raise answer
+            return answers
+
+    async def _send_alone(self, command: Command) -> Any:
+        async with self._slots:
+            return (await self._send([command]))[0]
+
+    async def _send(self, commands: Sequence[Command]) -> list[Any]:
+        """A server that lost its scripts gets them, and the whole list again."""
+        try:
+            return await self._attempt(commands)
+        except NoScriptError:
+            for script in scripts.ALL:
+                await self._client.script_load(script.text)
+            return await self._attempt(commands)
+
+    async def _attempt(self, commands: Sequence[Command]) -> list[Any]:
+        if len(commands) == 1:
+            return [await self._client.execute_command(*commands[0])]
+        pipeline = self._client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        return list(await pipeline.execute())
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except (RedisError, RedisClusterException, OSError) as error:
+        raise StoreUnavailable(f"The memory store does not answer ({type(error).__name__}).") from error
+
+
+def _append_command(events: Sequence[Event]) -> Command:
+    keys = user_keys(events[0].user_id)[:3]
+    args: list[Any] = []
+    for event in events:
+        identity, item = encode_text(event.event_id), encode_text(event.item_id)
+        args += (identity, encode_event(event), event.timestamp, order_member(event), item)
+    return ("EVALSHA", scripts.APPEND.sha, len(keys), *keys, *args)
+
+
+def _encode_commands(user_ids: Iterable[str]) -> list[Command]:
+    return [("XADD", ENCODE, "*", "user", encode_text(user_id)) for user_id in user_ids]
+
+
+def _report_skipped(events: Sequence[Event | None]) -> None:
+    skipped = sum(event is None for event in events)
+    if skipped:
+        log.warning("skipped %d of %d stored events: not readable", skipped, len(events))

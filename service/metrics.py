@@ -1,0 +1,77 @@
+"""Every number the service shows to Prometheus, in one place, on a registry that is passed in.
+
+The attribute is the metric's name without the prefix `automr_`. Labels are small closed sets: never a user,
+an item or a raw path. The only module that knows prometheus_client.
+"""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+
+def geometric(first: float, factor: float, count: int) -> list[float]:
+    return [float(f"{first * factor**power:.3g}") for power in range(count)]
+
+
+SECONDS = geometric(0.000_5, 2, 16)  # 0.5 ms .. 16 s
+LAG_SECONDS = geometric(0.005, 2, 18)  # 5 ms .. 11 min
+COUNTS = [0.0, *geometric(1, 2, 8)]  # 0, 1, 2 .. 128
+DISTANCES = [0.0, *geometric(0.001, 2, 16)]
+
+
+class Metrics:
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry if registry is not None else CollectorRegistry()
+        self._requests()
+        self._recommendations()
+        self._memory()
+
+    def _requests(self) -> None:
+        self.http_requests_total = self._counter(
+            "http_requests_total", "Answers sent", "route", "method", "status"
+        )
+        self.http_request_seconds = self._histogram(
+            "http_request_seconds", "Time to answer", SECONDS, "route", "method"
+        )
+        self.rejected_total = self._counter("rejected_total", "Requests turned away", "reason")
+        self.ready = self._gauge("ready", "1 when requests are welcome")
+        self.warmup_seconds = self._gauge("warmup_seconds", "Time from start to ready")
+        self.bundle_info = self._gauge(
+            "bundle_info", "The bundle that is served; always 1", "bundle", "space"
+        )
+
+    def _recommendations(self) -> None:
+        self.stage_seconds = self._histogram(
+            "stage_seconds", "Time of one stage of a recommendation", SECONDS, "stage"
+        )
+        self.batch_size = self._histogram("batch_size", "Jobs in one model call", COUNTS)
+        self.queue_depth = self._gauge("queue_depth", "Jobs waiting for the model")
+        self.fallback_total = self._counter("fallback_total", "Answers that were a fallback", "reason")
+        self.source_total = self._counter("source_total", "Recommended items by origin", "source")
+        self.memory_elements = self._histogram("memory_elements", "Memory elements behind an answer", COUNTS)
+        self.grounding_distance = self._histogram(
+            "grounding_distance", "Generated title to its item", DISTANCES
+        )
+
+    def _memory(self) -> None:
+        self.interactions_total = self._counter("interactions_total", "Interactions received", "status")
+        self.ingest_visible_lag_seconds = self._histogram(
+            "ingest_visible_lag_seconds", "From acknowledged to encoded in memory", LAG_SECONDS
+        )
+        self.encode_backlog = self._gauge("encode_backlog", "Users waiting to be encoded")
+        self.stale_states_total = self._counter(
+            "stale_states_total", "Stored states that had to be encoded again"
+        )
+
+    def render(self) -> bytes:
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, help: str, *labels: str) -> Counter:
+        return Counter(f"automr_{name}", help, labels, registry=self.registry)
+
+    def _gauge(self, name: str, help: str, *labels: str) -> Gauge:
+        return Gauge(f"automr_{name}", help, labels, registry=self.registry)
+
+    def _histogram(self, name: str, help: str, buckets: list[float], *labels: str) -> Histogram:
+        return Histogram(f"automr_{name}", help, labels, buckets=buckets, registry=self.registry)

@@ -1,0 +1,1 @@
+"""One file per resource. An endpoint validates, calls one collaborator, returns a typed model."""

@@ -1,0 +1,16 @@
+"""POST /recommend"""
+
+from fastapi import APIRouter, Request
+
+from service.deps import RecommenderDep, while_connected
+from service.schemas import RecommendRequest, RecommendResponse
+
+router = APIRouter(tags=["recommend"])
+
+
+@router.post("/recommend")
+async def recommend(
+    body: RecommendRequest, request: Request, recommender: RecommenderDep
+) -> RecommendResponse:
+    """k items for a user."""
+    return await while_connected(request, recommender.recommend(body))

@@ -1,0 +1,205 @@
+"""The Lua text of the store: every change of a user's keys is one script, so a reader never sees half of it.
+
+Every script takes the user's keys in the order events, order, seen, spaces (then states, retrieval of one
+space) and stays within Redis 7.0 and within one hash slot. A script writes `events` last: if it is cut short,
+the client's retry finds the event missing and heals the rest. Knows no Python types and no client.
+"""
+
+import hashlib
+from typing import NamedTuple
+
+
+class Script(NamedTuple):
+    text: str
+    sha: str
+
+
+def _script(*parts: str) -> Script:
+    text = "\n".join(parts)
+    return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+# Members of `order` are "<16 hex of tie_key>:<event_id>".
+_EVENT_ID = """
+local function event_id(member) return string.sub(member, 18) end
+local function event_ids(members)
+  local ids = {}
+  for i, member in ipairs(members) do ids[i] = event_id(member) end
+  return ids
+end
+"""
+
+# 80 bits of a digest stand for an event id in `states`: ids may be long, and 20 bytes keep an element small.
+_FIELD = """
+local function field(id) return string.sub(redis.sha1hex(id), 1, 20) end
+"""
+
+# HMGET in portions, since unpack() has a limit.
+_HMGET = """
+local function hmget(key, fields)
+  local values = {}
+  for i = 1, #fields, 1000 do
+    local portion = redis.call('HMGET', key, unpack(fields, i, math.min(i + 999, #fields)))
+    for j, value in ipairs(portion) do values[i + j - 1] = value end
+  end
+  return values
+end
+"""
+
+# ARGV: (event_id, body, timestamp, order member, item_id)*  ->  1 new | 0 duplicate, for each
+APPEND = _script("""
+local answer = {}
+for i = 1, #ARGV, 5 do
+  local id, body, timestamp, member, item = unpack(ARGV, i, i + 4)
+  local is_new = redis.call('HEXISTS', KEYS[1], id) == 0
+  if is_new then
+    redis.call('ZADD', KEYS[2], timestamp, member)
+    redis.pcall('HINCRBY', KEYS[3], item, 1)
+    redis.call('HSET', KEYS[1], id, body)
+  end
+  answer[#answer + 1] = is_new and 1 or 0
+end
+return answer
+""")
+
+# ARGV: limit  ->  ids, bodies, records; newest first, nil where missing
+RECALL = _script(
+    _EVENT_ID,
+    _FIELD,
+    _HMGET,
+    """
+local ids = event_ids(redis.call('ZREVRANGE', KEYS[2], 0, ARGV[1] - 1))
+local fields = {}
+for i, id in ipairs(ids) do fields[i] = field(id) end
+return {ids, hmget(KEYS[1], ids), hmget(KEYS[5], fields)}
+""",
+)
+
+# ARGV: limit, timestamp, member ('' for both: from the newest)  ->  members, bodies, score of the limit-th;
+# newest first, one more than the limit when there are more. Ties are compared byte by byte: Lua's < follows
+# the server's locale.
+PAGE = _script(
+    _EVENT_ID,
+    _HMGET,
+    """
+local function is_before(a, b)
+  for i = 1, math.min(#a, #b) do
+    local x, y = string.byte(a, i), string.byte(b, i)
+    if x ~= y then return x < y end
+  end
+  return #a < #b
+end
+local limit, timestamp, shown = tonumber(ARGV[1]), ARGV[2], 0
+if timestamp ~= '' then
+  shown = redis.call('ZCOUNT', KEYS[2], '(' .. timestamp, '+inf')
+  for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], timestamp, timestamp)) do
+    if not is_before(member, ARGV[3]) then shown = shown + 1 end
+  end
+end
+local members = redis.call('ZREVRANGE', KEYS[2], shown, shown + limit)
+local score = members[limit] and redis.call('ZSCORE', KEYS[2], members[limit])
+return {members, hmget(KEYS[1], event_ids(members)), score or false}
+""",
+)
+
+# ARGV: keep, space, (event_id, record)*  ->  how many were written. Only events that exist and are among the
+# newest `keep` have a state; the rest is trimmed here, which bounds the memory of a user.
+SAVE_STATES = _script(
+    _EVENT_ID,
+    _FIELD,
+    """
+local is_kept, written = {}, 0
+for _, member in ipairs(redis.call('ZREVRANGE', KEYS[2], 0, ARGV[1] - 1)) do
+  is_kept[field(event_id(member))] = true
+end
+for i = 3, #ARGV, 2 do
+  if is_kept[field(ARGV[i])] and redis.call('HEXISTS', KEYS[1], ARGV[i]) == 1 then
+    redis.call('HSET', KEYS[5], field(ARGV[i]), ARGV[i + 1])
+    written = written + 1
+  end
+end
+for _, name in ipairs(redis.call('HKEYS', KEYS[5])) do
+  if not is_kept[name] then redis.call('HDEL', KEYS[5], name) end
+end
+redis.call(redis.call('EXISTS', KEYS[5]) == 1 and 'SADD' or 'SREM', KEYS[4], ARGV[2])
+return written
+""",
+)
+
+# ARGV: space, body  ->  1 saved | 0 the user is unknown (a deleted user never reappears)
+SAVE_RETRIEVAL = _script("""
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+redis.call('SET', KEYS[6], ARGV[2])
+redis.call('SADD', KEYS[4], ARGV[1])
+return 1
+""")
+
+# A stray value of another type must not stop a deletion, hence pcall.
+_FORGET_ALL = """
+local function forget_all(prefix)
+  local function length(command, key)
+    local answer = redis.pcall(command, key)
+    return type(answer) == 'number' and answer or 0
+  end
+  local counts = {length('HLEN', KEYS[1]), 0, 0}
+  local doomed = {KEYS[1], KEYS[2], KEYS[3], KEYS[4]}
+  local spaces = redis.pcall('SMEMBERS', KEYS[4])
+  for _, space in ipairs(spaces.err and {} or spaces) do
+    counts[2] = counts[2] + length('HLEN', prefix .. 'states:' .. space)
+    doomed[#doomed + 1] = prefix .. 'states:' .. space
+    doomed[#doomed + 1] = prefix .. 'retrieval:' .. space
+  end
+  for _, key in ipairs(doomed) do counts[3] = counts[3] + redis.call('UNLINK', key) end
+  return counts
+end
+"""
+
+# ARGV: prefix of the user's keys  ->  events, states, keys
+FORGET_USER = _script(_FORGET_ALL, "return forget_all(ARGV[1])")
+
+# ARGV: prefix of the user's keys, event_id  ->  1 forgotten | 0 unknown. Walks `order`: the tie key of an
+# event cannot be computed here, and deletions are rare.
+FORGET_EVENT = _script(
+    _EVENT_ID,
+    _FIELD,
+    _FORGET_ALL,
+    """
+local prefix, id = ARGV[1], ARGV[2]
+local body = redis.call('HGET', KEYS[1], id)
+if not body then return 0 end
+for _, member in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
+  if event_id(member) == id then redis.call('ZREM', KEYS[2], member) end
+end
+local is_json, fields = pcall(cjson.decode, body)
+local item = is_json and type(fields) == 'table' and fields['item_id']
+if type(item) == 'string' and tonumber(redis.pcall('HINCRBY', KEYS[3], item, -1)) == 0 then
+  redis.call('HDEL', KEYS[3], item)
+end
+for _, space in ipairs(redis.call('SMEMBERS', KEYS[4])) do
+  redis.call('HDEL', prefix .. 'states:' .. space, field(id))
+  redis.call('UNLINK', prefix .. 'retrieval:' .. space)
+end
+redis.call('HDEL', KEYS[1], id)
+if redis.call('EXISTS', KEYS[1]) == 0 then forget_all(prefix) end
+return 1
+""",
+)
+
+# KEYS: stream; ARGV: group, consumer, idle ms, count  ->  (entry id, user)* of entries another worker left.
+# Makes the group where it is missing, so that reading from it works.
+CLAIM = _script("""
+redis.pcall('XGROUP', 'CREATE', KEYS[1], ARGV[1], '0', 'MKSTREAM')
+local claimed = redis.call('XAUTOCLAIM', KEYS[1], ARGV[1], ARGV[2], ARGV[3], '0', 'COUNT', ARGV[4])[2]
+for i, entry in ipairs(claimed) do
+  claimed[i] = {entry[1], entry[2] and entry[2][1] == 'user' and entry[2][2]}
+end
+return claimed
+""")
+
+# KEYS: stream; ARGV: group, entry ids  ->  how many were removed
+ENCODED = _script("""
+redis.call('XACK', KEYS[1], ARGV[1], unpack(ARGV, 2))
+return redis.call('XDEL', KEYS[1], unpack(ARGV, 2))
+""")
+
+ALL = (APPEND, RECALL, PAGE, SAVE_STATES, SAVE_RETRIEVAL, FORGET_USER, FORGET_EVENT, CLAIM, ENCODED)

@@ -1,0 +1,175 @@
+"""Runs the application under uvicorn: banner once ready, a clean drain on SIGTERM or Ctrl-C, exit code 0.
+
+The port is taken before the bundle is loaded, so that a busy port is told at once.
+"""
+
+import asyncio
+import json
+import shlex
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import structlog
+import uvicorn
+
+from service.app import ResourcesFactory, begin_drain, create_app, open_resources
+from service.deps import Resources
+from service.errors import ServiceError, SettingsError, StartupError
+from service.metrics import Metrics
+from service.schemas import RecommendRequest
+from service.settings import Settings
+
+log = structlog.get_logger("service.server")
+
+
+def serve(
+    settings: Settings,
+    *,
+    import_path: Path | None = None,
+    with_banner: bool = False,
+    resources_factory: ResourcesFactory = open_resources,
+) -> int:
+    """Blocks until the process is told to stop. Raises what kept it from starting."""
+    if import_path is not None and not import_path.is_file():
+        raise SettingsError([f"--import: there is no file {import_path}"])
+    app = create_app(settings, _importing(resources_factory, import_path))
+    config = uvicorn.Config(
+        app,
+        lifespan="off",  # entered here: uvicorn would hide what went wrong in a log and exit
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=settings.drain_s,
+    )
+    server = Server(config, on_stop=lambda: begin_drain(app))
+    if with_banner:
+        server.on_ready = lambda address: _show_banner(app.state.resources, address)
+
+    async def run(listener: socket.socket) -> None:
+        async with app.router.lifespan_context(app):
+            await server.serve(sockets=[listener])
+
+    runner = asyncio.Runner(loop_factory=config.get_loop_factory())
+    with bound_socket(settings.host, settings.port) as listener, runner:
+        runner.run(run(listener))
+    return 0
+
+
+async def import_once(settings: Settings, path: Path) -> None:
+    """Sends a file of interactions through Ingest, without a server."""
+    async with _importing(open_resources, path)(settings, Metrics()):
+        pass
+
+
+class Server(uvicorn.Server):
+    """Uvicorn, but readiness falls with the first signal, the second one forces, and the exit code is 0."""
+
+    def __init__(self, config: uvicorn.Config, *, on_stop: Callable[[], None]) -> None:
+        super().__init__(config)
+        self.on_stop = on_stop
+        self.on_ready: Callable[[str], Awaitable[None]] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and self.on_ready and sockets:
+            host, port = sockets[0].getsockname()[:2]
+            await self.on_ready(f"http://{_bracketed(host)}:{port}")
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        log.info("stopping", signal=signal.Signals(sig).name, forced=self.should_exit)
+        self.on_stop()
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+def bound_socket(host: str, port: int) -> socket.socket:
+    """Raises StartupError, in one line, when the address cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        reason = error.strerror or error
+        advice = "choose another with --port or --host"
+        raise StartupError(f"cannot listen on {host}:{port}: {reason}; {advice}") from None
+    return listener
+
+
+async def banner(resources: Resources, address: str) -> str:
+    """What to try next, ready to paste."""
+    user_id = await _some_user(resources)
+    key = " -H 'X-API-Key: YOUR_KEY'" if resources.settings.api_keys else ""
+    model = resources.describe()
+    post = f"curl -s{key} -H 'Content-Type: application/json' {address}"
+    event = {
+        "user_id": user_id,
+        "item_id": await _some_item(resources, user_id),
+        "timestamp": int(time.time()),
+    }
+    recommend, interactions = _quoted({"user_id": user_id, "k": 5}), _quoted({"interactions": [event]})
+    return f"""
+AutoMR answers at {address}
+  bundle {model.bundle} ({model.num_items} items), store {resources.settings.store_shown}
+
+  {post}/recommend -d {recommend}
+  {post}/interactions -d {interactions}
+
+  {address}/docs       every route, to try in the browser
+  {address}/metrics    numbers for Prometheus
+  Ctrl-C stops it.
+"""
+
+
+async def _show_banner(resources: Resources, address: str) -> None:
+    print(await banner(resources, address), flush=True)
+
+
+async def _some_user(resources: Resources) -> str:
+    try:
+        async for user_id in resources.store.users():
+            return user_id
+    except ServiceError:
+        log.warning("no example user: the store does not answer")
+    return "you"
+
+
+async def _some_item(resources: Resources, user_id: str) -> str:
+    try:
+        answer = await resources.recommender.recommend(RecommendRequest(user_id=user_id, k=1))
+    except ServiceError:
+        return "ITEM"
+    return answer.items[0].item_id if answer.items else "ITEM"
+
+
+def _quoted(body: dict[str, Any]) -> str:
+    return shlex.quote(json.dumps(body, ensure_ascii=False))
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _importing(factory: ResourcesFactory, path: Path | None) -> ResourcesFactory:
+    """Resources that are handed out once a file of interactions is safely in the store."""
+
+    @asynccontextmanager
+    async def opened(settings: Settings, metrics: Metrics) -> AsyncIterator[Resources]:
+        async with factory(settings, metrics) as resources:
+            if path is not None:
+                from service.ingest import import_file
+
+                await import_file(resources.ingest, path)
+            yield resources
+
+    return opened

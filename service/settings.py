@@ -1,0 +1,160 @@
+"""What the operator asked for: the environment and the flags, checked once, frozen.
+
+`Settings.from_env` is pure; only `__main__` hands it the real environment. What the bundle dictates (split
+layer, K, M) has no setting here; what is decided at start (device, dtype) is the engine's plan.
+"""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
+
+from service.auth import HASH_PREFIX, is_digest
+from service.errors import SettingsError
+
+PREFIX = "AUTOMR_"
+STORE_SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster", "unix", "embedded")
+
+
+def _comma_list(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+class Settings(BaseModel):
+    """Every field is the variable AUTOMR_<NAME>; the descriptions are the help texts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False)
+
+    bundle: Path = Field(
+        default=Path("model_store/bundles/current"), description="directory of the bundle to serve"
+    )
+    store: SecretStr = Field(
+        default=SecretStr("embedded:var/store"),
+        description="redis://, rediss://, redis+cluster:// or unix:// URL, or embedded:DIR: a private server",
+    )
+    host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on")
+    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on, 0 = any free one")
+    api_keys: Annotated[tuple[SecretStr, ...], BeforeValidator(_comma_list)] = Field(
+        default=(), description="comma-separated API keys, plain or sha256:HEX"
+    )
+    allow_anonymous: bool = Field(
+        default=False, description="listen beyond this machine even without API keys"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="where the model runs: auto, cpu or cuda"
+    )
+    threads: int = Field(default=0, ge=0, le=1024, description="CPU threads of the model, 0 = all cores")
+    max_queue: int = Field(default=256, ge=1, le=100_000, description="waiting requests before 429")
+    max_batch: int = Field(default=16, ge=1, le=1024, description="requests in one model call")
+    max_batch_tokens: int = Field(default=8192, ge=1, description="tokens in one model call")
+    batch_wait_ms: float = Field(
+        default=2.0, ge=0, le=1000, description="how long a request waits for company, in ms"
+    )
+    deadline_ms: int = Field(
+        default=2000, ge=1, le=60_000, description="time for a request that names no deadline, in ms"
+    )
+    max_body_bytes: int = Field(default=1 << 20, ge=1024, description="largest request body, in bytes")
+    store_timeout_s: float = Field(
+        default=1.0, gt=0, le=60, description="patience with the memory store, in seconds"
+    )
+    drain_s: int = Field(
+        default=20, ge=0, le=3600, description="time for requests in flight at shutdown, in seconds"
+    )
+    encode_in_process: bool = Field(
+        default=True, description="encode memory inside the server (false: run workers)"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="least severe log level"
+    )
+    log_format: Literal["json", "console"] = Field(default="json", description="log lines: json or console")
+    fsync: Literal["always", "everysec"] = Field(
+        default="always", description="when the embedded store syncs to disk"
+    )
+
+    @field_validator("store")
+    @classmethod
+    def _known_store(cls, store: SecretStr) -> SecretStr:
+        scheme, colon, rest = store.get_secret_value().partition(":")
+        if scheme not in STORE_SCHEMES or not colon or not rest.strip("/"):
+            raise ValueError(f"must be a URL of {', '.join(STORE_SCHEMES[:-1])}, or embedded:DIR")
+        return store
+
+    @field_validator("api_keys")
+    @classmethod
+    def _usable_keys(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for position, key in enumerate((key.get_secret_value() for key in keys), start=1):
+            if key.startswith(HASH_PREFIX) and not is_digest(key.removeprefix(HASH_PREFIX).lower()):
+                raise ValueError(f"key {position}: sha256: must be followed by 64 hex digits")
+        return keys
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str], **overrides: Any) -> Self:
+        """Reads AUTOMR_* variables; `overrides` win, None means not given, as does an empty variable.
+
+        Raises SettingsError naming every mistake at once, never a value: it may be a secret.
+        """
+        ours = {name: text for name, text in environ.items() if name.startswith(PREFIX)}
+        asked = {name.removeprefix(PREFIX).lower(): text for name, text in ours.items()}
+        unknown = sorted(name for name in asked if name not in cls.model_fields)
+        problems = [_unknown(name, cls.model_fields) for name in unknown]
+        values = {name: text for name, text in asked.items() if name not in unknown and text.strip()}
+        values |= {name: value for name, value in overrides.items() if value is not None}
+        try:
+            settings = cls.model_validate(values)
+        except ValidationError as error:
+            problems += [
+                _problem(details) for details in error.errors(include_url=False, include_input=False)
+            ]
+            raise SettingsError(problems) from None
+        if problems:
+            raise SettingsError(problems)
+        return settings
+
+    @property
+    def store_url(self) -> str:
+        """May hold a password: for connecting only. Show `store_shown`."""
+        return self.store.get_secret_value()
+
+    @property
+    def store_shown(self) -> str:
+        """The store's address without user and password."""
+        if self.store_url.startswith("embedded:"):
+            return self.store_url
+        url = urlsplit(self.store_url)
+        return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
+
+    @property
+    def embedded_directory(self) -> Path | None:
+        """Where the private store keeps its files; None for a store of someone else."""
+        scheme, _, rest = self.store_url.partition(":")
+        return Path(rest.removeprefix("//")) if scheme == "embedded" else None
+
+    @property
+    def plain_api_keys(self) -> tuple[str, ...]:
+        """The keys as given, for `auth.Keys` only."""
+        return tuple(key.get_secret_value() for key in self.api_keys)
+
+
+def variable(field: str) -> str:
+    return PREFIX + field.upper()
+
+
+def _unknown(name: str, known: Mapping[str, Any]) -> str:
+    nearest = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {variable(nearest[0])}?" if nearest else ""
+    return f"{variable(name)}: there is no such setting{hint}"
+
+
+def _problem(details: Any) -> str:
+    return f"{variable(str(details['loc'][0]))}: {details['msg'].removeprefix('Value error, ')}"

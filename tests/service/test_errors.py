@@ -1,0 +1,49 @@
+"""Every error has a status, and the table says it once."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from service import errors
+from service.errors import STATUS, ServiceError, StartupError, status_of
+from service.problems import slug
+
+
+def subclasses(cls: type[ServiceError]) -> Iterator[type[ServiceError]]:
+    yield cls
+    for child in cls.__subclasses__():
+        yield from subclasses(child)
+
+
+DEFINED = [cls for cls in subclasses(ServiceError) if cls.__module__ == errors.__name__]
+
+
+@pytest.mark.parametrize("cls", DEFINED, ids=lambda cls: cls.__name__)
+def test_every_error_has_a_status_and_a_place_in_the_drawing(cls: type[ServiceError]) -> None:
+    entries = [base for base in cls.__mro__ if base in STATUS]
+    own_family = [base for base in entries if base is not ServiceError]
+    assert cls is ServiceError or own_family, f"{cls.__name__} would leave as a bare 500"
+    assert cls.__name__ in (errors.__doc__ or ""), f"{cls.__name__} is not drawn"
+    assert cls.title
+
+
+def test_foreign_errors_are_our_mistake() -> None:
+    assert status_of(KeyError("x")) == 500
+
+
+def test_what_can_be_retried_says_when() -> None:
+    retried = [
+        cls for cls in DEFINED if STATUS[next(base for base in cls.__mro__ if base in STATUS)] in (429, 503)
+    ]
+    built = [cls() for cls in retried]
+    assert built and all(error.retry_after_s is not None for error in built)
+
+
+def test_startup_errors_are_never_a_clients_fault() -> None:
+    assert all(
+        issubclass(cls, StartupError) for cls in DEFINED if cls.__name__ in ("StoreInUse", "InsecureBind")
+    )
+
+
+def test_slug() -> None:
+    assert slug(errors.UnknownItem()) == "unknown-item"

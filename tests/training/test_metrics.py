@@ -1,0 +1,183 @@
+"""Metrics agree with an independent judge, ties with a plain sort, and the bootstrap with statistics."""
+
+import ir_measures
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.metrics import (
+    MISSED,
+    metric_names,
+    paired_bootstrap,
+    popularity_tie_order,
+    rank_in_list,
+    ranks_from_scores,
+    ranks_to_metrics,
+    title_rank_in_list,
+    title_ranks_from_scores,
+)
+
+JUDGES = {
+    "recall@1": ir_measures.R @ 1,
+    "recall@5": ir_measures.R @ 5,
+    "recall@10": ir_measures.R @ 10,
+    "ndcg@5": ir_measures.nDCG @ 5,
+    "ndcg@10": ir_measures.nDCG @ 10,
+}
+
+
+@st.composite
+def scored_targets(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Scores with many ties, truths, a tie order, title classes."""
+    num_targets, num_items = draw(st.integers(1, 5)), draw(st.integers(1, 12))
+    values = st.sampled_from([-np.inf, -1.0, 0.0, 0.5, np.nan])
+    scores = draw(st.lists(values, min_size=num_targets * num_items, max_size=num_targets * num_items))
+    rows = st.lists(st.integers(0, num_items - 1), min_size=num_targets, max_size=num_targets)
+    classes = draw(st.lists(st.integers(0, 4), min_size=num_items, max_size=num_items))
+    return (
+        np.array(scores).reshape(num_targets, num_items),
+        np.array(draw(rows)),
+        np.array(draw(st.permutations(range(num_items)))),
+        np.unique(classes, return_inverse=True)[1],
+    )
+
+
+def sorted_items(scores: np.ndarray, tie_order: np.ndarray) -> list[int]:
+    finite = np.where(np.isnan(scores), -np.inf, scores)
+    return sorted(range(len(scores)), key=lambda item: (-finite[item], tie_order[item]))
+
+
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=20))
+def test_metrics_agree_with_ir_measures(ranks: list[int]) -> None:
+    truths = [ir_measures.Qrel(str(q), "truth", 1) for q in range(len(ranks))]
+    run = [
+        ir_measures.ScoredDoc(str(q), "truth" if place == rank else f"other{place}", float(-place))
+        for q, rank in enumerate(ranks)
+        for place in range(21)
+    ]
+    ours = ranks_to_metrics(np.array(ranks))
+    theirs = ir_measures.calc_aggregate(list(JUDGES.values()), truths, run)
+    for name, judge in JUDGES.items():
+        assert ours[name].mean() == pytest.approx(theirs[judge], abs=1e-9), name
+
+
+def test_a_missed_truth_scores_nothing() -> None:
+    assert all(values.tolist() == [0.0] for values in ranks_to_metrics(np.array([MISSED])).values())
+
+
+def test_names_are_those_of_the_report() -> None:
+    both = ranks_to_metrics(np.array([0]), np.array([0]))
+    assert list(both) == metric_names()
+    assert list(both)[:5] == ["recall@1", "recall@5", "recall@10", "ndcg@5", "ndcg@10"]
+    assert list(both)[5:] == [f"{name}/title" for name in list(both)[:5]]
+
+
+def test_a_negative_rank_is_refused() -> None:
+    with pytest.raises(ValueError, match="negative"):
+        ranks_to_metrics(np.array([-1]))
+
+
+@given(scored_targets())
+def test_ranks_from_scores_are_places_in_a_plain_sort(
+    case: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+) -> None:
+    scores, truths, tie_order, title_class = case
+    ranks = ranks_from_scores(scores, truths, tie_order)
+    title_ranks = title_ranks_from_scores(scores, truths, tie_order, title_class)
+    for row, truth in enumerate(truths.tolist()):
+        ranked = sorted_items(scores[row], tie_order)
+        assert ranks[row] == rank_in_list(ranked, truth)
+        assert title_ranks[row] == title_rank_in_list(ranked, truth, title_class)
+
+
+@given(scored_targets())
+def test_a_title_never_ranks_behind_its_item(
+    case: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+) -> None:
+    scores, truths, tie_order, title_class = case
+    items = ranks_from_scores(scores, truths, tie_order)
+    assert (title_ranks_from_scores(scores, truths, tie_order, title_class) <= items).all()
+
+
+def test_rank_in_list_of_something_not_listed() -> None:
+    assert rank_in_list(["a", "b"], "b") == 1
+    assert rank_in_list(["a", "b"], "c") == MISSED
+    assert rank_in_list([], "c") == MISSED
+
+
+def test_title_rank_counts_a_title_once() -> None:
+    title_class = np.array([0, 0, 1, 1])
+    assert title_rank_in_list([0, 1, 2], 3, title_class) == 1, "item 2 bears the truth's title"
+    assert title_rank_in_list([0, 1], 3, title_class) == MISSED
+    assert title_rank_in_list([], 3, title_class) == MISSED
+
+
+def test_tie_order_is_popularity_then_id() -> None:
+    places = popularity_tie_order(np.array([1, 5, 5, 1]), ["d", "c", "b", "a"])
+    assert places.tolist() == [3, 1, 0, 2]
+
+
+def test_intervals_hold_the_mean_and_shrink_with_data() -> None:
+    rng = np.random.default_rng(0)
+    widths = []
+    for num_users in (50, 5000):
+        values = rng.random(num_users)
+        mean, low, high = paired_bootstrap({"a": values}, np.arange(num_users)).rows["a"]
+        assert mean == pytest.approx(values.mean())
+        assert low < mean < high
+        widths.append(high - low)
+    assert widths[1] < widths[0] / 5
+
+
+def test_the_interval_is_the_normal_one_where_theory_gives_it() -> None:
+    values = np.random.default_rng(1).normal(size=4000)
+    mean, low, high = paired_bootstrap({"a": values}, np.arange(4000), draws=4000).rows["a"]
+    half = 1.96 * values.std() / np.sqrt(4000)
+    assert (low, high) == pytest.approx((mean - half, mean + half), abs=0.1 * half)
+
+
+def test_users_are_drawn_whole() -> None:
+    per_user = np.random.default_rng(2).normal(size=100)
+    repeated, users = np.repeat(per_user, 50), np.repeat(np.arange(100), 50)
+    as_users = paired_bootstrap({"a": repeated}, users).rows["a"]
+    as_single = paired_bootstrap({"a": per_user}, np.arange(100)).rows["a"]
+    assert as_users == pytest.approx(as_single), "50 copies of a user are no more evidence than one"
+
+
+def test_differences_use_the_same_resamples() -> None:
+    base = np.random.default_rng(3).random(200)
+    result = paired_bootstrap({"base": base, "better": base + 0.01}, np.arange(200), baseline="base")
+    assert set(result.minus_baseline) == {"better"}
+    assert result.minus_baseline["better"] == pytest.approx((0.01, 0.01, 0.01))
+
+
+def test_seeds_are_averaged_before_the_users_are_drawn() -> None:
+    rng = np.random.default_rng(4)
+    by_seed, users = rng.random((3, 60)), np.arange(60) // 2
+    assert (
+        paired_bootstrap({"a": by_seed}, users).rows["a"]
+        == paired_bootstrap({"a": by_seed.mean(axis=0)}, users).rows["a"]
+    )
+
+
+def test_the_bootstrap_is_a_function_of_its_seed() -> None:
+    values, users = np.random.default_rng(5).random(90), np.array([f"u{i % 30}" for i in range(90)])
+    assert paired_bootstrap({"a": values}, users, seed=1) == paired_bootstrap({"a": values}, users, seed=1)
+    assert paired_bootstrap({"a": values}, users, seed=1) != paired_bootstrap({"a": values}, users, seed=2)
+
+
+def test_chunks_do_not_change_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(6).random(40)
+    whole = paired_bootstrap({"a": values}, np.arange(40))
+    monkeypatch.setattr("training.metrics.CHUNK_BYTES", 8 * 40 * 7)
+    assert paired_bootstrap({"a": values}, np.arange(40)).rows["a"] == pytest.approx(whole.rows["a"])
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [([1.0, np.nan], "1 values are not finite"), ([1.0], "1 values for 2 targets")],
+)
+def test_bad_rows_are_named(values: list[float], reason: str) -> None:
+    with pytest.raises(ValueError, match=f"sasrec: {reason}"):
+        paired_bootstrap({"sasrec": np.array(values)}, np.arange(2))

@@ -1,0 +1,283 @@
+"""Raw formats become the data sets they describe; what is wrong is counted or refused, never half-written."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from training.data.dataset import Dataset, load_dataset
+from training.prepare import main
+
+Row = tuple[str, str, int, float | None]
+
+
+class Desk:
+    """A source directory to fill, and the program run on it."""
+
+    def __init__(self, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.source, self.out, self.capsys = path / "raw", path / "books", capsys
+        self.source.mkdir()
+        self.errors = ""
+
+    def put(self, name: str, *lines: str, encoding: str = "utf-8") -> None:
+        content = "".join(f"{line}\n" for line in lines).encode(encoding)
+        (self.source / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+
+    def prepare(self, format: str) -> tuple[Dataset, dict[str, Any]]:
+        code = main(["--format", format, "--source", str(self.source), "--out", str(self.out)])
+        captured = self.capsys.readouterr()
+        self.errors = captured.err
+        assert code == 0, captured.err
+        assert captured.out.count("\n") == 1, "stdout is one line of JSON"
+        return load_dataset(self.out), json.loads(captured.out)
+
+    def refuse(self, format: str) -> str:
+        """The one line of the error."""
+        code = main(["--format", format, "--source", str(self.source), "--out", str(self.out)])
+        captured = self.capsys.readouterr()
+        assert code == 2 and captured.out == ""
+        assert not self.out.exists(), "something was written"
+        assert captured.err.startswith("error: ") and captured.err.count("\n") == 1, captured.err
+        return captured.err
+
+
+@pytest.fixture
+def desk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Desk:
+    return Desk(tmp_path, capsys)
+
+
+def rows(dataset: Dataset) -> list[Row]:
+    return dataset.interactions.rows()
+
+
+def titles(dataset: Dataset) -> dict[str, str]:
+    return dict(dataset.items.select("item_id", "title").rows())
+
+
+def test_parquet(desk: Desk) -> None:
+    pl.DataFrame({"user_id": ["u"], "item_id": ["i"], "timestamp": [5]}).write_parquet(
+        desk.source / "interactions.parquet"
+    )
+    pl.DataFrame({"item_id": ["i"], "title": ["One"], "year": [1999]}).write_parquet(
+        desk.source / "items.parquet"
+    )
+    dataset, summary = desk.prepare("parquet")
+    assert rows(dataset) == [("u", "i", 5, None)]
+    assert dataset.items.to_dicts() == [{"item_id": "i", "title": "One", "year": 1999}]
+    assert (summary["name"], summary["users"], summary["items"], summary["interactions"]) == (
+        "books",
+        1,
+        1,
+        1,
+    )
+
+
+def test_csv(desk: Desk) -> None:
+    desk.put("interactions.csv", "timestamp,user_id,item_id,rating,note", "7,u1,i1,4.5,x", "8.0,u1,i2,,y")
+    desk.put("items.csv", "item_id,title,shelf", 'i1,"Salt, Pepper &amp; ""Me""",A', 'i2,"Two\nLines",')
+    dataset, _ = desk.prepare("csv")
+    assert rows(dataset) == [("u1", "i1", 7, 4.5), ("u1", "i2", 8, None)]
+    assert titles(dataset) == {"i1": 'Salt, Pepper & "Me"', "i2": "Two Lines"}
+    assert dataset.items["shelf"].to_list() == ["A", None]
+
+
+def test_csv_written_by_a_spreadsheet(desk: Desk) -> None:
+    desk.put("interactions.csv", "user_id,item_id,timestamp\r", "u1,i1,7\r", encoding="utf-8-sig")
+    desk.put("items.csv", "item_id,title\r", "i1,Ünïcödé\r", encoding="utf-8-sig")
+    dataset, _ = desk.prepare("csv")
+    assert (rows(dataset), titles(dataset)) == ([("u1", "i1", 7, None)], {"i1": "Ünïcödé"})
+
+
+def test_broken_lines_are_counted_and_the_first_is_shown(desk: Desk) -> None:
+    desk.put("interactions.csv", "user_id,item_id,timestamp", "u1,i1,7", "u1,i1", "u1,i1,soon", "u1,i1,1e400")
+    desk.put("items.csv", "item_id,title", "i1,One")
+    dataset, summary = desk.prepare("csv")
+    assert len(rows(dataset)) == 1
+    assert summary["dropped"]["broken_lines"] == 3
+    assert "3 broken lines" in desk.errors and "interactions.csv line 3: 2 fields instead of 3" in desk.errors
+
+
+def test_a_file_of_broken_lines_is_refused(desk: Desk) -> None:
+    desk.put("interactions.csv", "user_id,item_id,timestamp", "u,i1,1", *["u,i1,2020-01-01"] * 11)
+    desk.put("items.csv", "item_id,title", "i1,One")
+    error = desk.refuse("csv")
+    assert "11 of 12 lines cannot be read" in error and "interactions.csv line 3" in error
+
+
+def test_a_missing_csv_column_is_named(desk: Desk) -> None:
+    desk.put("interactions.csv", "user,item_id,timestamp", "u1,i1,7")
+    assert "interactions.csv line 1: column user_id is missing (found: user, item_id" in desk.refuse("csv")
+
+
+@pytest.mark.parametrize(
+    ("ratings", "movies", "files"),
+    [
+        (
+            "ratings.dat",
+            "movies.dat",
+            (["1::17::4::978300760", "1::17::4::978300760"], ["17::Amélie &amp; Co (2001)::Comedy|Romance"]),
+        ),
+        (
+            "ratings.csv",
+            "movies.csv",
+            (
+                ["userId,movieId,rating,timestamp", "1,17,4.0,978300760"],
+                ["movieId,title,genres", '17,"Amélie & Co (2001)",Comedy|Romance'],
+            ),
+        ),
+        (
+            "u.data",
+            "u.item",
+            (["1\t17\t4\t978300760"], ["17|Amélie & Co (2001)|01-Jan-2001||url" + "|0" * 19]),
+        ),
+    ],
+)
+def test_movielens(desk: Desk, ratings: str, movies: str, files: tuple[list[str], list[str]]) -> None:
+    encoding = "utf-8" if ratings.endswith("csv") else "latin-1"
+    desk.put(ratings, *files[0], encoding=encoding)
+    desk.put(movies, *files[1], encoding=encoding)
+    dataset, summary = desk.prepare("movielens")
+    assert rows(dataset) == [("1", "17", 978300760, 4.0)]
+    assert titles(dataset) == {"17": "Amélie & Co (2001)"}
+    genres = [] if movies == "u.item" else ["Comedy", "Romance"]
+    assert dataset.items["categories"].to_list() == [genres]
+    assert summary["dropped"]["interactions_repeated"] == len(files[0]) - 1 - (ratings == "ratings.csv")
+
+
+def test_movielens_without_its_files_says_which_are_needed(desk: Desk) -> None:
+    desk.put("ratings.dat", "1::2::3::4")
+    assert "ratings.dat and movies.dat, or ratings.csv and movies.csv" in desk.refuse("movielens")
+
+
+def review_2018(item: str, **changes: Any) -> str:
+    fields = {
+        "reviewerID": "A1",
+        "asin": item,
+        "overall": 5.0,
+        "unixReviewTime": 1500000000,
+        "reviewText": "…",
+    }
+    return json.dumps(fields | changes)
+
+
+def review_2023(item: str, **changes: Any) -> str:
+    return json.dumps(
+        {"user_id": "A1", "asin": "x", "parent_asin": item, "rating": 4, "timestamp": 1500000000123} | changes
+    )
+
+
+@pytest.mark.parametrize("ending", ["json", "json.gz", "jsonl", "jsonl.gz"])
+def test_amazon_2018(desk: Desk, ending: str) -> None:
+    desk.put(f"Books_5.{ending}", review_2018("B1"), review_2018("B2"), review_2018("B3"), review_2018("B4"))
+    meta = [
+        {"asin": "B1", "title": "Pride &amp; Prejudice", "category": ["Books", "Arts &amp; Photography"]},
+        {"asin": "B2", "title": "  "},
+        {"asin": "B4", "title": "var aPageStart = (new Date()).getTime();"},
+        {"asin": "B9", "title": "Nobody reviewed this"},
+    ]
+    desk.put(f"meta_Books.{ending}", *map(json.dumps, meta))
+    dataset, summary = desk.prepare("amazon")
+    assert rows(dataset) == [("A1", "B1", 1500000000, 5.0)]
+    assert dataset.items.to_dicts() == [
+        {"item_id": "B1", "title": "Pride & Prejudice", "categories": ["Books", "Arts & Photography"]}
+    ]
+    assert summary["dropped"]["interactions_without_item"] == 3
+    assert summary["dropped"]["items_without_title"] == 2
+
+
+def test_amazon_2023_has_milliseconds_and_parents(desk: Desk) -> None:
+    desk.put("Books.jsonl", review_2023("P1"), review_2023("P1", timestamp=1500000000999))
+    desk.put("meta_Books.jsonl", json.dumps({"parent_asin": "P1", "title": "One", "categories": ["Books"]}))
+    dataset, summary = desk.prepare("amazon")
+    assert rows(dataset) == [("A1", "P1", 1500000000, 4.0)]
+    assert summary["dropped"]["interactions_repeated"] == 1, "the two times are one second"
+
+
+def test_amazon_of_several_categories(desk: Desk) -> None:
+    for category in ("Books", "Games"):
+        desk.put(f"{category}.jsonl", review_2023(category))
+        desk.put(f"meta_{category}.jsonl", json.dumps({"parent_asin": category, "title": f"The {category}"}))
+    assert titles(desk.prepare("amazon")[0]) == {"Books": "The Books", "Games": "The Games"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"reviewerID": "A1", "asin": ',
+        "[1, 2]",
+        "7",
+        "null",
+        '{"user_id": "A1"}',
+        review_2018("B1", unixReviewTime="soon"),
+        review_2018("B1", unixReviewTime=10**30),
+        review_2018("B1", reviewerID=None),
+        review_2018("B1", overall="good"),
+    ],
+)
+def test_a_broken_review_is_one_line_less(desk: Desk, line: str) -> None:
+    desk.put("Books.json", review_2018("B1"), line)
+    desk.put("meta_Books.json", json.dumps({"asin": "B1", "title": "One"}))
+    dataset, summary = desk.prepare("amazon")
+    assert (len(rows(dataset)), summary["dropped"]["broken_lines"]) == (1, 1)
+    assert "Books.json line 2: " in desk.errors
+
+
+def test_half_characters_are_survived(desk: Desk) -> None:
+    desk.put("Books.json", review_2018("B1", reviewerID="\ud800"))
+    desk.put("meta_Books.json", json.dumps({"asin": "B1", "title": "One \udc00 Two", "category": "\ud800"}))
+    assert titles(desk.prepare("amazon")[0]) == {"B1": "One ? Two"}
+
+
+def test_a_download_cut_short_is_refused(desk: Desk) -> None:
+    desk.put("Books.json.gz", *[review_2018(f"B{n}") for n in range(500)])
+    file = desk.source / "Books.json.gz"
+    file.write_bytes(file.read_bytes()[:-50])
+    desk.put("meta_Books.json", json.dumps({"asin": "B1", "title": "One"}))
+    assert "cut short or damaged" in desk.refuse("amazon")
+
+
+def test_reviews_without_titles_are_refused(desk: Desk) -> None:
+    desk.put("Books.json", review_2018("B1"))
+    assert "needs a review file and a file meta*" in desk.refuse("amazon")
+
+
+def test_titles_of_other_items_only_are_refused(desk: Desk) -> None:
+    desk.put("Books.json", review_2018("B1"))
+    desk.put("meta_Books.json", json.dumps({"asin": "B2", "title": "Two"}))
+    assert "none of 1 interactions is left" in desk.refuse("amazon")
+
+
+@pytest.mark.parametrize("format", ["parquet", "csv", "movielens", "amazon"])
+def test_an_empty_directory_is_refused(desk: Desk, format: str) -> None:
+    assert "raw" in desk.refuse(format)
+
+
+def test_a_missing_directory_is_refused(desk: Desk) -> None:
+    desk.source.rmdir()
+    assert "no such directory" in desk.refuse("csv")
+
+
+def test_the_source_is_never_the_target(desk: Desk) -> None:
+    desk.put("interactions.csv", "user_id,item_id,timestamp", "u1,i1,7")
+    desk.put("items.csv", "item_id,title", "i1,One")
+    assert main(["--format", "csv", "--source", str(desk.source), "--out", str(desk.source)]) == 2
+    assert sorted(f.name for f in desk.source.iterdir()) == ["interactions.csv", "items.csv"]
+
+
+def test_a_failed_run_leaves_the_earlier_data_set(desk: Desk) -> None:
+    desk.put("interactions.csv", "user_id,item_id,timestamp", "u1,i1,7")
+    desk.put("items.csv", "item_id,title", "i1,One")
+    before, _ = desk.prepare("csv")
+    desk.put("items.csv", "item_id,title")
+    assert main(["--format", "csv", "--source", str(desk.source), "--out", str(desk.out)]) == 2
+    assert load_dataset(desk.out).interactions.equals(before.interactions)
+
+
+def test_long_files_come_in_chunks(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.data.sources.CHUNK_ROWS", 7)
+    desk.put("interactions.csv", "user_id,item_id,timestamp", *[f"u,i1,{n}" for n in range(100)])
+    desk.put("items.csv", "item_id,title", "i1,One")
+    assert [row[2] for row in rows(desk.prepare("csv")[0])] == list(range(100))

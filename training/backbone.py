@@ -1,0 +1,117 @@
+"""The language model under everything: made here from scratch, or a Hugging Face checkpoint to be adapted with LoRA.
+
+A backbone directory is an ordinary checkpoint (safetensors, tokenizer) plus a certificate that says where it is cut and
+how prompts are written. Knows no training loop.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from model_store.bundle import describe_files, load_lm, weights_sha256
+from model_store.manifest import BackboneSpec, PromptSpec
+from model_store.prompt import Prompt
+from model_store.split_lm import SplitLM
+from training.recipes import BackboneShape, Recipe
+from training.stage import StageError, read_certificate
+
+_BOS = "<s>"
+
+
+class Backbone(NamedTuple):
+    """A finished backbone directory, opened."""
+
+    spec: BackboneSpec
+    lm: SplitLM
+    prompt: Prompt
+
+
+def new_tokenizer(titles: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of the catalogue: any title can be written, also one that comes later."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[_BOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(titles, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=_BOS)
+
+
+def new_model(shape: BackboneShape, vocab_size: int) -> PreTrainedModel:
+    """A Llama of the recipe's shape with fresh weights; draws from torch's global generator."""
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=shape.hidden_size,
+        intermediate_size=2 * shape.hidden_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_heads,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
+
+
+def pretrained(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A checkpoint by folder or hub name; only safetensors, never its own code."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, use_safetensors=True, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise StageError(f"--model {name}: not a checkpoint that can be loaded ({str(error).splitlines()[0]})") from error
+    return model, tokenizer
+
+
+def prompt_spec(recipe: Recipe) -> PromptSpec:
+    text = {} if recipe.head is None else {"head": recipe.head}
+    return PromptSpec(recent_length=recipe.recent_length, max_title_tokens=recipe.max_title_tokens, **text)
+
+
+def split_layer(recipe: Recipe, model: PreTrainedModel) -> int:
+    """L: half of the layers unless the recipe says otherwise."""
+    return recipe.split_layer or model.config.num_hidden_layers // 2
+
+
+def save_backbone(
+    directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, base_model: str, adapter: str | None, split_layer: int
+) -> BackboneSpec:
+    """Writes the checkpoint and returns what a manifest says of it. `model` must be whole, its adapter merged."""
+    model.save_pretrained(directory / "lm", safe_serialization=True)
+    tokenizer.save_pretrained(directory / "lm")
+    return BackboneSpec(
+        base_model=base_model,
+        adapter=adapter,
+        weights_sha256=weights_sha256(describe_files(directory / "lm")),
+        split_layer=split_layer,
+        num_layers=model.config.num_hidden_layers,
+        hidden_size=model.config.hidden_size,
+        dtype=str(model.dtype).removeprefix("torch."),
+    )
+
+
+def open_backbone(directory: Path, device: torch.device) -> Backbone:
+    """Raises StageError when the stage that makes it has not finished."""
+    facts = read_certificate(directory)
+    spec = BackboneSpec.model_validate(facts["backbone"])
+    lm, tokenizer = load_lm(directory / "lm", spec, device=device)
+    return Backbone(spec, lm, Prompt(tokenizer, PromptSpec.model_validate(facts["prompt"])))

@@ -1,0 +1,129 @@
+"""Stage 4: embed every title, index the vectors, and write the bundle that the service opens.
+
+In: a data set, a backbone, a retriever. Out: a bundle (see model_store/README.md). The catalogue holds all titled items
+of the data, also those too rare to be evaluated: they can be recommended and remembered.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import load_file
+
+from model_store.bundle import Bundle, BundleWriter, build_retriever
+from model_store.catalogue import Item, clean
+from model_store.errors import EmptyCatalogue
+from model_store.grounding import ItemIndex
+from model_store.inference import embed
+from model_store.manifest import GenerationSpec, Manifest, MemorySpec, RetrieverSpec, space_id
+from training.backbone import Backbone, open_backbone
+from training.data.dataset import Dataset
+from training.data.splits import Split
+from training.inputs import load_inputs
+from training.recipes import Recipe, get_recipe
+from training.stage import pick_device, progress, read_certificate, run_stage, stage_parser
+from training.train_retriever import RETRIEVER_FILE
+from training.windows import token_batches
+
+_TOKENS_PER_BATCH = 16_384
+
+
+def catalogue_items(dataset: Dataset, split: Split) -> list[Item]:
+    """All items of the data; popularity counts the train period."""
+    popularity = dict(zip(split.item_ids, split.popularity.tolist(), strict=True))
+    rows = dataset.items.to_dicts()
+    if not rows:
+        raise EmptyCatalogue(f"{dataset.name}: no item has a title, so there is nothing to recommend")
+    return [
+        clean(Item(item_id=row.pop("item_id"), title=row.pop("title"), popularity=popularity.get(item_id, 0), attributes=_present(row)))
+        for row in rows
+        for item_id in [row["item_id"]]
+    ]
+
+
+def _present(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if isinstance(value, str | int | float | bool | list)}
+
+
+def embed_items(backbone: Backbone, items: Sequence[Item]) -> np.ndarray:
+    """(N, D) float32."""
+    prompts = [backbone.prompt.tokens([item.title]) for item in items]
+    vectors = np.empty((len(items), backbone.lm.hidden_size), dtype=np.float32)
+    bar = progress(total=len(items), desc="embed titles", unit="title")
+    for rows in token_batches([len(prompt) for prompt in prompts], _TOKENS_PER_BATCH):
+        vectors[rows] = embed(backbone.lm, [prompts[row] for row in rows])
+        bar.update(len(rows))
+    bar.close()
+    return vectors
+
+
+def run(
+    dataset: Dataset,
+    split: Split,
+    out: Path,
+    *,
+    backbone_dir: Path,
+    retriever_dir: Path,
+    recipe: Recipe,
+    provenance: dict[str, Any],
+    device: str = "auto",
+) -> dict[str, Any]:
+    backbone = open_backbone(backbone_dir, pick_device(device))
+    trained = read_certificate(retriever_dir)
+    items = catalogue_items(dataset, split)
+    manifest = _manifest(out.name, backbone, recipe, trained, len(items), provenance)
+    retriever = build_retriever(manifest)
+    retriever.load_state_dict(load_file(retriever_dir / RETRIEVER_FILE))
+    with BundleWriter(out) as writer:
+        writer.add_lm(backbone_dir / "lm")
+        writer.add_retriever(retriever)
+        writer.add_items(items)
+        writer.add_index(ItemIndex.build(embed_items(backbone, items)))
+        manifest = writer.finish(manifest)
+    Bundle.open(out)  # what cannot be opened must not be announced
+    return {"bundle": str(out), "space": manifest.space, "items": len(items)}
+
+
+def _manifest(
+    name: str, backbone: Backbone, recipe: Recipe, trained: dict[str, Any], num_items: int, provenance: dict[str, Any]
+) -> Manifest:
+    memory = MemorySpec(max_elements=recipe.max_memory)
+    return Manifest(
+        name=name,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        backbone=backbone.spec,
+        prompt=backbone.prompt.spec,
+        memory=memory,
+        retriever=RetrieverSpec(width=trained["width"], top_k=recipe.top_k, combine=recipe.combine),
+        generation=GenerationSpec(num_beams=recipe.num_beams),
+        num_items=num_items,
+        space=space_id(backbone.spec, backbone.prompt.spec, memory),
+        provenance={**provenance, "retriever": trained},
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = stage_parser(__doc__ or "", needs=["backbone", "retriever"])
+
+    def stage(arguments: argparse.Namespace) -> dict[str, Any]:
+        inputs = load_inputs(arguments.data, arguments.split)
+        return run(
+            inputs.dataset,
+            inputs.split,
+            arguments.out,
+            backbone_dir=arguments.backbone,
+            retriever_dir=arguments.retriever,
+            recipe=get_recipe(arguments.recipe),
+            provenance={"data": inputs.dataset.name, "split": arguments.split, "recipe": arguments.recipe},
+            device=arguments.device,
+        )
+
+    return run_stage(stage, parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

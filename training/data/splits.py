@@ -1,0 +1,191 @@
+"""Cuts a data set into what may be learned from and what must be predicted.
+
+In: a `Dataset`. Out: a `Split`: the items left, every user's history as item rows, and the targets of each
+period. A target's history is everything earlier of that user. Knows nothing of models, prompts or metrics.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from training.data.dataset import DataError, Dataset
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """`histories[user].items[position]` is to be predicted from `histories[user].items[:position]`."""
+
+    user: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    user_id: str
+    items: np.ndarray  # (length,) int32, rows of Split.item_ids, in history order
+    timestamps: np.ndarray  # (length,) int64, seconds
+    train_end: int  # first position outside the train period
+    is_long: bool  # the paper trains on long users only; here everybody's train period trains
+
+
+@dataclass(frozen=True)
+class Split:
+    name: str
+    item_ids: list[str]  # the N items left, ordered by id
+    titles: list[str]
+    attributes: list[dict[str, Any]]
+    popularity: np.ndarray  # (N,) int64, interactions in the train period
+    title_class: np.ndarray  # (N,) int32, equal for items of equal title
+    histories: list[History]  # every user left, ordered by user_id
+    valid: list[Target]
+    test: list[Target]
+    train: list[Target]  # long users' targets inside the train period, for annotation
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The interactions left, flat and in history order; one entry each unless it says otherwise."""
+
+    items: pl.DataFrame
+    user_ids: list[str]  # (users,)
+    starts: np.ndarray  # (users + 1,) where each user's events begin, and the end of the last
+    user: np.ndarray
+    position: np.ndarray
+    item: np.ndarray
+    timestamp: np.ndarray
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.starts)
+
+
+def time_split(
+    dataset: Dataset,
+    *,
+    min_item_count: int = 5,
+    long_user_length: int = 20,
+    min_earlier: int = 10,
+    valid_at: float = 0.8,
+    test_at: float = 0.9,
+) -> Split:
+    """An event at a cut's very time falls behind it, so no time is on both sides. Raises `DataError`."""
+    table = _table(dataset, min_item_count)
+    is_long = table.lengths >= long_user_length
+    if not is_long.any():
+        raise DataError(
+            f"{dataset.name}: no user has {long_user_length} interactions with items seen {min_item_count} "
+            f"times; the longest history has {table.lengths.max()}"
+        )
+    of_long = is_long[table.user]
+    valid_from, test_from = _cut_times(table.timestamp[of_long], (valid_at, test_at))
+    period = (table.timestamp >= valid_from).astype(np.int8) + (table.timestamp >= test_from)
+    is_target = of_long & (table.position >= min_earlier)
+    return _split("time", dataset, table, period=period, is_target=is_target, is_long=is_long)
+
+
+def leave_one_out(
+    dataset: Dataset, *, min_item_count: int = 5, min_user_length: int = 5, min_earlier: int = 10
+) -> Split:
+    """As in published tables: of users of `min_user_length`, the last event is test, the one before it valid.
+
+    `min_earlier` bounds the train targets only. Shorter users train with all they have. Raises `DataError`.
+    """
+    table = _table(dataset, min_item_count)
+    is_long = table.lengths >= min_user_length
+    from_end = table.lengths[table.user] - table.position  # 1 for a user's last event
+    period = np.where(is_long[table.user], np.maximum(3 - from_end, 0), 0)
+    is_target = is_long[table.user] & ((period > 0) | (table.position >= min_earlier))
+    return _split("leave-one-out", dataset, table, period=period, is_target=is_target, is_long=is_long)
+
+
+def sample_targets(targets: Sequence[Target], limit: int | None, seed: int) -> list[Target]:
+    """At most `limit` of them, in their order; of one seed, a smaller sample is part of a larger one."""
+    if limit is None or limit >= len(targets):
+        return list(targets)
+    chosen = np.random.default_rng(seed).permutation(len(targets))[:limit]
+    return [targets[row] for row in np.sort(chosen)]
+
+
+def _table(dataset: Dataset, min_item_count: int) -> _Table:
+    counts = dataset.interactions.group_by("item_id").len().filter(pl.col("len") >= min_item_count)
+    items = dataset.items.join(counts.select("item_id"), on="item_id", how="semi").sort("item_id")
+    if items.is_empty():
+        raise DataError(f"{dataset.name}: no item has {min_item_count} interactions; more data is needed")
+    rows = items.select("item_id").with_row_index("row")
+    events = dataset.interactions.join(rows, on="item_id", how="inner", maintain_order="left")
+    user = events["user_id"].rle_id().to_numpy().astype(np.int64)
+    starts = np.flatnonzero(np.diff(user, prepend=-1, append=user[-1] + 1))
+    return _Table(
+        items=items,
+        user_ids=events["user_id"].gather(starts[:-1]).to_list(),
+        starts=starts,
+        user=user,
+        position=np.arange(len(user)) - starts[user],
+        item=events["row"].to_numpy().astype(np.int32),
+        timestamp=events["timestamp"].to_numpy().copy(),
+    )
+
+
+def _cut_times(timestamps: np.ndarray, shares: Sequence[float]) -> list[int]:
+    ordered = np.sort(timestamps)
+    return [int(ordered[min(int(share * len(ordered)), len(ordered) - 1)]) for share in shares]
+
+
+def _split(
+    name: str,
+    dataset: Dataset,
+    table: _Table,
+    *,
+    period: np.ndarray,
+    is_target: np.ndarray,
+    is_long: np.ndarray,
+) -> Split:
+    """`period` and `is_target` of each event, `is_long` of each user; period 0 is train, 1 valid, 2 test."""
+    train, valid, test = (_targets(table, is_target & (period == number)) for number in range(3))
+    for part, found in (("train", (period == 0).any()), ("valid", valid), ("test", test)):
+        if not found:
+            raise DataError(
+                f"{dataset.name}: the {name} split leaves nothing to {part}: {len(table.user_ids)} users, "
+                f"{is_long.sum()} of them long enough, {len(table.user)} interactions; more data is needed"
+            )
+    titles = table.items["title"].to_list()
+    return Split(
+        name=name,
+        item_ids=table.items["item_id"].to_list(),
+        titles=titles,
+        attributes=_attributes(table.items),
+        popularity=np.bincount(table.item[period == 0], minlength=table.items.height),
+        title_class=_title_classes(titles),
+        histories=_histories(table, period, is_long),
+        valid=valid,
+        test=test,
+        train=train,
+    )
+
+
+def _targets(table: _Table, chosen: np.ndarray) -> list[Target]:
+    pairs = zip(table.user[chosen].tolist(), table.position[chosen].tolist(), strict=True)
+    return [Target(user, position) for user, position in pairs]
+
+
+def _histories(table: _Table, period: np.ndarray, is_long: np.ndarray) -> list[History]:
+    train_ends = np.add.reduceat((period == 0).astype(np.int64), table.starts[:-1])
+    spans = [slice(begin, end) for begin, end in zip(table.starts[:-1], table.starts[1:], strict=True)]
+    users = zip(table.user_ids, spans, train_ends.tolist(), is_long.tolist(), strict=True)
+    return [
+        History(user_id, table.item[span], table.timestamp[span], train_end, is_long_user)
+        for user_id, span, train_end, is_long_user in users
+    ]
+
+
+def _title_classes(titles: Sequence[str]) -> np.ndarray:
+    classes: dict[str, int] = {}
+    return np.array([classes.setdefault(title, len(classes)) for title in titles], dtype=np.int32)
+
+
+def _attributes(items: pl.DataFrame) -> list[dict[str, Any]]:
+    rows = items.drop("item_id", "title").to_dicts() or [{} for _ in range(items.height)]
+    return [{key: value for key, value in row.items() if value is not None} for row in rows]

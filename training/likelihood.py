@@ -1,0 +1,107 @@
+"""How likely is the true title, given the prompt and some memories? The quantity behind labels and memory-aware tuning.
+
+In: a split model, prompts, answers, memories. Out: log-probabilities of whole answers. The bottom half reads prompt and
+answer once, since it never sees memory. Knows no data set and no loss.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from model_store.combine import Combined, combine, split_prompt
+from model_store.split_lm import SplitLM, pad_left
+
+
+class Read(NamedTuple):
+    """What the bottom half made of prompts and answers."""
+
+    states: Tensor  # (B, T, D) of the prompts, padded on the left
+    mask: Tensor  # (B, T)
+    answer_states: Tensor  # (B, Y, D), padded on the right
+    answers: Tensor  # (B, Y) int64
+    answer_mask: Tensor  # (B, Y)
+
+
+def read(lm: SplitLM, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> Read:
+    prompt = pad_left(prompts, lm.device)
+    width = max(map(len, answers))
+    tokens = torch.zeros(len(answers), width, dtype=torch.long)
+    mask = torch.zeros(len(answers), width, dtype=torch.long)
+    for row, answer in enumerate(answers):
+        tokens[row, : len(answer)] = torch.tensor(answer)
+        mask[row, : len(answer)] = 1
+    tokens, mask = tokens.to(lm.device), mask.to(lm.device)
+    states = lm.bottom(torch.cat([prompt.tokens, tokens], dim=1), torch.cat([prompt.mask, mask], dim=1))
+    width = prompt.tokens.shape[1]
+    return Read(states[:, :width], prompt.mask, states[:, width:], tokens, mask)
+
+
+def answer_log_probs(lm: SplitLM, batch: Read, memory: Tensor, memory_mask: Tensor, placement: str) -> Tensor:
+    """(B,) log-probability of each whole answer. `memory` (B, S, D), `memory_mask` (B, S)."""
+    combined = combine(batch.states, batch.mask, memory, memory_mask, placement)
+    return _score(lm, combined, batch, cache=None, cached_mask=None)
+
+
+@torch.inference_mode()
+def log_probs_by_element(
+    lm: SplitLM, batch: Read, memories: Sequence[Tensor], placement: str, *, max_rows: int = 512
+) -> list[Tensor]:
+    """For each row of the batch (1 + M,) log-probabilities: without memory, then with each single element of its own.
+
+    `memories` are (M, D) each. The part of the prompt before the memory is read once and its keys and values are shared;
+    what remains per element is the memory, the rest of the prompt and the answer.
+    """
+    before, after = split_prompt(batch.states, batch.mask, placement)
+    _, cache = lm.new_caches()
+    if before.states.shape[1]:
+        lm.top(before.states, before.mask, cache, num_logits=1)
+    pairs = [(row, element) for row, memory in enumerate(memories) for element in range(-1, len(memory))]
+    scores = [
+        _score_pairs(lm, batch, memories, pairs[start : start + max_rows], before, after, cache)
+        for start in range(0, len(pairs), max_rows)
+    ]
+    return list(torch.cat(scores).split([1 + len(memory) for memory in memories]))
+
+
+def _score_pairs(
+    lm: SplitLM,
+    batch: Read,
+    memories: Sequence[Tensor],
+    pairs: Sequence[tuple[int, int]],
+    before: Combined,
+    after: Combined,
+    cache: DynamicCache,
+) -> Tensor:
+    """(R,) for R pairs of (row, element); element -1 is no memory."""
+    rows = torch.tensor([row for row, _ in pairs], device=lm.device)
+    blank = batch.states.new_zeros(lm.hidden_size)
+    memory = torch.stack([memories[row][element] if element >= 0 else blank for row, element in pairs])[:, None]
+    memory_mask = torch.tensor([[int(element >= 0)] for _, element in pairs], device=lm.device)
+    combined = Combined(
+        torch.cat([memory.to(batch.states.dtype), after.states[rows]], dim=1), torch.cat([memory_mask, after.mask[rows]], dim=1)
+    )
+    part = Read(*(tensor[rows] for tensor in batch))
+    return _score(lm, combined, part, cache=_rows_of(cache, rows), cached_mask=before.mask[rows])
+
+
+def _score(lm: SplitLM, combined: Combined, batch: Read, cache: DynamicCache | None, cached_mask: Tensor | None) -> Tensor:
+    """The answer's log-probability when the top half reads `combined`, then the answer but its last token."""
+    num_tokens = batch.answers.shape[1]
+    states = torch.cat([combined.states, batch.answer_states[:, :-1]], dim=1)
+    masks = [combined.mask, batch.answer_mask[:, :-1]]
+    mask = torch.cat([cached_mask, *masks] if cached_mask is not None else masks, dim=1)
+    log_probs = lm.top(states, mask, cache, num_logits=num_tokens).float().log_softmax(dim=-1)
+    return (log_probs.gather(2, batch.answers[..., None])[..., 0] * batch.answer_mask).sum(dim=1)
+
+
+def _rows_of(cache: DynamicCache, rows: Tensor) -> DynamicCache:
+    """A copy with some rows, repeated or not; an empty cache stays empty."""
+    twin = copy.copy(cache)
+    twin.layers = [copy.copy(layer) for layer in cache.layers]
+    if cache.get_seq_length():
+        twin.batch_select_indices(rows)
+    return twin

@@ -1,0 +1,139 @@
+"""One training loop for all stages: AdamW, warm-up and cosine decay, validation, early stop, checkpoints, resume.
+
+In: parameters, a loss for each step, a validation loss. Out: the parameters with the best validation loss, in place.
+Batches are a function of the step, so a resumed run sees what an uninterrupted one would. Knows no models.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from training.stage import progress, write_json
+
+
+@dataclass(frozen=True)
+class Schedule:
+    max_steps: int
+    learning_rate: float
+    warmup_steps: int = 50
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    evaluate_every: int = 200
+    patience: int = 5  # evaluations without a better validation loss before stopping
+
+    def rate(self, step: int) -> float:
+        """Linear warm-up, then cosine to a tenth."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        share = (step - self.warmup_steps) / max(1, self.max_steps - self.warmup_steps)
+        return self.learning_rate * (0.55 + 0.45 * math.cos(math.pi * min(share, 1.0)))
+
+
+@dataclass
+class Progress:
+    step: int = 0
+    best_loss: float = math.inf
+    best_step: int = 0
+    num_bad: int = 0
+
+
+def fit(
+    parameters: dict[str, nn.Parameter],
+    loss_at: Callable[[int], Tensor],
+    validate: Callable[[], float],
+    schedule: Schedule,
+    *,
+    checkpoints: Path,
+    label: str,
+) -> Progress:
+    """Minimises `loss_at(step)`; leaves the best parameters in place; the caller deletes `checkpoints` once it has saved them."""
+    trainer = _Trainer(parameters, schedule, checkpoints)
+    state = trainer.resume()
+    bar = progress(total=schedule.max_steps, initial=state.step, desc=label, unit="step")
+    while state.step < schedule.max_steps and state.num_bad < schedule.patience:
+        loss = trainer.update(loss_at(state.step), state.step)
+        state.step += 1
+        bar.update()
+        if state.step % schedule.evaluate_every == 0 or state.step == schedule.max_steps:
+            trainer.judge(state, validate())
+            bar.set_postfix(loss=f"{loss:.3f}", valid=f"{state.best_loss:.4f}@{state.best_step}")
+    bar.close()
+    trainer.restore_best()
+    return state
+
+
+class _Trainer:
+    """Parameters, optimizer and their files: `last.safetensors`, `best.safetensors`, `progress.json` (written last)."""
+
+    def __init__(self, parameters: dict[str, nn.Parameter], schedule: Schedule, directory: Path) -> None:
+        self.parameters, self.schedule, self.directory = parameters, schedule, directory
+        self.optimizer = torch.optim.AdamW(
+            list(parameters.values()), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
+        )
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def update(self, loss: Tensor, step: int) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.rate(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters.values(), self.schedule.max_grad_norm)
+        self.optimizer.step()
+        return float(loss.detach())
+
+    def judge(self, state: Progress, valid_loss: float) -> None:
+        if valid_loss < state.best_loss:
+            state.best_loss, state.best_step, state.num_bad = valid_loss, state.step, 0
+            self._save("best", self._weights())
+        else:
+            state.num_bad += 1
+        self._save(f"last-{state.step}", {**self._weights(), **self._moments()})
+        write_json(self.directory / "progress.json", asdict(state))
+        for stale in self.directory.glob("last-*.safetensors"):
+            if stale.stem != f"last-{state.step}":
+                stale.unlink()
+
+    def resume(self) -> Progress:
+        """From the newest finished checkpoint, or from the start."""
+        file = self.directory / "progress.json"
+        if not file.is_file():
+            return Progress()
+        state = Progress(**json.loads(file.read_text()))
+        tensors = load_file(self.directory / f"last-{state.step}.safetensors")
+        self._load_weights(tensors)
+        for name, parameter in self.parameters.items():
+            self.optimizer.state[parameter] = {
+                key: tensors[f"moments/{name}/{key}"].to(parameter.device if key != "step" else "cpu")
+                for key in ("step", "exp_avg", "exp_avg_sq")
+            }
+        return state
+
+    def restore_best(self) -> None:
+        if (self.directory / "best.safetensors").is_file():
+            self._load_weights(load_file(self.directory / "best.safetensors"))
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: parameter.detach() for name, parameter in self.parameters.items()}
+
+    def _moments(self) -> dict[str, Tensor]:
+        return {
+            f"moments/{name}/{key}": value
+            for name, parameter in self.parameters.items()
+            for key, value in self.optimizer.state[parameter].items()
+        }
+
+    def _load_weights(self, tensors: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(tensors[name])
+
+    def _save(self, name: str, tensors: dict[str, Tensor]) -> None:
+        draft = self.directory / f".{name}.draft"
+        save_file({key: tensor.contiguous().cpu().clone() for key, tensor in tensors.items()}, draft)
+        draft.replace(self.directory / f"{name}.safetensors")

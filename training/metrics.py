@@ -1,0 +1,170 @@
+"""Ranks to numbers: recall, NDCG, and what a difference between two rows is worth.
+
+In: the rank of the true item for every target, 0 for the first place. Out: a value of every metric for every
+target, and means with 95 % intervals. One true item per target, so NDCG is 1 / log2(rank + 2) within the cut.
+Pure numpy; knows neither models nor files.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+RECALL_CUTS, NDCG_CUTS = (1, 5, 10), (5, 10)
+TITLE_SUFFIX = "/title"
+MISSED = np.iinfo(np.int64).max  # the rank of a truth that was not ranked at all
+CHUNK_BYTES = 64 * 1024 * 1024
+
+Id = TypeVar("Id", str, int)
+Interval = tuple[float, float, float]  # mean, low, high
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    rows: dict[str, Interval]
+    minus_baseline: dict[str, Interval]  # every row but the baseline; {} without one
+
+
+def metric_names() -> list[str]:
+    plain = [f"recall@{k}" for k in RECALL_CUTS] + [f"ndcg@{k}" for k in NDCG_CUTS]
+    return plain + [name + TITLE_SUFFIX for name in plain]
+
+
+def ranks_to_metrics(ranks: np.ndarray, title_ranks: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """One value per target under each name of `metrics.json`; the title names only with `title_ranks`.
+
+    `ranks` (targets,) int64, 0 is best, `MISSED` is never found. Means over targets are the usual metrics.
+    """
+    metrics = dict(_metrics(np.asarray(ranks, dtype=np.int64)))
+    if title_ranks is not None:
+        titles = _metrics(np.asarray(title_ranks, dtype=np.int64))
+        metrics |= {name + TITLE_SUFFIX: values for name, values in titles}
+    return metrics
+
+
+def rank_in_list(ranked: Sequence[Id], truth: Id) -> int:
+    """Place of the truth in a list, best first; `MISSED` if not there. The list's own order breaks ties."""
+    return next((place for place, item in enumerate(ranked) if item == truth), MISSED)
+
+
+def title_rank_in_list(ranked: Sequence[int], truth: int, title_class: np.ndarray) -> int:
+    """Place of the first item whose title is the truth's, counting each title once. Items are rows."""
+    classes = dict.fromkeys(title_class[np.asarray(ranked, dtype=np.int64)].tolist())
+    return rank_in_list(list(classes), int(title_class[truth]))
+
+
+def ranks_from_scores(scores: np.ndarray, truths: np.ndarray, tie_order: np.ndarray) -> np.ndarray:
+    """Place of each truth when a row's items are sorted by falling score, then by rising `tie_order`.
+
+    `scores` (targets, N), `truths` (targets,) item rows, `tie_order` (N,) all different and the same for
+    every model, so that none gains from how it breaks ties. A score that is not a number ranks last.
+    """
+    scores = np.where(np.isnan(scores), -np.inf, scores)
+    own = np.take_along_axis(scores, truths[:, None], axis=1)[:, 0]
+    return _before(scores, own, tie_order, tie_order[truths]).sum(axis=1)
+
+
+def title_ranks_from_scores(
+    scores: np.ndarray, truths: np.ndarray, tie_order: np.ndarray, title_class: np.ndarray
+) -> np.ndarray:
+    """The same by titles: a title stands where its best item stands, and counts once."""
+    scores = np.where(np.isnan(scores), -np.inf, scores)
+    same_title = title_class[None, :] == title_class[truths][:, None]  # (targets, N)
+    own = np.where(same_title, scores, -np.inf).max(axis=1)
+    is_best = same_title & (scores == own[:, None])
+    own_tie = np.where(is_best, tie_order, MISSED).min(axis=1)
+    by_class = np.argsort(title_class, kind="stable")
+    starts = np.flatnonzero(np.diff(title_class[by_class], prepend=-1))
+    before = _before(scores, own, tie_order, own_tie)[:, by_class]
+    return np.logical_or.reduceat(before, starts, axis=1).sum(axis=1)
+
+
+def popularity_tie_order(popularity: np.ndarray, item_ids: Sequence[str]) -> np.ndarray:
+    """(N,) places: the more popular first, then by item id. The documented rule for equal scores."""
+    by_id = np.argsort(np.array(item_ids, dtype=np.str_), kind="stable")
+    order = by_id[np.argsort(-popularity[by_id], kind="stable")]
+    places = np.empty(len(order), dtype=np.int64)
+    places[order] = np.arange(len(order))
+    return places
+
+
+def paired_bootstrap(
+    values_by_row: Mapping[str, np.ndarray],
+    users: np.ndarray,
+    *,
+    baseline: str | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Bootstrap:
+    """Means over targets with percentile intervals; all rows see the same resamples of users.
+
+    `values_by_row` (targets,) each, or (seeds, targets), which is averaged over seeds first; `users`
+    (targets,) says whose each target is. Users are drawn whole: targets of one user are not
+    independent. Values that are not finite are a ValueError: leave a missing row out.
+    """
+    names = list(values_by_row)
+    table = _table(values_by_row, len(users))  # (rows, targets)
+    whose, num_targets = np.unique(users, return_inverse=True, return_counts=True)[1:]
+    sums = np.stack([np.bincount(whose, weights=row, minlength=len(num_targets)) for row in table])
+    means = sums.sum(axis=1) / len(users)
+    drawn = np.concatenate([_means(sums, num_targets, w) for w in _weights(len(num_targets), draws, seed)])
+    rows = {name: _interval(means[i], drawn[:, i], level) for i, name in enumerate(names)}
+    if baseline is None:
+        return Bootstrap(rows, {})
+    base = names.index(baseline)
+    minus = {
+        name: _interval(means[i] - means[base], drawn[:, i] - drawn[:, base], level)
+        for i, name in enumerate(names)
+        if i != base
+    }
+    return Bootstrap(rows, minus)
+
+
+def _metrics(ranks: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    if (ranks < 0).any():
+        raise ValueError("a rank is negative: ranks count from 0")
+    gains = 1 / np.log2(ranks.astype(np.float64) + 2)
+    yield from ((f"recall@{k}", (ranks < k).astype(np.float64)) for k in RECALL_CUTS)
+    yield from ((f"ndcg@{k}", np.where(ranks < k, gains, 0.0)) for k in NDCG_CUTS)
+
+
+def _before(scores: np.ndarray, own: np.ndarray, tie_order: np.ndarray, own_tie: np.ndarray) -> np.ndarray:
+    """(targets, N): which items stand before a truth with `own` score and `own_tie` place, (targets,)."""
+    ties = (scores == own[:, None]) & (tie_order[None, :] < own_tie[:, None])
+    return (scores > own[:, None]) | ties
+
+
+def _table(values_by_row: Mapping[str, np.ndarray], num_targets: int) -> np.ndarray:
+    if not values_by_row or not num_targets:
+        raise ValueError("a bootstrap needs at least one row and one target")
+    rows = [
+        np.atleast_2d(np.asarray(values, dtype=np.float64)).mean(axis=0) for values in values_by_row.values()
+    ]
+    for name, row in zip(values_by_row, rows, strict=True):
+        if row.shape != (num_targets,):
+            raise ValueError(f"{name}: {row.shape[-1]} values for {num_targets} targets")
+        if not np.isfinite(row).all():
+            raise ValueError(f"{name}: {int((~np.isfinite(row)).sum())} values are not finite")
+    return np.stack(rows)
+
+
+def _weights(num_users: int, draws: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each user was drawn, (some draws, users) at a time, so that memory stays bounded."""
+    rng = np.random.default_rng(seed)
+    chunk = max(1, CHUNK_BYTES // (8 * num_users))
+    for begin in range(0, draws, chunk):
+        chosen = rng.integers(num_users, size=(min(chunk, draws - begin), num_users))
+        chosen += np.arange(len(chosen))[:, None] * num_users
+        yield np.bincount(chosen.ravel(), minlength=chosen.size).reshape(chosen.shape).astype(np.float64)
+
+
+def _means(sums: np.ndarray, num_targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(draws, rows): mean over the targets of the users drawn."""
+    return (weights @ sums.T) / (weights @ num_targets.astype(np.float64))[:, None]
+
+
+def _interval(mean: float, drawn: np.ndarray, level: float) -> Interval:
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return float(mean), float(low), float(high)

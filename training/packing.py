@@ -1,0 +1,184 @@
+"""Packed training of the split model: every title of a window is a target, and older windows are its memory.
+
+A *block* is a window of K + 1 consecutive titles; the loss on all of them costs about a tenth of one prompt per target
+and trains the same distribution. A *chapter* is a run of consecutive blocks of one user. The bottom half reads each block
+alone, as it reads windows when serving; the layer-L states at the ends of earlier titles of the chapter are the memory.
+A random part of it, often none, stands in the block where `insert` puts it when serving: before the last token of a
+random title. So the generator learns to read memory while it learns to write, and the bottom half learns to leave in its
+states what is worth remembering. With `memory_share=0` this is plain BIGRec tuning, the paper's generator.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from model_store.split_lm import SplitLM
+from training.windows import Windows
+
+_IGNORED = -100
+_SUBSET_SIZES = (1, 4, 16, 10_000)  # how much of the memory is shown, where any is; 10,000 = all
+_CHAPTER_BLOCKS = 9
+
+
+class Block(NamedTuple):
+    """`ends[i]` is the index in `tokens` of the last token of title i."""
+
+    tokens: list[int]
+    ends: list[int]
+
+
+class Row(NamedTuple):
+    """A block as it is trained: with which memories, where they stand, and from which token on there is loss."""
+
+    block: Block
+    memory: list[tuple[int, int]]  # (row in the batch, title) whose states are seen, oldest first
+    boundary: int  # the title before whose last token the memory stands
+    loss_from: int
+
+
+def make_block(windows: Windows, user: int, start: int, stop: int) -> Block:
+    history = windows.split.histories[user]
+    tokens = list(windows.prompt.head)
+    ends = []
+    for title in windows.titles(history.items[max(start, 0) : stop]):
+        tokens += windows.prompt.title_tokens(title)
+        ends.append(len(tokens) - 1)
+    return Block(tokens, ends)
+
+
+def packed_loss(lm: SplitLM, rows: Sequence[Row], *, reduction: str = "mean") -> Tensor:
+    """Cross entropy of every title token from `loss_from` on, given the block before it and the memory."""
+    tokens, mask = _pad_right([row.block.tokens for row in rows], 0, lm.device)
+    states = lm.bottom(tokens, (mask >= 0).long())
+    memory = _gather_memory(states, rows)
+    source = torch.cat([states, memory], dim=1)
+    order = _orders(rows, tokens.shape[1], lm.device)
+    is_real = order >= 0
+    index = order.clamp(min=0)
+    logits = lm.top(source.gather(1, index[..., None].expand(-1, -1, source.shape[-1])), is_real.long())
+    labels = torch.cat([_next_tokens(rows, tokens), tokens.new_full((len(rows), memory.shape[1]), _IGNORED)], dim=1)
+    labels = labels.gather(1, index).masked_fill(~is_real, _IGNORED)
+    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction=reduction)
+
+
+def _gather_memory(states: Tensor, rows: Sequence[Row]) -> Tensor:
+    """(B, S, D): the states at the ends of the titles that each row remembers, padded on the right with anything."""
+    longest = max(len(row.memory) for row in rows)
+    places = np.zeros((len(rows), longest, 2), dtype=np.int64)
+    for number, row in enumerate(rows):
+        if row.memory:
+            places[number, : len(row.memory)] = [(other, rows[other].block.ends[title]) for other, title in row.memory]
+    at = torch.from_numpy(places).to(states.device)
+    return states[at[..., 0], at[..., 1]]
+
+
+def _orders(rows: Sequence[Row], width: int, device: torch.device) -> Tensor:
+    """(B, T + S) where each column of the top half's input comes from: token t is t, memory s is width + s, padding −1."""
+    orders = []
+    for row in rows:
+        cut = row.block.ends[row.boundary]
+        memory = range(width, width + len(row.memory))
+        orders.append([*range(cut), *memory, *range(cut, len(row.block.tokens))])
+    return _pad_right(orders, -1, device).tokens
+
+
+def _next_tokens(rows: Sequence[Row], tokens: Tensor) -> Tensor:
+    """(B, T) the label of each token: the one after it, where there is loss."""
+    labels = torch.full_like(tokens, _IGNORED)
+    labels[:, :-1] = tokens[:, 1:]
+    for number, row in enumerate(rows):
+        labels[number, : row.loss_from - 1] = _IGNORED
+        labels[number, len(row.block.tokens) - 1 :] = _IGNORED
+    return labels
+
+
+class _Padded(NamedTuple):
+    tokens: Tensor
+    mask: Tensor  # the tokens, or −1 where there is padding
+
+
+def _pad_right(rows: Sequence[Sequence[int]], value: int, device: torch.device) -> _Padded:
+    width = max(map(len, rows))
+    tokens = np.full((len(rows), width), value, dtype=np.int64)
+    mask = np.full((len(rows), width), -1, dtype=np.int64)
+    for number, row in enumerate(rows):
+        tokens[number, : len(row)] = row
+        mask[number, : len(row)] = 0
+    return _Padded(torch.from_numpy(tokens).to(device), torch.from_numpy(mask).to(device))
+
+
+class PackedBatches:
+    """The rows of any step, reproducibly: epochs are cut and shuffled by seed."""
+
+    def __init__(self, windows: Windows, *, num_blocks: int, memory_share: float, seed: int) -> None:
+        self.windows, self.num_blocks, self.memory_share, self.seed = windows, num_blocks, memory_share, seed
+        self._epoch, self._first_step = -1, 0
+        self._batches: list[list[list[tuple[int, int]]]] = []
+
+    def __call__(self, step: int) -> list[Row]:
+        while step >= self._first_step + len(self._batches):
+            self._first_step += len(self._batches)
+            self._epoch += 1
+            self._batches = self._cut(np.random.default_rng((self.seed, self._epoch)))
+        rng = np.random.default_rng((self.seed, step, 1))
+        rows: list[Row] = []
+        for chapter in self._batches[step - self._first_step]:
+            rows += self._rows(chapter, len(rows), rng)
+        return rows
+
+    def _cut(self, rng: np.random.Generator) -> list[list[list[tuple[int, int]]]]:
+        """One epoch: chapters of (user, start) in random order, batched to about `num_blocks` blocks."""
+        chapters = [
+            [(user, start) for start in starts[first : first + _CHAPTER_BLOCKS]]
+            for user, history in enumerate(self.windows.split.histories)
+            for starts in [self._starts(history.train_end, rng)]
+            for first in range(0, len(starts), _CHAPTER_BLOCKS)
+        ]
+        batches: list[list[list[tuple[int, int]]]] = [[]]
+        for index in rng.permutation(len(chapters)):
+            if sum(map(len, batches[-1])) >= self.num_blocks:
+                batches.append([])
+            batches[-1].append(chapters[index])
+        return batches
+
+    def _starts(self, train_end: int, rng: np.random.Generator) -> list[int]:
+        """Where blocks start: every K + 1 events from a random offset; the first may start before the first event."""
+        size = self.windows.recent_length + 1
+        return [] if train_end < 2 else list(range(-int(rng.integers(min(size, train_end - 1))), train_end - 1, size))
+
+    def _rows(self, chapter: Sequence[tuple[int, int]], first_row: int, rng: np.random.Generator) -> list[Row]:
+        rows: list[Row] = []
+        earlier: list[tuple[int, int]] = []
+        for number, (user, start) in enumerate(chapter):
+            stop = min(start + self.windows.recent_length + 1, self.windows.split.histories[user].train_end)
+            block = make_block(self.windows, user, start, stop)
+            memory = self._subset(earlier[-self.windows.max_memory :], rng)
+            boundary = int(rng.integers(max(1, len(block.ends) - 1)))
+            rows.append(Row(block, memory, boundary, loss_from=max(1, len(self.windows.prompt.head))))
+            earlier += [(first_row + number, title) for title in range(len(block.ends))]
+        return rows
+
+    def _subset(self, memory: list[tuple[int, int]], rng: np.random.Generator) -> list[tuple[int, int]]:
+        if not memory or rng.random() >= self.memory_share:
+            return []
+        chosen = np.sort(rng.permutation(len(memory))[: int(rng.choice(_SUBSET_SIZES))])
+        return [memory[index] for index in chosen]
+
+
+def target_rows(windows: Windows, user: int, position: int, first_row: int, *, with_memory: bool) -> list[Row]:
+    """Rows whose only loss is on one target: its window and itself last, and before it the blocks of its memory."""
+    head, size = max(1, len(windows.prompt.head)), windows.recent_length
+    start = max(0, position - size)
+    block = make_block(windows, user, start, position + 1)
+    if position == start:
+        return [Row(block, [], 0, head)]
+    loss_from = block.ends[-2] + 1
+    oldest = max(0, start - windows.max_memory)
+    starts = range(oldest, start, size) if with_memory else range(0)
+    rows = [Row(make_block(windows, user, at, min(at + size, start)), [], 0, 1 << 30) for at in starts]
+    memory = [(first_row + number, title) for number, row in enumerate(rows) for title in range(len(row.block.ends))]
+    return [*rows, Row(block, memory, len(block.ends) - 2, loss_from)]

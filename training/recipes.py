@@ -1,0 +1,82 @@
+"""Named settings. A recipe is data; stages read the fields they need.
+
+`demo`       the synthetic world on two cores in about two minutes
+`cpu-small`  real data on two cores, under an hour
+`lora`       a real checkpoint (`--model`), LoRA as in BIGRec; wants a GPU
+"""
+
+from dataclasses import dataclass, field
+
+from training.loop import Schedule
+from training.stage import StageError
+
+
+@dataclass(frozen=True)
+class BackboneShape:
+    """Of a model trained from scratch; ignored when `--model` names a checkpoint."""
+
+    hidden_size: int = 128
+    num_layers: int = 4
+    num_heads: int = 4
+    vocab_size: int = 2000
+
+
+@dataclass(frozen=True)
+class Recipe:
+    shape: BackboneShape = field(default_factory=BackboneShape)
+    split_layer: int | None = None  # L; None = half of the layers
+    recent_length: int = 10  # K
+    max_memory: int = 90  # M
+    max_title_tokens: int = 24
+    head: str | None = None  # None = the default text of PromptSpec; "" for models made here, which never learned English
+    num_beams: int = 20
+    top_k: int = 1
+    combine: str = "insert"
+
+    sft: Schedule = field(default_factory=lambda: Schedule(max_steps=3000, learning_rate=1e-3))
+    sft_batch_blocks: int = 64  # windows of K + 1 titles per step
+    sft_valid_targets: int = 200
+    memory_share: float = 0.7  # of training windows that see memory; 0 is the paper's generator, which never saw any
+
+    annotate_targets: int = 1500
+    valid_targets: int = 400
+    annotate_batch: int = 16
+
+    gain_form: str = "log_gain"  # or "probability", the paper's literal eq. 5
+    label_temperatures: tuple[float, ...] = (0.03, 0.1, 0.3)  # the best on the valid period is kept
+    retriever: Schedule = field(
+        default_factory=lambda: Schedule(max_steps=2000, learning_rate=1e-3, evaluate_every=100, patience=8)
+    )
+    retriever_batch: int = 64
+    retriever_width: int = 256
+
+    synthetic_users: int = 0  # demo only: the pipeline makes its own data
+    lora_rank: int = 8
+
+
+RECIPES: dict[str, Recipe] = {
+    "demo": Recipe(
+        head="",
+        shape=BackboneShape(hidden_size=96, num_layers=4, num_heads=4, vocab_size=1500),
+        sft=Schedule(max_steps=600, learning_rate=3e-3, evaluate_every=150),
+        annotate_targets=1000,
+        label_temperatures=(0.1,),
+        retriever=Schedule(max_steps=600, learning_rate=1e-3, evaluate_every=100),
+        synthetic_users=1500,
+    ),
+    "cpu-small": Recipe(
+        head="",
+        shape=BackboneShape(hidden_size=192, num_layers=6, num_heads=6, vocab_size=4000),
+        sft=Schedule(max_steps=4000, learning_rate=1.5e-3, evaluate_every=500, patience=3),
+    ),
+    "lora": Recipe(
+        sft=Schedule(max_steps=5000, learning_rate=1e-4, warmup_steps=20, evaluate_every=250, patience=5),
+        sft_batch_blocks=16,
+    ),
+}
+
+
+def get_recipe(name: str) -> Recipe:
+    if name not in RECIPES:
+        raise StageError(f"unknown recipe {name!r}: choose one of {', '.join(RECIPES)}")
+    return RECIPES[name]

@@ -1,0 +1,171 @@
+"""Stage 1: tune the language model to write the next title (BIGRec, arXiv 2308.08434, step 1), and to read memory.
+
+In: a data set. Out: a backbone directory. Without `--model` a small Llama and its tokenizer are made from the catalogue
+and trained whole; with it, the checkpoint gets LoRA adapters, merged at the end. How a batch is made: `packing.py`.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from model_store.prompt import Prompt
+from model_store.split_lm import SplitLM
+from training.backbone import new_model, new_tokenizer, pretrained, prompt_spec, save_backbone, split_layer
+from training.data.splits import Split, sample_targets
+from training.inputs import load_inputs
+from training.loop import fit
+from training.packing import PackedBatches, packed_loss, target_rows
+from training.recipes import Recipe, get_recipe
+from training.stage import (
+    autocast,
+    digest,
+    finish,
+    is_done,
+    pick_device,
+    read_certificate,
+    run_stage,
+    seed_everything,
+    stage_parser,
+)
+from training.windows import Windows
+
+_VALID_BATCH = 16
+
+
+class Tuned(NamedTuple):
+    """A model in training. `adapted` carries the adapters of a checkpoint; it is None for a model trained whole."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    adapted: Any
+
+    def whole(self) -> PreTrainedModel:
+        """The plain model, adapters merged."""
+        merged: PreTrainedModel = self.model if self.adapted is None else self.adapted.merge_and_unload()
+        return merged
+
+
+def make_model(split: Split, recipe: Recipe, model_name: str | None) -> Tuned:
+    if model_name is None:
+        tokenizer = new_tokenizer(split.titles, recipe.shape.vocab_size)
+        return Tuned(new_model(recipe.shape, len(tokenizer)), tokenizer, None)
+    from peft import LoraConfig, get_peft_model  # two seconds of import, only paid here
+
+    model, tokenizer = pretrained(model_name)
+    config = LoraConfig(r=recipe.lora_rank, lora_alpha=2 * recipe.lora_rank, lora_dropout=0.05, task_type="CAUSAL_LM")
+    adapted = get_peft_model(model, config)  # target modules (q and v) come from peft's table of architectures
+    return Tuned(adapted.get_base_model(), tokenizer, adapted)
+
+
+def validation(lm: SplitLM, windows: Windows, recipe: Recipe, seed: int) -> Callable[[], float]:
+    """Mean negative log-probability, in nats, of a whole true title over sampled valid targets.
+
+    With a memory-aware recipe, the mean of the cases without memory and with all of it.
+    """
+    targets = sample_targets(windows.split.valid, recipe.sft_valid_targets, seed)
+    cases = (False, True) if recipe.memory_share else (False,)
+
+    @torch.inference_mode()
+    def validate() -> float:
+        lm.model.eval()
+        total = 0.0
+        for with_memory in cases:
+            for start in range(0, len(targets), _VALID_BATCH):
+                rows: list[Any] = []
+                for target in targets[start : start + _VALID_BATCH]:
+                    rows += target_rows(windows, target.user, target.position, len(rows), with_memory=with_memory)
+                with autocast(lm.device):
+                    total += float(packed_loss(lm, rows, reduction="sum"))
+        lm.model.train()
+        return total / len(targets) / len(cases)
+
+    return validate
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def run(
+    split: Split,
+    out: Path,
+    *,
+    recipe: Recipe,
+    inputs: str,
+    model_name: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Returns the certificate; does nothing when the stage is done already."""
+    if is_done(out, inputs):
+        return read_certificate(out)
+    seed_everything(seed)
+    tuned = make_model(split, recipe, model_name)
+    tuned.model.to(pick_device(device))
+    windows = Windows(split, Prompt(tuned.tokenizer, prompt_spec(recipe)), recipe.max_memory)
+    lm = SplitLM(tuned.model, split_layer(recipe, tuned.model))
+    tuned.model.train()
+    batches = PackedBatches(windows, num_blocks=recipe.sft_batch_blocks, memory_share=recipe.memory_share, seed=seed)
+
+    def loss_at(step: int) -> Tensor:
+        with autocast(lm.device):
+            return packed_loss(lm, batches(step))
+
+    validate = validation(lm, windows, recipe, seed)
+    checkpoints = out / f"checkpoints-{inputs}"
+    state = fit(trainable(tuned.model), loss_at, validate, recipe.sft, checkpoints=checkpoints, label="sft")
+    adapters = [f"lora-{recipe.lora_rank} merged"] if model_name else []
+    spec = save_backbone(
+        out,
+        tuned.whole(),
+        tuned.tokenizer,
+        base_model=model_name or f"llama-{recipe.shape.num_layers}x{recipe.shape.hidden_size} from scratch",
+        adapter=", ".join(adapters + (["memory-aware"] if recipe.memory_share else [])) or None,
+        split_layer=lm.split_layer,
+    )
+    return finish(
+        out,
+        inputs,
+        {
+            "backbone": spec.model_dump(),
+            "prompt": windows.prompt.spec.model_dump(),
+            "steps": state.step,
+            "best_step": state.best_step,
+            "valid_title_nats": round(state.best_loss, 4),
+        },
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = stage_parser(__doc__ or "")
+    parser.add_argument("--model", help="checkpoint folder or hub name; without it a small model is trained from scratch")
+
+    def stage(arguments: argparse.Namespace) -> dict[str, Any]:
+        _, split, fingerprint = load_inputs(arguments.data, arguments.split)
+        recipe = get_recipe(arguments.recipe)
+        return run(
+            split,
+            arguments.out,
+            recipe=recipe,
+            inputs=digest([fingerprint, *sft_facts(recipe), arguments.model, arguments.seed]),
+            model_name=arguments.model,
+            seed=arguments.seed,
+            device=arguments.device,
+        )
+
+    return run_stage(stage, parser.parse_args(argv))
+
+
+def sft_facts(recipe: Recipe) -> list[Any]:
+    """What of a recipe this stage depends on."""
+    return [recipe.shape, recipe.split_layer, recipe.sft, recipe.sft_batch_blocks, recipe.memory_share, prompt_spec(recipe)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,208 @@
+"""Stage 3: teach the retriever to find what the language model said would help (AutoMR, arXiv 2412.17593, eq. 6).
+
+In: annotations and the states of memories. Out: `retriever.safetensors`. The loss is KL(S′ ‖ S) with S′ the softmax of
+the gains over a temperature, the null slot at gain zero. The temperature is the one whose retriever gains most on the
+valid period, counted as the log-probability that the chosen memories add one by one.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from model_store.retriever import Retriever, choose
+from training.annotate import Annotation, read_shards
+from training.data.splits import Split
+from training.inputs import load_inputs
+from training.loop import fit
+from training.recipes import Recipe, get_recipe
+from training.stage import digest, finish, is_done, read_certificate, run_stage, seed_everything, stage_parser
+from training.states import States, load_states
+
+RETRIEVER_FILE = "retriever.safetensors"
+
+
+class Batch(NamedTuple):
+    """Padded on the right; slot 0 of the weights and gains is the null slot."""
+
+    query: Tensor  # (B, D)
+    memory: Tensor  # (B, M, D)
+    mask: Tensor  # (B, M)
+    target_weights: Tensor  # (B, 1 + M)
+    gains: Tensor  # (B, M) nats per title
+
+
+def target_weights(gains: np.ndarray, temperature: float) -> np.ndarray:
+    """S′ over (null, memory elements) from gains (M,): softmax(gain / temperature), the null slot at gain zero."""
+    logits = np.concatenate([[0.0], gains]) / temperature
+    weights = np.exp(logits - logits.max())
+    return np.asarray(weights / weights.sum(), dtype=np.float32)
+
+
+def collate(annotations: Sequence[Annotation], states: States, form: str, temperature: float) -> Batch:
+    longest = max(len(annotation.memory_positions) for annotation in annotations)
+    hidden_size = annotations[0].query_state.shape[0]
+    memory = np.zeros((len(annotations), longest, hidden_size), dtype=np.float32)
+    mask = np.zeros((len(annotations), longest), dtype=np.int64)
+    weights = np.zeros((len(annotations), 1 + longest), dtype=np.float32)
+    gains = np.zeros((len(annotations), longest), dtype=np.float32)
+    for row, annotation in enumerate(annotations):
+        count = len(annotation.memory_positions)
+        memory[row, :count] = annotation.memory(states)
+        mask[row, :count] = 1
+        weights[row, : 1 + count] = target_weights(annotation.gains(form), temperature)
+        gains[row, :count] = annotation.log_probs[1:] - annotation.log_probs[0]
+    query = np.stack([annotation.query_state for annotation in annotations]).astype(np.float32)
+    return Batch(*(torch.from_numpy(array) for array in (query, memory, mask, weights, gains)))
+
+
+def kl_divergence(log_scores: Tensor, target: Tensor) -> Tensor:
+    """KL(S′ ‖ S), mean over the batch. Both (B, 1 + M); slots without target weight count nothing."""
+    terms = torch.where(target > 0, target * (target.clamp(min=1e-30).log() - log_scores), 0.0)
+    return terms.sum(dim=1).mean()
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How well retrieval does on annotated targets with memory; gains in nats per title."""
+
+    gain: float
+    oracle_gain: float
+    precision_at_1: float
+    abstains: float
+
+    @property
+    def captured(self) -> float:
+        return self.gain / self.oracle_gain if self.oracle_gain > 0 else 0.0
+
+
+@torch.inference_mode()
+def judge(retriever: Retriever, batch: Batch, top_k: int = 1) -> Quality:
+    """`gain` adds up the single gains of the chosen; `oracle_gain` is that of the best element, or none."""
+    log_scores = retriever(batch.query, batch.memory, batch.mask)
+    choice = choose(log_scores, top_k)
+    chosen = (batch.gains.gather(1, choice.indices) * choice.mask).sum(dim=1)
+    possible = batch.gains.masked_fill(batch.mask == 0, -torch.inf)
+    best = possible.max(dim=1)
+    helped = best.values > 0
+    hit = ((choice.indices == best.indices[:, None]) & (choice.mask == 1)).any(dim=1)
+    return Quality(
+        gain=float(chosen.mean()),
+        oracle_gain=float(best.values.clamp(min=0).mean()),
+        precision_at_1=float(hit[helped].float().mean()) if helped.any() else 0.0,
+        abstains=float((choice.mask.sum(dim=1) == 0).float().mean()),
+    )
+
+
+class Training(NamedTuple):
+    retriever: Retriever
+    quality: Quality
+    facts: dict[str, float]
+
+
+def train(
+    annotations: dict[str, list[Annotation]], states: States, recipe: Recipe, *, temperature: float, seed: int, checkpoints: Path
+) -> Training:
+    """One retriever at one temperature."""
+    seed_everything(seed)
+    hidden_size = annotations["train"][0].query_state.shape[0]
+    retriever = Retriever(hidden_size, width=recipe.retriever_width, has_null=True)
+    valid = collate(annotations["valid"], states, recipe.gain_form, temperature)
+
+    def loss_at(step: int) -> Tensor:
+        rng = np.random.default_rng((seed, step))
+        rows = rng.integers(len(annotations["train"]), size=recipe.retriever_batch)
+        batch = collate([annotations["train"][row] for row in rows], states, recipe.gain_form, temperature)
+        return kl_divergence(retriever(batch.query, batch.memory, batch.mask), batch.target_weights)
+
+    @torch.inference_mode()
+    def validate() -> float:
+        return float(kl_divergence(retriever(valid.query, valid.memory, valid.mask), valid.target_weights))
+
+    state = fit(
+        dict(retriever.named_parameters()), loss_at, validate, recipe.retriever, checkpoints=checkpoints, label=f"retriever τ={temperature}"
+    )
+    retriever.eval()
+    facts = {"valid_kl": state.best_loss, "uniform_kl": float(_uniform_kl(valid)), "label_entropy": float(_entropy(valid))}
+    return Training(retriever, judge(retriever, valid, recipe.top_k), facts)
+
+
+def _uniform_kl(batch: Batch) -> Tensor:
+    """The loss of a retriever that knows nothing: without it beside, a loss says little."""
+    present = torch.cat([torch.ones_like(batch.mask[:, :1]), batch.mask], dim=1)
+    uniform = (present / present.sum(dim=1, keepdim=True)).log()
+    return kl_divergence(uniform, batch.target_weights)
+
+
+def _entropy(batch: Batch) -> Tensor:
+    weights = batch.target_weights
+    return -torch.where(weights > 0, weights * weights.clamp(min=1e-30).log(), 0.0).sum(dim=1).mean()
+
+
+def run(
+    split: Split, out: Path, *, annotations_dir: Path, recipe: Recipe, inputs: str, seed: int = 0
+) -> dict[str, Any]:
+    if is_done(out, inputs):
+        return read_certificate(out)
+    upstream = read_certificate(annotations_dir)
+    annotations = {
+        period: [found for found in read_shards(annotations_dir / f"{upstream['inputs']}-{period}") if len(found.memory_positions)]
+        for period in ("train", "valid")
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    if not annotations["train"] or not annotations["valid"]:
+        return _untrained(out, inputs, upstream, recipe)
+    states = load_states(Path(upstream["states"]))
+    trained = {
+        temperature: train(
+            annotations, states, recipe, temperature=temperature, seed=seed, checkpoints=out / f"checkpoints-{inputs}-{temperature}"
+        )
+        for temperature in recipe.label_temperatures
+    }
+    temperature, best = max(trained.items(), key=lambda pair: pair[1].quality.gain)
+    save_file(best.retriever.state_dict(), out / RETRIEVER_FILE)
+    facts = {
+        "width": recipe.retriever_width,
+        "temperature": temperature,
+        "train_targets": len(annotations["train"]),
+        "valid_gain_nats": round(best.quality.gain, 4),
+        "oracle_gain_nats": round(best.quality.oracle_gain, 4),
+        "captured": round(best.quality.captured, 4),
+        "precision@1": round(best.quality.precision_at_1, 4),
+        "abstains": round(best.quality.abstains, 4),
+        **{name: round(value, 4) for name, value in best.facts.items()},
+    }
+    return finish(out, inputs, facts)
+
+
+def _untrained(out: Path, inputs: str, upstream: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """No history is longer than the prompt: the retriever always abstains, which is right."""
+    retriever = Retriever(upstream["hidden_size"], width=recipe.retriever_width, has_null=True)
+    with torch.no_grad():
+        retriever.null.bias.fill_(1e4)
+    save_file(retriever.state_dict(), out / RETRIEVER_FILE)
+    return finish(out, inputs, {"width": recipe.retriever_width, "train_targets": 0, "abstains": 1.0})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = stage_parser(__doc__ or "", needs=["annotations"])
+
+    def stage(arguments: argparse.Namespace) -> dict[str, Any]:
+        _, split, fingerprint = load_inputs(arguments.data, arguments.split)
+        recipe = get_recipe(arguments.recipe)
+        upstream = read_certificate(arguments.annotations)["inputs"]
+        inputs = digest([fingerprint, upstream, recipe.retriever, recipe.gain_form, recipe.label_temperatures, arguments.seed])
+        return run(split, arguments.out, annotations_dir=arguments.annotations, recipe=recipe, inputs=inputs, seed=arguments.seed)
+
+    return run_stage(stage, parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""Histories as prompts: the window before a target, the windows that make its memory.
+
+Rows of items become titles here and nowhere else in training, so that all stages show the model the same text.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from model_store.history import window_ending_at
+from model_store.prompt import Prompt
+from training.data.splits import Split, Target
+
+
+@dataclass(frozen=True)
+class Example:
+    """A target with what may be known before it; `memory_positions` are of the user's history, oldest first."""
+
+    user: int
+    position: int
+    prompt: list[int]
+    answer: tuple[int, ...]
+    memory_positions: np.ndarray
+
+
+class Windows:
+    """Prompts over one split. `max_memory` is M."""
+
+    def __init__(self, split: Split, prompt: Prompt, max_memory: int) -> None:
+        self.split, self.prompt, self.max_memory = split, prompt, max_memory
+
+    @property
+    def recent_length(self) -> int:
+        return self.prompt.spec.recent_length
+
+    def titles(self, items: Sequence[int] | np.ndarray) -> list[str]:
+        return [self.split.titles[item] for item in items]
+
+    def prompt_ending_at(self, user: int, position: int) -> list[int]:
+        """x_{u,h_m}: the prompt of the window that ends with the event at `position`."""
+        items = self.split.histories[user].items
+        return self.prompt.tokens(self.titles(window_ending_at(items, position, self.recent_length)))
+
+    def example(self, target: Target) -> Example:
+        """Memory is everything older than the K recent events, the newest M of it."""
+        end = max(0, target.position - self.recent_length)
+        return Example(
+            user=target.user,
+            position=target.position,
+            prompt=self.prompt_ending_at(target.user, target.position - 1),
+            answer=self.prompt.title_tokens(self.split.titles[self.split.histories[target.user].items[target.position]]),
+            memory_positions=np.arange(max(0, end - self.max_memory), end),
+        )
+
+
+def token_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[np.ndarray]:
+    """Indices of rows of like length, each batch at most `max_tokens` padded tokens (or one row)."""
+    order = np.argsort(lengths, kind="stable")
+    start = 0
+    for stop in range(1, len(order) + 1):
+        longest_next = lengths[order[stop]] if stop < len(order) else 0
+        if stop == len(order) or longest_next * (stop + 1 - start) > max_tokens:
+            yield order[start:stop]
+            start = stop
