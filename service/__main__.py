@@ -5,6 +5,7 @@ Flags win over AUTOMR_* variables. A mistake of the operator ends with one line 
 
 import argparse
 import asyncio
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -54,16 +55,16 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _worker(args: argparse.Namespace) -> int:
-    from service.ingest import run_worker
+    from service.offline import run_worker
 
     asyncio.run(run_worker(_settings(args)))
     return 0
 
 
 def _backfill(args: argparse.Namespace) -> int:
-    from service.ingest import run_backfill
+    from service.offline import run_backfill
 
-    asyncio.run(run_backfill(_settings(args)))
+    print(json.dumps(asyncio.run(run_backfill(_settings(args)))))
     return 0
 
 
@@ -98,9 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--allow-anonymous", action="store_true", default=None, help=_help("allow_anonymous"))
     import_help = "send these interactions first; doing so again changes nothing"
     serve.add_argument("--import", dest="import_path", type=Path, metavar="FILE.jsonl", help=import_help)
-    serve.add_argument(
-        "--banner", action="store_true", help="say what to try next even if stdout is no terminal"
-    )
+    serve.add_argument("--banner", action="store_true", help="say what to try next even if stdout is no terminal")
     worker = _command(commands, "worker", _worker, "encode memory for servers")
     backfill = _command(commands, "backfill", _backfill, "encode the memory of every user for this bundle")
     import_ = _command(commands, "import", _import, "send a file of interactions to the store")
@@ -110,9 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "keys", _keys, "make an API key")
     doctor_ = _command(commands, "doctor", _doctor, "check a set-up")
     _add_flags(doctor_, "bundle", "store", "host", "port", "device")
-    doctor_.add_argument(
-        "--allow-anonymous", action="store_true", default=None, help=_help("allow_anonymous")
-    )
+    doctor_.add_argument("--allow-anonymous", action="store_true", default=None, help=_help("allow_anonymous"))
     return parser
 
 

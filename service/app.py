@@ -6,8 +6,7 @@ half way closes what was open.
 
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from datetime import UTC, datetime
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import structlog
 from fastapi import FastAPI, Request, Response
@@ -19,12 +18,13 @@ from starlette.middleware import Middleware
 from service import problems
 from service.auth import Keys, refuse_insecure_bind
 from service.deps import Resources
-from service.errors import BadRequest, ServiceError, SettingsError, status_of
+from service.errors import BadRequest, ServiceError, status_of
 from service.fields import FieldError, field_errors
 from service.metrics import Metrics
 from service.middleware import BodyCap, Edge, Guard, count_rejection
+from service.resources import open_resources
 from service.routes import interactions, items, model, ops, recommend, users
-from service.schemas import ModelInfo, Problem
+from service.schemas import Problem
 from service.settings import Settings
 
 log = structlog.get_logger("service.app")
@@ -37,57 +37,6 @@ _ERRORS = {
     "4XX": "400 unreadable, 401 no key, 404 unknown, 413 too large, 422 a field is wrong, 429 full: retry",
     "5XX": "500 our mistake, 503 not ready or store away: retry, 504 the deadline passed",
 }
-
-
-@asynccontextmanager
-async def open_resources(settings: Settings, metrics: Metrics) -> AsyncIterator[Resources]:
-    """Bundle, store, engine, then what works with them; yields only when warm."""
-    from model_store.bundle import Bundle
-    from service.embedded import EmbeddedServer
-    from service.engine import Engine
-    from service.ingest import Ingest
-    from service.items import Items
-    from service.memory import MemoryStore
-    from service.recommender import Recommender
-    from service.users import Users
-
-    async with AsyncExitStack() as stack:
-        bundle = Bundle.open(settings.bundle, device=_device(settings.device))
-        url = settings.store_url
-        if settings.embedded_directory is not None:
-            url = stack.enter_context(EmbeddedServer(settings.embedded_directory, fsync=settings.fsync)).url
-        store = await MemoryStore.connect(url, timeout_s=settings.store_timeout_s)
-        stack.push_async_callback(store.close)
-        engine = Engine(bundle, settings, metrics)
-        stack.push_async_callback(engine.stop, settings.drain_s)
-        await engine.start()
-        ingest = Ingest(bundle, engine, store, metrics)
-        if settings.encode_in_process:
-            stack.push_async_callback(ingest.stop)
-            await ingest.start()
-        loaded_at = datetime.now(UTC).isoformat(timespec="seconds")
-        manifest = bundle.manifest
-        metrics.bundle_info.labels(manifest.name, manifest.space).set(1)
-        yield Resources(
-            settings=settings,
-            metrics=metrics,
-            recommender=Recommender(bundle, engine, store, metrics),
-            ingest=ingest,
-            items=Items(bundle, engine, store),
-            users=Users(bundle, store),
-            engine=engine,
-            store=store,
-            describe=lambda: ModelInfo(
-                bundle=manifest.name,
-                space=manifest.space,
-                format=manifest.format_version,
-                split_layer=manifest.backbone.split_layer,
-                recent_length=manifest.prompt.recent_length,
-                max_memory=manifest.memory.max_elements,
-                num_items=len(bundle.catalogue),
-                loaded_at=loaded_at,
-            ),
-        )
 
 
 def create_app(settings: Settings, resources_factory: ResourcesFactory = open_resources) -> FastAPI:
@@ -124,14 +73,6 @@ def begin_drain(app: FastAPI) -> None:
     """From now on /readyz says no; what is under way goes on."""
     app.state.is_draining = True
     app.state.metrics.ready.set(0)
-
-
-def _device(asked: str) -> str:
-    import torch
-
-    if asked == "cuda" and not torch.cuda.is_available():
-        raise SettingsError(["AUTOMR_DEVICE: cuda was asked for, but torch finds no such device"])
-    return asked if asked != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _lifespan(

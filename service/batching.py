@@ -15,7 +15,7 @@ from typing import Any
 
 from service.errors import DeadlineExceeded, Draining, Overloaded, ServiceError
 
-INTERACTIVE_KINDS = frozenset({"recommend", "encode_query", "embed"})
+INTERACTIVE_KINDS = frozenset({"recommend", "call"})
 BACKGROUND_KINDS = frozenset({"encode"})
 BACKGROUND_SHARE = 8  # under load at least one batch in this many is a background one
 

@@ -75,7 +75,5 @@ async def _keys(settings: Settings) -> str:
     refuse_insecure_bind(settings.host, has_keys=bool(keys), allow_anonymous=settings.allow_anonymous)
     short = [key for key in keys if not key.startswith(HASH_PREFIX) and len(key) < 16]
     if short:
-        raise StartupError(
-            f"{len(short)} of {len(keys)} keys are short; `python -m service keys` makes good ones"
-        )
+        raise StartupError(f"{len(short)} of {len(keys)} keys are short; `python -m service keys` makes good ones")
     return f"{len(keys)} keys" if keys else "none: everyone who reaches the address may call"

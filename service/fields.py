@@ -26,9 +26,7 @@ def _visible(text: str) -> str:
 
 def _plausible_time(timestamp: int) -> int:
     if timestamp > time.time() + MAX_FUTURE_S:
-        hint = (
-            ": seconds are expected, this looks like milliseconds" if timestamp >= _MILLISECONDS_FROM else ""
-        )
+        hint = ": seconds are expected, this looks like milliseconds" if timestamp >= _MILLISECONDS_FROM else ""
         raise ValueError(f"lies more than {MAX_FUTURE_S} s in the future{hint}")
     return timestamp
 
@@ -67,15 +65,11 @@ EventType = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_v
 Title = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_clean_title)]
 Timestamp = Annotated[int, Field(ge=0, description="Unix time, seconds"), AfterValidator(_plausible_time)]
 Name = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_visible)]
-Values = Annotated[
-    Scalar | list[Scalar], PlainValidator(_scalar_or_list, json_schema_input_type=Scalar | list[Scalar])
-]
+Values = Annotated[Scalar | list[Scalar], PlainValidator(_scalar_or_list, json_schema_input_type=Scalar | list[Scalar])]
 
 
 class Schema(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, hide_input_in_errors=True
-    )
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
 
 
 class FieldError(Schema):

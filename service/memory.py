@@ -129,9 +129,7 @@ class MemoryStore:
             by_user.setdefault(event.user_id, []).append(position)
         appends = [_append_command([events[i] for i in positions]) for positions in by_user.values()]
         requests = _encode_commands(by_user)
-        if isinstance(
-            self._client, RedisCluster
-        ):  # or another node hands a request out before its event is in
+        if isinstance(self._client, RedisCluster):  # or another node hands a request out before its event is in
             answers = await self._run(appends)
             await self._run(requests)
         else:
@@ -152,9 +150,7 @@ class MemoryStore:
         pairs = zip(events, records, strict=True)
         return [Remembered(event, record) for event, record in pairs if event is not None][::-1]
 
-    async def events(
-        self, user_id: str, *, before: str | None = None, limit: int
-    ) -> tuple[list[Event], str | None]:
+    async def events(self, user_id: str, *, before: str | None = None, limit: int) -> tuple[list[Event], str | None]:
         """A page, newest first, and the cursor of the next. What comes or goes meanwhile disturbs nothing."""
         if limit <= 0:
             raise BadRequest("limit must be positive")

@@ -28,31 +28,23 @@ class Metrics:
         self._memory()
 
     def _requests(self) -> None:
-        self.http_requests_total = self._counter(
-            "http_requests_total", "Answers sent", "route", "method", "status"
-        )
+        self.http_requests_total = self._counter("http_requests_total", "Answers sent", "route", "method", "status")
         self.http_request_seconds = self._histogram(
             "http_request_seconds", "Time to answer", SECONDS, "route", "method"
         )
         self.rejected_total = self._counter("rejected_total", "Requests turned away", "reason")
         self.ready = self._gauge("ready", "1 when requests are welcome")
         self.warmup_seconds = self._gauge("warmup_seconds", "Time from start to ready")
-        self.bundle_info = self._gauge(
-            "bundle_info", "The bundle that is served; always 1", "bundle", "space"
-        )
+        self.bundle_info = self._gauge("bundle_info", "The bundle that is served; always 1", "bundle", "space")
 
     def _recommendations(self) -> None:
-        self.stage_seconds = self._histogram(
-            "stage_seconds", "Time of one stage of a recommendation", SECONDS, "stage"
-        )
+        self.stage_seconds = self._histogram("stage_seconds", "Time of one stage of a recommendation", SECONDS, "stage")
         self.batch_size = self._histogram("batch_size", "Jobs in one model call", COUNTS)
         self.queue_depth = self._gauge("queue_depth", "Jobs waiting for the model")
         self.fallback_total = self._counter("fallback_total", "Answers that were a fallback", "reason")
         self.source_total = self._counter("source_total", "Recommended items by origin", "source")
         self.memory_elements = self._histogram("memory_elements", "Memory elements behind an answer", COUNTS)
-        self.grounding_distance = self._histogram(
-            "grounding_distance", "Generated title to its item", DISTANCES
-        )
+        self.grounding_distance = self._histogram("grounding_distance", "Generated title to its item", DISTANCES)
 
     def _memory(self) -> None:
         self.interactions_total = self._counter("interactions_total", "Interactions received", "status")
@@ -60,9 +52,7 @@ class Metrics:
             "ingest_visible_lag_seconds", "From acknowledged to encoded in memory", LAG_SECONDS
         )
         self.encode_backlog = self._gauge("encode_backlog", "Users waiting to be encoded")
-        self.stale_states_total = self._counter(
-            "stale_states_total", "Stored states that had to be encoded again"
-        )
+        self.stale_states_total = self._counter("stale_states_total", "Stored states that had to be encoded again")
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

@@ -27,18 +27,14 @@ class RecentItem(Schema):
 
 
 class RecommendRequest(Schema):
-    user_id: UserId | None = Field(
-        default=None, description="null for an anonymous session, described by `recent`"
-    )
+    user_id: UserId | None = Field(default=None, description="null for an anonymous session, described by `recent`")
     k: int = Field(default=10, ge=1, le=100)
     exclude_seen: bool = True
     explain: bool = Field(default=True, description="also say which memories were used")
     recent: list[RecentItem] = Field(
         default=[], max_length=100, description="oldest first, on top of what the store knows"
     )
-    candidates: list[ItemId] | None = Field(
-        default=None, min_length=1, max_length=1000, description="rank only these"
-    )
+    candidates: list[ItemId] | None = Field(default=None, min_length=1, max_length=1000, description="rank only these")
     filter: dict[Name, Values] | None = Field(
         default=None, max_length=20, description="attribute -> value, or allowed values"
     )
@@ -49,9 +45,9 @@ class RecommendedItem(Schema):
     rank: int
     item_id: str
     title: str
-    score: float
+    score: float | None = Field(description="log-probability of the title; null when it was not generated")
     source: Literal["generated", "grounded", "popular"]
-    distance: float | None = None
+    distance: float | None = Field(default=None, description="L2 to the best generated title; null when popular")
 
 
 class MemoryElement(Schema):
@@ -78,9 +74,7 @@ class RecommendResponse(Schema):
 
 
 class Interaction(Schema):
-    event_id: EventId | None = Field(
-        default=None, description="derived from user, item, time and type when absent"
-    )
+    event_id: EventId | None = Field(default=None, description="derived from user, item, time and type when absent")
     user_id: UserId
     item_id: ItemId
     timestamp: Timestamp
@@ -171,9 +165,7 @@ class ItemPatch(Schema):
     def _changes_something(self) -> "ItemPatch":
         empty = [name for name in ("title", "attributes", "hidden") if name in self.model_fields_set]
         if not self.model_fields_set or any(getattr(self, name) is None for name in empty):
-            raise ValueError(
-                "must change a field; only available_from and available_until may be set to null"
-            )
+            raise ValueError("must change a field; only available_from and available_until may be set to null")
         return self
 
 

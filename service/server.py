@@ -18,10 +18,11 @@ from typing import Any
 import structlog
 import uvicorn
 
-from service.app import ResourcesFactory, begin_drain, create_app, open_resources
+from service.app import ResourcesFactory, begin_drain, create_app
 from service.deps import Resources
 from service.errors import ServiceError, SettingsError, StartupError
 from service.metrics import Metrics
+from service.resources import open_resources
 from service.schemas import RecommendRequest
 from service.settings import Settings
 
@@ -169,7 +170,7 @@ def _importing(factory: ResourcesFactory, path: Path | None) -> ResourcesFactory
             if path is not None:
                 from service.ingest import import_file
 
-                await import_file(resources.ingest, path)
+                await import_file(resources.ingest.submit, path)
             yield resources
 
     return opened

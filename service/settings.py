@@ -36,9 +36,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False)
 
-    bundle: Path = Field(
-        default=Path("model_store/bundles/current"), description="directory of the bundle to serve"
-    )
+    bundle: Path = Field(default=Path("model_store/bundles/current"), description="directory of the bundle to serve")
     store: SecretStr = Field(
         default=SecretStr("embedded:var/store"),
         description="redis://, rediss://, redis+cluster:// or unix:// URL, or embedded:DIR: a private server",
@@ -48,9 +46,7 @@ class Settings(BaseModel):
     api_keys: Annotated[tuple[SecretStr, ...], BeforeValidator(_comma_list)] = Field(
         default=(), description="comma-separated API keys, plain or sha256:HEX"
     )
-    allow_anonymous: bool = Field(
-        default=False, description="listen beyond this machine even without API keys"
-    )
+    allow_anonymous: bool = Field(default=False, description="listen beyond this machine even without API keys")
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="where the model runs: auto, cpu or cuda"
     )
@@ -58,29 +54,19 @@ class Settings(BaseModel):
     max_queue: int = Field(default=256, ge=1, le=100_000, description="waiting requests before 429")
     max_batch: int = Field(default=16, ge=1, le=1024, description="requests in one model call")
     max_batch_tokens: int = Field(default=8192, ge=1, description="tokens in one model call")
-    batch_wait_ms: float = Field(
-        default=2.0, ge=0, le=1000, description="how long a request waits for company, in ms"
-    )
+    batch_wait_ms: float = Field(default=2.0, ge=0, le=1000, description="how long a request waits for company, in ms")
     deadline_ms: int = Field(
         default=2000, ge=1, le=60_000, description="time for a request that names no deadline, in ms"
     )
     max_body_bytes: int = Field(default=1 << 20, ge=1024, description="largest request body, in bytes")
-    store_timeout_s: float = Field(
-        default=1.0, gt=0, le=60, description="patience with the memory store, in seconds"
-    )
-    drain_s: int = Field(
-        default=20, ge=0, le=3600, description="time for requests in flight at shutdown, in seconds"
-    )
-    encode_in_process: bool = Field(
-        default=True, description="encode memory inside the server (false: run workers)"
-    )
+    store_timeout_s: float = Field(default=1.0, gt=0, le=60, description="patience with the memory store, in seconds")
+    drain_s: int = Field(default=20, ge=0, le=3600, description="time for requests in flight at shutdown, in seconds")
+    encode_in_process: bool = Field(default=True, description="encode memory inside the server (false: run workers)")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least severe log level"
     )
     log_format: Literal["json", "console"] = Field(default="json", description="log lines: json or console")
-    fsync: Literal["always", "everysec"] = Field(
-        default="always", description="when the embedded store syncs to disk"
-    )
+    fsync: Literal["always", "everysec"] = Field(default="always", description="when the embedded store syncs to disk")
 
     @field_validator("store")
     @classmethod
@@ -113,9 +99,7 @@ class Settings(BaseModel):
         try:
             settings = cls.model_validate(values)
         except ValidationError as error:
-            problems += [
-                _problem(details) for details in error.errors(include_url=False, include_input=False)
-            ]
+            problems += [_problem(details) for details in error.errors(include_url=False, include_input=False)]
             raise SettingsError(problems) from None
         if problems:
             raise SettingsError(problems)

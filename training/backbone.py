@@ -37,19 +37,23 @@ class Backbone(NamedTuple):
     prompt: Prompt
 
 
-def new_tokenizer(titles: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of the catalogue: any title can be written, also one that comes later."""
+def new_tokenizer(titles: Sequence[str], popularity: Sequence[int], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of the catalogue, titles weighted by how often they are read.
+
+    Merges may cross spaces, so the titles that matter most become one or two tokens and histories become short, while
+    any title can still be written, also one that comes later.
+    """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        min_frequency=2,
         special_tokens=[_BOS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(titles, trainer)
+    weighted = (title for title, count in zip(titles, popularity, strict=True) for _ in range(1 + count))
+    tokenizer.train_from_iterator(weighted, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=_BOS)
 
 

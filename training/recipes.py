@@ -57,7 +57,7 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "demo": Recipe(
         head="",
-        shape=BackboneShape(hidden_size=96, num_layers=4, num_heads=4, vocab_size=1500),
+        shape=BackboneShape(hidden_size=96, num_layers=4, num_heads=4, vocab_size=2000),
         sft=Schedule(max_steps=600, learning_rate=3e-3, evaluate_every=150),
         annotate_targets=1000,
         label_temperatures=(0.1,),

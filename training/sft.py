@@ -53,7 +53,7 @@ class Tuned(NamedTuple):
 
 def make_model(split: Split, recipe: Recipe, model_name: str | None) -> Tuned:
     if model_name is None:
-        tokenizer = new_tokenizer(split.titles, recipe.shape.vocab_size)
+        tokenizer = new_tokenizer(split.titles, split.popularity.tolist(), recipe.shape.vocab_size)
         return Tuned(new_model(recipe.shape, len(tokenizer)), tokenizer, None)
     from peft import LoraConfig, get_peft_model  # two seconds of import, only paid here
 

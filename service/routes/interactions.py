@@ -10,9 +10,7 @@ router = APIRouter(tags=["interactions"])
 
 
 @router.post("/interactions", status_code=202, responses={200: {"model": InteractionsResponse}})
-async def add_interactions(
-    body: InteractionsRequest, response: Response, ingest: IngestDep
-) -> InteractionsResponse:
+async def add_interactions(body: InteractionsRequest, response: Response, ingest: IngestDep) -> InteractionsResponse:
     """Events to remember: 202 when they cannot be lost, 200 when memory holds them (`wait: visible`)."""
     answer = await ingest.submit(body.interactions, body.wait)
     if answer.is_all_rejected:

@@ -9,8 +9,6 @@ router = APIRouter(tags=["recommend"])
 
 
 @router.post("/recommend")
-async def recommend(
-    body: RecommendRequest, request: Request, recommender: RecommenderDep
-) -> RecommendResponse:
+async def recommend(body: RecommendRequest, request: Request, recommender: RecommenderDep) -> RecommendResponse:
     """k items for a user."""
     return await while_connected(request, recommender.recommend(body))

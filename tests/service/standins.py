@@ -35,9 +35,7 @@ class Recommender:
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
-        item = schemas.RecommendedItem(
-            rank=1, item_id="i1", title="One", score=-1.0, source="generated", distance=0.0
-        )
+        item = schemas.RecommendedItem(rank=1, item_id="i1", title="One", score=-1.0, source="generated", distance=0.0)
         return schemas.RecommendResponse(
             recommendation_id="r1",
             user_id=request.user_id,
@@ -50,21 +48,15 @@ class Recommender:
 
 
 class Ingest:
-    async def submit(
-        self, elements: list[Any], wait: Literal["durable", "visible"]
-    ) -> schemas.InteractionsResponse:
+    async def submit(self, elements: list[Any], wait: Literal["durable", "visible"]) -> schemas.InteractionsResponse:
         return schemas.InteractionsResponse(results=[self._judge(*each) for each in enumerate(elements)])
 
     def _judge(self, index: int, element: Any) -> schemas.InteractionResult:
         try:
             event = schemas.Interaction.model_validate(element)
         except ValidationError as error:
-            return schemas.InteractionResult(
-                index=index, event_id=None, status="rejected", reason=reason(error)
-            )
-        return schemas.InteractionResult(
-            index=index, event_id=event.event_id or f"e{index}", status="accepted"
-        )
+            return schemas.InteractionResult(index=index, event_id=None, status="rejected", reason=reason(error))
+        return schemas.InteractionResult(index=index, event_id=event.event_id or f"e{index}", status="accepted")
 
 
 @dataclass

@@ -84,9 +84,7 @@ async def test_interactions_that_are_all_bad_are_a_422_with_reasons(open_shell: 
     assert "item_id" in document["results"][0]["reason"]
 
 
-@pytest.mark.parametrize(
-    "body", [{}, {"interactions": []}, {"interactions": [EVENT] * 501}, {"interactions": EVENT}]
-)
+@pytest.mark.parametrize("body", [{}, {"interactions": []}, {"interactions": [EVENT] * 501}, {"interactions": EVENT}])
 async def test_a_batch_has_1_to_500_interactions(open_shell: Shell, body: dict[str, Any]) -> None:
     assert fields_of(await open_shell.client.post("/interactions", json=body)) == ["interactions"]
 
@@ -176,9 +174,7 @@ async def test_malformed_json_says_where(open_shell: Shell) -> None:
 
 async def test_bytes_that_are_no_text(open_shell: Shell) -> None:
     headers = {"content-type": "application/json"}
-    assert_problem(
-        await open_shell.client.post("/recommend", content=b'{"user_id": "\xff"}', headers=headers), 400
-    )
+    assert_problem(await open_shell.client.post("/recommend", content=b'{"user_id": "\xff"}', headers=headers), 400)
 
 
 async def test_a_missing_content_type_gets_a_hint(open_shell: Shell) -> None:
@@ -243,9 +239,7 @@ async def test_the_unexpected_tells_no_internals_and_logs_a_traceback(open_shell
 
 async def test_request_ids_are_kept_if_sane(open_shell: Shell) -> None:
     async def id_for(sent: str) -> str:
-        return str(
-            (await open_shell.client.get("/livez", headers={"x-request-id": sent})).headers["x-request-id"]
-        )
+        return str((await open_shell.client.get("/livez", headers={"x-request-id": sent})).headers["x-request-id"])
 
     assert await id_for("abc-123") == "abc-123"
     for odd in ("", "a b", "x" * 129, "\x7f"):
@@ -267,9 +261,7 @@ async def test_bodies_over_the_cap_are_refused_declared_or_not() -> None:
             answer = await opened.client.post("/recommend", content=content, headers=headers)
             assert_problem(answer, 413)
         assert opened.metric("rejected_total", reason="PayloadTooLarge") == 2
-        assert (
-            await opened.client.post("/recommend", content=b"{}" + b" " * 3998, headers=headers)
-        ).is_success
+        assert (await opened.client.post("/recommend", content=b"{}" + b" " * 3998, headers=headers)).is_success
 
 
 async def test_work_for_a_caller_who_left_is_cancelled(open_shell: Shell) -> None:
@@ -325,9 +317,7 @@ async def test_before_it_is_loaded_only_liveness_says_yes() -> None:
 
 
 def paths_of(opened: Shell) -> list[tuple[str, str]]:
-    documented = [
-        (method.upper(), path) for path, item in opened.app.openapi()["paths"].items() for method in item
-    ]
+    documented = [(method.upper(), path) for path, item in opened.app.openapi()["paths"].items() for method in item]
     return [*documented, ("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/nowhere")]
 
 
@@ -368,9 +358,7 @@ def test_an_open_door_is_refused() -> None:
 def test_routes_are_the_contract() -> None:
     app = create_app(Settings.from_env({}), open_standins)
     assert not [
-        route
-        for route in app.routes
-        if isinstance(route, APIRoute) and route.path.endswith("/") and route.path != "/"
+        route for route in app.routes if isinstance(route, APIRoute) and route.path.endswith("/") and route.path != "/"
     ]
     assert set(app.openapi()["paths"]) == {
         "/recommend", "/interactions", "/users/{user_id}", "/users/{user_id}/export",
@@ -404,9 +392,7 @@ def test_no_json_makes_the_shell_fail(path: str, body: Any) -> None:
     async def send() -> Response:
         async with shell() as opened:
             content = json.dumps(body).encode("utf-8", errors="surrogatepass")
-            return await opened.client.post(
-                path, content=content, headers={"content-type": "application/json"}
-            )
+            return await opened.client.post(path, content=content, headers={"content-type": "application/json"})
 
     answer = asyncio.run(send())
     assert answer.status_code in (200, 202, 400, 422), answer.text

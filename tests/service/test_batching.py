@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from service.batching import BACKGROUND_SHARE, Batcher, Job
 from service.errors import DeadlineExceeded, Draining, Overloaded
 
-KINDS = ("recommend", "encode_query", "embed", "encode")
+KINDS = ("recommend", "call", "encode")
 
 
 class Clock:
@@ -52,9 +52,7 @@ def test_every_job_comes_out_once_in_order_and_within_budget(asked: list[tuple[s
     jobs = [job(kind, cost) for kind, cost, _ in asked]
     for each in jobs:
         batcher.submit(each)
-    cancelled = {
-        each for each, (_, _, leaves) in zip(jobs, asked, strict=True) if leaves and each.future.cancel()
-    }
+    cancelled = {each for each, (_, _, leaves) in zip(jobs, asked, strict=True) if leaves and each.future.cancel()}
     batches = drain(batcher)
     delivered = [each for batch in batches for each in batch]
     assert len(delivered) == len(set(delivered)), "a job was delivered twice"
@@ -68,7 +66,7 @@ def test_every_job_comes_out_once_in_order_and_within_budget(asked: list[tuple[s
         assert len(batch) == 1 or sum(each.cost_tokens for each in batch) <= batcher.max_batch_tokens
 
 
-@given(st.lists(st.sampled_from(("recommend", "encode_query", "embed")), min_size=1, max_size=30))
+@given(st.lists(st.sampled_from(("recommend", "call")), min_size=1, max_size=30))
 def test_the_oldest_job_leads(kinds: list[str]) -> None:
     batcher, _ = make()
     waiting = [job(kind) for kind in kinds]

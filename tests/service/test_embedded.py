@@ -107,15 +107,11 @@ async def test_a_killed_server_comes_back_with_all_it_acknowledged(tmp_path: Pat
 
 @pytest.mark.parametrize("killed", ["owner", "watcher"])
 async def test_no_orphan_holds_the_directory(tmp_path: Path, killed: str) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", OWNER, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    ) as owner:
+    with subprocess.Popen([sys.executable, "-c", OWNER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
         pid, url = owner.stdout.readline().split()
         await append(url, "e1")
-        parent_line = next(
-            line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if "PPid" in line
-        )
+        parent_line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if "PPid" in line)
         os.kill(owner.pid if killed == "owner" else int(parent_line.split()[1]), signal.SIGKILL)
         wait_for(lambda: not is_alive(int(pid)), "the end of the server")
         owner.kill()

@@ -32,17 +32,13 @@ def test_foreign_errors_are_our_mistake() -> None:
 
 
 def test_what_can_be_retried_says_when() -> None:
-    retried = [
-        cls for cls in DEFINED if STATUS[next(base for base in cls.__mro__ if base in STATUS)] in (429, 503)
-    ]
+    retried = [cls for cls in DEFINED if STATUS[next(base for base in cls.__mro__ if base in STATUS)] in (429, 503)]
     built = [cls() for cls in retried]
     assert built and all(error.retry_after_s is not None for error in built)
 
 
 def test_startup_errors_are_never_a_clients_fault() -> None:
-    assert all(
-        issubclass(cls, StartupError) for cls in DEFINED if cls.__name__ in ("StoreInUse", "InsecureBind")
-    )
+    assert all(issubclass(cls, StartupError) for cls in DEFINED if cls.__name__ in ("StoreInUse", "InsecureBind"))
 
 
 def test_slug() -> None:

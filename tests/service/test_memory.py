@@ -176,9 +176,7 @@ async def test_any_text_is_a_name(store: MemoryStore, raw: Redis, name: str) -> 
     await store.put_items({name: {"title": name}})
     assert await store.load_items() == {name: {"title": name}}
     assert await store.forget_event(name, name), "the event was not found again"
-    assert not [
-        key async for key in raw.scan_iter() if quote(name, safe="", errors="surrogatepass").encode() in key
-    ]
+    assert not [key async for key in raw.scan_iter() if quote(name, safe="", errors="surrogatepass").encode() in key]
 
 
 async def test_an_empty_user_id_is_refused(store: MemoryStore) -> None:
@@ -200,9 +198,7 @@ async def test_pages_show_every_event_once_newest_first(store: MemoryStore, size
         shown += page
         if cursor is None:
             break
-        await store.append(
-            [Event(f"late {len(shown)}", "u", "i", 1000)]
-        )  # newer ones do not disturb the pages
+        await store.append([Event(f"late {len(shown)}", "u", "i", 1000)])  # newer ones do not disturb the pages
         await store.forget_event("u", page[-1].event_id)  # nor does the end of the place itself
     assert shown == in_order(events)[::-1]
 
@@ -281,9 +277,7 @@ async def test_an_entry_is_handed_out_until_it_is_encoded(store: MemoryStore, ra
     assert (user, other) == ("u", "v") and await store.backlog() == 2, "the unreadable entry is still there"
     assert await store.next_encodings("b", count=5, block_ms=1) == [], "an entry was handed out twice"
     await raw.execute_command("XCLAIM", ENCODE, "encoders", "a", 0, entry, "IDLE", CLAIM_AFTER_MS + 1)
-    assert await store.next_encodings("b", count=5, block_ms=1) == [(entry, "u")], (
-        "a dead worker's entry is lost"
-    )
+    assert await store.next_encodings("b", count=5, block_ms=1) == [(entry, "u")], "a dead worker's entry is lost"
     await store.encoded([entry])
     await store.encoded([])
     assert await store.backlog() == 1

@@ -40,9 +40,7 @@ REFUSED_IDS = [
     b"a",
 ]
 NUMBERS = st.floats() | st.integers() | st.booleans()
-JSON = st.recursive(
-    st.none() | NUMBERS | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
-)
+JSON = st.recursive(st.none() | NUMBERS | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
 
 
 def refusal(model: type[Any], body: Any) -> str:
@@ -72,9 +70,7 @@ def test_a_control_character_is_called_by_its_name() -> None:
 def test_milliseconds_get_a_hint() -> None:
     assert "milliseconds" in refusal(Interaction, interaction(timestamp=1_700_000_000_000))
     soon = int(time.time()) + 1000
-    assert (
-        "future" in (text := refusal(Interaction, interaction(timestamp=soon))) and "milliseconds" not in text
-    )
+    assert "future" in (text := refusal(Interaction, interaction(timestamp=soon))) and "milliseconds" not in text
 
 
 @pytest.mark.parametrize("timestamp", [-1, 1.5, "1700000000", True, math.nan, 10**400, None])

@@ -38,9 +38,7 @@ def test_all_mistakes_are_reported_together() -> None:
 
 
 def test_an_unknown_variable_names_the_nearest() -> None:
-    assert problems_of({"AUTOMR_PROT": "1"}) == [
-        "AUTOMR_PROT: there is no such setting; did you mean AUTOMR_PORT?"
-    ]
+    assert problems_of({"AUTOMR_PROT": "1"}) == ["AUTOMR_PROT: there is no such setting; did you mean AUTOMR_PORT?"]
 
 
 def test_keys_are_a_comma_list_and_hashes_are_checked() -> None:

@@ -1,0 +1,231 @@
+"""The use case: what to show a user now. Reads like the paper; each step is one collaborator.
+
+    recent + memory (store) → encode, score, combine, generate, ground (engine) → answer
+
+Knows neither HTTP nor torch. When the store is away, or nothing is known, or time runs out, it says so and answers with
+what it has.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from model_store.bundle import Bundle
+from model_store.inference import Answer, Query, Ranked, Stopwatch, popular
+from service.engine import Engine
+from service.errors import DeadlineExceeded, StoreUnavailable
+from service.memory import MemoryStore
+from service.metrics import Metrics
+from service.schemas import MemoryElement, ModelName, RecommendedItem, RecommendRequest, RecommendResponse
+from service.settings import Settings
+from service.timeline import Element, Timeline, events_needed, title_of
+
+log = structlog.get_logger("service.recommender")
+
+Fallback = Literal["cold_start", "memory_unavailable", "deadline"]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What is known about the user at this moment. `recent` are titles, oldest first, at most K."""
+
+    recent: list[str] = field(default_factory=list)
+    memory: list[Element] = field(default_factory=list)
+    seen: frozenset[str] = frozenset()
+    fallback: Fallback | None = None
+
+
+class Recommender:
+    def __init__(
+        self, bundle: Bundle, engine: Engine, store: MemoryStore, metrics: Metrics, settings: Settings
+    ) -> None:
+        self.bundle, self.engine, self.store, self.metrics = bundle, engine, store, metrics
+        self._deadline_ms = settings.deadline_ms
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def recommend(self, request: RecommendRequest) -> RecommendResponse:
+        """Raises Overloaded and Draining; everything else that can go wrong becomes a fallback."""
+        watch = Stopwatch()
+        context = await self._remember(request)
+        watch.lap("memory")
+        allowed = self._allowed(request, context)
+        if not context.recent:
+            return self._popular(request, allowed, context.fallback or "cold_start", watch)
+        query = Query(
+            prompt=self.bundle.prompt.tokens(context.recent),
+            memory=_states(context.memory, self.bundle),
+            allowed=allowed,
+            num_results=request.k,
+        )
+        watch.lap("prepare")
+        try:
+            answer = await self.engine.recommend(query, timeout_s=self._time_left_s(request, watch))
+        except (TimeoutError, DeadlineExceeded):
+            return self._popular(request, allowed, "deadline", watch)
+        watch.lap("queue")
+        watch.laps["queue"] = max(0.0, watch.laps["queue"] - sum(answer.timings_s.values()))
+        watch.laps |= answer.timings_s
+        self._keep_weights(request, context, answer)
+        memory = self._explain(request, context, answer)
+        return self._respond(request, answer.items, watch, memory=memory, fallback=context.fallback)
+
+    async def close(self) -> None:
+        """Waits for the writes that nobody waited for."""
+        await asyncio.gather(*self._tasks)
+
+    async def _remember(self, request: RecommendRequest) -> Context:
+        """Recent items and memory from the store, with the request's own recent items on top."""
+        rows = self.bundle.catalogue.rows
+        session = [(item.timestamp, item.item_id) for item in request.recent if item.item_id in rows]
+        if request.user_id is None:
+            return _context(Timeline([], self.bundle), session, set(), self.bundle)
+        try:
+            remembered, seen = await asyncio.gather(
+                self.store.recall(request.user_id, self.bundle.manifest.space, events_needed(self.bundle)),
+                self._seen(request),
+            )
+        except StoreUnavailable:
+            log.warning("store away, answering without memory")
+            context = _context(Timeline([], self.bundle), session, set(), self.bundle)
+            return Context(context.recent, context.memory, context.seen, "memory_unavailable")
+        timeline = Timeline(remembered, self.bundle)
+        context = _context(timeline, session, seen, self.bundle)
+        if timeline.is_incomplete():
+            # heals a lost state, and fills a new space user by user
+            self._in_background(self.store.request_encoding([request.user_id]))
+        return context
+
+    async def _seen(self, request: RecommendRequest) -> set[str]:
+        return await self.store.seen(request.user_id) if request.user_id and request.exclude_seen else set()
+
+    def _allowed(self, request: RecommendRequest, context: Context) -> NDArray[np.bool_]:
+        """(N,) what may be shown: available, asked for, not seen."""
+        catalogue = self.bundle.catalogue
+        allowed = catalogue.available(time.time())
+        if request.candidates is not None:
+            wanted = np.zeros(len(catalogue), dtype=bool)
+            wanted[[catalogue.rows[item_id] for item_id in request.candidates if item_id in catalogue.rows]] = True
+            allowed &= wanted
+        if request.filter:
+            allowed &= catalogue.matching(request.filter)
+        if request.exclude_seen:
+            allowed[[catalogue.rows[item_id] for item_id in context.seen if item_id in catalogue.rows]] = False
+        return allowed
+
+    def _time_left_s(self, request: RecommendRequest, watch: Stopwatch) -> float:
+        asked_s = (request.deadline_ms or self._deadline_ms) / 1000
+        return max(0.001, asked_s - watch.elapsed_s)
+
+    def _popular(
+        self, request: RecommendRequest, allowed: NDArray[np.bool_], fallback: Fallback, watch: Stopwatch
+    ) -> RecommendResponse:
+        return self._respond(request, popular(self.bundle, allowed, request.k), watch, memory=[], fallback=fallback)
+
+    def _explain(self, request: RecommendRequest, context: Context, answer: Answer) -> list[MemoryElement]:
+        """The memories that reached the top half, most weighty first."""
+        self.metrics.memory_elements.observe(len(answer.chosen))
+        if not request.explain:
+            return []
+        chosen = sorted(answer.chosen, key=lambda index: -answer.weights[index])
+        return [
+            MemoryElement(
+                event_id=event.event_id,
+                item_id=event.item_id,
+                title=title_of(event.item_id, self.bundle),
+                timestamp=event.timestamp,
+                weight=round(float(answer.weights[index]), 4),
+            )
+            for index in chosen
+            for event in [context.memory[index].event]
+        ]
+
+    def _respond(
+        self,
+        request: RecommendRequest,
+        ranked: list[Ranked],
+        watch: Stopwatch,
+        *,
+        memory: list[MemoryElement],
+        fallback: Fallback | None,
+    ) -> RecommendResponse:
+        timings = {**watch.laps, "total": watch.elapsed_s}
+        self._observe(ranked, fallback, timings)
+        manifest = self.bundle.manifest
+        return RecommendResponse(
+            recommendation_id=uuid.uuid4().hex,
+            user_id=request.user_id,
+            items=[self._item(rank, item) for rank, item in enumerate(ranked, start=1)],
+            memory=memory,
+            fallback=fallback,
+            model=ModelName(bundle=manifest.name, space=manifest.space),
+            timings_ms={name: round(1000 * seconds, 3) for name, seconds in timings.items()},
+        )
+
+    def _item(self, rank: int, ranked: Ranked) -> RecommendedItem:
+        item = self.bundle.catalogue.items[ranked.row]
+        return RecommendedItem(
+            rank=rank,
+            item_id=item.item_id,
+            title=item.title,
+            score=None if ranked.score is None else round(ranked.score, 4),
+            source=ranked.source,  # type: ignore[arg-type]
+            distance=None if ranked.distance is None else round(ranked.distance, 4),
+        )
+
+    def _observe(self, ranked: list[Ranked], fallback: Fallback | None, timings: Mapping[str, float]) -> None:
+        for stage, seconds in timings.items():
+            if stage != "queue":  # the engine observes it for all jobs
+                self.metrics.stage_seconds.labels(stage).observe(seconds)
+        for item in ranked:
+            self.metrics.source_total.labels(item.source).inc()
+            if item.distance is not None:
+                self.metrics.grounding_distance.observe(item.distance)
+        if fallback is not None:
+            self.metrics.fallback_total.labels(fallback).inc()
+
+    def _keep_weights(self, request: RecommendRequest, context: Context, answer: Answer) -> None:
+        """So that GET /users can show what the last retrieval thought; nobody waits for it."""
+        if request.user_id is None or not context.memory:
+            return
+        pairs = zip(context.memory, answer.weights, strict=True)
+        weights = {element.event.event_id: round(float(weight), 4) for element, weight in pairs}
+        self._in_background(self.store.save_retrieval(request.user_id, self.bundle.manifest.space, weights))
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(_quietly(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _quietly(work: Coroutine[Any, Any, None]) -> None:
+    try:
+        await work
+    except StoreUnavailable:
+        log.warning("a write that nobody waits for was lost: store away")
+
+
+def _context(timeline: Timeline, session: list[tuple[int | None, str]], seen: set[str], bundle: Bundle) -> Context:
+    """The last K of stored events and session items by time; session items without a time are the newest."""
+    stored = {(event.item_id, event.timestamp) for event in timeline.events}
+    fresh = [(timestamp, item_id) for timestamp, item_id in session if (item_id, timestamp) not in stored]
+    placed = [(float(event.timestamp), event.item_id) for event in timeline.events]
+    placed += [(float("inf") if timestamp is None else float(timestamp), item_id) for timestamp, item_id in fresh]
+    placed.sort(key=lambda pair: pair[0])  # stable: equal times keep the documented order of the store
+    recent = placed[-bundle.prompt.spec.recent_length :]
+    return Context(
+        recent=[title_of(item_id, bundle) for _, item_id in recent],
+        memory=timeline.memory(num_newer=len(fresh)),
+        seen=frozenset(seen | {item_id for _, item_id in session}),
+    )
+
+
+def _states(memory: list[Element], bundle: Bundle) -> NDArray[np.float16]:
+    empty = np.zeros((0, bundle.manifest.backbone.hidden_size), dtype=np.float16)
+    return np.stack([element.state for element in memory]) if memory else empty

@@ -1,0 +1,103 @@
+"""What is open while a process runs, in the order it is opened; whatever fails half way closes what was open.
+
+bundle → store → engine          the kernel: enough to encode memory (worker, backfill)
++ catalogue, ingest, recommender  everything that answers requests
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from model_store.bundle import Bundle
+from service.deps import Resources
+from service.embedded import EmbeddedServer
+from service.engine import Engine
+from service.errors import SettingsError
+from service.ingest import Ingest
+from service.items import Items
+from service.memory import MemoryStore
+from service.metrics import Metrics
+from service.recommender import Recommender
+from service.schemas import ModelInfo
+from service.settings import Settings
+from service.users import Users
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """`items` follows the catalogue overlay, without which late items would be unknown to the encoder."""
+
+    bundle: Bundle
+    store: MemoryStore
+    engine: Engine
+    items: Items
+
+
+@asynccontextmanager
+async def open_kernel(settings: Settings, metrics: Metrics) -> AsyncIterator[Kernel]:
+    """Yields when warm."""
+    transformers_logging.disable_progress_bar()  # a log is no terminal
+    async with AsyncExitStack() as stack:
+        bundle = Bundle.open(settings.bundle, device=_device(settings.device))
+        url = settings.store_url
+        if settings.embedded_directory is not None:
+            url = stack.enter_context(EmbeddedServer(settings.embedded_directory, fsync=settings.fsync)).url
+        store = await MemoryStore.connect(url, timeout_s=settings.store_timeout_s)
+        stack.push_async_callback(store.close)
+        engine = Engine(bundle, settings, metrics)
+        stack.push_async_callback(engine.stop, settings.drain_s)
+        await engine.start()
+        items = Items(bundle, engine, store)
+        stack.push_async_callback(items.stop)
+        await items.start()
+        yield Kernel(bundle, store, engine, items)
+
+
+@asynccontextmanager
+async def open_resources(settings: Settings, metrics: Metrics) -> AsyncIterator[Resources]:
+    async with AsyncExitStack() as stack:
+        kernel = await stack.enter_async_context(open_kernel(settings, metrics))
+        bundle, store, engine = kernel.bundle, kernel.store, kernel.engine
+        ingest = Ingest(bundle, engine, store, metrics)
+        stack.push_async_callback(ingest.stop)
+        if settings.encode_in_process:
+            await ingest.start()
+        recommender = Recommender(bundle, engine, store, metrics, settings)
+        stack.push_async_callback(recommender.close)
+        metrics.bundle_info.labels(bundle.manifest.name, bundle.manifest.space).set(1)
+        loaded_at = datetime.now(UTC).isoformat(timespec="seconds")
+        yield Resources(
+            settings=settings,
+            metrics=metrics,
+            recommender=recommender,
+            ingest=ingest,
+            items=kernel.items,
+            users=Users(bundle, store),
+            engine=engine,
+            store=store,
+            describe=lambda: describe(bundle, loaded_at),
+        )
+
+
+def describe(bundle: Bundle, loaded_at: str) -> ModelInfo:
+    manifest = bundle.manifest
+    return ModelInfo(
+        bundle=manifest.name,
+        space=manifest.space,
+        format=manifest.format_version,
+        split_layer=manifest.backbone.split_layer,
+        recent_length=manifest.prompt.recent_length,
+        max_memory=manifest.memory.max_elements,
+        num_items=len(bundle.catalogue),
+        loaded_at=loaded_at,
+    )
+
+
+def _device(asked: str) -> str:
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise SettingsError(["AUTOMR_DEVICE: cuda was asked for, but torch finds no such device"])
+    return asked if asked != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
