@@ -22,11 +22,19 @@ from typing import Self
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from model_store.catalogue import Catalogue, Item, read_items, write_items
 from model_store.codec import StateCodec
-from model_store.errors import BundleCorrupt, BundleNotFound, FormatTooNew, SpaceMismatch
+from model_store.errors import (
+    BundleCorrupt,
+    BundleError,
+    BundleNotFound,
+    FormatTooNew,
+    SpaceMismatch,
+    UnsupportedBackbone,
+)
 from model_store.grounding import ItemIndex
 from model_store.manifest import FORMAT_VERSION, BackboneSpec, FileEntry, Manifest, space_id
 from model_store.prompt import Prompt
@@ -34,7 +42,8 @@ from model_store.retriever import Retriever
 from model_store.split_lm import SplitLM
 
 MANIFEST, LM, RETRIEVER, ITEMS, INDEX = "manifest.json", "lm", "retriever.safetensors", "items.jsonl", "items.faiss"
-_WEIGHTS_AND_TOKENS = (".safetensors", "tokenizer.json", "tokenizer.model", "config.json")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
+_WEIGHTS_AND_TOKENS = (".safetensors", "config.json", *_TOKENIZERS)
 
 
 @dataclass
@@ -54,15 +63,16 @@ class Bundle:
 
     @classmethod
     def open(cls, path: Path | str, *, device: torch.device | str = "cpu") -> Self:
-        """Raises BundleNotFound, BundleCorrupt, FormatTooNew or SpaceMismatch, each saying what to do."""
+        """Raises BundleNotFound, BundleCorrupt, FormatTooNew, SpaceMismatch or UnsupportedBackbone."""
         path = Path(path)
         manifest = read_manifest(path)
+        _verify_parts(path, manifest)
         verify_files(path, manifest)
         _verify_space(path, manifest)
         lm, tokenizer = load_lm(path / LM, manifest.backbone, device=device)
         prompt = Prompt(tokenizer, manifest.prompt)
         retriever = build_retriever(manifest)
-        retriever.load_state_dict(load_file(path / RETRIEVER))
+        _load_weights(retriever, path / RETRIEVER)
         bundle = cls(
             manifest=manifest,
             prompt=prompt,
@@ -72,12 +82,24 @@ class Bundle:
             index=ItemIndex.load(path / INDEX),
         )
         bundle._check_sizes(path)
+        bundle._check_window(path)
         return bundle
 
     def _check_sizes(self, path: Path) -> None:
         sizes = {len(self.catalogue), len(self.index), self.manifest.num_items}
         if len(sizes) > 1:
-            raise BundleCorrupt(f"{path}: catalogue, index and manifest disagree on the number of items; build it again")
+            raise BundleCorrupt(f"{path}: catalogue, index and manifest disagree on the number of items: {sizes}")
+
+    def _check_window(self, path: Path) -> None:
+        """Beams of one step read at most one token less than those of the step before, each padded to the longest."""
+        title = self.manifest.prompt.max_title_tokens + len(self.prompt.terminator)
+        longest = self.prompt.max_tokens + self.manifest.retriever.top_k + title * (title + 1) // 2
+        window = self.lm.attention_window
+        if window is not None and window < longest:
+            raise UnsupportedBackbone(
+                f"{path}: prompt, memory and answer may take {longest} columns, more than the {window} that the model's"
+                " sliding attention sees; lower recent_length or max_title_tokens"
+            )
 
 
 def build_retriever(manifest: Manifest) -> Retriever:
@@ -93,7 +115,18 @@ def load_lm(
         directory, dtype=getattr(torch, backbone.dtype), use_safetensors=True, trust_remote_code=False
     )
     tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    return SplitLM(model.to(device).requires_grad_(False), backbone.split_layer), tokenizer
+    model.requires_grad_(False)
+    nn.Module.to(model, device)
+    return SplitLM(model, backbone.split_layer), tokenizer
+
+
+def _load_weights(retriever: Retriever, file: Path) -> None:
+    try:
+        retriever.load_state_dict(load_file(file))
+    except RuntimeError as error:
+        raise BundleCorrupt(
+            f"{file}: weights of another shape than the manifest's retriever; build it again"
+        ) from error
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -105,14 +138,30 @@ def read_manifest(path: Path) -> Manifest:
         facts = json.loads(file.read_bytes())
         version = facts["format_version"]
         if version > FORMAT_VERSION:
-            raise FormatTooNew(f"{path}: bundle format {version}, this software reads up to {FORMAT_VERSION}; upgrade it")
+            raise FormatTooNew(
+                f"{path}: bundle format {version}, but this software reads up to {FORMAT_VERSION}; upgrade"
+            )
         return Manifest.model_validate(facts)
     except (ValueError, TypeError, KeyError, ValidationError) as error:
         raise BundleCorrupt(f"{file}: not a manifest ({type(error).__name__}); build the bundle again") from error
 
 
+def _verify_parts(path: Path, manifest: Manifest) -> None:
+    """What is opened must be listed, or it would be opened without its checksum verified."""
+    missing = {RETRIEVER, ITEMS, INDEX} - manifest.files.keys()
+    if missing:
+        raise BundleCorrupt(
+            f"{path}: {', '.join(sorted(missing))} is not among the files of the manifest; build it again"
+        )
+
+
 def verify_files(path: Path, manifest: Manifest) -> None:
-    """Sizes and SHA-256 of all files. Extra files are nobody's business."""
+    """Sizes and SHA-256 of all files. Extra files are nobody's business, but in the folder that transformers reads."""
+    for file in sorted((path / LM).glob("[!.]*")):
+        if f"{LM}/{file.name}" not in manifest.files and not file.is_dir():
+            raise BundleCorrupt(
+                f"{path}: {LM}/{file.name} does not belong to the bundle and may change its model; remove it"
+            )
     for name, entry in manifest.files.items():
         file = path / name
         if not file.is_file():
@@ -128,7 +177,7 @@ def _verify_space(path: Path, manifest: Manifest) -> None:
     backbone = manifest.backbone.model_copy(update={"weights_sha256": weights})
     if space_id(backbone, manifest.prompt, manifest.memory) != manifest.space:
         raise SpaceMismatch(
-            f"{path}: the language model is not the one that space {manifest.space} was made with; build the bundle again"
+            f"{path}: the language model is not the one that space {manifest.space} was made with; build it again"
         )
 
 
@@ -147,7 +196,8 @@ def describe_files(root: Path) -> dict[str, FileEntry]:
     """Size and checksum of every file below `root`, by relative name."""
     files = sorted(file for file in root.rglob("*") if file.is_file() and file.name != MANIFEST)
     return {
-        file.relative_to(root).as_posix(): FileEntry(num_bytes=file.stat().st_size, sha256=sha256_of(file)) for file in files
+        file.relative_to(root).as_posix(): FileEntry(num_bytes=file.stat().st_size, sha256=sha256_of(file))
+        for file in files
     }
 
 
@@ -163,18 +213,24 @@ class BundleWriter:
         self.path = Path(path)
 
     def __enter__(self) -> Self:
+        """Raises BundleError when the target holds something else than a bundle: replacing would delete it."""
+        if self.path.exists() and not _may_be_replaced(self.path):
+            raise BundleError(f"{self.path}: exists and is not a bundle; choose another path or remove it")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._draft = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=self.path.parent))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         shutil.rmtree(self._draft, ignore_errors=True)
 
     def add_lm(self, directory: Path) -> None:
         shutil.copytree(directory, self._draft / LM, ignore=shutil.ignore_patterns("stage.json"))
 
     def add_retriever(self, retriever: Retriever) -> None:
-        save_file({name: tensor.contiguous().cpu() for name, tensor in retriever.state_dict().items()}, self._draft / RETRIEVER)
+        weights = {name: tensor.contiguous().cpu() for name, tensor in retriever.state_dict().items()}
+        save_file(weights, self._draft / RETRIEVER)
 
     def add_items(self, items: list[Item]) -> None:
         write_items(items, self._draft / ITEMS)
@@ -185,6 +241,7 @@ class BundleWriter:
     def finish(self, manifest: Manifest) -> Manifest:
         """Completes `files`, checks the space, and makes the bundle appear. Returns the manifest as written."""
         manifest = manifest.model_copy(update={"files": describe_files(self._draft)})
+        _verify_parts(self.path, manifest)
         _verify_space(self.path, manifest)
         (self._draft / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
         _sync(self._draft)
@@ -197,6 +254,10 @@ class BundleWriter:
         else:
             self._draft.rename(self.path)
         return manifest
+
+
+def _may_be_replaced(path: Path) -> bool:
+    return path.is_dir() and ((path / MANIFEST).is_file() or not any(path.iterdir()))
 
 
 def _sync(root: Path) -> None:

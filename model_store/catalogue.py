@@ -1,7 +1,7 @@
 """The catalogue: items, their titles as tokens, and which of them may be recommended now.
 
-Rows are positions in `items`; they are the ids of the Faiss index and of the trie. An immutable snapshot: a change makes
-a new one, so the engine never sees a half-changed catalogue. Knows neither tensors nor the store.
+Rows are positions in `items`; they are the ids of the Faiss index and of the trie. An immutable snapshot: a change
+makes a new one, so the engine never sees a half-changed catalogue. Knows neither tensors nor the store.
 """
 
 import json
@@ -62,7 +62,7 @@ class Catalogue:
         return np.array([_matches(item.attributes, attributes) for item in self.items], dtype=bool)
 
     def with_items(self, changes: Iterable[Item]) -> "Catalogue":
-        """A new snapshot; rows of known items stay, new ones are added at the end. Popularity of a known item is kept."""
+        """A new snapshot. Known items keep their row and their popularity; new ones are added at the end."""
         items = list(self.items)
         rows = dict(self.rows)
         for item in changes:

@@ -4,7 +4,8 @@
 `insert`   right before the query state z_t, the last of the prompt
 
 The default is `insert`: the answer is still predicted from z_t, as in tuning, and everything before the memory is the
-same for all memory elements, so annotation runs it once. (Appending after z_t would predict the answer from a memory.) Pure tensor functions that never change their arguments.
+same for all memory elements, so annotation runs it once. (Appending after z_t would predict the answer from a memory.)
+Pure tensor functions that never change their arguments.
 """
 
 from typing import NamedTuple

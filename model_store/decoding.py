@@ -79,7 +79,13 @@ class Caches(NamedTuple):
 
 
 def beam_search(
-    lm: SplitLM, prompt_mask: Tensor, caches: tuple[DynamicCache, DynamicCache], combined: Combined, trie: Trie, searches: Sequence[Search]
+    lm: SplitLM,
+    prompt_mask: Tensor,
+    caches: tuple[DynamicCache, DynamicCache],
+    combined: Combined,
+    *,
+    trie: Trie,
+    searches: Sequence[Search],
 ) -> list[list[Title]]:
     """The best titles of each query, best first, at most `num_titles` each.
 
@@ -101,7 +107,9 @@ Frontier = list[tuple[int, int, Node, float]]  # search, row of log-probabilitie
 
 def _expand(nodes: Frontier, log_probs: Tensor, trie: Trie, searches: Sequence[Search]) -> list[Beam]:
     """All allowed edges out of the frontier."""
-    edges = [(*place, edge) for place in nodes for edge in trie.edges(place[2]) if searches[place[0]].allowed.any(edge.child)]
+    edges = [
+        (*place, edge) for place in nodes for edge in trie.edges(place[2]) if searches[place[0]].allowed.any(edge.child)
+    ]
     if not edges:
         return []
     rows = torch.tensor([edge[1] for edge in edges], device=log_probs.device)
@@ -127,8 +135,10 @@ def _select(beams: list[Beam], searches: Sequence[Search]) -> list[Beam]:
     return kept
 
 
-def _advance(lm: SplitLM, beams: list[Beam], state: Caches, searches: Sequence[Search]) -> tuple[Caches, Tensor, Frontier]:
-    """Read the tokens of every beam's edge in one step: score the forced ones, finish leaves, return the new frontier."""
+def _advance(
+    lm: SplitLM, beams: list[Beam], state: Caches, searches: Sequence[Search]
+) -> tuple[Caches, Tensor, Frontier]:
+    """Read the tokens of every beam's edge in one step: score the forced ones, finish leaves, return the frontier."""
     width = max(len(beam.edge.tokens) for beam in beams)
     tokens = torch.zeros(len(beams), width, dtype=torch.long)
     mask = torch.zeros(len(beams), width, dtype=torch.long)

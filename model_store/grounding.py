@@ -15,6 +15,7 @@ from model_store.errors import BundleCorrupt
 
 MAX_FLAT_ITEMS = 50_000
 _NUM_PROBES = 16
+_HASHTABLE = 2  # faiss::DirectMap::Hashtable, which the stubs lack
 
 
 class Neighbors(NamedTuple):
@@ -43,7 +44,7 @@ class ItemIndex:
         try:
             return cls(faiss.read_index(str(path)))
         except RuntimeError as error:
-            raise BundleCorrupt(f"{path}: not a Faiss index; rebuild it with `python -m training.build_index`") from error
+            raise BundleCorrupt(f"{path}: not a Faiss index; build the bundle again") from error
 
     def save(self, path: Path) -> None:
         faiss.write_index(self._index, str(path))
@@ -71,9 +72,11 @@ class ItemIndex:
         return Neighbors(rows, np.sqrt(np.where(rows < 0, np.inf, np.maximum(squared, 0))).astype(np.float32))
 
 
-def with_popularity(distances: NDArray[np.float32], popularity: NDArray[np.float64], gamma: float) -> NDArray[np.float64]:
+def with_popularity(
+    distances: NDArray[np.float32], popularity: NDArray[np.float64], gamma: float
+) -> NDArray[np.float64]:
     """d·(1 + p)^(−γ), with d and p scaled to [0, 1] in each row as in BIGRec; γ = 0 keeps the order."""
-    scale = distances.max(axis=-1, keepdims=True).clip(min=1e-12)
+    scale = distances.max(axis=-1, keepdims=True, initial=1e-12)
     return distances / scale * (1 + popularity / max(popularity.max(initial=0), 1)) ** -gamma
 
 
@@ -82,9 +85,10 @@ def _empty(vectors: NDArray[np.float32]) -> faiss.Index:
     if num_items <= MAX_FLAT_ITEMS:
         return faiss.IndexIDMap2(faiss.IndexFlatL2(dimension))
     index = faiss.index_factory(dimension, f"IVF{int(4 * num_items**0.5)},Flat")
-    index.nprobe = _NUM_PROBES
+    lists = faiss.extract_index_ivf(index)  # a view: `index` owns the memory
+    lists.nprobe = _NUM_PROBES
     index.train(_contiguous(vectors))
-    index.set_direct_map_type(faiss.DirectMap.Hashtable)  # without it neither `vectors` nor `put` could find an id
+    lists.set_direct_map_type(_HASHTABLE)  # without it neither `vectors` nor `put` could find an id
     return index
 
 

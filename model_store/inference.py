@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import DynamicCache
 
 from model_store.bundle import Bundle
 from model_store.combine import Combined, combine
@@ -115,18 +116,26 @@ def recommend(bundle: Bundle, queries: Sequence[Query]) -> list[Answer]:
     watch.lap("retrieve")
 
     allowed = [bundle.catalogue.trie.allow(query.allowed) for query in queries]
-    titles = generate(bundle, mask, caches, combined, allowed, [query.num_results for query in queries])
+    titles = generate(
+        bundle, mask, caches, combined, allowed=allowed, num_results=[query.num_results for query in queries]
+    )
     watch.lap("generate")
-    lists = [_rank(bundle, query, *pair) for query, *pair in zip(queries, titles, allowed, strict=True)]
+    lists = [_rank(bundle, *row) for row in zip(queries, titles, allowed, strict=True)]
     watch.lap("ground")
     return [
-        _answer(items, row, query, choice, log_scores, watch.laps)
+        _answer(row, items, choice, log_scores[row, : 1 + len(query.memory)], timings_s=watch.laps)
         for row, (items, query) in enumerate(zip(lists, queries, strict=True))
     ]
 
 
 def generate(
-    bundle: Bundle, mask: Tensor, caches: tuple, combined: Combined, allowed: Sequence[Allowed], num_results: Sequence[int]
+    bundle: Bundle,
+    mask: Tensor,
+    caches: tuple[DynamicCache, DynamicCache],
+    combined: Combined,
+    *,
+    allowed: Sequence[Allowed],
+    num_results: Sequence[int],
 ) -> list[list[Title]]:
     """Constrained beams, as many as asked for up to the manifest's `num_beams`."""
     widest = bundle.manifest.generation.num_beams
@@ -134,7 +143,7 @@ def generate(
         Search(allowed=rows, num_titles=min(num, widest), num_beams=widest)
         for rows, num in zip(allowed, num_results, strict=True)
     ]
-    return beam_search(bundle.lm, mask, caches, combined, bundle.catalogue.trie, searches)
+    return beam_search(bundle.lm, mask, caches, combined, trie=bundle.catalogue.trie, searches=searches)
 
 
 def pad_memory(memories: Sequence[NDArray[np.float16]], bundle: Bundle) -> tuple[Tensor, Tensor]:
@@ -187,7 +196,8 @@ def _nearest(bundle: Bundle, query: Query, ranked: list[Ranked]) -> list[Ranked]
     usable = (rows >= 0) & query.allowed[rows]
     rows, distances = rows[usable], distances[usable]
     gamma = bundle.manifest.generation.grounding_popularity_gamma
-    order = np.argsort(with_popularity(distances, bundle.catalogue.popularity[rows].astype(float), gamma), kind="stable")
+    popularity = bundle.catalogue.popularity[rows].astype(float)
+    order = np.argsort(with_popularity(distances, popularity, gamma), kind="stable")
     return [Ranked(int(rows[place]), GROUNDED, None, float(distances[place])) for place in order]
 
 
@@ -203,13 +213,14 @@ def popular(bundle: Bundle, allowed: NDArray[np.bool_], num_results: int) -> lis
 
 
 def _answer(
-    items: list[Ranked], row: int, query: Query, choice: Choice, log_scores: Tensor, timings_s: dict[str, float]
+    row: int, items: list[Ranked], choice: Choice, log_scores: Tensor, *, timings_s: dict[str, float]
 ) -> Answer:
-    weights = log_scores[row].exp().cpu().numpy()
+    """`log_scores` (1 + M,) of this query alone, without padding."""
+    weights = log_scores.exp().cpu().numpy()
     return Answer(
         items=items,
         chosen=tuple(choice.indices[row][choice.mask[row] == 1].tolist()),
-        weights=weights[1 : 1 + len(query.memory)],
+        weights=weights[1:],
         null_weight=float(weights[0]),
         timings_s=timings_s,
     )

@@ -1,8 +1,8 @@
 """The retriever: which memories help now? scores = softmax(MLP(z_t)ᵀ z_m), AutoMR section 3 (arXiv 2412.17593).
 
-Departures: states are layer-normalised first (hidden states of LLMs have a few huge coordinates that would drown the dot
-product), the dot product is scaled by √D, and a learned *null* slot, which depends on the query alone, competes with the
-memories, so that the retriever can abstain. Knows neither Redis nor text.
+Departures: states are layer-normalised first (hidden states of LLMs have a few huge coordinates that would drown the
+dot product), the dot product is scaled by √D, and a learned *null* slot, which depends on the query alone, competes
+with the memories, so that the retriever can abstain. Knows neither Redis nor text.
 """
 
 from typing import NamedTuple
@@ -37,7 +37,7 @@ class Retriever(nn.Module):
         logits = torch.einsum("bd,bmd->bm", self.query(query), memory) / memory.shape[-1] ** 0.5
         logits = logits.masked_fill(mask == 0, -torch.inf)
         null = self.null(query) if self.has_null else torch.full_like(query[:, :1], -torch.inf)
-        return F.log_softmax(torch.cat([null, logits], dim=1), dim=1).nan_to_num(nan=-torch.inf)
+        return F.log_softmax(torch.cat([null, logits], dim=1), dim=1).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
 
 
 def choose(log_scores: Tensor, top_k: int) -> Choice:

@@ -1,13 +1,13 @@
 """One decoder-only language model as two halves with a KV cache each.
 
-`bottom` is embeddings + layers[:L]; its output is the layer-L states. `top` is layers[L:] + final norm + head; its input
-is layer-L states. Both are the Hugging Face classes themselves over shared weights, with a slice of the layers, so masks,
-rotary positions, soft-capping and caches stay the library's. Knows neither prompts nor memory.
+`bottom` is embeddings + layers[:L]; its output is the layer-L states. `top` is layers[L:] + final norm + head; its
+input is layer-L states. Both are the Hugging Face classes themselves over shared weights, with a slice of the layers,
+so masks, rotary positions, soft-capping and caches stay the library's. Knows neither prompts nor memory.
 """
 
 import copy
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,9 @@ def positions_of(mask: Tensor, num_last: int) -> Tensor:
 class SplitLM:
     """Takes `model` over: its layers are renumbered, so call it only through the halves afterwards. Not thread-safe."""
 
+    _bottom: PreTrainedModel
+    _top: PreTrainedModel
+
     def __init__(self, model: PreTrainedModel, split_layer: int) -> None:
         num_layers = model.config.num_hidden_layers
         if not 0 < split_layer < num_layers:
@@ -68,6 +71,17 @@ class SplitLM:
     def hidden_size(self) -> int:
         return int(self.model.config.hidden_size)
 
+    @property
+    def attention_window(self) -> int | None:
+        """Columns that a layer with sliding attention sees, None without such layers.
+
+        The library counts padding between tokens as columns: only sequences that fit the window are computed faithfully
+        when memory, padding and forced tokens stand side by side.
+        """
+        config = self.model.config
+        kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
+        return getattr(config, "sliding_window", None) if "sliding_attention" in kinds else None
+
     def top_parameters(self) -> list[nn.Parameter]:
         """What memory-aware tuning may change: the layers above the cut. The head may be tied to the embeddings."""
         return list(_layers(self._top.base_model).parameters())
@@ -90,7 +104,7 @@ class SplitLM:
         ).last_hidden_state
 
     def top(self, states: Tensor, mask: Tensor, cache: DynamicCache | None = None, *, num_logits: int = 0) -> Tensor:
-        """Logits (B, num_logits, V) of the last columns of `states` (B, T, D); 0 means all. Mask and cache as in bottom."""
+        """Logits (B, num_logits, V) of the last columns of `states` (B, T, D); 0 means all. Otherwise as `bottom`."""
         return self._top(
             inputs_embeds=states,
             attention_mask=mask,
@@ -115,7 +129,8 @@ class SplitLM:
         if not worst <= _PROBE_TOLERANCE:
             raise UnsupportedBackbone(
                 f"{type(self.model).__name__}: the two halves differ from the whole model by {worst:.2g} (relative). "
-                "Choose a decoder-only checkpoint with rotary positions (Llama, Mistral, Qwen, Gemma, Phi-3, OLMo 2, GPT-NeoX)."
+                "Choose a decoder-only checkpoint with rotary positions "
+                "(Llama, Mistral, Qwen, Gemma, Phi-3, OLMo 2, GPT-NeoX)."
             )
 
 
@@ -128,15 +143,16 @@ def _probe_whole(model: PreTrainedModel) -> Tensor:
     return model(input_ids=_probe_tokens(model), use_cache=False).logits.float()
 
 
-def _halves(model: PreTrainedModel, split_layer: int) -> tuple[nn.Module, PreTrainedModel]:
-    base = model.base_model
+def _halves(model: PreTrainedModel, split_layer: int) -> tuple[PreTrainedModel, PreTrainedModel]:
+    base = cast(PreTrainedModel, model.base_model)
     layers = _layers(base)
     bottom = _slice(base, 0, split_layer)
     setattr(bottom, _name_among(base, _FINAL_NORMS), nn.Identity())
     top_base = _slice(base, split_layer, len(layers))
     for module in _layers(top_base).modules():
-        if isinstance(getattr(module, "layer_idx", None), int):
-            module.layer_idx -= split_layer
+        index = getattr(module, "layer_idx", None)
+        if isinstance(index, int):
+            vars(module)["layer_idx"] = index - split_layer
     top = _shallow(model)
     top.config = top_base.config
     setattr(top, model.base_model_prefix, top_base)

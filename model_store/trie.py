@@ -1,9 +1,10 @@
 """The catalogue trie: which tokens may follow, so that only catalogue titles can be generated.
 
-No nodes are built. The token sequences are sorted; a node is a range of sorted sequences that share their first `depth`
-tokens, its children are the runs of equal tokens in the next column, and a run of forced tokens ends where the first and
-the last sequence of the range differ. Sequences end with the prompt's terminator, which no title contains, so none is a
-prefix of another. Items with the same tokens end at the same leaf: they are one title class. Numpy only, immutable.
+No nodes are built. The token sequences are sorted; a node is a range of sorted sequences that share their first
+`depth` tokens, its children are the runs of equal tokens in the next column, and a run of forced tokens ends where the
+first and the last sequence of the range differ. Sequences end with the prompt's terminator, which no title contains, so
+none is a prefix of another. Items with the same tokens end at the same leaf: they are one title class. Numpy only,
+immutable.
 """
 
 from collections.abc import Sequence

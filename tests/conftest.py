@@ -1,7 +1,8 @@
 """Small real parts for all tests: tiny random checkpoints of several architectures, a tokenizer, a bundle."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,11 +17,13 @@ from model_store.manifest import BackboneSpec, GenerationSpec, Manifest, MemoryS
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
-TITLES = [f"{adjective} {noun}" for adjective in ("Red", "Red Hot", "Blue", "Silent", "Last") for noun in ("Moon", "River", "Tea", "Teapot")]
+_ADJECTIVES, _NOUNS = ("Red", "Red Hot", "Blue", "Silent", "Last"), ("Moon", "River", "Tea", "Teapot")
+TITLES = [f"{adjective} {noun}" for adjective in _ADJECTIVES for noun in _NOUNS]
 _COMMON = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
 _GROUPED = {**_COMMON, "num_key_value_heads": 2}
 _SMALL_HEADS = {**_GROUPED, "head_dim": 8}
-ARCHITECTURES = {
+SMALL_RETRIEVER, SMALL_GENERATION = RetrieverSpec(width=16, top_k=2), GenerationSpec(num_beams=5)
+ARCHITECTURES: dict[str, tuple[str, dict[str, int]]] = {
     "llama": ("LlamaConfig", _GROUPED),
     "mistral": ("MistralConfig", {**_GROUPED, "sliding_window": 8}),
     "qwen2": ("Qwen2Config", _GROUPED),
@@ -52,11 +55,18 @@ def make_model(architecture: str, vocab_size: int = 400, seed: int = 0) -> trans
     name, sizes = ARCHITECTURES[architecture]
     special = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
     config = getattr(transformers, name)(vocab_size=vocab_size, initializer_range=0.3, **special, **sizes)
-    return transformers.AutoModelForCausalLM.from_config(config).eval()
+    model: transformers.PreTrainedModel = transformers.AutoModelForCausalLM.from_config(config)
+    return model.eval()
 
 
 def write_bundle(
-    path: Path, *, architecture: str = "llama", titles: list[str] = TITLES, recent_length: int = 3, **specs: object
+    path: Path,
+    *,
+    architecture: str = "llama",
+    titles: Sequence[str] = tuple(TITLES),
+    recent_length: int = 3,
+    retriever: RetrieverSpec = SMALL_RETRIEVER,
+    generation: GenerationSpec = SMALL_GENERATION,
 ) -> Manifest:
     """A bundle of random weights: every part real, nothing learned."""
     checkpoint = path.with_name(path.name + "-checkpoint")
@@ -77,13 +87,16 @@ def write_bundle(
         backbone=backbone,
         prompt=prompt,
         memory=memory,
-        retriever=specs.get("retriever", RetrieverSpec(width=16, top_k=2)),
-        generation=specs.get("generation", GenerationSpec(num_beams=5)),
+        retriever=retriever,
+        generation=generation,
         num_items=len(titles),
         space=space_id(backbone, prompt, memory),
     )
     torch.manual_seed(1)
-    items = [Item(f"i{row}", title, popularity=len(titles) - row, attributes={"even": row % 2 == 0}) for row, title in enumerate(titles)]
+    items = [
+        Item(f"i{row}", title, popularity=len(titles) - row, attributes={"even": row % 2 == 0})
+        for row, title in enumerate(titles)
+    ]
     with BundleWriter(path) as writer:
         writer.add_lm(checkpoint)
         writer.add_retriever(build_retriever(manifest))
@@ -102,9 +115,11 @@ def bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_bundle(tmp_path: Path) -> Callable[..., Path]:
-    def make(**options: object) -> Path:
+    """Takes the options of `write_bundle`; the bundle is the test's own."""
+
+    def make(**options: Any) -> Path:
         path = tmp_path / "bundle"
-        write_bundle(path, **options)  # type: ignore[arg-type]
+        write_bundle(path, **options)
         return path
 
     return make

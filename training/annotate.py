@@ -11,23 +11,36 @@ Shards of a few hundred targets; a finished shard is never done again.
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from training.backbone import Backbone, open_backbone
+from model_store.inference import to_float16
+from model_store.split_lm import SplitLM
+from training.backbone import open_backbone
 from training.data.splits import Split, Target
 from training.inputs import load_inputs
 from training.likelihood import log_probs_by_element, read
 from training.recipes import Recipe, get_recipe
-from training.stage import autocast, digest, finish, is_done, pick_device, progress, read_certificate, run_stage, stage_parser
-from training.states import States, spans_of, window_states
+from training.stage import (
+    begin,
+    digest,
+    finish,
+    is_done,
+    pick_device,
+    progress,
+    read_certificate,
+    run_stage,
+    stage_parser,
+    whole_file,
+)
+from training.states import States, load_states, spans_of, window_states
 from training.targets import learning_targets
 from training.windows import Example, Windows
 
@@ -56,38 +69,36 @@ class Annotation:
 
     def memory(self, states: States) -> NDArray[np.float16]:
         """(M, D)"""
-        return states[self.user][self.memory_positions]
+        return states.at(self.user, self.memory_positions)
 
 
 def annotate(
-    backbone: Backbone, examples: Sequence[Example], states: States, recipe: Recipe
-) -> Iterable[Annotation]:
-    """In the order given. Examples of like memory size should stand together."""
-    for start in range(0, len(examples), recipe.annotate_batch):
-        batch = examples[start : start + recipe.annotate_batch]
-        memories = [torch.from_numpy(_memory(example, states, backbone)).to(backbone.lm.device) for example in batch]
-        with torch.inference_mode(), autocast(backbone.lm.device):
-            understood = read(backbone.lm, [example.prompt for example in batch], [example.answer for example in batch])
-            scores = log_probs_by_element(backbone.lm, understood, memories, recipe.combine)
-        for row, (example, log_probs) in enumerate(zip(batch, scores, strict=True)):
+    lm: SplitLM, examples: Sequence[Example], states: States, *, placement: str, batch_size: int
+) -> Iterator[Annotation]:
+    """In the order given. Examples of like memory size should stand together.
+
+    At the precision of serving: under autocast the rounding would be as large as the gains of most memories.
+    """
+    for start in range(0, len(examples), batch_size):
+        batch = examples[start : start + batch_size]
+        memories = [torch.from_numpy(states.at(each.user, each.memory_positions)).to(lm.device) for each in batch]
+        with torch.inference_mode():
+            understood = read(lm, [example.prompt for example in batch], [example.answer for example in batch])
+            scores = log_probs_by_element(lm, understood, memories, placement)
+        queries = to_float16(understood.states[:, -1])
+        for example, query_state, log_probs in zip(batch, queries, scores, strict=True):
             yield Annotation(
                 user=example.user,
                 position=example.position,
                 memory_positions=example.memory_positions,
-                query_state=understood.states[row, -1].float().cpu().numpy().astype(np.float16),
+                query_state=query_state,
                 log_probs=log_probs.float().cpu().numpy(),
                 num_tokens=len(example.answer),
             )
 
 
-def _memory(example: Example, states: States, backbone: Backbone) -> NDArray[np.float16]:
-    if not len(example.memory_positions):
-        return np.zeros((0, backbone.lm.hidden_size), dtype=np.float16)
-    return states[example.user][example.memory_positions]
-
-
 def write_shards(
-    backbone: Backbone, windows: Windows, targets: Sequence[Target], states: States, recipe: Recipe, directory: Path
+    lm: SplitLM, windows: Windows, targets: Sequence[Target], states: States, *, recipe: Recipe, directory: Path
 ) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     bar = progress(total=len(targets), desc=f"annotate {directory.name}", unit="target")
@@ -95,56 +106,93 @@ def write_shards(
         shard = targets[start : start + _TARGETS_PER_SHARD]
         file = directory / f"annotations-{number:05d}.safetensors"
         if not file.is_file():
-            examples = sorted((windows.example(target) for target in shard), key=lambda example: len(example.memory_positions))
-            _write_shard(list(annotate(backbone, examples, states, recipe)), file)
+            examples = sorted(map(windows.example, shard), key=lambda example: len(example.memory_positions))
+            found = annotate(lm, examples, states, placement=recipe.combine, batch_size=recipe.annotate_batch)
+            _write_shard(list(found), file)
         bar.update(len(shard))
     bar.close()
 
 
 def _write_shard(annotations: Sequence[Annotation], file: Path) -> None:
-    draft = file.with_suffix(".draft")
+    memory_positions = np.concatenate([annotation.memory_positions for annotation in annotations])
     columns = {
         "user": np.array([annotation.user for annotation in annotations], dtype=np.int64),
         "position": np.array([annotation.position for annotation in annotations], dtype=np.int64),
         "num_tokens": np.array([annotation.num_tokens for annotation in annotations], dtype=np.int64),
         "num_memory": np.array([len(annotation.memory_positions) for annotation in annotations], dtype=np.int64),
-        "memory_positions": np.concatenate([annotation.memory_positions for annotation in annotations]).astype(np.int64),
+        "memory_positions": memory_positions.astype(np.int64),
         "log_probs": np.concatenate([annotation.log_probs for annotation in annotations]),
         "query_state": np.stack([annotation.query_state for annotation in annotations]),
     }
-    save_file(columns, draft)
-    draft.replace(file)
+    with whole_file(file) as draft:
+        save_file(columns, draft)
 
 
 def read_shards(directory: Path) -> list[Annotation]:
-    annotations: list[Annotation] = []
-    for file in sorted(directory.glob("annotations-*.safetensors")):
-        columns = load_file(file)
-        ends = np.cumsum(columns["num_memory"])
-        positions = np.split(columns["memory_positions"], ends[:-1])
-        log_probs = np.split(columns["log_probs"], (ends + np.arange(1, len(ends) + 1))[:-1])
-        scalars = zip(columns["user"], columns["position"], columns["num_tokens"], strict=True)
-        annotations += [
-            Annotation(int(user), int(position), positions[row], columns["query_state"][row], log_probs[row], int(num_tokens))
-            for row, (user, position, num_tokens) in enumerate(scalars)
-        ]
-    return annotations
+    files = sorted(directory.glob("annotations-*.safetensors"))
+    return [annotation for file in files for annotation in _read_shard(file)]
+
+
+def _read_shard(file: Path) -> Iterator[Annotation]:
+    columns = load_file(file)
+    ends = np.cumsum(columns["num_memory"])
+    positions = np.split(columns["memory_positions"], ends[:-1])
+    log_probs = np.split(columns["log_probs"], (ends + np.arange(1, len(ends) + 1))[:-1])
+    for row, user in enumerate(columns["user"].tolist()):
+        yield Annotation(
+            user=user,
+            position=int(columns["position"][row]),
+            memory_positions=positions[row],
+            query_state=columns["query_state"][row],
+            log_probs=log_probs[row],
+            num_tokens=int(columns["num_tokens"][row]),
+        )
+
+
+class Annotated(NamedTuple):
+    """What this stage leaves to the next."""
+
+    train: list[Annotation]
+    valid: list[Annotation]
+    states: States
+
+    def with_memory(self) -> "Annotated":
+        train, valid = ([each for each in part if len(each.memory_positions)] for part in (self.train, self.valid))
+        return Annotated(train, valid, self.states)
+
+
+def read_annotated(directory: Path) -> Annotated:
+    """Raises StageError when the stage has not finished."""
+    facts = read_certificate(directory)
+    inputs = facts["inputs"]
+    train, valid = (read_shards(directory / f"{inputs}-{period}") for period in ("train", "valid"))
+    return Annotated(train, valid, load_states(directory / f"{inputs}-states", facts["hidden_size"]))
+
+
+def stage_key(fingerprint: str, upstream: str, recipe: Recipe, seed: int) -> str:
+    """Changes with everything that changes the labels. `upstream` is the key of the backbone."""
+    targets = [recipe.annotate_targets, recipe.valid_targets, recipe.max_memory]
+    return digest([fingerprint, upstream, *targets, recipe.combine, seed])
 
 
 def run(
-    split: Split, out: Path, *, backbone_dir: Path, states_dir: Path, recipe: Recipe, inputs: str, seed: int = 0, device: str = "auto"
+    split: Split, out: Path, *, backbone_dir: Path, recipe: Recipe, inputs: str, seed: int = 0, device: str = "auto"
 ) -> dict[str, Any]:
+    """Returns the certificate; does nothing when the stage is done already."""
     if is_done(out, inputs):
         return read_certificate(out)
+    begin(out)
     backbone = open_backbone(backbone_dir, pick_device(device))
     windows = Windows(split, backbone.prompt, recipe.max_memory)
     periods = learning_targets(split, recipe, seed)
-    states = window_states(backbone.lm, windows, spans_of(windows, [*periods["train"], *periods["valid"]]), states_dir)
+    spans = spans_of(windows, [*periods["train"], *periods["valid"]])
+    states = window_states(backbone.lm, windows, spans, out / f"{inputs}-states")
+    facts: dict[str, Any] = {"hidden_size": backbone.lm.hidden_size}
     for period, targets in periods.items():
-        write_shards(backbone, windows, targets, states, recipe, out / f"{inputs}-{period}")
-    annotations = {period: read_shards(out / f"{inputs}-{period}") for period in periods}
-    facts = {f"{period}_{name}": value for period, found in annotations.items() for name, value in summarise(found).items()}
-    return finish(out, inputs, {"states": str(states_dir), "hidden_size": backbone.lm.hidden_size, **facts})
+        directory = out / f"{inputs}-{period}"
+        write_shards(backbone.lm, windows, targets, states, recipe=recipe, directory=directory)
+        facts |= {f"{period}_{name}": value for name, value in summarise(read_shards(directory)).items()}
+    return finish(out, inputs, facts)
 
 
 def summarise(annotations: Sequence[Annotation]) -> dict[str, float]:
@@ -166,14 +214,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         _, split, fingerprint = load_inputs(arguments.data, arguments.split)
         recipe = get_recipe(arguments.recipe)
         upstream = read_certificate(arguments.backbone)["inputs"]
-        inputs = digest([fingerprint, upstream, recipe.annotate_targets, recipe.combine, recipe.max_memory, arguments.seed])
         return run(
             split,
             arguments.out,
             backbone_dir=arguments.backbone,
-            states_dir=arguments.out / f"{inputs}-states",
             recipe=recipe,
-            inputs=inputs,
+            inputs=stage_key(fingerprint, upstream, recipe, arguments.seed),
             seed=arguments.seed,
             device=arguments.device,
         )

@@ -68,6 +68,7 @@ def new_model(shape: BackboneShape, vocab_size: int) -> PreTrainedModel:
         num_key_value_heads=shape.num_heads,
         max_position_embeddings=4096,
         tie_word_embeddings=True,
+        initializer_range=shape.hidden_size**-0.5,  # the default, 0.02, is for wide models: narrow ones idle at first
         bos_token_id=0,
         eos_token_id=None,
         pad_token_id=None,

@@ -81,9 +81,8 @@ def _score_pairs(
     blank = batch.states.new_zeros(lm.hidden_size)
     memory = torch.stack([memories[row][element] if element >= 0 else blank for row, element in pairs])[:, None]
     memory_mask = torch.tensor([[int(element >= 0)] for _, element in pairs], device=lm.device)
-    combined = Combined(
-        torch.cat([memory.to(batch.states.dtype), after.states[rows]], dim=1), torch.cat([memory_mask, after.mask[rows]], dim=1)
-    )
+    states = torch.cat([memory.to(batch.states.dtype), after.states[rows]], dim=1)
+    combined = Combined(states, torch.cat([memory_mask, after.mask[rows]], dim=1))
     part = Read(*(tensor[rows] for tensor in batch))
     return _score(lm, combined, part, cache=_rows_of(cache, rows), cached_mask=before.mask[rows])
 

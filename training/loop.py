@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from training.stage import progress, write_json
+from training.stage import StageError, progress, whole_file, write_json
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,15 @@ def fit(
     checkpoints: Path,
     label: str,
 ) -> Progress:
-    """Minimises `loss_at(step)`; leaves the best parameters in place; the caller deletes `checkpoints` once it has saved them."""
+    """Minimises `loss_at(step)` and leaves the best parameters in place; the caller deletes `checkpoints` in the end.
+
+    Raises StageError when training diverges.
+    """
     trainer = _Trainer(parameters, schedule, checkpoints)
     state = trainer.resume()
     bar = progress(total=schedule.max_steps, initial=state.step, desc=label, unit="step")
     while state.step < schedule.max_steps and state.num_bad < schedule.patience:
+        torch.manual_seed(state.step)  # dropout, too, is a function of the step
         loss = trainer.update(loss_at(state.step), state.step)
         state.step += 1
         bar.update()
@@ -88,6 +92,10 @@ class _Trainer:
         return float(loss.detach())
 
     def judge(self, state: Progress, valid_loss: float) -> None:
+        if not math.isfinite(valid_loss):
+            raise StageError(
+                f"validation loss is {valid_loss} after {state.step} steps: training diverged; lower the learning rate"
+            )
         if valid_loss < state.best_loss:
             state.best_loss, state.best_step, state.num_bad = valid_loss, state.step, 0
             self._save("best", self._weights())
@@ -134,6 +142,5 @@ class _Trainer:
                 parameter.copy_(tensors[name])
 
     def _save(self, name: str, tensors: dict[str, Tensor]) -> None:
-        draft = self.directory / f".{name}.draft"
-        save_file({key: tensor.contiguous().cpu().clone() for key, tensor in tensors.items()}, draft)
-        draft.replace(self.directory / f"{name}.safetensors")
+        with whole_file(self.directory / f"{name}.safetensors") as draft:
+            save_file({key: tensor.contiguous().cpu().clone() for key, tensor in tensors.items()}, draft)

@@ -59,10 +59,12 @@ def packed_loss(lm: SplitLM, rows: Sequence[Row], *, reduction: str = "mean") ->
     order = _orders(rows, tokens.shape[1], lm.device)
     is_real = order >= 0
     index = order.clamp(min=0)
-    logits = lm.top(source.gather(1, index[..., None].expand(-1, -1, source.shape[-1])), is_real.long())
+    hidden = lm.top_hidden(source.gather(1, index[..., None].expand(-1, -1, source.shape[-1])), is_real.long())
     labels = torch.cat([_next_tokens(rows, tokens), tokens.new_full((len(rows), memory.shape[1]), _IGNORED)], dim=1)
     labels = labels.gather(1, index).masked_fill(~is_real, _IGNORED)
-    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction=reduction)
+    is_target = labels != _IGNORED  # a row is mostly memory: without this its logits would cost more than the model
+    logits = lm.model.get_output_embeddings()(hidden[is_target])
+    return F.cross_entropy(logits.float(), labels[is_target], reduction=reduction)
 
 
 def _gather_memory(states: Tensor, rows: Sequence[Row]) -> Tensor:

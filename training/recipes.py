@@ -66,8 +66,8 @@ RECIPES: dict[str, Recipe] = {
     ),
     "cpu-small": Recipe(
         head="",
-        shape=BackboneShape(hidden_size=192, num_layers=6, num_heads=6, vocab_size=4000),
-        sft=Schedule(max_steps=4000, learning_rate=1.5e-3, evaluate_every=500, patience=3),
+        shape=BackboneShape(hidden_size=128, num_layers=4, num_heads=4, vocab_size=12000),
+        sft=Schedule(max_steps=3000, learning_rate=1.5e-3, evaluate_every=250, patience=3),
     ),
     "lora": Recipe(
         sft=Schedule(max_steps=5000, learning_rate=1e-4, warmup_steps=20, evaluate_every=250, patience=5),

@@ -12,8 +12,8 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -49,19 +49,29 @@ def is_done(directory: Path, inputs: str) -> bool:
     return (directory / CERTIFICATE).is_file() and read_certificate(directory).get("inputs") == inputs
 
 
-def write_json(path: Path, facts: Any) -> None:
-    """Whole or not at all."""
+def begin(directory: Path) -> None:
+    """Before anything in a finished stage's directory is overwritten: a run cut short must not look like the old one."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / CERTIFICATE).unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A draft to write to; it takes the place of `path` when it is complete and on disk, so none is seen half-written."""
     draft = path.with_name(f".{path.name}.draft")
-    with draft.open("w", encoding="utf-8") as file:
-        json.dump(facts, file, indent=2, default=_plain)
-        file.write("\n")
-        file.flush()
+    yield draft
+    with draft.open("rb") as file:
         os.fsync(file.fileno())
     draft.replace(path)
 
 
+def write_json(path: Path, facts: Any) -> None:
+    with whole_file(path) as draft:
+        draft.write_text(json.dumps(facts, indent=2, default=_plain) + "\n", encoding="utf-8")
+
+
 def finish(directory: Path, inputs: str, facts: dict[str, Any]) -> dict[str, Any]:
-    """Certifies the directory, then drops checkpoints, which nobody needs any more."""
+    """Certifies the directory, then drops the checkpoints, which nobody needs any more."""
     certificate = {"inputs": inputs, **facts}
     write_json(directory / CERTIFICATE, certificate)
     for checkpoints in directory.glob("checkpoints-*"):
@@ -74,9 +84,13 @@ def _plain(value: Any) -> Any:
 
 
 def pick_device(name: str = "auto") -> torch.device:
+    """Raises StageError for a device that this machine does not have."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise StageError(f"--device {name}: not usable here ({str(error).splitlines()[0]})") from error
 
 
 def autocast(device: torch.device) -> AbstractContextManager[Any]:
@@ -100,7 +114,7 @@ def run_stage(main: Callable[[argparse.Namespace], dict[str, Any]], arguments: a
     started = time.monotonic()
     try:
         facts = main(arguments)
-    except (StageError, DataError, ModelStoreError) as error:
+    except (StageError, DataError, ModelStoreError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -1,10 +1,11 @@
 """Layer-L states of many windows, computed once and kept: the memory of training users.
 
-In: a split model, users, positions. Out: shards of safetensors, one tensor (length, D) float16 per user, so that tuning,
-annotation and evaluation share the work of the bottom half. Resumes at the first missing shard.
+In: a split model, users, positions. Out: shards of safetensors, one tensor float16 per user, so that the bottom half
+reads a window once however many targets remember it. Resumes at the first missing shard.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,28 @@ from safetensors.numpy import load_file, save_file
 from model_store.inference import encode
 from model_store.split_lm import SplitLM
 from training.data.splits import Target
-from training.stage import progress
+from training.stage import progress, whole_file
 from training.windows import Windows, token_batches
 
 _USERS_PER_SHARD = 64
 _TOKENS_PER_BATCH = 16_384
 
-States = dict[int, NDArray[np.float16]]
+Spans = dict[int, tuple[int, int]]  # user → [start, stop), positions in the user's history
+
+
+@dataclass(frozen=True)
+class States:
+    """`arrays[user]` (length, D) are the states of the windows that end at `starts[user]` and after."""
+
+    hidden_size: int
+    starts: dict[int, int]
+    arrays: dict[int, NDArray[np.float16]]
+
+    def at(self, user: int, positions: np.ndarray) -> NDArray[np.float16]:
+        """(len(positions), D)"""
+        if not len(positions):
+            return np.zeros((0, self.hidden_size), dtype=np.float16)
+        return self.arrays[user][positions - self.starts[user]]
 
 
 def encode_prompts(lm: SplitLM, prompts: Sequence[Sequence[int]]) -> NDArray[np.float16]:
@@ -31,10 +47,10 @@ def encode_prompts(lm: SplitLM, prompts: Sequence[Sequence[int]]) -> NDArray[np.
     return states
 
 
-def window_states(lm: SplitLM, windows: Windows, spans: dict[int, tuple[int, int]], directory: Path) -> States:
-    """States of the windows ending at positions [start, stop) of each user; row p of a user's array is position p.
+def window_states(lm: SplitLM, windows: Windows, spans: Spans, directory: Path) -> States:
+    """States of the windows ending at the positions of each user's span.
 
-    Rows outside the span are zero. Ask always with the same spans for one directory.
+    Ask always with the same spans for one directory.
     """
     directory.mkdir(parents=True, exist_ok=True)
     users = sorted(spans)
@@ -42,33 +58,36 @@ def window_states(lm: SplitLM, windows: Windows, spans: dict[int, tuple[int, int
     for number, shard in enumerate(progress(shards, desc="states", unit="shard")):
         file = directory / f"states-{number:05d}.safetensors"
         if not file.is_file():
-            draft = file.with_suffix(".draft")
-            save_file({str(user): array for user, array in _encode_shard(lm, windows, shard, spans).items()}, draft)
-            draft.replace(file)
-    return load_states(directory)
+            encoded = _encode_shard(lm, windows, {user: spans[user] for user in shard})
+            with whole_file(file) as draft:
+                save_file(encoded, draft)
+    return load_states(directory, lm.hidden_size)
 
 
-def load_states(directory: Path) -> States:
-    return {
-        int(user): array for file in sorted(directory.glob("states-*.safetensors")) for user, array in load_file(file).items()
-    }
-
-
-def _encode_shard(lm: SplitLM, windows: Windows, users: Sequence[int], spans: dict[int, tuple[int, int]]) -> States:
-    places = [(user, position) for user in users for position in range(*spans[user])]
-    encoded = encode_prompts(lm, [windows.prompt_ending_at(user, position) for user, position in places])
-    states = {user: np.zeros((max(spans[user][1], 1), lm.hidden_size), dtype=np.float16) for user in users}
-    for (user, position), state in zip(places, encoded, strict=True):
-        states[user][position] = state
+def load_states(directory: Path, hidden_size: int) -> States:
+    states = States(hidden_size, {}, {})
+    for file in sorted(directory.glob("states-*.safetensors")):
+        for name, array in load_file(file).items():
+            user, start = map(int, name.split(":"))
+            states.starts[user], states.arrays[user] = start, array
     return states
 
 
-def spans_of(windows: Windows, targets: Sequence[Target]) -> dict[int, tuple[int, int]]:
+def _encode_shard(lm: SplitLM, windows: Windows, spans: Spans) -> dict[str, NDArray[np.float16]]:
+    """One tensor per user, named user:start."""
+    prompts = [windows.prompt_ending_at(user, at) for user, span in spans.items() for at in range(*span)]
+    ends = np.cumsum([stop - start for start, stop in spans.values()])
+    arrays = np.split(encode_prompts(lm, prompts), ends[:-1])
+    return {f"{user}:{start}": array.copy() for (user, (start, _)), array in zip(spans.items(), arrays, strict=True)}
+
+
+def spans_of(windows: Windows, targets: Sequence[Target]) -> Spans:
     """The positions whose states the memories of these targets need, per user."""
-    spans: dict[int, tuple[int, int]] = {}
+    spans: Spans = {}
     for target in targets:
-        positions = windows.example(target).memory_positions
+        positions = windows.memory_positions(target)
         if len(positions):
-            start, stop = spans.get(target.user, (int(positions[0]), 0))
-            spans[target.user] = (min(start, int(positions[0])), max(stop, int(positions[-1]) + 1))
+            first, last = int(positions[0]), int(positions[-1])
+            start, stop = spans.get(target.user, (first, last + 1))
+            spans[target.user] = (min(start, first), max(stop, last + 1))
     return spans

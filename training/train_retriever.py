@@ -18,15 +18,24 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model_store.retriever import Retriever, choose
-from training.annotate import Annotation, read_shards
-from training.data.splits import Split
-from training.inputs import load_inputs
+from training.annotate import Annotated, Annotation, read_annotated
 from training.loop import fit
 from training.recipes import Recipe, get_recipe
-from training.stage import digest, finish, is_done, read_certificate, run_stage, seed_everything, stage_parser
-from training.states import States, load_states
+from training.stage import (
+    begin,
+    digest,
+    finish,
+    is_done,
+    read_certificate,
+    run_stage,
+    seed_everything,
+    stage_parser,
+    whole_file,
+)
+from training.states import States
 
 RETRIEVER_FILE = "retriever.safetensors"
+_ALWAYS = 1e4  # a null logit that no memory beats
 
 
 class Batch(NamedTuple):
@@ -107,71 +116,71 @@ class Training(NamedTuple):
     facts: dict[str, float]
 
 
-def train(
-    annotations: dict[str, list[Annotation]], states: States, recipe: Recipe, *, temperature: float, seed: int, checkpoints: Path
-) -> Training:
-    """One retriever at one temperature."""
+def train(annotated: Annotated, recipe: Recipe, *, temperature: float, seed: int, checkpoints: Path) -> Training:
+    """One retriever at one temperature; all annotations have memory."""
     seed_everything(seed)
-    hidden_size = annotations["train"][0].query_state.shape[0]
-    retriever = Retriever(hidden_size, width=recipe.retriever_width, has_null=True)
-    valid = collate(annotations["valid"], states, recipe.gain_form, temperature)
+    retriever = Retriever(annotated.states.hidden_size, width=recipe.retriever_width, has_null=True)
+    valid = collate(annotated.valid, annotated.states, recipe.gain_form, temperature)
 
     def loss_at(step: int) -> Tensor:
-        rng = np.random.default_rng((seed, step))
-        rows = rng.integers(len(annotations["train"]), size=recipe.retriever_batch)
-        batch = collate([annotations["train"][row] for row in rows], states, recipe.gain_form, temperature)
+        rows = np.random.default_rng((seed, step)).integers(len(annotated.train), size=recipe.retriever_batch)
+        batch = collate([annotated.train[row] for row in rows], annotated.states, recipe.gain_form, temperature)
         return kl_divergence(retriever(batch.query, batch.memory, batch.mask), batch.target_weights)
 
     @torch.inference_mode()
     def validate() -> float:
         return float(kl_divergence(retriever(valid.query, valid.memory, valid.mask), valid.target_weights))
 
-    state = fit(
-        dict(retriever.named_parameters()), loss_at, validate, recipe.retriever, checkpoints=checkpoints, label=f"retriever τ={temperature}"
-    )
+    parameters = dict(retriever.named_parameters())
+    label = f"retriever τ={temperature}"
+    state = fit(parameters, loss_at, validate, recipe.retriever, checkpoints=checkpoints, label=label)
     retriever.eval()
-    facts = {"valid_kl": state.best_loss, "uniform_kl": float(_uniform_kl(valid)), "label_entropy": float(_entropy(valid))}
+    facts = {"valid_kl": state.best_loss, "uniform_kl": uniform_kl(valid), "label_entropy": entropy(valid)}
     return Training(retriever, judge(retriever, valid, recipe.top_k), facts)
 
 
-def _uniform_kl(batch: Batch) -> Tensor:
+def uniform_kl(batch: Batch) -> float:
     """The loss of a retriever that knows nothing: without it beside, a loss says little."""
     present = torch.cat([torch.ones_like(batch.mask[:, :1]), batch.mask], dim=1)
     uniform = (present / present.sum(dim=1, keepdim=True)).log()
-    return kl_divergence(uniform, batch.target_weights)
+    return float(kl_divergence(uniform, batch.target_weights))
 
 
-def _entropy(batch: Batch) -> Tensor:
-    weights = batch.target_weights
-    return -torch.where(weights > 0, weights * weights.clamp(min=1e-30).log(), 0.0).sum(dim=1).mean()
+def entropy(batch: Batch) -> float:
+    """Of the labels, in nats, mean over the batch."""
+    return float(torch.special.entr(batch.target_weights).sum(dim=1).mean())
 
 
-def run(
-    split: Split, out: Path, *, annotations_dir: Path, recipe: Recipe, inputs: str, seed: int = 0
-) -> dict[str, Any]:
+def stage_key(upstream: str, recipe: Recipe, seed: int) -> str:
+    """Changes with everything that changes the retriever. `upstream` is the key of the annotations."""
+    network = [recipe.retriever, recipe.retriever_batch, recipe.retriever_width]
+    return digest([upstream, *network, recipe.gain_form, recipe.label_temperatures, recipe.top_k, seed])
+
+
+def run(out: Path, *, annotations_dir: Path, recipe: Recipe, inputs: str, seed: int = 0) -> dict[str, Any]:
+    """Returns the certificate; does nothing when the stage is done already."""
     if is_done(out, inputs):
         return read_certificate(out)
-    upstream = read_certificate(annotations_dir)
-    annotations = {
-        period: [found for found in read_shards(annotations_dir / f"{upstream['inputs']}-{period}") if len(found.memory_positions)]
-        for period in ("train", "valid")
-    }
-    out.mkdir(parents=True, exist_ok=True)
-    if not annotations["train"] or not annotations["valid"]:
-        return _untrained(out, inputs, upstream, recipe)
-    states = load_states(Path(upstream["states"]))
+    begin(out)
+    annotated = read_annotated(annotations_dir).with_memory()
+    if not annotated.train or not annotated.valid:
+        return _untrained(out, inputs, annotated.states.hidden_size, recipe)
     trained = {
         temperature: train(
-            annotations, states, recipe, temperature=temperature, seed=seed, checkpoints=out / f"checkpoints-{inputs}-{temperature}"
+            annotated,
+            recipe,
+            temperature=temperature,
+            seed=seed,
+            checkpoints=out / f"checkpoints-{inputs}-{temperature}",
         )
         for temperature in recipe.label_temperatures
     }
     temperature, best = max(trained.items(), key=lambda pair: pair[1].quality.gain)
-    save_file(best.retriever.state_dict(), out / RETRIEVER_FILE)
+    _save(best.retriever, out)
     facts = {
         "width": recipe.retriever_width,
         "temperature": temperature,
-        "train_targets": len(annotations["train"]),
+        "train_targets": len(annotated.train),
         "valid_gain_nats": round(best.quality.gain, 4),
         "oracle_gain_nats": round(best.quality.oracle_gain, 4),
         "captured": round(best.quality.captured, 4),
@@ -182,24 +191,31 @@ def run(
     return finish(out, inputs, facts)
 
 
-def _untrained(out: Path, inputs: str, upstream: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+def _untrained(out: Path, inputs: str, hidden_size: int, recipe: Recipe) -> dict[str, Any]:
     """No history is longer than the prompt: the retriever always abstains, which is right."""
-    retriever = Retriever(upstream["hidden_size"], width=recipe.retriever_width, has_null=True)
+    retriever = Retriever(hidden_size, width=recipe.retriever_width, has_null=True)
     with torch.no_grad():
-        retriever.null.bias.fill_(1e4)
-    save_file(retriever.state_dict(), out / RETRIEVER_FILE)
+        retriever.null.weight.zero_()
+        retriever.null.bias.fill_(_ALWAYS)
+    _save(retriever, out)
     return finish(out, inputs, {"width": recipe.retriever_width, "train_targets": 0, "abstains": 1.0})
+
+
+def _save(retriever: Retriever, out: Path) -> None:
+    with whole_file(out / RETRIEVER_FILE) as draft:
+        save_file(retriever.state_dict(), draft)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = stage_parser(__doc__ or "", needs=["annotations"])
 
     def stage(arguments: argparse.Namespace) -> dict[str, Any]:
-        _, split, fingerprint = load_inputs(arguments.data, arguments.split)
         recipe = get_recipe(arguments.recipe)
         upstream = read_certificate(arguments.annotations)["inputs"]
-        inputs = digest([fingerprint, upstream, recipe.retriever, recipe.gain_form, recipe.label_temperatures, arguments.seed])
-        return run(split, arguments.out, annotations_dir=arguments.annotations, recipe=recipe, inputs=inputs, seed=arguments.seed)
+        inputs = stage_key(upstream, recipe, arguments.seed)
+        return run(
+            arguments.out, annotations_dir=arguments.annotations, recipe=recipe, inputs=inputs, seed=arguments.seed
+        )
 
     return run_stage(stage, parser.parse_args(argv))
 

@@ -39,18 +39,22 @@ class Windows:
 
     def prompt_ending_at(self, user: int, position: int) -> list[int]:
         """x_{u,h_m}: the prompt of the window that ends with the event at `position`."""
-        items = self.split.histories[user].items
+        items = self.split.histories[user].items.tolist()
         return self.prompt.tokens(self.titles(window_ending_at(items, position, self.recent_length)))
 
-    def example(self, target: Target) -> Example:
-        """Memory is everything older than the K recent events, the newest M of it."""
+    def memory_positions(self, target: Target) -> np.ndarray:
+        """Everything older than the K recent events, the newest M of it, oldest first."""
         end = max(0, target.position - self.recent_length)
+        return np.arange(max(0, end - self.max_memory), end)
+
+    def example(self, target: Target) -> Example:
+        truth = self.split.histories[target.user].items[target.position]
         return Example(
             user=target.user,
             position=target.position,
             prompt=self.prompt_ending_at(target.user, target.position - 1),
-            answer=self.prompt.title_tokens(self.split.titles[self.split.histories[target.user].items[target.position]]),
-            memory_positions=np.arange(max(0, end - self.max_memory), end),
+            answer=self.prompt.title_tokens(self.split.titles[truth]),
+            memory_positions=self.memory_positions(target),
         )
 
 

@@ -1,0 +1,82 @@
+"""Walking the trie enumerates the catalogue: nothing more, nothing less."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model_store.trie import Allowed, Node, Trie
+
+END = 0
+titles = st.lists(st.integers(1, 3), max_size=5).map(lambda tokens: (*tokens, END))
+catalogues = st.lists(titles, max_size=25)
+
+
+def leaves(trie: Trie, allowed: Allowed) -> Iterator[tuple[tuple[int, ...], Node]]:
+    """Every generable token sequence with its leaf."""
+    stack: list[tuple[tuple[int, ...], Node]] = [((), trie.root)]
+    while stack:
+        tokens, node = stack.pop()
+        edges = [edge for edge in trie.edges(node) if allowed.any(edge.child)]
+        for edge in edges:
+            path = (*tokens, *edge.tokens)
+            assert edge.child.depth == len(path), "a node's depth is not the number of tokens before it"
+            if edge.is_leaf:
+                assert trie.edges(edge.child) == (), "a leaf has children"
+                yield path, edge.child
+            else:
+                stack.append((path, edge.child))
+
+
+@given(catalogues, st.data())
+def test_a_walk_yields_exactly_the_allowed_rows(sequences: list[tuple[int, ...]], data: st.DataObject) -> None:
+    flags = data.draw(st.lists(st.booleans(), min_size=len(sequences), max_size=len(sequences)))
+    trie = Trie(sequences)
+    allowed = trie.allow(np.array(flags, dtype=bool))
+    walked = {path: set(allowed.rows(leaf).tolist()) for path, leaf in leaves(trie, allowed)}
+    expected: dict[tuple[int, ...], set[int]] = {}
+    for row in np.flatnonzero(flags).tolist():
+        expected.setdefault(sequences[row], set()).add(row)
+    assert walked == expected, "the walk and the allowed rows differ, or equal titles do not share a leaf"
+
+
+@given(catalogues)
+def test_no_title_is_a_prefix_of_another(sequences: list[tuple[int, ...]]) -> None:
+    trie = Trie(sequences)
+    paths = sorted(path for path, _ in leaves(trie, trie.allow()))
+    assert len(paths) == len(set(paths)), "one title has two leaves"
+    for first, second in zip(paths, paths[1:], strict=False):
+        assert second[: len(first)] != first, f"{first} is a prefix of {second}"
+
+
+@given(catalogues)
+def test_forced_tokens_are_taken_in_one_step(sequences: list[tuple[int, ...]]) -> None:
+    trie = Trie(sequences)
+    stack = [trie.root]
+    while stack:
+        edges = trie.edges(stack.pop())
+        assert len({edge.tokens[0] for edge in edges}) == len(edges), "two edges of a node start with the same token"
+        for edge in edges:
+            num_children = len(trie.edges(edge.child))
+            assert num_children == 0 if edge.is_leaf else num_children > 1, "a forced token was left for the next step"
+            stack.append(edge.child)
+
+
+def test_a_title_that_begins_another_one_is_found() -> None:
+    trie = Trie([(1, END), (1, 2, END), (1, 2, 3, END)])
+    assert {path for path, _ in leaves(trie, trie.allow())} == {(1, END), (1, 2, END), (1, 2, 3, END)}
+    (edge,) = trie.edges(trie.root)
+    assert edge.tokens == (1,) and not edge.is_leaf, "the shared beginning is one forced run"
+
+
+def test_no_catalogue_has_no_edges() -> None:
+    trie = Trie([])
+    assert trie.edges(trie.root) == () and not trie.allow().any(trie.root)
+
+
+def test_a_branch_without_allowed_items_is_dead() -> None:
+    trie = Trie([(1, END), (2, END)])
+    allowed = trie.allow(np.array([False, True]))
+    assert [allowed.any(edge.child) for edge in trie.edges(trie.root)] == [False, True]
+    assert allowed.rows(trie.root).tolist() == [1]
