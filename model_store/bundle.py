@@ -110,11 +110,22 @@ def build_retriever(manifest: Manifest) -> Retriever:
 def load_lm(
     directory: Path, backbone: BackboneSpec, *, device: torch.device | str = "cpu"
 ) -> tuple[SplitLM, PreTrainedTokenizerBase]:
-    """A checkpoint directory as a split model. Never runs code that comes with a checkpoint."""
-    model = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=getattr(torch, backbone.dtype), use_safetensors=True, trust_remote_code=False
-    )
-    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    """A checkpoint directory as a split model. Never runs code that comes with a checkpoint, never unpickles weights.
+
+    Raises BundleCorrupt when files are missing, UnsupportedBackbone when the library does not know the architecture.
+    """
+    dtype = getattr(torch, backbone.dtype)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    except OSError as error:
+        raise BundleCorrupt(
+            f"{directory}: not a checkpoint with safetensors weights and a tokenizer: {error}"
+        ) from error
+    except ValueError as error:
+        raise UnsupportedBackbone(f"{directory}: {error}") from error
     model.requires_grad_(False)
     nn.Module.to(model, device)
     return SplitLM(model, backbone.split_layer), tokenizer

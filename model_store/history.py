@@ -14,6 +14,8 @@ T = TypeVar("T")
 
 _BLANK = re.compile(r"\s+")
 _INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
+_JOINERS = "\u200c\u200d"  # they shape letters and emoji
+_SOFT_HYPHEN = "\u00ad"
 
 
 def tie_key(user_id: str, item_id: str) -> str:
@@ -29,8 +31,13 @@ def derived_event_id(user_id: str, item_id: str, timestamp: int, type: str) -> s
 
 def clean_title(text: str) -> str:
     """One line of visible text: newlines end a title in the prompt, so none may stand inside it. May return ""."""
-    visible = (" " if unicodedata.category(char) in _INVISIBLE else char for char in unicodedata.normalize("NFC", text))
-    return _BLANK.sub(" ", "".join(visible)).strip()
+    composed = unicodedata.normalize("NFC", text).replace(_SOFT_HYPHEN, "")
+    visible = (" " if _is_invisible(char) else char for char in composed)
+    return _BLANK.sub(" ", "".join(visible)).strip(f" {_JOINERS}")
+
+
+def _is_invisible(char: str) -> bool:
+    return unicodedata.category(char) in _INVISIBLE and char not in _JOINERS
 
 
 def window_fingerprint(titles: Sequence[str]) -> bytes:

@@ -20,7 +20,7 @@ class PromptSpec(_Frozen):
     """The text around the titles; see `prompt.py` for how it becomes tokens."""
 
     head: str = "A user chose these items, oldest first. Predict the next one.\n"
-    terminator: str = "\n"
+    terminator: str = Field(default="\n", pattern="\n", description="has a newline, which no title contains")
     max_title_tokens: int = Field(default=24, ge=1)
     recent_length: int = Field(default=10, ge=1, description="K of the paper")
 

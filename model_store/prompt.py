@@ -12,12 +12,13 @@ from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
+from model_store.errors import UnsupportedBackbone
 from model_store.history import clean_title
 from model_store.manifest import PromptSpec
 
 
 class Prompt:
-    """Thread-safe: tokenisation of a title is pure and cached."""
+    """Thread-safe: tokenisation of a title is pure and cached. Raises UnsupportedBackbone when titles would not end."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, spec: PromptSpec) -> None:
         self.spec = spec
@@ -25,6 +26,8 @@ class Prompt:
         beginning = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
         self.head = beginning + self._encode(spec.head)
         self.terminator = self._encode(spec.terminator)
+        if not self.terminator:  # a title would be the beginning of another, and some could not be generated
+            raise UnsupportedBackbone(f"the tokenizer leaves nothing of the terminator {spec.terminator!r}")
         self.title_tokens = lru_cache(maxsize=200_000)(self._title_tokens)
 
     def _encode(self, text: str) -> list[int]:

@@ -137,6 +137,8 @@ def _help(name: str) -> str:
 
 def _default(name: str) -> str:
     default = Settings.model_fields[name].default
+    if isinstance(default, bool):
+        return "yes" if default else "no"
     return str(default.get_secret_value() if isinstance(default, SecretStr) else default)
 
 

@@ -75,7 +75,8 @@ class Resources:
     describe: Callable[[], schemas.ModelInfo]
 
 
-def get_resources(request: Request) -> Resources:
+# Coroutines, all of them: FastAPI sends plain functions through a thread, at a millisecond a request.
+async def get_resources(request: Request) -> Resources:
     resources = getattr(request.app.state, "resources", None)
     if not isinstance(resources, Resources):
         raise NotReady("The bundle is still loading.")
@@ -85,19 +86,19 @@ def get_resources(request: Request) -> Resources:
 ResourcesDep = Annotated[Resources, Depends(get_resources)]
 
 
-def get_recommender(resources: ResourcesDep) -> Recommending:
+async def get_recommender(resources: ResourcesDep) -> Recommending:
     return resources.recommender
 
 
-def get_ingest(resources: ResourcesDep) -> Ingesting:
+async def get_ingest(resources: ResourcesDep) -> Ingesting:
     return resources.ingest
 
 
-def get_items(resources: ResourcesDep) -> Catalogue:
+async def get_items(resources: ResourcesDep) -> Catalogue:
     return resources.items
 
 
-def get_users(resources: ResourcesDep) -> UserDirectory:
+async def get_users(resources: ResourcesDep) -> UserDirectory:
     return resources.users
 
 

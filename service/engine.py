@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -63,6 +63,7 @@ class Engine:
             max_batch_tokens=self.plan.max_batch_tokens,
             wait_s=settings.batch_wait_ms / 1000,
         )
+        self._background_room = asyncio.Semaphore(settings.max_queue)
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._is_warm = False
 
@@ -92,9 +93,13 @@ class Engine:
         return answer
 
     async def encode(self, prompts: Sequence[Sequence[int]]) -> list[States]:
-        """States (D,), one per prompt, in the background lane."""
-        jobs = [Job("encode", prompt, len(prompt)) for prompt in prompts]
-        return list(await asyncio.gather(*(self._submit(job) for job in jobs)))
+        """States (D,), one per prompt, in the background lane; waits for room there, since nobody waits for it."""
+        return list(await asyncio.gather(*(self._encode_one(prompt) for prompt in prompts)))
+
+    async def _encode_one(self, prompt: Sequence[int]) -> States:
+        async with self._background_room:
+            state: States = await self._submit(Job("encode", prompt, len(prompt)))
+        return state
 
     async def call(self, work: Callable[[Bundle], T], *, cost_tokens: int = 1) -> T:
         """Runs `work` alone on the engine thread."""
@@ -118,7 +123,9 @@ class Engine:
         """A batch that fails is tried job by job, so that one bad job does not fail its companions."""
         started = time.monotonic()
         try:
-            results = _RUNNERS[batch[0].kind](self.bundle, [job.payload for job in batch])
+            results = list(_RUNNERS[batch[0].kind](self.bundle, [job.payload for job in batch]))
+            if len(results) != len(batch):
+                raise RuntimeError(f"{len(batch)} jobs of kind {batch[0].kind} gave {len(results)} results")
         except Exception as error:
             if len(batch) > 1:
                 log.warning("batch failed, trying its jobs alone", kind=batch[0].kind, size=len(batch))
@@ -132,6 +139,13 @@ class Engine:
             job.future.set_result(result)
 
 
+def _recommend(bundle: Bundle, queries: Sequence[Query]) -> list[Answer]:
+    """Items that came after a query was asked are not for it: `allowed` grows to today's catalogue."""
+    num_items = len(bundle.catalogue)
+    grown = [np.pad(query.allowed, (0, num_items - len(query.allowed))) for query in queries]
+    return recommend(bundle, [replace(query, allowed=allowed) for query, allowed in zip(queries, grown, strict=True)])
+
+
 def _call(bundle: Bundle, works: Sequence[Callable[[Bundle], Any]]) -> list[Any]:
     return [work(bundle) for work in works]
 
@@ -140,7 +154,8 @@ def _encode(bundle: Bundle, prompts: Sequence[Sequence[int]]) -> list[States]:
     return list(encode(bundle.lm, prompts))
 
 
-_RUNNERS: dict[str, Callable[[Bundle, Any], Sequence[Any]]] = {"recommend": recommend, "encode": _encode, "call": _call}
+_Runner = Callable[[Bundle, Any], Sequence[Any]]
+_RUNNERS: dict[str, _Runner] = {"recommend": _recommend, "encode": _encode, "call": _call}
 
 
 def _warm_up(bundle: Bundle) -> None:

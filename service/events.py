@@ -80,7 +80,7 @@ def decode_event(user_id: str, event_id: bytes, raw: bytes | None) -> Event | No
     """None when the bytes are not an event of ours."""
     try:
         fields = json.loads(raw or b"")
-        item_id, timestamp, kind, value = (fields[name] for name in ("item_id", "timestamp", "type", "value"))
+        item_id, timestamp, kind, value = fields["item_id"], fields["timestamp"], fields["type"], fields["value"]
         identity = event_id.decode("utf-8", "surrogatepass")
     except (ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -7,10 +7,10 @@ histories speak of it; it is only never recommended again.
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import structlog
@@ -20,8 +20,9 @@ from model_store.catalogue import Item, clean
 from model_store.inference import embed
 from service import schemas
 from service.engine import Engine
-from service.errors import StoreUnavailable, UnknownItem
+from service.errors import BadRequest, StoreUnavailable, UnknownItem
 from service.memory import MemoryStore
+from service.tasks import stopped
 
 log = structlog.get_logger("service.items")
 
@@ -29,10 +30,14 @@ _FOLLOW_EVERY_S = 1.0
 _TITLES_PER_CALL = 64
 
 
-@dataclass(frozen=True)
-class Change:
-    """An item as the overlay keeps it."""
+class StoredItem(schemas.Item):
+    """An item as the overlay keeps it. A bundle's own attributes may be of any kind."""
 
+    popularity: int = 0
+    deleted: bool = False
+
+
+class Change(NamedTuple):
     item: Item
     is_deleted: bool = False
 
@@ -40,13 +45,13 @@ class Change:
         return {**asdict(self.item), "deleted": self.is_deleted}
 
     @classmethod
-    def read(cls, body: Mapping[str, Any]) -> "Change | None":
+    def read(cls, item_id: str, body: Mapping[str, Any]) -> "Change | None":
         """None when the bytes are not a change of ours: the store's content is input."""
         try:
-            fields = dict(body)
-            is_deleted = bool(fields.pop("deleted"))
+            fields = StoredItem.model_validate({**body, "item_id": item_id}).model_dump()
+            is_deleted = fields.pop("deleted")
             return cls(clean(Item(**fields)), is_deleted)
-        except (TypeError, KeyError, ValueError, AttributeError):
+        except ValueError:
             return None
 
 
@@ -55,38 +60,43 @@ class Items:
         self.bundle, self.engine, self.store = bundle, engine, store
         self._deleted: set[str] = set()
         self._version = -1
-        self._applying = asyncio.Lock()
+        self._changing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Catches up with the overlay, then follows it. A store that is away is caught up with later."""
-        await self._catch_up()
+        await self.catch_up()
         self._task = asyncio.create_task(self._follow(), name="catalogue")
 
     async def stop(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await stopped(self._task)
+
+    async def catch_up(self) -> None:
+        """Applies what other replicas changed; costs one read when that is nothing."""
+        try:
+            async with self._changing:
+                await self._load()
+        except StoreUnavailable:
+            log.warning("store away, the catalogue waits")
 
     async def get(self, item_id: str) -> schemas.Item:
         return _shown(self._known(item_id))
 
     async def put(self, item_id: str, body: schemas.ItemBody) -> schemas.Item:
-        await self._change([Change(_item(item_id, body))])
-        return await self.get(item_id)
+        return (await self._change({item_id: lambda: Change(_item(item_id, body))}))[0]
 
     async def put_many(self, items: list[schemas.NewItem]) -> schemas.ItemsResponse:
-        await self._change([Change(_item(item.item_id, item)) for item in items])
-        return schemas.ItemsResponse(items=[await self.get(item.item_id) for item in items])
+        """Of an item that is named twice the last one counts."""
+        changes = {item.item_id: partial(Change, _item(item.item_id, item)) for item in items}
+        return schemas.ItemsResponse(items=await self._change(changes))
 
     async def patch(self, item_id: str, patch: schemas.ItemPatch) -> schemas.Item:
-        changes = {name: getattr(patch, name) for name in patch.model_fields_set}
-        await self._change([Change(replace(self._known(item_id), **changes))])
-        return await self.get(item_id)
+        fields = {name: getattr(patch, name) for name in patch.model_fields_set}
+        return (await self._change({item_id: lambda: Change(_changed(self._known(item_id), fields))}))[0]
 
     async def delete(self, item_id: str) -> schemas.DeletedItem:
-        await self._change([Change(replace(self._known(item_id), hidden=True), is_deleted=True)])
+        await self._change({item_id: lambda: Change(replace(self._known(item_id), hidden=True), is_deleted=True)})
         return schemas.DeletedItem(item_id=item_id, deleted=True)
 
     async def neighbors(self, item_id: str, k: int) -> schemas.Neighbors:
@@ -100,18 +110,35 @@ class Items:
             raise UnknownItem("The catalogue has no such item.")
         return self.bundle.catalogue.items[row]
 
-    async def _change(self, changes: Sequence[Change]) -> None:
-        """Durable first: what is recommended here must not be unknown after a restart."""
-        await self.store.put_items({change.item.item_id: change.body() for change in changes})
+    async def _change(self, changes: Mapping[str, Callable[[], Change]]) -> list[schemas.Item]:
+        """Durable first: what is recommended here must not be unknown after a restart.
+
+        One at a time, each made from the newest state, so that none undoes another.
+        """
+        async with self._changing:
+            await self._load()
+            made = [make() for make in changes.values()]
+            await self.store.put_items({change.item.item_id: change.body() for change in made})
+            await self._apply(made)
+            return [_shown(change.item) for change in made]
+
+    async def _load(self) -> None:
+        version = await self.store.items_version()
+        if version == self._version:
+            return
+        found = [Change.read(*pair) for pair in (await self.store.load_items()).items()]
+        changes = [change for change in found if change is not None]
+        if len(changes) < len(found):
+            log.warning("stored items that cannot be read are left out", count=len(found) - len(changes))
         await self._apply(changes)
+        self._version = version
 
     async def _apply(self, changes: Sequence[Change]) -> None:
-        async with self._applying:
-            items = [change.item for change in changes if self._differs(change.item)]
-            if items:
-                await self.engine.call(lambda bundle: _put(bundle, items), cost_tokens=len(items))
-            for change in changes:
-                (self._deleted.add if change.is_deleted else self._deleted.discard)(change.item.item_id)
+        items = [change.item for change in changes if self._differs(change.item)]
+        if items:
+            await self.engine.call(lambda bundle: _put(bundle, items), cost_tokens=len(items))
+        for change in changes:
+            (self._deleted.add if change.is_deleted else self._deleted.discard)(change.item.item_id)
 
     def _differs(self, item: Item) -> bool:
         catalogue = self.bundle.catalogue
@@ -121,21 +148,10 @@ class Items:
     async def _follow(self) -> None:
         while True:
             await asyncio.sleep(_FOLLOW_EVERY_S)
-            await self._catch_up()
-
-    async def _catch_up(self) -> None:
-        try:
-            version = await self.store.items_version()
-            if version == self._version:
-                return
-            found = {item_id: Change.read(body) for item_id, body in (await self.store.load_items()).items()}
-        except StoreUnavailable:
-            log.warning("store away, the catalogue waits")
-            return
-        if unreadable := [item_id for item_id, change in found.items() if change is None]:
-            log.warning("stored items that cannot be read are left out", count=len(unreadable))
-        await self._apply([change for change in found.values() if change is not None])
-        self._version = version
+            try:
+                await self.catch_up()
+            except Exception:  # a replica that stops following would be noticed too late
+                log.exception("the catalogue could not be followed, trying again")
 
 
 def _item(item_id: str, body: schemas.ItemBody) -> Item:
@@ -147,6 +163,15 @@ def _item(item_id: str, body: schemas.ItemBody) -> Item:
         available_from=body.available_from,
         available_until=body.available_until,
     )
+
+
+def _changed(item: Item, fields: Mapping[str, Any]) -> Item:
+    """Raises BadRequest when the two ends of an item's availability, one old and one new, contradict each other."""
+    changed = replace(item, **fields)
+    start, end = changed.available_from, changed.available_until
+    if start is not None and end is not None and start >= end:
+        raise BadRequest(f"available_from ({start}) would not be earlier than available_until ({end}).")
+    return changed
 
 
 def _shown(item: Item) -> schemas.Item:
@@ -176,7 +201,8 @@ def _neighbors(bundle: Bundle, item_id: str, k: int) -> schemas.Neighbors:
     row = catalogue.rows[item_id]
     available = catalogue.available(time.time())
     vector = bundle.index.vectors(np.array([row]))
-    rows, distances = (part[0] for part in bundle.index.search(vector, len(bundle.index)))
+    num_near = min(len(bundle.index), k + 1 + int((~available).sum()))  # the item itself, and any that is hidden
+    rows, distances = (part[0] for part in bundle.index.search(vector, num_near))
     pairs = [(int(near), float(distance)) for near, distance in zip(rows, distances, strict=True)]
     nearest = [(near, distance) for near, distance in pairs if near >= 0 and near != row and available[near]][:k]
     return schemas.Neighbors(

@@ -1,24 +1,9 @@
-"""The Redis page: every key AutoMR writes, and the only client that writes them. Records and catalogue are
-opaque here.
+"""The Redis page: the only client that reads and writes the keys of `keys.py`. Records and catalogue are opaque here.
 
-    key                               type    holds                                        bound
-    automr:{<uid>}:events             HASH    event_id -> JSON item_id, timestamp, type,   the user's log,
-                                              value                                        source of truth
-    automr:{<uid>}:order              ZSET    "<tie_key>:<event_id>" by timestamp          as events
-    automr:{<uid>}:seen               HASH    item_id -> how many events                   as events
-    automr:{<uid>}:states:<space>     HASH    sha1(event_id)[:20] -> state record, bytes   newest `keep`
-    automr:{<uid>}:spaces             SET     spaces with states or a retrieval            bundles served
-    automr:{<uid>}:retrieval:<space>  STRING  JSON event_id -> weight, the last retrieval  one per space
-    automr:encode                     STREAM  {user}, group "encoders"                     until encoded
-    automr:items                      HASH    item_id -> JSON, catalogue overlay           items changed since
-                                                                                           the bundle's making
-    automr:items:version              STRING  counter of overlay changes                   one
-
-No key expires. <uid> is percent-quoted, so any id is a safe key, and braced, so all keys of a user share a
-slot of Redis Cluster. Every change of a user is one atomic script; every command here may be repeated without
-further effect, so a caller retries as it likes. A state is small (10 % over its record) while its hash is a
-listpack: the server wants `hash-max-listpack-value` above the record size (see `embedded.py`). Knows neither
-torch nor HTTP; all errors of the client leave as `StoreUnavailable`.
+Every change of a user is one atomic script; every command here may be repeated without further effect, so a caller
+retries as it likes. A state is small (10 % over its record) while its hash is a listpack: the server wants
+`hash-max-listpack-value` above the record size (see `embedded.py`). Knows neither torch nor HTTP; all errors of the
+client leave as `StoreUnavailable`.
 """
 
 import asyncio
@@ -27,7 +12,7 @@ import logging
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
 from redis.asyncio.retry import Retry
@@ -35,7 +20,6 @@ from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisClusterException, RedisError
 
-from model_store.history import tie_key
 from service import scripts
 from service.errors import BadRequest, StartupError, StoreUnavailable
 from service.events import (
@@ -45,40 +29,29 @@ from service.events import (
     UserCounts,
     decode_event,
     decode_text,
-    encode_event,
     encode_text,
     make_cursor,
     read_cursor,
     read_json,
 )
+from service.keys import (
+    ENCODE,
+    GROUP,
+    ITEMS,
+    ITEMS_VERSION,
+    Command,
+    append_command,
+    encode_commands,
+    script_command,
+    user_keys,
+    user_prefix,
+)
 
 log = logging.getLogger(__name__)
 
-ENCODE, GROUP = "automr:encode", "encoders"
-ITEMS, ITEMS_VERSION = "automr:items", "automr:items:version"
 CLAIM_AFTER_MS = 30_000
 MAX_CONNECTIONS = 64
 SCHEMES = "redis://, rediss://, unix://, redis+cluster://, rediss+cluster://"
-USER_KEYS = ("events", "order", "seen", "spaces")
-
-Command = tuple[Any, ...]
-
-
-def user_prefix(user_id: str) -> str:
-    if not user_id:  # "{}" is no hash tag: the keys of such a user would scatter over a cluster
-        raise BadRequest("user_id must not be empty")
-    return f"automr:{{{quote(user_id, safe='', errors='surrogatepass')}}}:"
-
-
-def user_keys(user_id: str, space: str | None = None) -> list[str]:
-    """In the order the scripts take them."""
-    names = USER_KEYS if space is None else (*USER_KEYS, f"states:{space}", f"retrieval:{space}")
-    prefix = user_prefix(user_id)
-    return [prefix + name for name in names]
-
-
-def order_member(event: Event) -> bytes:
-    return encode_text(f"{tie_key(event.user_id, event.item_id)}:{event.event_id}")
 
 
 class MemoryStore:
@@ -127,8 +100,8 @@ class MemoryStore:
         by_user: dict[str, list[int]] = {}
         for position, event in enumerate(events):
             by_user.setdefault(event.user_id, []).append(position)
-        appends = [_append_command([events[i] for i in positions]) for positions in by_user.values()]
-        requests = _encode_commands(by_user)
+        appends = [append_command([events[i] for i in positions]) for positions in by_user.values()]
+        requests = encode_commands(by_user)
         if isinstance(self._client, RedisCluster):  # or another node hands a request out before its event is in
             answers = await self._run(appends)
             await self._run(requests)
@@ -195,9 +168,15 @@ class MemoryStore:
         keys = user_keys(user_id, space)
         return int(await self._script(scripts.SAVE_STATES, keys, max(keep, 1), space, *pairs))
 
-    async def save_retrieval(self, user_id: str, space: str, weights: Mapping[str, float]) -> None:
-        body = encode_text(json.dumps(dict(weights), ensure_ascii=False))
-        await self._script(scripts.SAVE_RETRIEVAL, user_keys(user_id, space), space, body)
+    async def save_retrievals(self, space: str, weights: Mapping[str, Mapping[str, float]]) -> None:
+        """User id -> event id -> weight, for many users in one round trip; those who are unknown stay so."""
+        bodies = {user_id: encode_text(json.dumps(dict(each))) for user_id, each in weights.items()}
+        commands = [
+            script_command(scripts.SAVE_RETRIEVAL, user_keys(user_id, space), space, body)
+            for user_id, body in bodies.items()
+        ]
+        if commands:
+            await self._run(commands)
 
     async def last_retrieval(self, user_id: str, space: str) -> dict[str, float]:
         """Event id -> weight; empty when there was none."""
@@ -207,7 +186,7 @@ class MemoryStore:
     # ---- the encode queue: at least once
 
     async def request_encoding(self, user_ids: Iterable[str]) -> None:
-        await self._run(_encode_commands(user_ids))
+        await self._run(encode_commands(user_ids))
 
     async def next_encodings(self, consumer: str, *, count: int, block_ms: int) -> list[tuple[str, str]]:
         """(entry id, user id) of entries now ours; those another worker left for 30 s first. Waits up to
@@ -228,6 +207,10 @@ class MemoryStore:
 
     async def backlog(self) -> int:
         return int(await self._call("XLEN", ENCODE))
+
+    async def backlog_age_s(self) -> float:
+        """How long the oldest entry has been waiting, by the server's clock; 0 when there is none."""
+        return int(await self._script(scripts.BACKLOG_AGE, [ENCODE])) / 1000
 
     # ---- the catalogue overlay
 
@@ -252,7 +235,7 @@ class MemoryStore:
         return (await self._run([command]))[0]
 
     async def _script(self, script: scripts.Script, keys: Sequence[str], *args: Any) -> Any:
-        return await self._call("EVALSHA", script.sha, len(keys), *keys, *args)
+        return (await self._run([script_command(script, keys, *args)]))[0]
 
     async def _run(self, commands: Sequence[Command]) -> list[Any]:
         """All answers, or the first error."""
@@ -295,19 +278,6 @@ def _translated() -> Iterator[None]:
         yield
     except (RedisError, RedisClusterException, OSError) as error:
         raise StoreUnavailable(f"The memory store does not answer ({type(error).__name__}).") from error
-
-
-def _append_command(events: Sequence[Event]) -> Command:
-    keys = user_keys(events[0].user_id)[:3]
-    args: list[Any] = []
-    for event in events:
-        identity, item = encode_text(event.event_id), encode_text(event.item_id)
-        args += (identity, encode_event(event), event.timestamp, order_member(event), item)
-    return ("EVALSHA", scripts.APPEND.sha, len(keys), *keys, *args)
-
-
-def _encode_commands(user_ids: Iterable[str]) -> list[Command]:
-    return [("XADD", ENCODE, "*", "user", encode_text(user_id)) for user_id in user_ids]
 
 
 def _report_skipped(events: Sequence[Event | None]) -> None:

@@ -49,9 +49,10 @@ class Metrics:
     def _memory(self) -> None:
         self.interactions_total = self._counter("interactions_total", "Interactions received", "status")
         self.ingest_visible_lag_seconds = self._histogram(
-            "ingest_visible_lag_seconds", "From acknowledged to encoded in memory", LAG_SECONDS
+            "ingest_visible_lag_seconds", "Acknowledged to encoded, by the worker in this process", LAG_SECONDS
         )
         self.encode_backlog = self._gauge("encode_backlog", "Users waiting to be encoded")
+        self.encode_lag_seconds = self._gauge("encode_lag_seconds", "How long the first of them has been waiting")
         self.stale_states_total = self._counter("stale_states_total", "Stored states that had to be encoded again")
 
     def render(self) -> bytes:

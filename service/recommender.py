@@ -9,9 +9,9 @@ what it has.
 import asyncio
 import time
 import uuid
-from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import structlog
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from model_store.bundle import Bundle
 from model_store.inference import Answer, Query, Ranked, Stopwatch, popular
+from service.afterwards import Afterwards
 from service.engine import Engine
 from service.errors import DeadlineExceeded, StoreUnavailable
 from service.memory import MemoryStore
@@ -48,27 +49,23 @@ class Recommender:
     ) -> None:
         self.bundle, self.engine, self.store, self.metrics = bundle, engine, store, metrics
         self._deadline_ms = settings.deadline_ms
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._afterwards = Afterwards(store, bundle.manifest.space)
 
     async def recommend(self, request: RecommendRequest) -> RecommendResponse:
         """Raises Overloaded and Draining; everything else that can go wrong becomes a fallback."""
-        watch = Stopwatch()
-        context = await self._remember(request)
-        watch.lap("memory")
-        allowed = self._allowed(request, context)
-        if not context.recent:
-            return self._popular(request, allowed, context.fallback or "cold_start", watch)
-        query = Query(
-            prompt=self.bundle.prompt.tokens(context.recent),
-            memory=_states(context.memory, self.bundle),
-            allowed=allowed,
-            num_results=request.k,
-        )
-        watch.lap("prepare")
+        watch, context = Stopwatch(), Context()
+        patience_s = (request.deadline_ms or self._deadline_ms) / 1000
         try:
-            answer = await self.engine.recommend(query, timeout_s=self._time_left_s(request, watch))
+            async with asyncio.timeout(patience_s):
+                context = await self._remember(request)
+                watch.lap("memory")
+                if not context.recent:
+                    return self._popular(request, context, context.fallback or "cold_start", watch)
+                query = self._query(request, context)
+                watch.lap("prepare")
+                answer = await self.engine.recommend(query, timeout_s=max(0.001, patience_s - watch.elapsed_s))
         except (TimeoutError, DeadlineExceeded):
-            return self._popular(request, allowed, "deadline", watch)
+            return self._popular(request, context, "deadline", watch)
         watch.lap("queue")
         watch.laps["queue"] = max(0.0, watch.laps["queue"] - sum(answer.timings_s.values()))
         watch.laps |= answer.timings_s
@@ -76,9 +73,8 @@ class Recommender:
         memory = self._explain(request, context, answer)
         return self._respond(request, answer.items, watch, memory=memory, fallback=context.fallback)
 
-    async def close(self) -> None:
-        """Waits for the writes that nobody waited for."""
-        await asyncio.gather(*self._tasks)
+    async def stop(self) -> None:
+        await self._afterwards.stop()
 
     async def _remember(self, request: RecommendRequest) -> Context:
         """Recent items and memory from the store, with the request's own recent items on top."""
@@ -94,16 +90,22 @@ class Recommender:
         except StoreUnavailable:
             log.warning("store away, answering without memory")
             context = _context(Timeline([], self.bundle), session, set(), self.bundle)
-            return Context(context.recent, context.memory, context.seen, "memory_unavailable")
+            return replace(context, fallback="memory_unavailable")
         timeline = Timeline(remembered, self.bundle)
-        context = _context(timeline, session, seen, self.bundle)
         if timeline.is_incomplete():
-            # heals a lost state, and fills a new space user by user
-            self._in_background(self.store.request_encoding([request.user_id]))
-        return context
+            self._afterwards.request_encoding(request.user_id)
+        return _context(timeline, session, seen, self.bundle)
 
     async def _seen(self, request: RecommendRequest) -> set[str]:
         return await self.store.seen(request.user_id) if request.user_id and request.exclude_seen else set()
+
+    def _query(self, request: RecommendRequest, context: Context) -> Query:
+        return Query(
+            prompt=self.bundle.prompt.tokens(context.recent),
+            memory=_states(context.memory, self.bundle),
+            allowed=self._allowed(request, context),
+            num_results=request.k,
+        )
 
     def _allowed(self, request: RecommendRequest, context: Context) -> NDArray[np.bool_]:
         """(N,) what may be shown: available, asked for, not seen."""
@@ -119,14 +121,11 @@ class Recommender:
             allowed[[catalogue.rows[item_id] for item_id in context.seen if item_id in catalogue.rows]] = False
         return allowed
 
-    def _time_left_s(self, request: RecommendRequest, watch: Stopwatch) -> float:
-        asked_s = (request.deadline_ms or self._deadline_ms) / 1000
-        return max(0.001, asked_s - watch.elapsed_s)
-
     def _popular(
-        self, request: RecommendRequest, allowed: NDArray[np.bool_], fallback: Fallback, watch: Stopwatch
+        self, request: RecommendRequest, context: Context, fallback: Fallback, watch: Stopwatch
     ) -> RecommendResponse:
-        return self._respond(request, popular(self.bundle, allowed, request.k), watch, memory=[], fallback=fallback)
+        ranked = popular(self.bundle, self._allowed(request, context), request.k)
+        return self._respond(request, ranked, watch, memory=[], fallback=fallback)
 
     def _explain(self, request: RecommendRequest, context: Context, answer: Answer) -> list[MemoryElement]:
         """The memories that reached the top half, most weighty first."""
@@ -191,37 +190,23 @@ class Recommender:
             self.metrics.fallback_total.labels(fallback).inc()
 
     def _keep_weights(self, request: RecommendRequest, context: Context, answer: Answer) -> None:
-        """So that GET /users can show what the last retrieval thought; nobody waits for it."""
-        if request.user_id is None or not context.memory:
-            return
-        pairs = zip(context.memory, answer.weights, strict=True)
-        weights = {element.event.event_id: round(float(weight), 4) for element, weight in pairs}
-        self._in_background(self.store.save_retrieval(request.user_id, self.bundle.manifest.space, weights))
-
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(_quietly(work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-
-async def _quietly(work: Coroutine[Any, Any, None]) -> None:
-    try:
-        await work
-    except StoreUnavailable:
-        log.warning("a write that nobody waits for was lost: store away")
+        if request.user_id is not None and context.memory:
+            pairs = zip(context.memory, answer.weights.tolist(), strict=True)
+            weights = {element.event.event_id: round(weight, 4) for element, weight in pairs}
+            self._afterwards.keep_weights(request.user_id, weights)
 
 
 def _context(timeline: Timeline, session: list[tuple[int | None, str]], seen: set[str], bundle: Bundle) -> Context:
     """The last K of stored events and session items by time; session items without a time are the newest."""
     stored = {(event.item_id, event.timestamp) for event in timeline.events}
     fresh = [(timestamp, item_id) for timestamp, item_id in session if (item_id, timestamp) not in stored]
-    placed = [(float(event.timestamp), event.item_id) for event in timeline.events]
-    placed += [(float("inf") if timestamp is None else float(timestamp), item_id) for timestamp, item_id in fresh]
-    placed.sort(key=lambda pair: pair[0])  # stable: equal times keep the documented order of the store
+    placed = [(float(event.timestamp), event.item_id, True) for event in timeline.events]
+    placed += [(float("inf") if timestamp is None else timestamp, item_id, False) for timestamp, item_id in fresh]
+    placed.sort(key=lambda place: place[0])  # stable: equal times keep the documented order of the store
     recent = placed[-bundle.prompt.spec.recent_length :]
     return Context(
-        recent=[title_of(item_id, bundle) for _, item_id in recent],
-        memory=timeline.memory(num_newer=len(fresh)),
+        recent=[title_of(item_id, bundle) for _, item_id, _ in recent],
+        memory=timeline.memory(num_recent=sum(is_stored for *_, is_stored in recent)),
         seen=frozenset(seen | {item_id for _, item_id in session}),
     )
 

@@ -25,6 +25,7 @@ from service.recommender import Recommender
 from service.schemas import ModelInfo
 from service.settings import Settings
 from service.users import Users
+from service.worker import Worker
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Kernel:
     store: MemoryStore
     engine: Engine
     items: Items
+    worker: Worker
 
 
 @asynccontextmanager
@@ -54,7 +56,7 @@ async def open_kernel(settings: Settings, metrics: Metrics) -> AsyncIterator[Ker
         items = Items(bundle, engine, store)
         stack.push_async_callback(items.stop)
         await items.start()
-        yield Kernel(bundle, store, engine, items)
+        yield Kernel(bundle, store, engine, items, Worker(bundle, engine, store, items, metrics))
 
 
 @asynccontextmanager
@@ -62,12 +64,11 @@ async def open_resources(settings: Settings, metrics: Metrics) -> AsyncIterator[
     async with AsyncExitStack() as stack:
         kernel = await stack.enter_async_context(open_kernel(settings, metrics))
         bundle, store, engine = kernel.bundle, kernel.store, kernel.engine
-        ingest = Ingest(bundle, engine, store, metrics)
+        ingest = Ingest(bundle, store, kernel.items, kernel.worker, metrics)
         stack.push_async_callback(ingest.stop)
-        if settings.encode_in_process:
-            await ingest.start()
+        await ingest.start(with_worker=settings.encode_in_process)
         recommender = Recommender(bundle, engine, store, metrics, settings)
-        stack.push_async_callback(recommender.close)
+        stack.push_async_callback(recommender.stop)
         metrics.bundle_info.labels(bundle.manifest.name, bundle.manifest.space).set(1)
         loaded_at = datetime.now(UTC).isoformat(timespec="seconds")
         yield Resources(

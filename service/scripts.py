@@ -202,4 +202,12 @@ redis.call('XACK', KEYS[1], ARGV[1], unpack(ARGV, 2))
 return redis.call('XDEL', KEYS[1], unpack(ARGV, 2))
 """)
 
-ALL = (APPEND, RECALL, PAGE, SAVE_STATES, SAVE_RETRIEVAL, FORGET_USER, FORGET_EVENT, CLAIM, ENCODED)
+# KEYS: stream  ->  milliseconds since its oldest entry was added: an entry's id begins with the server's clock
+BACKLOG_AGE = _script("""
+local oldest = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+if not oldest then return 0 end
+local now = redis.call('TIME')
+return math.max(0, now[1] * 1000 + math.floor(now[2] / 1000) - string.match(oldest[1], '^%d+'))
+""")
+
+ALL = (APPEND, RECALL, PAGE, SAVE_STATES, SAVE_RETRIEVAL, FORGET_USER, FORGET_EVENT, CLAIM, ENCODED, BACKLOG_AGE)

@@ -50,11 +50,15 @@ def make_tokenizer(texts: list[str]) -> transformers.PreTrainedTokenizerFast:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>")
 
 
-def make_model(architecture: str, vocab_size: int = 400, seed: int = 0) -> transformers.PreTrainedModel:
+def make_model(
+    architecture: str, vocab_size: int = 400, seed: int = 0, **other_sizes: int
+) -> transformers.PreTrainedModel:
     torch.manual_seed(seed)
     name, sizes = ARCHITECTURES[architecture]
     special = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
-    config = getattr(transformers, name)(vocab_size=vocab_size, initializer_range=0.3, **special, **sizes)
+    config = getattr(transformers, name)(
+        vocab_size=vocab_size, initializer_range=0.3, **{**special, **sizes, **other_sizes}
+    )
     model: transformers.PreTrainedModel = transformers.AutoModelForCausalLM.from_config(config)
     return model.eval()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -41,10 +41,14 @@ def new_tokenizer(titles: Sequence[str], popularity: Sequence[int], vocab_size: 
     """Byte-level BPE of the catalogue, titles weighted by how often they are read.
 
     Merges may cross spaces, so the titles that matter most become one or two tokens and histories become short, while
-    any title can still be written, also one that comes later.
+    any title can still be written, also one that comes later. A number begins a new piece: the volumes of a series share
+    their first tokens, and "the same series again" can be copied from the history.
     """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    before_number = pre_tokenizers.Split(Regex(r" (?=\d)"), behavior="merged_with_next")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [before_number, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from safetensors.torch import load_file
 
-from model_store.bundle import Bundle, BundleWriter, build_retriever
+from model_store.bundle import MANIFEST, Bundle, BundleWriter, build_retriever, read_manifest
 from model_store.catalogue import Item, clean
 from model_store.errors import EmptyCatalogue
 from model_store.grounding import ItemIndex
@@ -25,7 +25,7 @@ from training.data.dataset import Dataset
 from training.data.splits import Split
 from training.inputs import load_inputs
 from training.recipes import Recipe, get_recipe
-from training.stage import pick_device, progress, read_certificate, run_stage, stage_parser
+from training.stage import digest, pick_device, progress, read_certificate, run_stage, stage_parser
 from training.train_retriever import RETRIEVER_FILE
 from training.windows import token_batches
 
@@ -34,19 +34,19 @@ _TOKENS_PER_BATCH = 16_384
 
 def catalogue_items(dataset: Dataset, split: Split) -> list[Item]:
     """All items of the data; popularity counts the train period."""
-    popularity = dict(zip(split.item_ids, split.popularity.tolist(), strict=True))
-    rows = dataset.items.to_dicts()
-    if not rows:
+    if dataset.items.is_empty():
         raise EmptyCatalogue(f"{dataset.name}: no item has a title, so there is nothing to recommend")
+    popularity = dict(zip(split.item_ids, split.popularity.tolist(), strict=True))
     return [
-        clean(Item(item_id=row.pop("item_id"), title=row.pop("title"), popularity=popularity.get(item_id, 0), attributes=_present(row)))
-        for row in rows
-        for item_id in [row["item_id"]]
+        clean(Item(item_id, title, popularity=popularity.get(item_id, 0), attributes=_plain(attributes)))
+        for row in dataset.items.to_dicts()
+        for item_id, title, attributes in [(row.pop("item_id"), row.pop("title"), row)]
     ]
 
 
-def _present(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if isinstance(value, str | int | float | bool | list)}
+def _plain(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Without missing values and such that a filter cannot name."""
+    return {name: value for name, value in attributes.items() if isinstance(value, str | int | float | bool | list)}
 
 
 def embed_items(backbone: Backbone, items: Sequence[Item]) -> np.ndarray:
@@ -61,6 +61,11 @@ def embed_items(backbone: Backbone, items: Sequence[Item]) -> np.ndarray:
     return vectors
 
 
+def stage_key(dataset: Dataset, upstream: str, recipe: Recipe) -> str:
+    """Changes with everything that changes the bundle. `upstream` is the key of the retriever."""
+    return digest([upstream, dataset.items.to_dicts(), recipe.num_beams])
+
+
 def run(
     dataset: Dataset,
     split: Split,
@@ -69,13 +74,18 @@ def run(
     backbone_dir: Path,
     retriever_dir: Path,
     recipe: Recipe,
+    inputs: str,
     provenance: dict[str, Any],
     device: str = "auto",
 ) -> dict[str, Any]:
+    """Does nothing when the bundle stands there already, made of the same inputs."""
+    if (out / MANIFEST).is_file() and read_manifest(out).provenance.get("inputs") == inputs:
+        return _facts(out, read_manifest(out))
     backbone = open_backbone(backbone_dir, pick_device(device))
     trained = read_certificate(retriever_dir)
     items = catalogue_items(dataset, split)
-    manifest = _manifest(out.name, backbone, recipe, trained, len(items), provenance)
+    provenance = {**provenance, "inputs": inputs, "retriever": trained}
+    manifest = _manifest(out.name, backbone, recipe, num_items=len(items), provenance=provenance)
     retriever = build_retriever(manifest)
     retriever.load_state_dict(load_file(retriever_dir / RETRIEVER_FILE))
     with BundleWriter(out) as writer:
@@ -85,12 +95,14 @@ def run(
         writer.add_index(ItemIndex.build(embed_items(backbone, items)))
         manifest = writer.finish(manifest)
     Bundle.open(out)  # what cannot be opened must not be announced
-    return {"bundle": str(out), "space": manifest.space, "items": len(items)}
+    return _facts(out, manifest)
 
 
-def _manifest(
-    name: str, backbone: Backbone, recipe: Recipe, trained: dict[str, Any], num_items: int, provenance: dict[str, Any]
-) -> Manifest:
+def _facts(out: Path, manifest: Manifest) -> dict[str, Any]:
+    return {"bundle": str(out), "space": manifest.space, "items": manifest.num_items}
+
+
+def _manifest(name: str, backbone: Backbone, recipe: Recipe, *, num_items: int, provenance: dict[str, Any]) -> Manifest:
     memory = MemorySpec(max_elements=recipe.max_memory)
     return Manifest(
         name=name,
@@ -98,11 +110,13 @@ def _manifest(
         backbone=backbone.spec,
         prompt=backbone.prompt.spec,
         memory=memory,
-        retriever=RetrieverSpec(width=trained["width"], top_k=recipe.top_k, combine=recipe.combine),
+        retriever=RetrieverSpec.model_validate(
+            {"width": recipe.retriever_width, "top_k": recipe.top_k, "combine": recipe.combine}
+        ),
         generation=GenerationSpec(num_beams=recipe.num_beams),
         num_items=num_items,
         space=space_id(backbone.spec, backbone.prompt.spec, memory),
-        provenance={**provenance, "retriever": trained},
+        provenance=provenance,
     )
 
 
@@ -110,15 +124,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = stage_parser(__doc__ or "", needs=["backbone", "retriever"])
 
     def stage(arguments: argparse.Namespace) -> dict[str, Any]:
-        inputs = load_inputs(arguments.data, arguments.split)
+        dataset, split, _ = load_inputs(arguments.data, arguments.split)
+        recipe = get_recipe(arguments.recipe)
         return run(
-            inputs.dataset,
-            inputs.split,
+            dataset,
+            split,
             arguments.out,
             backbone_dir=arguments.backbone,
             retriever_dir=arguments.retriever,
-            recipe=get_recipe(arguments.recipe),
-            provenance={"data": inputs.dataset.name, "split": arguments.split, "recipe": arguments.recipe},
+            recipe=recipe,
+            inputs=stage_key(dataset, read_certificate(arguments.retriever)["inputs"], recipe),
+            provenance={"data": dataset.name, "split": arguments.split, "recipe": arguments.recipe},
             device=arguments.device,
         )
 

@@ -15,15 +15,14 @@ from typing import Any
 import numpy as np
 
 from model_store.bundle import Bundle
-from training.annotate import annotate
-from training.backbone import Backbone
+from training.annotate import Annotation, read_shards, write_shards
 from training.data.splits import Split, Target, sample_targets
 from training.inputs import Inputs, load_inputs
 from training.metrics import Interval, paired_bootstrap, rank_in_list, ranks_to_metrics, title_rank_in_list
 from training.recipes import Recipe
 from training.report import write_report
 from training.rows import ROWS, SEEDED_ROWS, Contest, Lists, predict
-from training.stage import StageError, digest, pick_device, progress, run_stage, write_json
+from training.stage import StageError, digest, pick_device, run_stage, write_json
 from training.states import spans_of, window_states
 from training.windows import Windows
 
@@ -32,22 +31,30 @@ Metrics = dict[str, dict[str, np.ndarray]]  # row → metric → (seeds, targets
 
 
 def make_contest(
-    bundle: Bundle, inputs: Inputs, targets: Sequence[Target], cache: Path, *, with_oracle: bool, mask_seen: bool
+    bundle: Bundle, inputs: Inputs, targets: Sequence[Target], cache: Path, *, mask_seen: bool = False
 ) -> Contest:
     windows = Windows(inputs.split, bundle.prompt, bundle.manifest.memory.max_elements)
     states = window_states(bundle.lm, windows, spans_of(windows, targets), cache / "states")
     examples = [windows.example(target) for target in targets]
-    backbone = Backbone(bundle.manifest.backbone, bundle.lm, bundle.prompt)
-    recipe = Recipe(combine=bundle.manifest.retriever.combine)
-    annotations = annotate(backbone, examples, states, recipe) if with_oracle else []
-    watched = progress(annotations, desc="annotate test", unit="target", total=len(examples)) if with_oracle else []
-    return Contest(bundle, inputs.split, windows, targets, examples, states, list(watched), mask_seen)
+
+    def annotate() -> list[Annotation]:
+        directory, recipe = cache / "annotations", Recipe(combine=bundle.manifest.retriever.combine)
+        write_shards(bundle.lm, windows, targets, states, recipe=recipe, directory=directory)
+        return read_shards(directory)
+
+    return Contest(bundle, inputs.split, targets, examples, states, annotate=annotate, mask_seen=mask_seen)
 
 
-def row_name(row: str, bundle: Bundle) -> str:
-    """AutoMR with a tuned generator is another row than the paper's."""
+def rows_to_run(asked: str, bundle: Bundle) -> list[str]:
+    """AutoMR with a tuned generator is another row than the paper's; a bundle can have but one of the two."""
     is_tuned = "memory-aware" in (bundle.manifest.backbone.adapter or "")
-    return "automr_plus" if row == "automr" and is_tuned else row
+    other, own = ("automr", "automr_plus") if is_tuned else ("automr_plus", "automr")
+    if asked == "all":
+        return [row for row in ROWS if row != other]
+    rows = [row.strip() for row in asked.split(",")]
+    if unknown := sorted(set(rows) - set(ROWS)):
+        raise StageError(f"unknown models {', '.join(unknown)}: choose among {', '.join(ROWS)}, or all")
+    return list(dict.fromkeys(own if row == other else row for row in rows))
 
 
 def cached_lists(contest: Contest, row: str, seed: int, cache: Path) -> Lists:
@@ -81,10 +88,14 @@ def slices(contest: Contest) -> dict[str, np.ndarray]:
 def summarise(metrics: Metrics, contest: Contest, seed: int) -> dict[str, Any]:
     users = np.array([target.user for target in contest.targets])
     return {
-        name: _summarise_slice({row: {m: v[:, kept] for m, v in values.items()} for row, values in metrics.items()}, users[kept], seed)
+        name: _summarise_slice(_of_slice(metrics, kept), users[kept], seed)
         for name, kept in slices(contest).items()
         if kept.any()
     }
+
+
+def _of_slice(metrics: Metrics, kept: np.ndarray) -> Metrics:
+    return {row: {name: values[:, kept] for name, values in named.items()} for row, named in metrics.items()}
 
 
 def _summarise_slice(metrics: Metrics, users: np.ndarray, seed: int) -> dict[str, Any]:
@@ -92,7 +103,8 @@ def _summarise_slice(metrics: Metrics, users: np.ndarray, seed: int) -> dict[str
     rows: dict[str, dict[str, Interval]] = {row: {} for row in metrics}
     minus: dict[str, dict[str, Interval]] = {row: {} for row in metrics if row != baseline} if baseline else {}
     for metric in next(iter(metrics.values())):
-        result = paired_bootstrap({row: values[metric] for row, values in metrics.items()}, users, baseline=baseline, seed=seed)
+        values_by_row = {row: values[metric] for row, values in metrics.items()}
+        result = paired_bootstrap(values_by_row, users, baseline=baseline, seed=seed)
         for row, interval in result.rows.items():
             rows[row][metric] = interval
         for row, interval in result.minus_baseline.items():
@@ -101,20 +113,17 @@ def _summarise_slice(metrics: Metrics, users: np.ndarray, seed: int) -> dict[str
 
 
 def run(bundle: Bundle, inputs: Inputs, out: Path, options: argparse.Namespace) -> dict[str, Any]:
-    rows = list(ROWS) if options.models == "all" else options.models.split(",")
-    if unknown := set(rows) - set(ROWS):
-        raise StageError(f"unknown models {', '.join(sorted(unknown))}: choose among {', '.join(ROWS)} or all")
+    """Writes the report and returns it."""
+    rows = rows_to_run(options.models, bundle)
     targets = sample_targets(getattr(inputs.split, options.split), options.max_targets, options.seed)
-    key = digest([inputs.fingerprint, bundle.manifest.model_dump(), options.split, options.max_targets, options.seed, options.mask_seen])
-    cache = out / "cache" / key
-    contest = make_contest(
-        bundle, inputs, targets, cache, with_oracle="oracle" in rows, mask_seen=options.mask_seen
-    )
+    asked = [options.split, options.max_targets, options.seed, options.mask_seen]
+    cache = out / "cache" / digest([inputs.fingerprint, bundle.manifest.model_dump(), *asked])
+    contest = make_contest(bundle, inputs, targets, cache, mask_seen=options.mask_seen)
     metrics: Metrics = {}
     for row in rows:
-        seeds = range(options.seeds) if row in SEEDED_ROWS else range(1)
+        seeds = range(options.seeds if row in SEEDED_ROWS else 1)
         draws = [score(cached_lists(contest, row, seed, cache), targets, inputs.split) for seed in seeds]
-        metrics[row_name(row, bundle)] = {name: np.stack([draw[name] for draw in draws]) for name in draws[0]}
+        metrics[row] = {name: np.stack([draw[name] for draw in draws]) for name in draws[0]}
     report = {
         "data": inputs.dataset.name,
         "split": options.split,
@@ -136,11 +145,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True, help="the data set the bundle was made from")
     parser.add_argument("--out", type=Path, required=True, help="directory of the report")
-    parser.add_argument("--split", default="test", choices=("valid", "test"), help="which period (default test)")
-    parser.add_argument("--cut", default="time", choices=("time", "leave-one-out"), help="how data is cut (default time)")
+    parser.add_argument("--split", default="test", choices=("valid", "test"), help="which period (test)")
+    parser.add_argument("--cut", default="time", choices=("time", "leave-one-out"), help="how data is cut (time)")
     parser.add_argument("--models", default="all", help=f"rows, comma separated, or all: {', '.join(ROWS)}")
-    parser.add_argument("--max-targets", type=int, default=5000, help="drawn by seed (default 5000)")
-    parser.add_argument("--seeds", type=int, default=3, help="draws of random rows (default 3)")
+    parser.add_argument("--max-targets", type=int, default=5000, help="drawn by seed (5000)")
+    parser.add_argument("--seeds", type=int, default=3, help="draws of random rows (3)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--mask-seen", action="store_true", help="never show what the user had already")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -149,8 +158,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.out.mkdir(parents=True, exist_ok=True)
         inputs = load_inputs(options.data, options.cut)
         report = run(Bundle.open(options.bundle, device=pick_device(options.device)), inputs, options.out, options)
-        everything = report["slices"]["all"]["rows"]
-        return {"report": str(options.out), "ndcg@10": {row: round(values["ndcg@10"][0], 4) for row, values in everything.items()}}
+        ndcg = {row: round(values["ndcg@10"][0], 4) for row, values in report["slices"]["all"]["rows"].items()}
+        return {"report": str(options.out), "ndcg@10": ndcg}
 
     return run_stage(stage, parser.parse_args(argv))
 

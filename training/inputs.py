@@ -1,6 +1,7 @@
 """What a stage reads first: the data set, cut, with a fingerprint that names both."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ from training.data.dataset import Dataset, load_dataset
 from training.data.splits import Split, leave_one_out, time_split
 from training.stage import digest
 
-SPLITS = {"time": time_split, "leave-one-out": leave_one_out}
+SPLITS: dict[str, Callable[[Dataset], Split]] = {"time": time_split, "leave-one-out": leave_one_out}
 
 
 class Inputs(NamedTuple):

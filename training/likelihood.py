@@ -52,7 +52,7 @@ def log_probs_by_element(
 ) -> list[Tensor]:
     """For each row of the batch (1 + M,) log-probabilities: without memory, then with each single element of its own.
 
-    `memories` are (M, D) each. The part of the prompt before the memory is read once and its keys and values are shared;
+    `memories` are (M, D) each. The part of the prompt before the memory is read once, its keys and values are shared;
     what remains per element is the memory, the rest of the prompt and the answer.
     """
     before, after = split_prompt(batch.states, batch.mask, placement)
@@ -60,34 +60,28 @@ def log_probs_by_element(
     if before.states.shape[1]:
         lm.top(before.states, before.mask, cache, num_logits=1)
     pairs = [(row, element) for row, memory in enumerate(memories) for element in range(-1, len(memory))]
-    scores = [
-        _score_pairs(lm, batch, memories, pairs[start : start + max_rows], before, after, cache)
-        for start in range(0, len(pairs), max_rows)
-    ]
+    scores = []
+    for start in range(0, len(pairs), max_rows):
+        part = pairs[start : start + max_rows]
+        rows = torch.tensor([row for row, _ in part], device=lm.device)
+        twin = Read(*(tensor[rows] for tensor in batch))
+        combined = _one_memory_each(Combined(after.states[rows], after.mask[rows]), memories, part)
+        scores.append(_score(lm, combined, twin, cache=_rows_of(cache, rows), cached_mask=before.mask[rows]))
     return list(torch.cat(scores).split([1 + len(memory) for memory in memories]))
 
 
-def _score_pairs(
-    lm: SplitLM,
-    batch: Read,
-    memories: Sequence[Tensor],
-    pairs: Sequence[tuple[int, int]],
-    before: Combined,
-    after: Combined,
-    cache: DynamicCache,
-) -> Tensor:
-    """(R,) for R pairs of (row, element); element -1 is no memory."""
-    rows = torch.tensor([row for row, _ in pairs], device=lm.device)
-    blank = batch.states.new_zeros(lm.hidden_size)
+def _one_memory_each(after: Combined, memories: Sequence[Tensor], pairs: Sequence[tuple[int, int]]) -> Combined:
+    """R pairs of (row, element), element -1 is no memory; `after` (R, …) is what follows it."""
+    blank = after.states.new_zeros(after.states.shape[-1])
     memory = torch.stack([memories[row][element] if element >= 0 else blank for row, element in pairs])[:, None]
-    memory_mask = torch.tensor([[int(element >= 0)] for _, element in pairs], device=lm.device)
-    states = torch.cat([memory.to(batch.states.dtype), after.states[rows]], dim=1)
-    combined = Combined(states, torch.cat([memory_mask, after.mask[rows]], dim=1))
-    part = Read(*(tensor[rows] for tensor in batch))
-    return _score(lm, combined, part, cache=_rows_of(cache, rows), cached_mask=before.mask[rows])
+    mask = after.mask.new_tensor([[int(element >= 0)] for _, element in pairs])
+    states = torch.cat([memory.to(after.states.dtype), after.states], dim=1)
+    return Combined(states, torch.cat([mask, after.mask], dim=1))
 
 
-def _score(lm: SplitLM, combined: Combined, batch: Read, cache: DynamicCache | None, cached_mask: Tensor | None) -> Tensor:
+def _score(
+    lm: SplitLM, combined: Combined, batch: Read, *, cache: DynamicCache | None, cached_mask: Tensor | None
+) -> Tensor:
     """The answer's log-probability when the top half reads `combined`, then the answer but its last token."""
     num_tokens = batch.answers.shape[1]
     states = torch.cat([combined.states, batch.answer_states[:, :-1]], dim=1)

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from training.stage import StageError, progress, whole_file, write_json
 
+_BETAS = (0.9, 0.98)  # runs are short: .999 would remember the large gradients of the start for a thousand steps
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -78,7 +80,7 @@ class _Trainer:
     def __init__(self, parameters: dict[str, nn.Parameter], schedule: Schedule, directory: Path) -> None:
         self.parameters, self.schedule, self.directory = parameters, schedule, directory
         self.optimizer = torch.optim.AdamW(
-            list(parameters.values()), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
+            list(parameters.values()), lr=schedule.learning_rate, betas=_BETAS, weight_decay=schedule.weight_decay
         )
         directory.mkdir(parents=True, exist_ok=True)
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 
 from training.stage import write_json
@@ -44,13 +43,12 @@ def _interval(interval: tuple[float, float, float]) -> str:
 
 
 def _figure(report: dict[str, Any]) -> Figure:
-    matplotlib.use("Agg")
     figure = Figure(figsize=(7, 0.5 + 0.4 * len(report["slices"]["all"]["rows"])))
     axes = figure.subplots()
     rows = report["slices"]["all"]["rows"]
-    for place, (row, metrics) in enumerate(reversed(rows.items())):
+    for place, metrics in enumerate(reversed(rows.values())):
         mean, low, high = metrics["ndcg@10"]
-        axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", capsize=3, color="C0", label=row)
+        axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", capsize=3, color="C0")
     axes.set_yticks(range(len(rows)), list(reversed(rows)))
     axes.set_xlabel("NDCG@10, mean and 95 % interval")
     axes.set_title(f"{report['data']}, {report['split']}")

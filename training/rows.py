@@ -19,15 +19,15 @@ from training.data.splits import Split, Target
 from training.metrics import popularity_tie_order
 from training.stage import progress
 from training.states import States
-from training.windows import Example, Windows
+from training.windows import Example
 
 NUM_RESULTS = 10
-ROWS = ("popularity", "copy_last", "bigrec", "random", "recent_beyond", "automr", "oracle")
+ROWS = ("popularity", "copy_last", "bigrec", "random", "recent_beyond", "automr", "automr_plus", "oracle")
 SEEDED_ROWS = ("random",)
 _BATCH = 16
 
 Lists = list[list[int]]  # per target, rows of Split.item_ids, best first
-Choose = Callable[[int, Example], tuple[int, ...] | None]  # which memories, given the number and the example of a target
+Choose = Callable[[Example], tuple[int, ...] | None]  # which memories of a target's
 
 
 @dataclass
@@ -36,11 +36,10 @@ class Contest:
 
     bundle: Bundle
     split: Split
-    windows: Windows
     targets: Sequence[Target]
     examples: Sequence[Example]
     states: States
-    annotations: Sequence[Annotation]  # in the order of the targets; empty unless the oracle takes part
+    annotate: Callable[[], list[Annotation]]  # the targets, in any order; only the oracle asks for it
     mask_seen: bool = False
 
     def __post_init__(self) -> None:
@@ -61,21 +60,21 @@ class Contest:
         lists: Lists = []
         bar = progress(total=len(self.targets), desc=label, unit="target")
         for start in range(0, len(self.targets), _BATCH):
-            queries = [self._query(index, choose) for index in range(start, min(start + _BATCH, len(self.targets)))]
-            lists += [[int(self._to_split[item.row]) for item in answer.items] for answer in recommend(self.bundle, queries)]
-            bar.update(len(queries))
+            batch = slice(start, start + _BATCH)
+            pairs = zip(self.targets[batch], self.examples[batch], strict=True)
+            answers = recommend(self.bundle, [self._query(target, example, choose) for target, example in pairs])
+            lists += [[int(self._to_split[item.row]) for item in answer.items] for answer in answers]
+            bar.update(len(answers))
         bar.close()
         return lists
 
-    def _query(self, index: int, choose: Choose) -> Query:
-        example = self.examples[index]
-        memory = self.states[example.user][example.memory_positions] if len(example.memory_positions) else None
+    def _query(self, target: Target, example: Example, choose: Choose) -> Query:
         return Query(
             prompt=example.prompt,
-            memory=np.zeros((0, self.bundle.lm.hidden_size), np.float16) if memory is None else memory,
-            allowed=self.allowed(self.targets[index]),
+            memory=self.states.at(example.user, example.memory_positions),
+            allowed=self.allowed(target),
             num_results=NUM_RESULTS,
-            chosen=choose(index, example),
+            chosen=choose(example),
         )
 
 
@@ -87,22 +86,24 @@ def predict(contest: Contest, row: str, seed: int) -> Lists:
 
 
 def _chooser(contest: Contest, row: str, rng: np.random.Generator) -> Choose:
-    def random(index: int, example: Example) -> tuple[int, ...]:
-        return (int(rng.integers(len(example.memory_positions))),) if len(example.memory_positions) else ()
-
-    def oracle(index: int, example: Example) -> tuple[int, ...]:
-        gains = contest.annotations[index].gains("log_gain")
-        return (int(gains.argmax()),) if len(gains) and gains.max() > 0 else ()
-
+    """Places in a target's memory, oldest first."""
+    if row == "oracle":
+        best = {(found.user, found.position): _best(found) for found in contest.annotate()}
+        return lambda example: best[example.user, example.position]
     choosers: dict[str, Choose] = {
-        "bigrec": lambda index, example: (),
-        "random": random,
-        "recent_beyond": lambda index, example: (len(example.memory_positions) - 1,) if len(example.memory_positions) else (),
-        "automr": lambda index, example: None,
-        "automr_plus": lambda index, example: None,
-        "oracle": oracle,
+        "bigrec": lambda example: (),
+        "random": lambda example: tuple(rng.permutation(len(example.memory_positions))[:1].tolist()),
+        "recent_beyond": lambda example: tuple(range(len(example.memory_positions)))[-1:],
+        "automr": lambda example: None,
+        "automr_plus": lambda example: None,
     }
     return choosers[row]
+
+
+def _best(annotation: Annotation) -> tuple[int, ...]:
+    """The element that helps the truth most, if any does."""
+    gains = annotation.gains("log_gain")
+    return (int(gains.argmax()),) if gains.max(initial=0) > 0 else ()
 
 
 def _without_model(contest: Contest, row: str) -> Lists:

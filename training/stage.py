@@ -50,14 +50,14 @@ def is_done(directory: Path, inputs: str) -> bool:
 
 
 def begin(directory: Path) -> None:
-    """Before anything in a finished stage's directory is overwritten: a run cut short must not look like the old one."""
+    """Before a finished stage's files are overwritten: a run cut short must not look like the old one."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / CERTIFICATE).unlink(missing_ok=True)
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A draft to write to; it takes the place of `path` when it is complete and on disk, so none is seen half-written."""
+    """A draft to write to; it takes the place of `path` once it is complete and on disk."""
     draft = path.with_name(f".{path.name}.draft")
     yield draft
     with draft.open("rb") as file:

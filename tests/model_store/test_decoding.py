@@ -14,13 +14,19 @@ from model_store.trie import Trie
 from tests.conftest import make_model
 
 END = 3
-TITLES = sorted({(*(10 + int(digit) for digit in word), END) for word in "0 01 012 0123 0132 02 1 1231 1232 2 22 222".split()})
+WORDS = ("0", "01", "012", "0123", "0132", "02", "1", "1231", "1232", "2", "22", "222")
+TITLES = [(*(10 + int(digit) for digit in word), END) for word in WORDS]  # some begin others, some tails are forced
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [20, 21], [30, 31, 32, 33]]
 ROOMY = ("llama", "qwen2", "qwen3", "gemma", "phi3", "olmo2", "gpt_neox")  # no window shorter than the sequences
 
 
 def search(
-    lm: SplitLM, prompts: Sequence[list[int]], *, num_beams: int = 50, num_titles: int = 50, rows: list[int] | None = None
+    lm: SplitLM,
+    prompts: Sequence[list[int]],
+    *,
+    num_beams: int = 50,
+    num_titles: int = 50,
+    rows: list[int] | None = None,
 ) -> list[list[Title]]:
     trie = Trie(TITLES)
     tokens, mask = pad_left(prompts)
@@ -48,7 +54,9 @@ def test_scores_are_those_of_teacher_forcing(architecture: str) -> None:
     whole, lm = make_model(architecture), SplitLM(make_model(architecture), 2)
     for prompt, found in zip(PROMPTS, search(lm, PROMPTS), strict=True):
         expected = {title: forced_score(whole, prompt, title) for title in TITLES}
-        assert named(found) == pytest.approx(expected, abs=1e-3), f"{architecture}: the beams score other than the model"
+        assert named(found) == pytest.approx(expected, abs=1e-3), (
+            f"{architecture}: the beams score other than the model"
+        )
         best_first = sorted(TITLES, key=lambda title: -expected[title])
         assert list(named(found)) == best_first, f"{architecture}: not ordered by score"
 
@@ -63,10 +71,13 @@ def test_a_batch_gives_what_its_rows_give(num_beams: int) -> None:
         assert named(batched) == pytest.approx(named(alone), abs=1e-4), "the batch changes a score"
 
 
-def test_the_best_few_of_an_exact_search_are_the_first_of_all() -> None:
+@pytest.mark.parametrize("num_titles", range(1, len(TITLES)))
+def test_the_best_few_of_an_exact_search_are_the_first_of_all(num_titles: int) -> None:
     lm = SplitLM(make_model("llama"), 2)
-    for few, everything in zip(search(lm, PROMPTS, num_titles=4), search(lm, PROMPTS), strict=True):
-        assert [title.node for title in few] == [title.node for title in everything[:4]], "pruning lost a better title"
+    for few, everything in zip(search(lm, PROMPTS, num_titles=num_titles), search(lm, PROMPTS), strict=True):
+        assert [title.node for title in few] == [title.node for title in everything[:num_titles]], (
+            "a better title was lost"
+        )
 
 
 def test_more_titles_than_there_are_gives_all_of_them() -> None:
@@ -114,3 +125,11 @@ def explicit_score(
     log_probs = lm.top(sequence, torch.ones(sequence.shape[:2], dtype=torch.long))[0].log_softmax(dim=-1)
     start = len(prompt) + len(memory) - 1
     return sum(float(log_probs[start + place, token]) for place, token in enumerate(title))
+
+
+def test_a_window_as_long_as_the_sequences_changes_nothing() -> None:
+    whole = make_model("mistral", sliding_window=20)
+    lm = SplitLM(make_model("mistral", sliding_window=20), 2)
+    for prompt, found in zip(PROMPTS, search(lm, PROMPTS), strict=True):
+        expected = {title: forced_score(whole, prompt, title) for title in TITLES}
+        assert named(found) == pytest.approx(expected, abs=1e-3)

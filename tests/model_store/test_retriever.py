@@ -28,7 +28,9 @@ def test_scores_are_a_distribution_that_gives_padding_nothing(has_null: bool) ->
     assert log_scores.shape == (2, 5) and log_scores.dtype == torch.float32
     assert torch.allclose(log_scores.exp().sum(dim=1), torch.ones(2)), "probabilities do not add up to one"
     assert log_scores[1, 4] == -torch.inf, "padding has a score"
-    assert (log_scores[:, 0] == -torch.inf).all() != has_null, "the null slot is there when it should not be, or reverse"
+    assert (log_scores[:, 0] == -torch.inf).all() != has_null, (
+        "the null slot is there when it should not be, or reverse"
+    )
 
 
 def test_padding_and_neighbours_change_nothing() -> None:
@@ -58,7 +60,9 @@ def chosen(choice: Choice) -> list[list[int]]:
     return [choice.indices[row][choice.mask[row] == 1].tolist() for row in range(len(choice.mask))]
 
 
-@pytest.mark.parametrize(("top_k", "expected"), [(1, [[3], []]), (2, [[0, 3], []]), (3, [[0, 1, 3], []]), (9, [[0, 1, 3], []])])
+@pytest.mark.parametrize(
+    ("top_k", "expected"), [(1, [[3], []]), (2, [[0, 3], []]), (3, [[0, 1, 3], []]), (9, [[0, 1, 3], []])]
+)
 def test_the_best_that_beat_the_null_slot_come_in_time_order(top_k: int, expected: list[list[int]]) -> None:
     log_scores = torch.tensor([[0.1, 0.2, 0.15, 0.05, 0.5], [0.9, 0.03, 0.03, 0.02, 0.02]]).log()
     choice = choose(log_scores, top_k)

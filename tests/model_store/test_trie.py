@@ -1,6 +1,7 @@
 """Walking the trie enumerates the catalogue: nothing more, nothing less."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 from hypothesis import given
@@ -46,7 +47,7 @@ def test_no_title_is_a_prefix_of_another(sequences: list[tuple[int, ...]]) -> No
     trie = Trie(sequences)
     paths = sorted(path for path, _ in leaves(trie, trie.allow()))
     assert len(paths) == len(set(paths)), "one title has two leaves"
-    for first, second in zip(paths, paths[1:], strict=False):
+    for first, second in pairwise(paths):
         assert second[: len(first)] != first, f"{first} is a prefix of {second}"
 
 

@@ -8,6 +8,7 @@ from redis.asyncio import Redis
 
 from service.embedded import EmbeddedServer
 from service.memory import MemoryStore
+from tests.service.real import Service, open_service
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +31,10 @@ async def store(valkey: EmbeddedServer, raw: Redis) -> AsyncIterator[MemoryStore
     memory = await MemoryStore.connect(valkey.url)
     yield memory
     await memory.close()
+
+
+@pytest.fixture
+async def service(bundle_path: Path, valkey: EmbeddedServer, raw: Redis) -> AsyncIterator[Service]:
+    """Every part real, the store empty; encoding happens when the test says so."""
+    async with open_service(bundle_path, valkey.url) as opened:
+        yield opened

@@ -175,7 +175,7 @@ def test_many_threads_lose_nothing() -> None:
 
     def send() -> None:
         for number in range(200):
-            batcher.submit(job(KINDS[number % 4]))
+            batcher.submit(job(KINDS[number % len(KINDS)]))
 
     takers = [threading.Thread(target=take) for _ in range(2)]
     senders = [threading.Thread(target=send) for _ in range(4)]

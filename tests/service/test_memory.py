@@ -24,7 +24,8 @@ from model_store.history import tie_key
 from service.embedded import EmbeddedServer
 from service.errors import BadRequest, StartupError, StoreUnavailable
 from service.events import Event, Receipt, UserCounts
-from service.memory import CLAIM_AFTER_MS, ENCODE, MemoryStore
+from service.keys import ENCODE
+from service.memory import CLAIM_AFTER_MS, MemoryStore
 
 STRANGE = ["{a}:b", "a}{b", "*?[x]\\", "nul\0tab\t\n", "ünï✓🎬", "x" * 3000, " ", "%7B", "..", "lone \ud800"]
 events_of_one_user = st.lists(
@@ -168,11 +169,11 @@ async def test_bytes_of_others_are_skipped_and_counted(
 async def test_any_text_is_a_name(store: MemoryStore, raw: Redis, name: str) -> None:
     event = Event(name, name, name, 7, name, -0.5)
     await fill(store, [event])
-    await store.save_retrieval(name, "s", {name: 0.5})
+    await store.save_retrievals("s", {name: {name: 0.5}})
     assert [(m.event, m.record is None) for m in await store.recall(name, "s", 10)] == [(event, False)]
     assert await store.seen(name) == {name} and [user async for user in store.users()] == [name]
     assert await store.last_retrieval(name, "s") == {name: 0.5}
-    assert [user for _, user in await store.next_encodings("c", count=9, block_ms=1)] == [name]
+    assert {user for _, user in await store.next_encodings("c", count=9, block_ms=1)} == {name}
     await store.put_items({name: {"title": name}})
     assert await store.load_items() == {name: {"title": name}}
     assert await store.forget_event(name, name), "the event was not found again"
@@ -227,7 +228,7 @@ async def test_forgetting_leaves_no_key_and_says_what_went(store: MemoryStore, r
     await fill(store, make_events(12))
     await fill(store, make_events(12), "t")
     await fill(store, make_events(3, "other"))
-    await store.save_retrieval("u", "only retrieved", {"e0001": 1.0})
+    await store.save_retrievals("only retrieved", {"u": {"e0001": 1.0}})
     assert await store.forget_user("u") == Receipt(events=12, states=24, keys=7)
     assert await store.forget_user("u") == Receipt(0, 0, 0)
     assert not [key async for key in raw.scan_iter() if b"{u}" in key]
@@ -240,14 +241,14 @@ async def test_late_writes_do_not_bring_a_user_back(store: MemoryStore, raw: Red
     await fill(store, make_events(5))
     await store.forget_user("u")
     assert await store.save_states("u", "s", {"e0001": b"x"}, keep=9) == 0
-    await store.save_retrieval("u", "s", {"e0001": 1.0})
+    await store.save_retrievals("s", {"u": {"e0001": 1.0}})
     assert not [key async for key in raw.scan_iter() if b"{u}" in key]
 
 
 async def test_forgetting_an_event_forgets_what_came_of_it(store: MemoryStore, raw: Redis) -> None:
     events = [Event("e1", "u", "twice", 1), Event("e2", "u", "twice", 2), Event("e3", "u", "once", 3)]
     await fill(store, events)
-    await store.save_retrieval("u", "s", {"e3": 1.0})
+    await store.save_retrievals("s", {"u": {"e3": 1.0}})
     assert await store.forget_event("u", "e3") and not await store.forget_event("u", "e3")
     assert await store.forget_event("u", "e2")
     assert await recalled(store) == events[:1] and await store.seen("u") == {"twice"}
@@ -442,7 +443,7 @@ async def test_all_of_it_works_on_a_cluster(cluster_store: MemoryStore) -> None:
         assert [m.record for m in await store.recall(user, "s", 100)] == [b"state"] + [None] * 4
         assert len((await store.events(user, limit=3))[0]) == 3
         assert await store.forget_event(user, f"e{user[1:]}")
-        await store.save_retrieval(user, "s", {"e": 1.0})
+        await store.save_retrievals("s", {user: {"e": 1.0}})
         assert (await store.forget_user(user)).events == 4
         assert await store.recall(user, "s", 5) == []
     entries = await store.next_encodings("c", count=100, block_ms=10)

@@ -1,8 +1,8 @@
 """A small bookshop where the right answer is provable, and only a long memory knows it.
 
-The shop sells about 300 items in six *themes* (detective, space, garden, sea, kitchen, ghost). A theme has
+The shop sells 228 items in six *themes* (detective, space, garden, sea, kitchen, ghost). A theme has
 
-* five *series* of six ordered volumes: "Inspector Quill 3: The Second Alibi",
+* four *series* of five ordered volumes: "Inspector Quill 3: The Second Alibi",
 * sixteen *stand-alone* books: "Fingerprints in the Jam",
 * two *cues*, things picked up on the way to the till: "Rainy Evening Tea Sampler".
 
@@ -14,10 +14,10 @@ the reader's series: an *echo*. Cues occur nowhere else.
 * A *near* echo comes less than 10 events after the latest volume. That volume stands in the window of recent
   items, so a model that sees only the window learns the rule "after a cue, continue the series".
 * A *far* echo comes at least 12 events after it. The window shows the cue, hence the theme, but no item of
-  the series: which of five series and which volume is a guess that is right one time in fifteen at best.
+  the series: which of four series and which volume is a guess that is right one time in ten at best.
   Only one old interaction, the echo's *source*, knows.
 
-About one event in seven of a long history is an echo, and most echoes are far. Most readers have 40 to 90
+Nearly one event in five of a long history is an echo, and most echoes are far. Most readers have 40 to 90
 events and begin at different times of the two years, so that every period of a time split finds readers in
 the middle of their lives. 15 % are new readers with 3 to 15 events.
 
@@ -39,12 +39,12 @@ import polars as pl
 from training.data.dataset import DataError, Dataset, clean_dataset, dataset_stats, save_dataset
 from training.data.synthetic_titles import THEMES, Theme
 
-NUM_VOLUMES = 6
+NUM_VOLUMES = 5
 FIRST_DAY_S = 1_672_531_200  # 2023-01-01
 SPAN_S = 2 * 365 * 24 * 3600
 LONG_LENGTHS, SHORT_LENGTHS, SHORT_SHARE = (40, 90), (3, 15), 0.15
 NEAR_GAPS, FAR_GAP = range(3, 10), 12  # from the source to the echo; gaps between them do not occur
-FAR_RATE, NEAR_RATE, START_RATE, SWITCH_RATE = 0.4, 0.08, 0.25, 0.25
+FAR_RATE, NEAR_RATE, START_RATE, SWITCH_RATE = 0.7, 0.12, 0.7, 0.5
 STREAK_LENGTHS = (1, 1, 1, 2, 3)
 SUBTITLE_SHIFTS = (0, 3, 7)
 
@@ -138,7 +138,7 @@ def _theme_items(theme: Theme) -> list[Row]:
 
 
 def _subtitle(theme: Theme, number: int) -> str:
-    """Each of a theme's 30 differs: every round through the adjectives meets other nouns."""
+    """Each of a theme's 20 differs: every round through the adjectives meets other nouns."""
     turn, adjective = divmod(number, len(theme.adjectives))
     noun = (adjective + SUBTITLE_SHIFTS[turn]) % len(theme.nouns)
     return f"The {theme.adjectives[adjective]} {theme.nouns[noun]}"

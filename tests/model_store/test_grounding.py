@@ -1,0 +1,86 @@
+"""The index finds the nearest items, exactly below a size and nearly above, and survives the disk."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model_store import grounding
+from model_store.errors import BundleCorrupt
+from model_store.grounding import ItemIndex, with_popularity
+
+VECTORS = np.random.default_rng(0).normal(size=(400, 8)).astype(np.float32)
+QUERIES = VECTORS[:5] + 0.01
+
+
+@pytest.fixture(params=["flat", "ivf"])
+def index(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ItemIndex:
+    if request.param == "ivf":
+        monkeypatch.setattr(grounding, "MAX_FLAT_ITEMS", 100)
+        monkeypatch.setattr(grounding, "_NUM_PROBES", 80)  # all lists: then inverted lists are exact too
+    return ItemIndex.build(VECTORS)
+
+
+def exact(vectors: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(queries[:, None] - vectors[None], axis=-1)
+
+
+def test_search_is_by_l2_nearest_first(index: ItemIndex) -> None:
+    rows, distances = index.search(QUERIES, 7)
+    expected = exact(VECTORS, QUERIES)
+    assert rows.tolist() == expected.argsort(axis=1)[:, :7].tolist()
+    assert np.allclose(distances, np.sort(expected, axis=1)[:, :7], atol=1e-3), (
+        "distances are not L2 (squared, perhaps)"
+    )
+
+
+def test_saved_and_loaded_is_the_same_index(index: ItemIndex, tmp_path: Path) -> None:
+    index.save(tmp_path / "items.faiss")
+    loaded = ItemIndex.load(tmp_path / "items.faiss")
+    assert (len(loaded), loaded.dimension) == (400, 8)
+    assert loaded.search(QUERIES, 9).rows.tolist() == index.search(QUERIES, 9).rows.tolist()
+    loaded.put(np.array([3, 400]), QUERIES[:2])
+    assert loaded.vectors(np.array([400])).tolist() == QUERIES[1:2].tolist(), "a loaded index takes no new items"
+
+
+def test_vectors_come_back_by_row(index: ItemIndex) -> None:
+    assert index.vectors(np.array([7, 0])).tolist() == VECTORS[[7, 0]].tolist()
+
+
+def test_a_put_vector_replaces_the_old_one(index: ItemIndex) -> None:
+    far = np.full((2, 8), 50, dtype=np.float32)
+    index.put(np.array([0, 400]), far)
+    assert len(index) == 401, "replacing an item changed the number of items by more than the new one"
+    assert index.vectors(np.array([0])).tolist() == far[:1].tolist()
+    assert set(index.search(far[:1], 2).rows[0].tolist()) == {0, 400}, "the new vectors are not found"
+    assert 0 not in index.search(VECTORS[:1], 50).rows[0], "the old vector is still found"
+
+
+def test_too_few_items_are_told_apart() -> None:
+    rows, distances = ItemIndex.build(VECTORS[:2]).search(QUERIES[:1], 4)
+    assert rows[0].tolist() == [0, 1, -1, -1]
+    assert np.isinf(distances[0, 2:]).all() and np.isfinite(distances[0, :2]).all()
+
+
+def test_not_an_index(tmp_path: Path) -> None:
+    (tmp_path / "items.faiss").write_bytes(b"not an index")
+    with pytest.raises(BundleCorrupt, match=r"items\.faiss"):
+        ItemIndex.load(tmp_path / "items.faiss")
+
+
+lists = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 100)), max_size=8)
+
+
+@given(lists)
+def test_without_injection_popularity_changes_no_order(pairs: list[tuple[int, int]]) -> None:
+    distances = np.array([distance for distance, _ in pairs], dtype=np.float32)
+    popularity = np.array([count for _, count in pairs], dtype=np.float64)
+    injected = with_popularity(distances, popularity, 0.0)
+    assert np.argsort(injected, kind="stable").tolist() == np.argsort(distances, kind="stable").tolist()
+
+
+def test_injection_prefers_the_popular_of_equally_near() -> None:
+    distances, popularity = np.array([1.0, 1.0, 3.0], dtype=np.float32), np.array([1.0, 9.0, 5.0])
+    assert np.argsort(with_popularity(distances, popularity, 1.0)).tolist() == [1, 0, 2]

@@ -1,0 +1,92 @@
+"""The manifest is frozen and strict; the space changes with what changes a hidden state, and with nothing else."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from model_store.manifest import BackboneSpec, Manifest, MemorySpec, PromptSpec, space_id
+
+BACKBONE = BackboneSpec(base_model="m", weights_sha256="w", split_layer=2, num_layers=4, hidden_size=8)
+PROMPT, MEMORY = PromptSpec(), MemorySpec()
+SPACE = space_id(BACKBONE, PROMPT, MEMORY)
+MANIFEST = Manifest(name="n", created_at="2026-01-01T00:00:00Z", backbone=BACKBONE, num_items=3, space=SPACE)
+
+
+def test_a_manifest_reads_back_as_written() -> None:
+    assert Manifest.model_validate_json(MANIFEST.model_dump_json()) == MANIFEST
+
+
+@pytest.mark.parametrize("part", [MANIFEST, MANIFEST.backbone, MANIFEST.prompt, MANIFEST.memory, MANIFEST.retriever])
+def test_nothing_can_be_changed(part: Any) -> None:
+    for name in type(part).model_fields:
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(part, name, getattr(part, name))
+
+
+def test_an_unknown_field_is_refused_at_every_level() -> None:
+    facts = MANIFEST.model_dump()
+    for level in (None, "backbone", "prompt", "memory", "retriever", "generation"):
+        changed = {**facts, "typo": 1} if level is None else {**facts, level: {**facts[level], "typo": 1}}
+        with pytest.raises(ValidationError, match="typo"):
+            Manifest.model_validate(changed)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("prompt", "recent_length", 0),
+        ("prompt", "max_title_tokens", 0),
+        ("backbone", "split_layer", 0),
+        ("backbone", "dtype", "int8"),
+        ("memory", "max_elements", -1),
+        ("retriever", "top_k", 0),
+        ("retriever", "combine", "append"),
+        ("generation", "num_beams", 0),
+        ("generation", "grounding_popularity_gamma", -0.1),
+    ],
+)
+def test_impossible_numbers_are_refused(part: str, name: str, value: object) -> None:
+    facts = MANIFEST.model_dump()
+    with pytest.raises(ValidationError, match=name):
+        Manifest.model_validate({**facts, part: {**facts[part], name: value}})
+
+
+@pytest.mark.parametrize(
+    "update",
+    [
+        {"base_model": "x"},
+        {"adapter": "x"},
+        {"weights_sha256": "x"},
+        {"split_layer": 3},
+        {"num_layers": 5},
+        {"hidden_size": 9},
+        {"dtype": "bfloat16"},
+    ],
+)
+def test_each_fact_of_the_backbone_makes_another_space(update: dict[str, Any]) -> None:
+    assert space_id(BACKBONE.model_copy(update=update), PROMPT, MEMORY) != SPACE
+
+
+@pytest.mark.parametrize(
+    "update", [{"head": "x"}, {"terminator": ";\n"}, {"max_title_tokens": 3}, {"recent_length": 3}]
+)
+def test_each_fact_of_the_prompt_makes_another_space(update: dict[str, Any]) -> None:
+    assert space_id(BACKBONE, PROMPT.model_copy(update=update), MEMORY) != SPACE
+
+
+def test_every_fact_is_covered_above() -> None:
+    assert set(BackboneSpec.model_fields) == {
+        "base_model", "adapter", "weights_sha256", "split_layer", "num_layers", "hidden_size", "dtype"
+    }, "say in a test whether the new field makes another space"  # fmt: skip
+    assert set(PromptSpec.model_fields) == {"head", "terminator", "max_title_tokens", "recent_length"}
+    assert set(MemorySpec.model_fields) == {"max_elements", "state_dtype"}
+
+
+def test_the_size_of_memory_does_not_make_another_space() -> None:
+    assert space_id(BACKBONE, PROMPT, MemorySpec(max_elements=1)) == SPACE, "users would lose their memory"
+
+
+def test_the_space_never_changes() -> None:
+    """Stores in the field are named by it. A change here orphans every stored state."""
+    assert SPACE == "9d5cc316d68d"

@@ -1,0 +1,134 @@
+"""Rows differ in the memory alone, show what is allowed alone, and say the same again."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model_store.bundle import Bundle
+from model_store.inference import recommend
+from model_store.manifest import RetrieverSpec
+from tests.conftest import write_bundle
+from tests.training.small import shop
+from training.data.splits import Target, time_split
+from training.evaluate import make_contest
+from training.inputs import Inputs, fingerprint
+from training.rows import NUM_RESULTS, ROWS, Contest, predict
+
+DATASET = shop()
+SPLIT = time_split(DATASET)
+SHORT, LONG = Target(0, 2), Target(0, 25)  # two events make no memory where K = 3
+TARGETS = [SHORT, LONG, *SPLIT.test[:6]]
+Compete = Callable[..., Contest]
+
+
+@pytest.fixture(scope="module")
+def bundle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shows one memory, so that the oracle, which picks one, bounds it."""
+    path = tmp_path_factory.mktemp("rows") / "bundle"
+    write_bundle(path, retriever=RetrieverSpec(width=16, top_k=1))
+    return path
+
+
+@pytest.fixture(scope="module")
+def compete(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Compete:
+    cache = tmp_path_factory.mktemp("cache")
+    inputs = Inputs(DATASET, SPLIT, fingerprint(SPLIT))
+    bundle = Bundle.open(bundle_dir)
+    return lambda **options: make_contest(bundle, inputs, TARGETS, cache, **options)
+
+
+def seen(target: Target) -> set[int]:
+    return set(SPLIT.histories[target.user].items[: target.position].tolist())
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_every_list_is_full_and_without_repeats(row: str, compete: Compete) -> None:
+    for ranked in predict(compete(), row, 0):
+        assert len(ranked) == len(set(ranked)) == NUM_RESULTS
+        assert all(0 <= item < len(SPLIT.item_ids) for item in ranked), "an item that the split does not know"
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_seen_items_are_masked_when_asked(row: str, compete: Compete) -> None:
+    for target, ranked in zip(TARGETS, predict(compete(mask_seen=True), row, 0), strict=True):
+        assert not set(ranked) & seen(target), f"{row} shows {target} what the user had already"
+
+
+def test_items_that_the_split_dropped_are_never_shown(compete: Compete) -> None:
+    contest = compete()
+    kept = sorted(np.random.default_rng(0).permutation(len(SPLIT.item_ids))[:12].tolist())
+    split = replace(SPLIT, item_ids=[SPLIT.item_ids[row] for row in kept])
+    mask = replace(contest, split=split).allowed(LONG)
+    rows = contest.bundle.catalogue.rows
+    assert set(np.flatnonzero(mask)) == {rows[item_id] for item_id in split.item_ids}
+
+
+def test_popularity_is_the_same_list_for_all_and_copy_last_differs_in_the_first_place(compete: Compete) -> None:
+    popular, copied = predict(compete(), "popularity", 0), predict(compete(), "copy_last", 0)
+    assert all(ranked == popular[0] for ranked in popular)
+    counts = SPLIT.popularity[popular[0]]
+    assert (counts[:-1] >= counts[1:]).all()
+    for target, ranked in zip(TARGETS, copied, strict=True):
+        last = int(SPLIT.histories[target.user].items[target.position - 1])
+        assert ranked == [last, *(item for item in popular[0] if item != last)][:NUM_RESULTS]
+
+
+def choices(contest: Contest, row: str, seed: int = 0) -> list[tuple[int, ...]]:
+    """Which memories the top half saw, by target."""
+    seen: list[tuple[int, ...]] = []
+
+    def spy(bundle: Bundle, queries: list[object]) -> list[object]:
+        answers = recommend(bundle, queries)  # type: ignore[arg-type]
+        seen.extend(answer.chosen for answer in answers)
+        return answers  # type: ignore[return-value]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("training.rows.recommend", spy)
+        predict(contest, row, seed)
+    return seen
+
+
+@pytest.mark.parametrize("row", ["bigrec", "random", "recent_beyond", "automr", "oracle"])
+def test_who_has_no_memory_is_shown_none(row: str, compete: Compete) -> None:
+    assert choices(compete(), row)[0] == ()
+
+
+def test_each_row_sees_the_memory_it_is_named_after(compete: Compete) -> None:
+    contest = compete()
+    sizes = [len(example.memory_positions) for example in contest.examples]
+    assert choices(contest, "bigrec") == [()] * len(TARGETS)
+    assert choices(contest, "recent_beyond") == [(size - 1,) if size else () for size in sizes]
+    best = {(each.user, each.position): each.gains("log_gain") for each in contest.annotate()}
+    for target, chosen in zip(TARGETS, choices(contest, "oracle"), strict=True):
+        gains = best[target.user, target.position]
+        assert chosen == ((int(gains.argmax()),) if len(gains) and gains.max() > 0 else ()), f"oracle at {target}"
+
+
+def test_bigrec_is_blind_to_memory(compete: Compete) -> None:
+    contest = compete()
+    other = replace(contest.states, arrays={user: -array for user, array in contest.states.arrays.items()})
+    assert predict(replace(contest, states=other), "bigrec", 0) == predict(contest, "bigrec", 0)
+
+
+def test_random_draws_differ_by_seed_and_come_again(compete: Compete) -> None:
+    draws = [choices(compete(), "random", seed) for seed in (0, 0, 1)]
+    assert draws[0] == draws[1], "a draw cannot be repeated"
+    assert draws[0] != draws[2], "seeds draw the same"
+    sizes = [len(example.memory_positions) for example in compete().examples]
+    assert all(len(chosen) == min(1, size) for chosen, size in zip(draws[0], sizes, strict=True))
+
+
+def test_the_oracle_gains_at_least_what_the_retriever_does(compete: Compete) -> None:
+    contest = compete()
+    by_target = {(each.user, each.position): each for each in contest.annotate()}
+    gains = [by_target[target.user, target.position].gains("log_gain") for target in TARGETS]
+
+    def mean_gain(row: str) -> float:
+        picked = zip(gains, choices(contest, row), strict=True)
+        return float(np.mean([gain[list(chosen)].sum() for gain, chosen in picked]))
+
+    assert mean_gain("oracle") >= max(mean_gain("automr"), mean_gain("random"), mean_gain("bigrec"))
+    assert mean_gain("oracle") > 0, "no memory helps at all: the test tests nothing"
