@@ -23,7 +23,7 @@ help: ## this list
 	@echo "  PORT=$(PORT)  PYTHON=$(PYTHON)  JOBS=$(JOBS) (test processes)  PYTEST='tests/service -k memory' (what to test)"
 
 demo: $(VENV)/.demo ## train a small bundle (once, minutes), then serve it on 127.0.0.1:PORT until Ctrl-C
-	@test -f $(BUNDLE)/manifest.json || $(BIN)/python -m training.pipeline --recipe demo --out $(BUNDLE)
+	@test -f $(BUNDLE)/demo-interactions.jsonl || $(BIN)/python -m training.pipeline --recipe demo --out $(BUNDLE)
 	@exec $(BIN)/python -m service serve --bundle $(BUNDLE) --store embedded:$(STORE) \
 		--import $(BUNDLE)/demo-interactions.jsonl --banner --port $(PORT)
 

@@ -169,8 +169,8 @@ def read_annotated(directory: Path) -> Annotated:
     return Annotated(train, valid, load_states(directory / f"{inputs}-states", facts["hidden_size"]))
 
 
-def stage_key(fingerprint: str, upstream: str, recipe: Recipe, seed: int) -> str:
-    """Changes with everything that changes the labels. `upstream` is the key of the backbone."""
+def stage_key(fingerprint: str, upstream: dict[str, Any], recipe: Recipe, seed: int) -> str:
+    """Changes with everything that changes the labels. `upstream` is the certificate of the backbone."""
     targets = [recipe.annotate_targets, recipe.valid_targets, recipe.max_memory]
     return digest([fingerprint, upstream, *targets, recipe.combine, seed])
 
@@ -213,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def stage(arguments: argparse.Namespace) -> dict[str, Any]:
         _, split, fingerprint = load_inputs(arguments.data, arguments.split)
         recipe = get_recipe(arguments.recipe)
-        upstream = read_certificate(arguments.backbone)["inputs"]
+        upstream = read_certificate(arguments.backbone)
         return run(
             split,
             arguments.out,

@@ -61,8 +61,8 @@ def embed_items(backbone: Backbone, items: Sequence[Item]) -> np.ndarray:
     return vectors
 
 
-def stage_key(dataset: Dataset, upstream: str, recipe: Recipe) -> str:
-    """Changes with everything that changes the bundle. `upstream` is the key of the retriever."""
+def stage_key(dataset: Dataset, upstream: dict[str, Any], recipe: Recipe) -> str:
+    """Changes with everything that changes the bundle. `upstream` is the certificate of the retriever."""
     return digest([upstream, dataset.items.to_dicts(), recipe.num_beams])
 
 
@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             backbone_dir=arguments.backbone,
             retriever_dir=arguments.retriever,
             recipe=recipe,
-            inputs=stage_key(dataset, read_certificate(arguments.retriever)["inputs"], recipe),
+            inputs=stage_key(dataset, read_certificate(arguments.retriever), recipe),
             provenance={"data": dataset.name, "split": arguments.split, "recipe": arguments.recipe},
             device=arguments.device,
         )

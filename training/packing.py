@@ -20,7 +20,7 @@ from model_store.split_lm import SplitLM
 from training.windows import Windows
 
 _IGNORED = -100
-_SUBSET_SIZES = (1, 4, 16, 10_000)  # how much of the memory is shown, where any is; 10,000 = all
+_SUBSET_SIZES = (1, 8, 10_000, 10_000)  # how much of the memory is shown, where any is; 10,000 = all
 _CHAPTER_BLOCKS = 9
 
 
@@ -114,10 +114,13 @@ def _pad_right(rows: Sequence[Sequence[int]], value: int, device: torch.device) 
 
 
 class PackedBatches:
-    """The rows of any step, reproducibly: epochs are cut and shuffled by seed."""
+    """The rows of any step, reproducibly: epochs are cut and shuffled by seed. No memory before step `memory_from`."""
 
-    def __init__(self, windows: Windows, *, num_blocks: int, memory_share: float, seed: int) -> None:
-        self.windows, self.num_blocks, self.memory_share, self.seed = windows, num_blocks, memory_share, seed
+    def __init__(
+        self, windows: Windows, *, num_blocks: int, memory_share: float, seed: int, memory_from: int = 0
+    ) -> None:
+        self.windows, self.num_blocks, self.seed = windows, num_blocks, seed
+        self.memory_share, self.memory_from = memory_share, memory_from
         self._epoch, self._first_step = -1, 0
         self._batches: list[list[list[tuple[int, int]]]] = []
 
@@ -128,8 +131,9 @@ class PackedBatches:
             self._batches = self._cut(np.random.default_rng((self.seed, self._epoch)))
         rng = np.random.default_rng((self.seed, step, 1))
         rows: list[Row] = []
+        memory_share = self.memory_share if step >= self.memory_from else 0.0
         for chapter in self._batches[step - self._first_step]:
-            rows += self._rows(chapter, len(rows), rng)
+            rows += self._rows(chapter, len(rows), memory_share, rng)
         return rows
 
     def _cut(self, rng: np.random.Generator) -> list[list[list[tuple[int, int]]]]:
@@ -152,23 +156,26 @@ class PackedBatches:
         size = self.windows.recent_length + 1
         return [] if train_end < 2 else list(range(-int(rng.integers(min(size, train_end - 1))), train_end - 1, size))
 
-    def _rows(self, chapter: Sequence[tuple[int, int]], first_row: int, rng: np.random.Generator) -> list[Row]:
+    def _rows(
+        self, chapter: Sequence[tuple[int, int]], first_row: int, memory_share: float, rng: np.random.Generator
+    ) -> list[Row]:
         rows: list[Row] = []
         earlier: list[tuple[int, int]] = []
         for number, (user, start) in enumerate(chapter):
             stop = min(start + self.windows.recent_length + 1, self.windows.split.histories[user].train_end)
             block = make_block(self.windows, user, start, stop)
-            memory = self._subset(earlier[-self.windows.max_memory :], rng)
+            memory = _subset(earlier[-self.windows.max_memory :], memory_share, rng)
             boundary = int(rng.integers(max(1, len(block.ends) - 1)))
             rows.append(Row(block, memory, boundary, loss_from=max(1, len(self.windows.prompt.head))))
             earlier += [(first_row + number, title) for title in range(len(block.ends))]
         return rows
 
-    def _subset(self, memory: list[tuple[int, int]], rng: np.random.Generator) -> list[tuple[int, int]]:
-        if not memory or rng.random() >= self.memory_share:
-            return []
-        chosen = np.sort(rng.permutation(len(memory))[: int(rng.choice(_SUBSET_SIZES))])
-        return [memory[index] for index in chosen]
+
+def _subset(memory: list[tuple[int, int]], share: float, rng: np.random.Generator) -> list[tuple[int, int]]:
+    if not memory or rng.random() >= share:
+        return []
+    chosen = np.sort(rng.permutation(len(memory))[: int(rng.choice(_SUBSET_SIZES))])
+    return [memory[index] for index in chosen]
 
 
 def target_rows(windows: Windows, user: int, position: int, first_row: int, *, with_memory: bool) -> list[Row]:

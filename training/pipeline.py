@@ -9,12 +9,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from training import annotate, build_index, sft, train_retriever
 from training.demo import demo_inputs, write_demo_interactions
 from training.inputs import Inputs, load_inputs
-from training.recipes import RECIPES, Recipe, get_recipe
+from training.recipes import RECIPES, get_recipe
 from training.stage import digest, run_stage
 
 
@@ -28,46 +28,45 @@ def run(
     seed: int = 0,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Returns what each stage reported."""
+    """Returns what each stage reported. The report of a stage is part of what the next one depends on."""
     recipe = get_recipe(recipe_name)
-    dataset, split, _ = inputs
-    keys = stage_keys(inputs, recipe, model, seed)
+    dataset, split, fingerprint = inputs
     backbone, annotations, retriever = work / "sft", work / "annotations", work / "retriever"
     common: dict[str, Any] = {"recipe": recipe, "seed": seed}
-    return {
-        "sft": sft.run(split, backbone, inputs=keys.sft, model_name=model, device=device, **common),
-        "annotate": annotate.run(
-            split, annotations, backbone_dir=backbone, inputs=keys.annotate, device=device, **common
-        ),
-        "retriever": train_retriever.run(retriever, annotations_dir=annotations, inputs=keys.train_retriever, **common),
-        "bundle": build_index.run(
-            dataset,
-            split,
-            out,
-            backbone_dir=backbone,
-            retriever_dir=retriever,
-            recipe=recipe,
-            inputs=keys.build_index,
-            provenance={"data": dataset.name, "split": split.name, "recipe": recipe_name, "model": model, "seed": seed},
-            device=device,
-        ),
-    }
-
-
-class Keys(NamedTuple):
-    """What each stage depends on, the stages before it included, as digests."""
-
-    sft: str
-    annotate: str
-    train_retriever: str
-    build_index: str
-
-
-def stage_keys(inputs: Inputs, recipe: Recipe, model: str | None, seed: int) -> Keys:
-    tuned = digest([inputs.fingerprint, *sft.sft_facts(recipe), model, seed])
-    annotated = annotate.stage_key(inputs.fingerprint, tuned, recipe, seed)
-    retriever = train_retriever.stage_key(annotated, recipe, seed)
-    return Keys(tuned, annotated, retriever, build_index.stage_key(inputs.dataset, retriever, recipe))
+    tuned = sft.run(
+        split,
+        backbone,
+        inputs=digest([fingerprint, *sft.sft_facts(recipe), model, seed]),
+        model_name=model,
+        device=device,
+        **common,
+    )
+    annotated = annotate.run(
+        split,
+        annotations,
+        backbone_dir=backbone,
+        inputs=annotate.stage_key(fingerprint, tuned, recipe, seed),
+        device=device,
+        **common,
+    )
+    trained = train_retriever.run(
+        retriever,
+        annotations_dir=annotations,
+        inputs=train_retriever.stage_key(annotated, recipe, seed),
+        **common,
+    )
+    bundle = build_index.run(
+        dataset,
+        split,
+        out,
+        backbone_dir=backbone,
+        retriever_dir=retriever,
+        recipe=recipe,
+        inputs=build_index.stage_key(dataset, trained, recipe),
+        provenance={"data": dataset.name, "split": split.name, "recipe": recipe_name, "model": model, "seed": seed},
+        device=device,
+    )
+    return {"sft": tuned, "annotate": annotated, "retriever": trained, "bundle": bundle}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

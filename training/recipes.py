@@ -37,6 +37,7 @@ class Recipe:
     sft_batch_blocks: int = 64  # windows of K + 1 titles per step
     sft_valid_targets: int = 200
     memory_share: float = 0.7  # of training windows that see memory; 0 is the paper's generator, which never saw any
+    memory_from: int = 0  # the step from which they do: reading the window is learned sooner and cheaper without memory
 
     annotate_targets: int = 1500
     valid_targets: int = 400
@@ -57,11 +58,15 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "demo": Recipe(
         head="",
-        shape=BackboneShape(hidden_size=96, num_layers=4, num_heads=4, vocab_size=2000),
-        sft=Schedule(max_steps=600, learning_rate=3e-3, evaluate_every=150),
-        annotate_targets=1000,
-        label_temperatures=(0.1,),
-        retriever=Schedule(max_steps=600, learning_rate=1e-3, evaluate_every=100),
+        shape=BackboneShape(hidden_size=64, num_layers=3, num_heads=4, vocab_size=3000),
+        split_layer=1,  # a state then says little but which book it is, and two layers are left to look it up
+        sft=Schedule(max_steps=2300, learning_rate=4e-3, evaluate_every=1150),
+        sft_batch_blocks=16,
+        memory_share=0.85,
+        memory_from=400,
+        annotate_targets=2000,
+        label_temperatures=(0.03,),
+        retriever=Schedule(max_steps=600, learning_rate=2e-3, evaluate_every=100),
         synthetic_users=1500,
     ),
     "cpu-small": Recipe(

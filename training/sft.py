@@ -111,7 +111,13 @@ def run(
     windows = Windows(split, Prompt(tuned.tokenizer, prompt_spec(recipe)), recipe.max_memory)
     lm = SplitLM(tuned.model, split_layer(recipe, tuned.model))
     tuned.model.train()
-    batches = PackedBatches(windows, num_blocks=recipe.sft_batch_blocks, memory_share=recipe.memory_share, seed=seed)
+    batches = PackedBatches(
+        windows,
+        num_blocks=recipe.sft_batch_blocks,
+        memory_share=recipe.memory_share,
+        memory_from=recipe.memory_from,
+        seed=seed,
+    )
 
     def loss_at(step: int) -> Tensor:
         with autocast(lm.device):
@@ -164,7 +170,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def sft_facts(recipe: Recipe) -> list[Any]:
     """What of a recipe this stage depends on."""
-    return [recipe.shape, recipe.split_layer, recipe.sft, recipe.sft_batch_blocks, recipe.memory_share, prompt_spec(recipe)]
+    training = [recipe.sft, recipe.sft_batch_blocks, recipe.memory_share, recipe.memory_from]
+    return [recipe.shape, recipe.split_layer, *training, prompt_spec(recipe)]
 
 
 if __name__ == "__main__":

@@ -72,11 +72,10 @@ def write_json(path: Path, facts: Any) -> None:
 
 def finish(directory: Path, inputs: str, facts: dict[str, Any]) -> dict[str, Any]:
     """Certifies the directory, then drops the checkpoints, which nobody needs any more."""
-    certificate = {"inputs": inputs, **facts}
-    write_json(directory / CERTIFICATE, certificate)
+    write_json(directory / CERTIFICATE, {"inputs": inputs, **facts})
     for checkpoints in directory.glob("checkpoints-*"):
         shutil.rmtree(checkpoints)
-    return certificate
+    return read_certificate(directory)
 
 
 def _plain(value: Any) -> Any:

@@ -151,8 +151,8 @@ def entropy(batch: Batch) -> float:
     return float(torch.special.entr(batch.target_weights).sum(dim=1).mean())
 
 
-def stage_key(upstream: str, recipe: Recipe, seed: int) -> str:
-    """Changes with everything that changes the retriever. `upstream` is the key of the annotations."""
+def stage_key(upstream: dict[str, Any], recipe: Recipe, seed: int) -> str:
+    """Changes with everything that changes the retriever. `upstream` is the certificate of the annotations."""
     network = [recipe.retriever, recipe.retriever_batch, recipe.retriever_width]
     return digest([upstream, *network, recipe.gain_form, recipe.label_temperatures, recipe.top_k, seed])
 
@@ -211,8 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def stage(arguments: argparse.Namespace) -> dict[str, Any]:
         recipe = get_recipe(arguments.recipe)
-        upstream = read_certificate(arguments.annotations)["inputs"]
-        inputs = stage_key(upstream, recipe, arguments.seed)
+        inputs = stage_key(read_certificate(arguments.annotations), recipe, arguments.seed)
         return run(
             arguments.out, annotations_dir=arguments.annotations, recipe=recipe, inputs=inputs, seed=arguments.seed
         )

@@ -39,7 +39,18 @@ def running_server(bundle: Path, store_url: str) -> Iterator[tuple[str, int]]:
     """Address and process id of a server that is ready."""
     with bound_socket("127.0.0.1", 0) as probe:
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "service", "serve", "--bundle", str(bundle), "--store", store_url, "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "service",
+        "serve",
+        "--bundle",
+        str(bundle),
+        "--store",
+        store_url,
+        "--port",
+        str(port),
+    ]
     process = subprocess.Popen([*command, "--log-level", "warning"], cwd=ROOT)
     address = f"http://127.0.0.1:{port}"
     try:
@@ -91,7 +102,9 @@ def wait_for_memory(client: httpx.Client, user_id: str, num_states: int) -> floa
     return time.perf_counter() - started
 
 
-def recommend(client: httpx.Client, users: Sequence[str], num_requests: int) -> tuple[list[float], dict[str, list[float]]]:
+def recommend(
+    client: httpx.Client, users: Sequence[str], num_requests: int
+) -> tuple[list[float], dict[str, list[float]]]:
     """Seconds of each request, and of each stage in milliseconds."""
     seconds: list[float] = []
     stages: dict[str, list[float]] = {}
@@ -160,7 +173,10 @@ def measure(bundle: Path, num_requests: int) -> dict[str, Any]:
 def table(result: dict[str, Any], num_requests: int) -> str:
     stages = ", ".join(f"{stage} {laps}" for stage, laps in result["stages_p50_ms"].items())
     rows = [
-        (f"/recommend, k = 10, {num_requests} requests", f"p50 {result['recommend_p50_ms']} ms, p99 {result['recommend_p99_ms']} ms"),
+        (
+            f"/recommend, k = 10, {num_requests} requests",
+            f"p50 {result['recommend_p50_ms']} ms, p99 {result['recommend_p99_ms']} ms",
+        ),
         ("  stages, p50 in ms", stages),
         ("/interactions in batches of 100, fsynced", f"{result['ingest_events_per_s']} events/s"),
         ("acknowledged → memory visible", f"p50 {result['visible_p50_ms']} ms, p99 {result['visible_p99_ms']} ms"),
@@ -171,7 +187,9 @@ def table(result: dict[str, Any], num_requests: int) -> str:
 
 
 def commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     return found.stdout.strip() or "unknown"
 
 

@@ -4,6 +4,7 @@ import pytest
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from tokenizers import AddedToken
 
 from model_store.errors import UnsupportedBackbone
@@ -79,4 +80,10 @@ def test_the_text_reads_as_intended() -> None:
 def test_titles_that_would_not_end_are_refused() -> None:
     tokenizer: transformers.PreTrainedTokenizerFast = make_tokenizer(TITLES)
     with pytest.raises(UnsupportedBackbone, match="terminator"):
-        Prompt(tokenizer, PromptSpec(terminator=""))
+        Prompt(tokenizer, PromptSpec().model_copy(update={"terminator": ""}))
+
+
+@pytest.mark.parametrize("terminator", ["", " ;", "</s>"])
+def test_a_terminator_that_a_title_could_contain_is_refused(terminator: str) -> None:
+    with pytest.raises(ValidationError, match="terminator"):
+        PromptSpec(terminator=terminator)

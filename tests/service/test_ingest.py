@@ -98,7 +98,7 @@ async def snapshot(service: Service) -> list[tuple[str, bytes | None]]:
     return [(each.event.event_id, each.record) for each in remembered]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps)
 def test_memory_equals_a_backfill_of_the_log(
     long_lived: Service, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch, plan: Sequence[tuple[str, Any]]
@@ -110,8 +110,8 @@ def test_memory_equals_a_backfill_of_the_log(
         await service.store._client.flushall()
         played = Play(service)
         for kind, argument in plan:
-            await played.step(kind, argument)
-        await played.finish()
+            await asyncio.wait_for(played.step(kind, argument), 5)
+        await asyncio.wait_for(played.finish(), 5)
         events = list(played.log.values())
         found = await snapshot(service)
         assert [name for name, _ in found] == [event.event_id for event in in_order(events)]

@@ -39,7 +39,13 @@ def diary(lengths: Sequence[int] = (30, 14, 2, 21), train_share: float = 0.7) ->
     starts = np.concatenate([[0], np.cumsum(lengths)])
     titles = [f"{TITLES[n % len(TITLES)]} {n}" for n in range(int(starts[-1]))]
     histories = [
-        History(f"u{user}", np.arange(start, stop, dtype=np.int32), np.arange(start, stop), int(train_share * (stop - start)), True)
+        History(
+            f"u{user}",
+            np.arange(start, stop, dtype=np.int32),
+            np.arange(start, stop),
+            int(train_share * (stop - start)),
+            True,
+        )
         for user, (start, stop) in enumerate(zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True))
     ]
     late = [Target(user, at) for user, each in enumerate(histories) for at in range(each.train_end, len(each.items))]

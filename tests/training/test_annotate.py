@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 from model_store.split_lm import SplitLM
 from tests.training.small import TINY, diary, small_lm, small_windows
@@ -46,13 +47,13 @@ def made_up(log_probs: list[float], num_tokens: int = 2) -> Annotation:
     return Annotation(0, 9, memory, np.zeros(4, np.float16), np.array(log_probs, np.float32), num_tokens)
 
 
-def assert_same(found: Annotation, expected: Annotation, **tolerance: float) -> None:
+def assert_same(found: Annotation, expected: Annotation, *, rtol: float = 0, atol: float = 0) -> None:
     who = f"user {expected.user}, position {expected.position}"
     scalars = (expected.user, expected.position, expected.num_tokens)
     assert (found.user, found.position, found.num_tokens) == scalars
     np.testing.assert_array_equal(found.memory_positions, expected.memory_positions, err_msg=who)
-    np.testing.assert_allclose(found.log_probs, expected.log_probs, err_msg=who, **tolerance)
-    np.testing.assert_allclose(found.query_state, expected.query_state, err_msg=who, **tolerance)
+    np.testing.assert_allclose(found.log_probs, expected.log_probs, rtol, atol, err_msg=who)
+    np.testing.assert_allclose(found.query_state, expected.query_state, rtol, atol, err_msg=who)
 
 
 def test_both_forms_of_equation_5() -> None:
@@ -74,7 +75,9 @@ def test_every_number_is_the_likelihood_it_claims_to_be(lm: SplitLM, windows: Wi
             for place, choice in enumerate([memory[:0], *memory[:, None]]):
                 mask = torch.ones(1, len(choice), dtype=torch.long)
                 expected = float(answer_log_probs(lm, batch, choice[None], mask, "insert"))
-                assert annotation.log_probs[place] == pytest.approx(expected, abs=1e-3), f"{target}, element {place - 1}"
+                assert annotation.log_probs[place] == pytest.approx(expected, abs=1e-3), (
+                    f"{target}, element {place - 1}"
+                )
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
@@ -106,10 +109,9 @@ def test_a_run_that_was_killed_goes_on(
 ) -> None:
     monkeypatch.setattr(annotate_module, "_TARGETS_PER_SHARD", 2)
     expected = write(lm, windows, states, tmp_path / "whole")
-    save = annotate_module.save_file
 
     def save_half(tensors: dict[str, Any], path: Path) -> None:
-        save(tensors, path)
+        save_file(tensors, path)
         if "00001" in path.name:
             path.write_bytes(path.read_bytes()[:100])
             raise KeyboardInterrupt
@@ -132,10 +134,12 @@ def test_head_room_counts_only_targets_with_memory_and_never_a_loss() -> None:
 
 
 def test_the_key_changes_with_what_changes_labels_only() -> None:
-    key = stage_key("data", "backbone", TINY, 0)
+    key = stage_key("data", {"weights": "a"}, TINY, 0)
     for changed in ({"max_memory": 5}, {"valid_targets": 3}, {"annotate_targets": 3}, {"combine": "prepend"}):
-        assert stage_key("data", "backbone", replace(TINY, **changed), 0) != key, f"{changed} would go unnoticed"
-    assert stage_key("data", "other", TINY, 0) != key
-    assert stage_key("other", "backbone", TINY, 0) != key
-    assert stage_key("data", "backbone", TINY, 1) != key
-    assert stage_key("data", "backbone", replace(TINY, annotate_batch=3, top_k=9), 0) == key, "runs again for nothing"
+        assert stage_key("data", {"weights": "a"}, replace(TINY, **changed), 0) != key, f"{changed} would go unnoticed"
+    assert stage_key("data", {"weights": "b"}, TINY, 0) != key
+    assert stage_key("other", {"weights": "a"}, TINY, 0) != key
+    assert stage_key("data", {"weights": "a"}, TINY, 1) != key
+    assert stage_key("data", {"weights": "a"}, replace(TINY, annotate_batch=3, top_k=9), 0) == key, (
+        "runs again for nothing"
+    )

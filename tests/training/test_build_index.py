@@ -36,7 +36,9 @@ def test_the_catalogue_holds_all_titled_items_with_their_popularity_in_the_train
 def test_attributes_are_plain_and_missing_ones_are_left_out() -> None:
     count = SHOP.items.height
     dataset = with_items(
-        pages=pl.Series([100, None] * (count // 2)), tags=pl.Series([["a", "b"]] * count), shelf=pl.Series(["x"] * count)
+        pages=pl.Series([100, None] * (count // 2)),
+        tags=pl.Series([["a", "b"]] * count),
+        shelf=pl.Series(["x"] * count),
     )
     first, second = catalogue_items(dataset, time_split(dataset))[:2]
     assert first.attributes == {"pages": 100, "tags": ["a", "b"], "shelf": "x"}
@@ -58,8 +60,10 @@ def test_vectors_stand_in_the_order_of_the_items() -> None:
 
 
 def test_the_key_changes_with_what_the_bundle_holds() -> None:
-    key = stage_key(SHOP, "retriever", TINY)
-    assert stage_key(shop(), "retriever", TINY) == key
-    assert stage_key(SHOP, "other", TINY) != key
-    assert stage_key(SHOP, "retriever", replace(TINY, num_beams=9)) != key
-    assert stage_key(with_items(shelf=pl.Series(["x"] * 20)), "retriever", TINY) != key, "new attributes go unnoticed"
+    key = stage_key(SHOP, {"inputs": "a"}, TINY)
+    assert stage_key(shop(), {"inputs": "a"}, TINY) == key
+    assert stage_key(SHOP, {"inputs": "b"}, TINY) != key
+    assert stage_key(SHOP, {"inputs": "a"}, replace(TINY, num_beams=9)) != key
+    assert stage_key(with_items(shelf=pl.Series(["x"] * 20)), {"inputs": "a"}, TINY) != key, (
+        "new attributes go unnoticed"
+    )

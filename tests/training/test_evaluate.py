@@ -16,7 +16,7 @@ from training.data.dataset import save_dataset
 from training.data.splits import time_split
 from training.evaluate import main, rows_to_run, score, slices
 from training.metrics import metric_names
-from training.rows import ROWS
+from training.rows import ROWS, predict
 
 TUNED = "lora-8 merged, memory-aware"
 
@@ -35,6 +35,11 @@ def arguments(bundle: Path, data: Path, out: Path, *more: str) -> list[str]:
 def metrics_of(out: Path) -> dict[str, Any]:
     report: dict[str, Any] = json.loads((out / "metrics.json").read_text())
     return report
+
+
+@pytest.fixture
+def right(bundle_path: Path, data: Path, tmp_path: Path) -> list[str]:
+    return arguments(bundle_path, data, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +85,10 @@ def test_another_row_or_seed_computes_itself_alone(
     finished: Path, bundle_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[str, int]] = []
-    honest = evaluate.predict
 
     def counted(contest: Any, row: str, seed: int) -> Any:
         asked.append((row, seed))
-        return honest(contest, row, seed)
+        return predict(contest, row, seed)
 
     monkeypatch.setattr(evaluate, "predict", counted)
     options = arguments(bundle_path, data, finished, "--seeds", "3", "--models", "bigrec,random")
@@ -95,7 +99,9 @@ def test_another_row_or_seed_computes_itself_alone(
     assert asked == [("bigrec", 0), ("random", 0), ("random", 1), ("random", 2)], "masked lists are other lists"
 
 
-def test_the_last_line_is_json(bundle_path: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_last_line_is_json(
+    bundle_path: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(arguments(bundle_path, data, tmp_path, "--models", "popularity, bigrec", "--split", "valid")) == 0
     facts = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert facts["ndcg@10"].keys() == {"popularity", "bigrec"}
@@ -119,9 +125,12 @@ def test_leave_one_out(bundle_path: Path, data: Path, tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_one_line(
-    more: Sequence[str], message: str, bundle_path: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    more: Sequence[str],
+    message: str,
+    right: list[str],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(arguments(bundle_path, data, tmp_path, *more)) == 2
+    assert main([*right, *more]) == 2
     output = capsys.readouterr()
     assert output.out == ""
     (line,) = [line for line in output.err.splitlines() if "Error" in line or "NotFound" in line]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,9 @@ def scripted(losses: list[float], tmp_path: Path, patience: int) -> tuple[Progre
     schedule = Schedule(
         max_steps=100, learning_rate=0.1, warmup_steps=0, weight_decay=0, evaluate_every=1, patience=patience
     )
-    state = fit({"weight": weight}, lambda step: -weight.sum(), lambda: next(told), schedule, checkpoints=tmp_path, label="")
+    state = fit(
+        {"weight": weight}, lambda step: -weight.sum(), lambda: next(told), schedule, checkpoints=tmp_path, label=""
+    )
     return state, weight.item()
 
 
@@ -129,5 +132,5 @@ def test_divergence_is_said(loss: float, tmp_path: Path) -> None:
 def test_learning_rate_warms_up_then_falls_to_a_tenth() -> None:
     rates = [SCHEDULE.rate(step) for step in range(SCHEDULE.max_steps + 1)]
     assert rates[:3] == pytest.approx([0.05 / 3, 0.1 / 3, 0.05])
-    assert all(later <= earlier for earlier, later in zip(rates[3:], rates[4:], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(rates[3:]))
     assert rates[-1] == pytest.approx(0.005)

@@ -152,7 +152,9 @@ def events_of(row: Row, windows: Windows) -> list[int]:
 
 def owners() -> dict[int, tuple[int, int]]:
     """item → (user, position)"""
-    return {item: (user, at) for user, each in enumerate(SPLIT.histories) for at, item in enumerate(each.items.tolist())}
+    return {
+        item: (user, at) for user, each in enumerate(SPLIT.histories) for at, item in enumerate(each.items.tolist())
+    }
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -189,6 +191,11 @@ def test_memory_comes_from_earlier_blocks_of_the_same_user(seed: int, windows: W
 def test_without_memory_share_no_block_has_memory(windows: Windows) -> None:
     rows = PackedBatches(windows, num_blocks=EPOCH, memory_share=0, seed=0)(0)
     assert not any(row.memory for row in rows)
+
+
+def test_memory_begins_at_the_step_it_is_told(windows: Windows) -> None:
+    batches = PackedBatches(windows, num_blocks=EPOCH, memory_share=0.9, seed=0, memory_from=2)
+    assert [any(row.memory for row in batches(step)) for step in range(4)] == [False, False, True, True]
 
 
 def test_a_step_is_the_same_whenever_and_however_it_is_reached(windows: Windows) -> None:

@@ -214,9 +214,7 @@ def test_something_else_in_the_way_of_the_bundle_is_kept(data: Path, out: Path, 
     assert (out / "thesis.tex").read_text() == "years of work"
 
 
-def test_an_interrupt_is_resumed(
-    data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
+def test_an_interrupt_is_resumed(data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     def interrupt(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 

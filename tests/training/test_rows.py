@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from model_store.bundle import Bundle
 from model_store.inference import recommend
@@ -26,7 +27,7 @@ Compete = Callable[..., Contest]
 
 @pytest.fixture(scope="module")
 def bundle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shows one memory, so that the oracle, which picks one, bounds it."""
+    """Shows one memory at most, as the oracle does, which therefore bounds it."""
     path = tmp_path_factory.mktemp("rows") / "bundle"
     write_bundle(path, retriever=RetrieverSpec(width=16, top_k=1))
     return path
@@ -37,6 +38,7 @@ def compete(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Compe
     cache = tmp_path_factory.mktemp("cache")
     inputs = Inputs(DATASET, SPLIT, fingerprint(SPLIT))
     bundle = Bundle.open(bundle_dir)
+    torch.nn.init.constant_(bundle.retriever.null.bias, -1e4)  # never abstains, or rows would not differ
     return lambda **options: make_contest(bundle, inputs, TARGETS, cache, **options)
 
 
@@ -100,6 +102,7 @@ def test_each_row_sees_the_memory_it_is_named_after(compete: Compete) -> None:
     contest = compete()
     sizes = [len(example.memory_positions) for example in contest.examples]
     assert choices(contest, "bigrec") == [()] * len(TARGETS)
+    assert [len(chosen) for chosen in choices(contest, "automr")] == [min(1, size) for size in sizes]
     assert choices(contest, "recent_beyond") == [(size - 1,) if size else () for size in sizes]
     best = {(each.user, each.position): each.gains("log_gain") for each in contest.annotate()}
     for target, chosen in zip(TARGETS, choices(contest, "oracle"), strict=True):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from model_store.inference import encode
 from model_store.split_lm import SplitLM
@@ -52,9 +53,7 @@ def test_no_positions_are_no_states(lm: SplitLM, windows: Windows, tmp_path: Pat
     assert states.at(7, np.arange(0)).shape == (0, lm.hidden_size), "also for a user who has none"
 
 
-def test_batches_by_length_give_the_order_back(
-    lm: SplitLM, windows: Windows, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_batches_by_length_give_the_order_back(lm: SplitLM, windows: Windows, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(states_module, "_TOKENS_PER_BATCH", 40)
     prompts = [windows.prompt_ending_at(0, position) for position in (5, 0, 9, 1, 7)]
     expected = np.concatenate([encode(lm, [prompt]) for prompt in prompts])
@@ -76,10 +75,9 @@ def test_a_run_that_was_killed_goes_on(
     lm: SplitLM, windows: Windows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = window_states(lm, windows, SPANS, tmp_path / "whole")
-    save = states_module.save_file
 
     def save_half(tensors: dict[str, np.ndarray], path: Path) -> None:
-        save(tensors, path)
+        save_file(tensors, path)
         if "00001" in path.name:
             path.write_bytes(path.read_bytes()[:100])
             raise KeyboardInterrupt

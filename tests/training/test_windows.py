@@ -41,8 +41,8 @@ def test_prompt_and_memory_part_the_past(position: int, recent_length: int, max_
 def test_an_example_is_what_serving_would_show(windows: Windows) -> None:
     example = windows.example(Target(0, 9))
     prompt = "Chosen:\n" + "".join(title + "\n" for title in SPLIT.titles[6:9])
-    assert windows.prompt.tokenizer.decode(example.prompt).removeprefix("<s>") == prompt
-    assert windows.prompt.tokenizer.decode(example.answer) == SPLIT.titles[9] + "\n"
+    assert windows.prompt.tokenizer.decode(example.prompt) == "<s>" + prompt
+    assert windows.prompt.tokenizer.decode(list(example.answer)) == SPLIT.titles[9] + "\n"
     assert example.memory_positions.tolist() == [0, 1, 2, 3, 4, 5]
 
 
