@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from model_store.errors import UnsupportedBackbone
 
@@ -57,6 +58,7 @@ class SplitLM:
         self.split_layer = split_layer
         expected = _probe_whole(model)
         self._bottom, self._top = _halves(model, split_layer)
+        self._head = _with_base(model, _Echo())
         self._check_probe(expected)
 
     @property
@@ -120,6 +122,12 @@ class SplitLM:
             inputs_embeds=states, attention_mask=mask, position_ids=positions_of(mask, states.shape[1]), use_cache=False
         ).last_hidden_state
 
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of what `top_hidden` returned (..., D): the library's head, and whatever it does after it."""
+        return cast(
+            Tensor, self._head(inputs_embeds=hidden.flatten(0, -2)[None]).logits[0].unflatten(0, hidden.shape[:-1])
+        )
+
     def _check_probe(self, expected: Tensor) -> None:
         tokens = _probe_tokens(self.model)
         mask = torch.ones_like(tokens)
@@ -153,10 +161,23 @@ def _halves(model: PreTrainedModel, split_layer: int) -> tuple[PreTrainedModel, 
         index = getattr(module, "layer_idx", None)
         if isinstance(index, int):
             vars(module)["layer_idx"] = index - split_layer
-    top = _shallow(model)
+    top = _with_base(model, top_base)
     top.config = top_base.config
-    setattr(top, model.base_model_prefix, top_base)
     return bottom, top
+
+
+class _Echo(nn.Module):
+    """Stands in for all layers where only the head is wanted."""
+
+    def forward(self, *_: object, inputs_embeds: Tensor, **__: object) -> BaseModelOutputWithPast:
+        return BaseModelOutputWithPast(last_hidden_state=inputs_embeds)
+
+
+def _with_base(model: PreTrainedModel, base: nn.Module) -> PreTrainedModel:
+    """The same language model class and head over another base."""
+    twin = _shallow(model)
+    setattr(twin, model.base_model_prefix, base)
+    return twin
 
 
 def _slice(base: PreTrainedModel, start: int, stop: int) -> PreTrainedModel:

@@ -134,8 +134,6 @@ def test_a_corrupted_bundle_is_told_in_one_line(tmp_path: Path) -> None:
     write_bundle(tmp_path / "bad")
     items = tmp_path / "bad" / "items.jsonl"
     items.write_bytes(items.read_bytes().replace(b"Red", b"Rad"))
-    for damage in ("items.jsonl", "nowhere"):
-        path = tmp_path / ("bad" if damage == "items.jsonl" else damage)
-        process = start("serve", "--bundle", str(path), "--store", f"embedded:{tmp_path / 's'}", "--port", "0")
-        _, words = process.communicate(timeout=60)
-        assert process.returncode == 2 and len(words.splitlines()) == 1 and words.startswith("error: "), words
+    process = start("serve", "--bundle", str(tmp_path / "bad"), "--store", f"embedded:{tmp_path / 's'}", "--port", "0")
+    _, words = process.communicate(timeout=60)
+    assert process.returncode == 2 and len(words.splitlines()) == 1 and "items.jsonl" in words, words

@@ -6,7 +6,7 @@ how prompts are written. Knows no training loop.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -24,9 +24,14 @@ from model_store.manifest import BackboneSpec, PromptSpec
 from model_store.prompt import Prompt
 from model_store.split_lm import SplitLM
 from training.recipes import BackboneShape, Recipe
-from training.stage import StageError, read_certificate
+from training.stage import StageError, digest, read_certificate
 
 _BOS = "<s>"
+_DTYPES: dict[torch.dtype, Literal["float32", "bfloat16", "float16"]] = {
+    torch.float32: "float32",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
 
 
 class Backbone(NamedTuple):
@@ -41,8 +46,8 @@ def new_tokenizer(titles: Sequence[str], popularity: Sequence[int], vocab_size: 
     """Byte-level BPE of the catalogue, titles weighted by how often they are read.
 
     Merges may cross spaces, so the titles that matter most become one or two tokens and histories become short, while
-    any title can still be written, also one that comes later. A number begins a new piece: the volumes of a series share
-    their first tokens, and "the same series again" can be copied from the history.
+    any title can still be written, also one that comes later. A number begins a new piece: the volumes of a series
+    share their first tokens, and "the same series again" can be copied from the history.
     """
     tokenizer = Tokenizer(models.BPE())
     before_number = pre_tokenizers.Split(Regex(r" (?=\d)"), behavior="merged_with_next")
@@ -81,18 +86,29 @@ def new_model(shape: BackboneShape, vocab_size: int) -> PreTrainedModel:
     return model
 
 
-def pretrained(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A checkpoint by folder or hub name; only safetensors, never its own code."""
+def pretrained(name: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A checkpoint by folder or hub name; only safetensors, never its own code. bf16 on a GPU."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, use_safetensors=True, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, use_safetensors=True, dtype=dtype)
     except (OSError, ValueError) as error:
-        raise StageError(f"--model {name}: not a checkpoint that can be loaded ({str(error).splitlines()[0]})") from error
+        reason = str(error).splitlines()[0]
+        raise StageError(f"--model {name}: not a checkpoint that can be loaded ({reason})") from error
     return model, tokenizer
 
 
-def prompt_spec(recipe: Recipe) -> PromptSpec:
-    text = {} if recipe.head is None else {"head": recipe.head}
+def checkpoint_identity(name: str) -> str:
+    """Changes when a folder's files do; a hub name stands for itself."""
+    if not Path(name).is_dir():
+        return name
+    files = sorted(path for path in Path(name).iterdir() if path.is_file())
+    return digest([(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files])
+
+
+def prompt_spec(recipe: Recipe, *, is_pretrained: bool) -> PromptSpec:
+    """A model made here never learned English: its prompts have no head."""
+    text = {} if is_pretrained else {"head": ""}
     return PromptSpec(recent_length=recipe.recent_length, max_title_tokens=recipe.max_title_tokens, **text)
 
 
@@ -102,7 +118,13 @@ def split_layer(recipe: Recipe, model: PreTrainedModel) -> int:
 
 
 def save_backbone(
-    directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, base_model: str, adapter: str | None, split_layer: int
+    directory: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    base_model: str,
+    adapter: str | None,
+    split_layer: int,
 ) -> BackboneSpec:
     """Writes the checkpoint and returns what a manifest says of it. `model` must be whole, its adapter merged."""
     model.save_pretrained(directory / "lm", safe_serialization=True)
@@ -114,7 +136,7 @@ def save_backbone(
         split_layer=split_layer,
         num_layers=model.config.num_hidden_layers,
         hidden_size=model.config.hidden_size,
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=_DTYPES[model.dtype],
     )
 
 

@@ -139,9 +139,7 @@ def _before(scores: np.ndarray, own: np.ndarray, tie_order: np.ndarray, own_tie:
 def _table(values_by_row: Mapping[str, np.ndarray], num_targets: int) -> np.ndarray:
     if not values_by_row or not num_targets:
         raise ValueError("a bootstrap needs at least one row and one target")
-    rows = [
-        np.atleast_2d(np.asarray(values, dtype=np.float64)).mean(axis=0) for values in values_by_row.values()
-    ]
+    rows = [np.atleast_2d(np.asarray(values, dtype=np.float64)).mean(axis=0) for values in values_by_row.values()]
     for name, row in zip(values_by_row, rows, strict=True):
         if row.shape != (num_targets,):
             raise ValueError(f"{name}: {row.shape[-1]} values for {num_targets} targets")

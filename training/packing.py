@@ -1,11 +1,11 @@
 """Packed training of the split model: every title of a window is a target, and older windows are its memory.
 
 A *block* is a window of K + 1 consecutive titles; the loss on all of them costs about a tenth of one prompt per target
-and trains the same distribution. A *chapter* is a run of consecutive blocks of one user. The bottom half reads each block
-alone, as it reads windows when serving; the layer-L states at the ends of earlier titles of the chapter are the memory.
-A random part of it, often none, stands in the block where `insert` puts it when serving: before the last token of a
-random title. So the generator learns to read memory while it learns to write, and the bottom half learns to leave in its
-states what is worth remembering. With `memory_share=0` this is plain BIGRec tuning, the paper's generator.
+and trains the same distribution. A *chapter* is a run of consecutive blocks of one user. The bottom half reads each
+block alone, as it reads windows when serving; the layer-L states at the ends of earlier titles of the chapter are the
+memory. A random part of it, often none, stands in the block where `insert` puts it when serving: before the last token
+of a random title. So the generator learns to read memory while it learns to write, and the bottom half learns to leave
+in its states what is worth remembering. With `memory_share=0` this is plain BIGRec tuning, the paper's generator.
 """
 
 from collections.abc import Sequence
@@ -63,8 +63,7 @@ def packed_loss(lm: SplitLM, rows: Sequence[Row], *, reduction: str = "mean") ->
     labels = torch.cat([_next_tokens(rows, tokens), tokens.new_full((len(rows), memory.shape[1]), _IGNORED)], dim=1)
     labels = labels.gather(1, index).masked_fill(~is_real, _IGNORED)
     is_target = labels != _IGNORED  # a row is mostly memory: without this its logits would cost more than the model
-    logits = lm.model.get_output_embeddings()(hidden[is_target])
-    return F.cross_entropy(logits.float(), labels[is_target], reduction=reduction)
+    return F.cross_entropy(lm.head(hidden[is_target]).float(), labels[is_target], reduction=reduction)
 
 
 def _gather_memory(states: Tensor, rows: Sequence[Row]) -> Tensor:
@@ -79,7 +78,7 @@ def _gather_memory(states: Tensor, rows: Sequence[Row]) -> Tensor:
 
 
 def _orders(rows: Sequence[Row], width: int, device: torch.device) -> Tensor:
-    """(B, T + S) where each column of the top half's input comes from: token t is t, memory s is width + s, padding −1."""
+    """(B, T + S) where each column of the top half's input comes from: t for a token, width + s for a memory, or −1."""
     orders = []
     for row in rows:
         cut = row.block.ends[row.boundary]

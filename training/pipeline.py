@@ -15,7 +15,7 @@ from training import annotate, build_index, sft, train_retriever
 from training.demo import demo_inputs, write_demo_interactions
 from training.inputs import Inputs, load_inputs
 from training.recipes import RECIPES, get_recipe
-from training.stage import digest, run_stage
+from training.stage import run_stage
 
 
 def run(
@@ -36,7 +36,7 @@ def run(
     tuned = sft.run(
         split,
         backbone,
-        inputs=digest([fingerprint, *sft.sft_facts(recipe), model, seed]),
+        inputs=sft.stage_key(fingerprint, recipe, model, seed),
         model_name=model,
         device=device,
         **common,

@@ -28,7 +28,6 @@ class Recipe:
     recent_length: int = 10  # K
     max_memory: int = 90  # M
     max_title_tokens: int = 24
-    head: str | None = None  # None = the default text of PromptSpec; "" for models made here, which never learned English
     num_beams: int = 20
     top_k: int = 1
     combine: str = "insert"
@@ -57,10 +56,9 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "demo": Recipe(
-        head="",
         shape=BackboneShape(hidden_size=64, num_layers=3, num_heads=4, vocab_size=3000),
         split_layer=1,  # a state then says little but which book it is, and two layers are left to look it up
-        sft=Schedule(max_steps=2300, learning_rate=4e-3, evaluate_every=1150),
+        sft=Schedule(max_steps=4000, learning_rate=4e-3, evaluate_every=2000),
         sft_batch_blocks=16,
         memory_share=0.85,
         memory_from=400,
@@ -70,9 +68,11 @@ RECIPES: dict[str, Recipe] = {
         synthetic_users=1500,
     ),
     "cpu-small": Recipe(
-        head="",
         shape=BackboneShape(hidden_size=128, num_layers=4, num_heads=4, vocab_size=12000),
-        sft=Schedule(max_steps=3000, learning_rate=1.5e-3, evaluate_every=250, patience=3),
+        split_layer=1,
+        sft=Schedule(max_steps=6000, learning_rate=2e-3, evaluate_every=500, patience=3),
+        sft_batch_blocks=32,
+        memory_from=1000,
     ),
     "lora": Recipe(
         sft=Schedule(max_steps=5000, learning_rate=1e-4, warmup_steps=20, evaluate_every=250, patience=5),

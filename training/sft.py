@@ -16,14 +16,23 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from model_store.prompt import Prompt
 from model_store.split_lm import SplitLM
-from training.backbone import new_model, new_tokenizer, pretrained, prompt_spec, save_backbone, split_layer
+from training.backbone import (
+    checkpoint_identity,
+    new_model,
+    new_tokenizer,
+    pretrained,
+    prompt_spec,
+    save_backbone,
+    split_layer,
+)
 from training.data.splits import Split, sample_targets
 from training.inputs import load_inputs
-from training.loop import fit
+from training.loop import Progress, fit
 from training.packing import PackedBatches, packed_loss, target_rows
 from training.recipes import Recipe, get_recipe
 from training.stage import (
     autocast,
+    begin,
     digest,
     finish,
     is_done,
@@ -51,16 +60,21 @@ class Tuned(NamedTuple):
         return merged
 
 
-def make_model(split: Split, recipe: Recipe, model_name: str | None) -> Tuned:
+def make_model(split: Split, recipe: Recipe, model_name: str | None, device: torch.device) -> Tuned:
     if model_name is None:
         tokenizer = new_tokenizer(split.titles, split.popularity.tolist(), recipe.shape.vocab_size)
-        return Tuned(new_model(recipe.shape, len(tokenizer)), tokenizer, None)
+        return Tuned(_on(new_model(recipe.shape, len(tokenizer)), device), tokenizer, None)
     from peft import LoraConfig, get_peft_model  # two seconds of import, only paid here
 
-    model, tokenizer = pretrained(model_name)
+    model, its_tokenizer = pretrained(model_name, device)
     config = LoraConfig(r=recipe.lora_rank, lora_alpha=2 * recipe.lora_rank, lora_dropout=0.05, task_type="CAUSAL_LM")
     adapted = get_peft_model(model, config)  # target modules (q and v) come from peft's table of architectures
-    return Tuned(adapted.get_base_model(), tokenizer, adapted)
+    return Tuned(_on(adapted.get_base_model(), device), its_tokenizer, adapted)
+
+
+def _on(model: Any, device: torch.device) -> PreTrainedModel:
+    placed: PreTrainedModel = model.to(device)
+    return placed
 
 
 def validation(lm: SplitLM, windows: Windows, recipe: Recipe, seed: int) -> Callable[[], float]:
@@ -92,6 +106,14 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+def stage_key(fingerprint: str, recipe: Recipe, model_name: str | None, seed: int) -> str:
+    """What the backbone depends on."""
+    training = [recipe.sft, recipe.sft_batch_blocks, recipe.sft_valid_targets, recipe.memory_share, recipe.memory_from]
+    source = [recipe.lora_rank, checkpoint_identity(model_name)] if model_name else recipe.shape
+    prompts = [prompt_spec(recipe, is_pretrained=model_name is not None), recipe.max_memory]
+    return digest([fingerprint, source, recipe.split_layer, training, prompts, seed])
+
+
 def run(
     split: Split,
     out: Path,
@@ -105,12 +127,27 @@ def run(
     """Returns the certificate; does nothing when the stage is done already."""
     if is_done(out, inputs):
         return read_certificate(out)
+    begin(out)
     seed_everything(seed)
-    tuned = make_model(split, recipe, model_name)
-    tuned.model.to(pick_device(device))
-    windows = Windows(split, Prompt(tuned.tokenizer, prompt_spec(recipe)), recipe.max_memory)
+    where = pick_device(device)
+    tuned = make_model(split, recipe, model_name, where)
+    prompt = Prompt(tuned.tokenizer, prompt_spec(recipe, is_pretrained=model_name is not None))
+    windows = Windows(split, prompt, recipe.max_memory)
     lm = SplitLM(tuned.model, split_layer(recipe, tuned.model))
-    tuned.model.train()
+    state = _fit(lm, tuned, windows, recipe, seed=seed, checkpoints=out / f"checkpoints-{inputs}")
+    spec = save_backbone(
+        out,
+        tuned.whole(),
+        tuned.tokenizer,
+        base_model=_base_model(recipe, model_name),
+        adapter=", ".join(_adapters(recipe, model_name)) or None,
+        split_layer=lm.split_layer,
+    )
+    report = {"steps": state.step, "best_step": state.best_step, "valid_title_nats": round(state.best_loss, 4)}
+    return finish(out, inputs, {"backbone": spec.model_dump(), "prompt": prompt.spec.model_dump(), **report})
+
+
+def _fit(lm: SplitLM, tuned: Tuned, windows: Windows, recipe: Recipe, *, seed: int, checkpoints: Path) -> Progress:
     batches = PackedBatches(
         windows,
         num_blocks=recipe.sft_batch_blocks,
@@ -123,34 +160,26 @@ def run(
         with autocast(lm.device):
             return packed_loss(lm, batches(step))
 
+    lm.model.train()
     validate = validation(lm, windows, recipe, seed)
-    checkpoints = out / f"checkpoints-{inputs}"
-    state = fit(trainable(tuned.model), loss_at, validate, recipe.sft, checkpoints=checkpoints, label="sft")
-    adapters = [f"lora-{recipe.lora_rank} merged"] if model_name else []
-    spec = save_backbone(
-        out,
-        tuned.whole(),
-        tuned.tokenizer,
-        base_model=model_name or f"llama-{recipe.shape.num_layers}x{recipe.shape.hidden_size} from scratch",
-        adapter=", ".join(adapters + (["memory-aware"] if recipe.memory_share else [])) or None,
-        split_layer=lm.split_layer,
-    )
-    return finish(
-        out,
-        inputs,
-        {
-            "backbone": spec.model_dump(),
-            "prompt": windows.prompt.spec.model_dump(),
-            "steps": state.step,
-            "best_step": state.best_step,
-            "valid_title_nats": round(state.best_loss, 4),
-        },
-    )
+    return fit(trainable(tuned.model), loss_at, validate, recipe.sft, checkpoints=checkpoints, label="sft")
+
+
+def _base_model(recipe: Recipe, model_name: str | None) -> str:
+    """For people: a hub name as it is, a folder by its last part, so that no path of this machine is published."""
+    if model_name is None:
+        return f"llama-{recipe.shape.num_layers}x{recipe.shape.hidden_size} from scratch"
+    return Path(model_name).resolve().name if Path(model_name).is_dir() else model_name
+
+
+def _adapters(recipe: Recipe, model_name: str | None) -> list[str]:
+    lora = [f"lora-{recipe.lora_rank} merged"] if model_name else []
+    return lora + (["memory-aware"] if recipe.memory_share else [])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = stage_parser(__doc__ or "")
-    parser.add_argument("--model", help="checkpoint folder or hub name; without it a small model is trained from scratch")
+    parser.add_argument("--model", help="checkpoint folder or hub name; without it a small model is made here")
 
     def stage(arguments: argparse.Namespace) -> dict[str, Any]:
         _, split, fingerprint = load_inputs(arguments.data, arguments.split)
@@ -159,19 +188,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             split,
             arguments.out,
             recipe=recipe,
-            inputs=digest([fingerprint, *sft_facts(recipe), arguments.model, arguments.seed]),
+            inputs=stage_key(fingerprint, recipe, arguments.model, arguments.seed),
             model_name=arguments.model,
             seed=arguments.seed,
             device=arguments.device,
         )
 
     return run_stage(stage, parser.parse_args(argv))
-
-
-def sft_facts(recipe: Recipe) -> list[Any]:
-    """What of a recipe this stage depends on."""
-    training = [recipe.sft, recipe.sft_batch_blocks, recipe.memory_share, recipe.memory_from]
-    return [recipe.shape, recipe.split_layer, *training, prompt_spec(recipe)]
 
 
 if __name__ == "__main__":

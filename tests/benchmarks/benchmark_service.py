@@ -27,7 +27,7 @@ import redis.asyncio
 
 from model_store.bundle import read_manifest
 from service.embedded import EmbeddedServer
-from service.memory import user_prefix
+from service.keys import user_prefix
 from service.server import bound_socket
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -116,3 +116,16 @@ def test_the_attention_window_is_known(architecture: str, window: int | None) ->
 def test_positions_do_not_count_padding() -> None:
     mask = torch.tensor([[0, 0, 1, 1, 0, 1], [1, 1, 1, 1, 1, 1]])
     assert positions_of(mask, 4).tolist() == [[0, 1, 1, 2], [2, 3, 4, 5]]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_head_alone_finishes_what_the_top_begins(architecture: str) -> None:
+    """Soft-capping and scaling included: training takes its loss from the head, serving from the top."""
+    lm = SplitLM(make_model(architecture), 2)
+    tokens = torch.randint(0, 400, (2, 7))
+    mask = torch.ones_like(tokens)
+    with torch.inference_mode():
+        states = lm.bottom(tokens, mask)
+        hidden = lm.top_hidden(states, mask)
+        assert torch.allclose(lm.head(hidden), lm.top(states, mask), atol=1e-5), "head(top_hidden) differs from top"
+        assert torch.allclose(lm.head(hidden[:, -1]), lm.top(states, mask, num_logits=1)[:, 0], atol=1e-5)

@@ -125,7 +125,6 @@ async def test_a_caller_who_left_costs_nothing(bundle_path: Path) -> None:
 
 async def test_stopping_finishes_what_is_queued_and_takes_no_more(bundle_path: Path, bundle: Bundle) -> None:
     async with running(bundle_path) as engine:
-        assert engine.is_ready
         async with busy(engine) as release:
             queued = asyncio.create_task(engine.recommend(query(bundle, 1), timeout_s=10))
             await asyncio.sleep(0)

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from model_store.manifest import RetrieverSpec
 from service import schemas
 from service.embedded import EmbeddedServer
-from service.schemas import RecommendRequest, RecommendResponse
+from service.schemas import RecentItem, RecommendRequest, RecommendResponse
 from tests.conftest import TITLES, write_bundle
 from tests.service.real import NOW, K, M, Service, history, interaction, open_service
 
@@ -110,10 +110,10 @@ async def test_recent_stands_on_top_of_the_store(service: Service) -> None:
     plain = await ask(service, user_id="u", exclude_seen=False)
     again = await ask(service, user_id="u", exclude_seen=False, recent=[{"item_id": "i4", "timestamp": NOW + 4}])
     assert ids(again) == ids(plain), "an item of the store, sent once more, changes nothing"
-    context = await service.recommender._remember(RecommendRequest(user_id="u", recent=recent("i9")))
+    context = await service.recommender._remember(RecommendRequest(user_id="u", recent=[RecentItem(item_id="i9")]))
     assert context.recent == [TITLES[3], TITLES[4], TITLES[9]]
     assert [element.event.event_id for element in context.memory] == ["e000", "e001", "e002"]
-    old = [{"item_id": "i9", "timestamp": NOW - number} for number in range(1, 3)]
+    old = [RecentItem(item_id="i9", timestamp=NOW - number) for number in range(1, 3)]
     context = await service.recommender._remember(RecommendRequest(user_id="u", recent=old))
     assert context.recent == TITLES[2:5], "what is older than the store's newest does not push them out"
     assert [element.event.event_id for element in context.memory] == ["e000", "e001"], "recent is not memory, too"

@@ -17,7 +17,6 @@ from training.windows import Windows
 
 RECENT = 3  # K of the small world
 TINY = Recipe(
-    head="",
     shape=BackboneShape(hidden_size=16, num_layers=2, num_heads=2, vocab_size=300),
     recent_length=RECENT,
     max_memory=12,

@@ -61,9 +61,7 @@ def test_parquet(desk: Desk) -> None:
     pl.DataFrame({"user_id": ["u"], "item_id": ["i"], "timestamp": [5]}).write_parquet(
         desk.source / "interactions.parquet"
     )
-    pl.DataFrame({"item_id": ["i"], "title": ["One"], "year": [1999]}).write_parquet(
-        desk.source / "items.parquet"
-    )
+    pl.DataFrame({"item_id": ["i"], "title": ["One"], "year": [1999]}).write_parquet(desk.source / "items.parquet")
     dataset, summary = desk.prepare("parquet")
     assert rows(dataset) == [("u", "i", 5, None)]
     assert dataset.items.to_dicts() == [{"item_id": "i", "title": "One", "year": 1999}]

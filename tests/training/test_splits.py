@@ -22,9 +22,7 @@ Named = tuple[str, int, str]  # user id, position, item id
 def worlds(draw: st.DrawFn) -> list[Event]:
     """Few users, items and times, so that ties, repeats, rare items and short users are frequent."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    num_users, num_items, num_times = (
-        draw(st.integers(low, high)) for low, high in ((1, 5), (3, 40), (12, 60))
-    )
+    num_users, num_items, num_times = (draw(st.integers(low, high)) for low, high in ((1, 5), (3, 40), (12, 60)))
     return [
         (f"u{rng.integers(num_users) ** 2}", f"i{rng.integers(num_items)}", int(rng.integers(num_times)))
         for _ in range(draw(st.integers(40, 90)))
@@ -33,9 +31,7 @@ def worlds(draw: st.DrawFn) -> list[Event]:
 
 def dataset_of(events: list[Event]) -> Dataset:
     ids = sorted({item for _, item, _ in events})
-    items = pl.DataFrame(
-        {"item_id": ids, "title": [f"Title {item}" for item in ids], "shelf": range(len(ids))}
-    )
+    items = pl.DataFrame({"item_id": ids, "title": [f"Title {item}" for item in ids], "shelf": range(len(ids))})
     frame = pl.DataFrame(events, schema=["user_id", "item_id", "timestamp"], orient="row")
     return clean_dataset("small", frame, items)[0]
 
@@ -124,9 +120,7 @@ def test_leave_one_out_takes_the_last_two(events: list[Event]) -> None:
     long = {user: len(history) for user, history in histories.items() if len(history) >= 4}
     assert [t[:2] for t in named(split, split.test)] == [(user, n - 1) for user, n in long.items()]
     assert [t[:2] for t in named(split, split.valid)] == [(user, n - 2) for user, n in long.items()]
-    assert [t[:2] for t in named(split, split.train)] == [
-        (u, p) for u, n in long.items() for p in range(1, n - 2)
-    ]
+    assert [t[:2] for t in named(split, split.train)] == [(u, p) for u, n in long.items() for p in range(1, n - 2)]
     for history in split.histories:
         length = len(history.items)
         assert history.train_end == (length - 2 if history.user_id in long else length)

@@ -108,9 +108,7 @@ def clean_dataset(name: str, interactions: pl.DataFrame, items: pl.DataFrame) ->
         items_repeated=items.height - distinct_items,
     )
     if ordered.is_empty():
-        raise DataError(
-            f"{name}: none of {interactions.height} interactions is left; removed: {asdict(dropped)}"
-        )
+        raise DataError(f"{name}: none of {interactions.height} interactions is left; removed: {asdict(dropped)}")
     return Dataset(name, ordered, known), dropped
 
 
@@ -217,9 +215,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise DataError(f"{file}: not a data set's manifest; prepare again or remove the file") from error
     for name in (INTERACTIONS, ITEMS):
         if (path / name).exists() and _sha256(path / name) != sums.get(name):
-            raise DataError(
-                f"{path / name}: changed since prepared; prepare again, or remove {MANIFEST} to accept"
-            )
+            raise DataError(f"{path / name}: changed since prepared; prepare again, or remove {MANIFEST} to accept")
     return manifest
 
 

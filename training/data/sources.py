@@ -54,9 +54,7 @@ def read_source(format: str, source: Path) -> Raw:
     try:
         return READERS[format](source)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(
-            f"{source}: a compressed file is cut short or damaged ({error}); fetch it again"
-        ) from error
+        raise DataError(f"{source}: a compressed file is cut short or damaged ({error}); fetch it again") from error
 
 
 def _read_parquet_source(source: Path) -> Raw:
@@ -91,9 +89,7 @@ def _read_amazon(source: Path) -> Raw:
     reviews = [file for file in files if file not in metas]
     if not reviews or not metas:
         found = ", ".join(file.name for file in files) or "no .json or .jsonl file"
-        raise DataError(
-            f"{source}: needs a review file and a file meta*.json[l][.gz] with the titles; found: {found}"
-        )
+        raise DataError(f"{source}: needs a review file and a file meta*.json[l][.gz] with the titles; found: {found}")
     events = [_parse(file, _lines(file), _amazon_review, INTERACTION_SCHEMA) for file in reviews]
     reviewed = set(pl.concat([part.frame["item_id"] for part in events]).unique().to_list())
 
@@ -212,9 +208,7 @@ def _reason(error: Exception) -> str:
     return f"{error} is missing" if isinstance(error, KeyError) else str(error)
 
 
-def _named(
-    header: list[str], parse: Callable[[dict[str, str]], list[Any]]
-) -> Callable[[list[str]], list[Any]]:
+def _named(header: list[str], parse: Callable[[dict[str, str]], list[Any]]) -> Callable[[list[str]], list[Any]]:
     def parse_fields(fields: list[str]) -> list[Any]:
         if len(fields) != len(header):
             raise ValueError(f"{len(fields)} fields instead of {len(header)}")

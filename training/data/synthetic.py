@@ -7,9 +7,9 @@ The shop sells 228 items in six *themes* (detective, space, garden, sea, kitchen
 * two *cues*, things picked up on the way to the till: "Rainy Evening Tea Sampler".
 
 A reader's life is mostly stand-alone books, in stretches of one theme, none of them twice. Now and then a
-reader starts a series: one volume, or two or three in a row, which teaches what a next volume is. A reader
-has one series of a theme, never two. Later comes a cue of that theme, and right after it the next volume of
-the reader's series: an *echo*. Cues occur nowhere else.
+reader starts a series: one volume, sometimes two in a row, which teaches what a next volume is. A reader has
+one series of a theme, never two. Later comes a cue of that theme, and right after it the next volume of the
+reader's series: an *echo*, once for each series. Cues occur nowhere else.
 
 * A *near* echo comes less than 10 events after the latest volume. That volume stands in the window of recent
   items, so a model that sees only the window learns the rule "after a cue, continue the series".
@@ -17,7 +17,7 @@ the reader's series: an *echo*. Cues occur nowhere else.
   the series: which of four series and which volume is a guess that is right one time in ten at best.
   Only one old interaction, the echo's *source*, knows.
 
-Nearly one event in five of a long history is an echo, and most echoes are far. Most readers have 40 to 90
+One event in ten of a long history is an echo, and half of the echoes are far. Most readers have 26 to 50
 events and begin at different times of the two years, so that every period of a time split finds readers in
 the middle of their lives. 15 % are new readers with 3 to 15 events.
 
@@ -42,19 +42,17 @@ from training.data.synthetic_titles import THEMES, Theme
 NUM_VOLUMES = 5
 FIRST_DAY_S = 1_672_531_200  # 2023-01-01
 SPAN_S = 2 * 365 * 24 * 3600
-LONG_LENGTHS, SHORT_LENGTHS, SHORT_SHARE = (40, 90), (3, 15), 0.15
+LONG_LENGTHS, SHORT_LENGTHS, SHORT_SHARE = (26, 50), (3, 15), 0.15
 NEAR_GAPS, FAR_GAP = range(3, 10), 12  # from the source to the echo; gaps between them do not occur
 FAR_RATE, NEAR_RATE, START_RATE, SWITCH_RATE = 0.7, 0.12, 0.7, 0.5
-STREAK_LENGTHS = (1, 1, 1, 2, 3)
+STREAK_LENGTHS = (1, 1, 1, 1, 2)
 SUBTITLE_SHIFTS = (0, 3, 7)
 
 
 def synthetic_dataset(num_users: int = 1500, seed: int = 0) -> Dataset:
     """Equal arguments give equal data; with more users the first ones stay the same."""
     if num_users < 1 or seed < 0:
-        raise DataError(
-            f"a world of {num_users} users with seed {seed}: needs at least 1 user and a seed from 0 on"
-        )
+        raise DataError(f"a world of {num_users} users with seed {seed}: needs at least 1 user and a seed from 0 on")
     items = synthetic_items()
     shelf = _Shelf(items)
     lives = [_life(shelf, np.random.default_rng((seed, user))) for user in range(num_users)]
@@ -103,9 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, help="directory of the data set to write")
     parser.add_argument("--users", type=int, default=1500, help="number of readers (default: %(default)s)")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="equal seeds make equal data (default: %(default)s)"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="equal seeds make equal data (default: %(default)s)")
     args = parser.parse_args(argv)
     try:
         dataset = synthetic_dataset(args.users, args.seed)
@@ -115,11 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     echoes = find_echoes(dataset)
     far = int((echoes["position"] - echoes["source_position"] >= FAR_GAP).sum())
-    print(
-        json.dumps(
-            {"out": str(args.out), **dataset_stats(dataset), "echoes": echoes.height, "far_echoes": far}
-        )
-    )
+    print(json.dumps({"out": str(args.out), **dataset_stats(dataset), "echoes": echoes.height, "far_echoes": far}))
     return 0
 
 
@@ -197,18 +189,17 @@ class _Reader:
         position = len(self.life) + 1
         if position >= self.length:
             return []
-        return [
-            t for t, reading in self.readings.items() if reading.unread and position - reading.touched in gaps
-        ]
+        return [t for t, reading in self.readings.items() if reading.unread and position - reading.touched in gaps]
 
     def _echo(self, theme: int) -> None:
         self.life.append(self._pick(self.shelf.cues[theme]))
         self._read_volume(theme)
+        self.readings[theme].unread.clear()  # a series comes back once, so that its echo has one explanation
         self.theme = theme
 
     def _start(self) -> None:
         volumes = self._pick(self.shelf.volumes[self.theme])
-        first = int(self.rng.integers(NUM_VOLUMES // 2))
+        first = int(self.rng.integers(NUM_VOLUMES - 1))
         self.readings[self.theme] = _Reading(unread=volumes[first:])
         for _ in range(min(self._pick(STREAK_LENGTHS), self.length - len(self.life))):
             self._read_volume(self.theme)
@@ -243,11 +234,7 @@ def _times(rng: np.random.Generator, count: int) -> np.ndarray:
     begin = rng.uniform(0, 0.7 * SPAN_S)
     end = rng.uniform(begin + 0.1 * SPAN_S, SPAN_S)
     pauses = np.cumsum(rng.exponential(size=count))
-    return (
-        FIRST_DAY_S
-        + (begin + pauses / pauses[-1] * (end - begin - count)).astype(np.int64)
-        + np.arange(count)
-    )
+    return FIRST_DAY_S + (begin + pauses / pauses[-1] * (end - begin - count)).astype(np.int64) + np.arange(count)
 
 
 if __name__ == "__main__":
