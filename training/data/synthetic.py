@@ -1,8 +1,8 @@
 """A small bookshop where the right answer is provable, and only a long memory knows it.
 
-The shop sells 228 items in six *themes* (detective, space, garden, sea, kitchen, ghost). A theme has
+The shop sells 180 items in six *themes* (detective, space, garden, sea, kitchen, ghost). A theme has
 
-* four *series* of five ordered volumes: "Inspector Quill 3: The Second Alibi",
+* four *series* of three ordered volumes: "Inspector Quill 2: The Borrowed Umbrella",
 * sixteen *stand-alone* books: "Fingerprints in the Jam",
 * two *cues*, things picked up on the way to the till: "Rainy Evening Tea Sampler".
 
@@ -14,10 +14,10 @@ reader's series: an *echo*, once for each series. Cues occur nowhere else.
 * A *near* echo comes less than 10 events after the latest volume. That volume stands in the window of recent
   items, so a model that sees only the window learns the rule "after a cue, continue the series".
 * A *far* echo comes at least 12 events after it. The window shows the cue, hence the theme, but no item of
-  the series: which of four series and which volume is a guess that is right one time in ten at best.
+  the series: which of four series and which volume is a guess that is right one time in six at best.
   Only one old interaction, the echo's *source*, knows.
 
-One event in ten of a long history is an echo, and half of the echoes are far. Most readers have 26 to 50
+One event in ten of a long history is an echo, and half of the echoes are far. Most readers have 24 to 44
 events and begin at different times of the two years, so that every period of a time split finds readers in
 the middle of their lives. 15 % are new readers with 3 to 15 events.
 
@@ -39,10 +39,10 @@ import polars as pl
 from training.data.dataset import DataError, Dataset, clean_dataset, dataset_stats, save_dataset
 from training.data.synthetic_titles import THEMES, Theme
 
-NUM_VOLUMES = 5
+NUM_VOLUMES = 3
 FIRST_DAY_S = 1_672_531_200  # 2023-01-01
 SPAN_S = 2 * 365 * 24 * 3600
-LONG_LENGTHS, SHORT_LENGTHS, SHORT_SHARE = (26, 50), (3, 15), 0.15
+LONG_LENGTHS, SHORT_LENGTHS, SHORT_SHARE = (24, 44), (3, 15), 0.15
 NEAR_GAPS, FAR_GAP = range(3, 10), 12  # from the source to the echo; gaps between them do not occur
 FAR_RATE, NEAR_RATE, START_RATE, SWITCH_RATE = 0.7, 0.12, 0.7, 0.5
 STREAK_LENGTHS = (1, 1, 1, 1, 2)
