@@ -111,8 +111,8 @@ def progress(iterable: Any = None, **options: Any) -> tqdm:
 def run_stage(main: Callable[[argparse.Namespace], dict[str, Any]], arguments: argparse.Namespace) -> int:
     """Run, print one line of JSON, turn errors a user can mend into one line. Returns the exit status."""
     started = time.monotonic()
-    # Large pages for torch's buffers: the logits of one step are fresh memory, and faulting it in by 4 KiB pages costs
-    # more than computing them (measured: forward and backward of a 12 000-word head 2.4 times faster). Read at first use.
+    # Large pages for torch's buffers, asked for before the first. The logits of a step are fresh memory; faulting it in
+    # by 4 KiB pages costs more than computing them (a head of 12,000 words, forward and backward: 2.4 times faster).
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         facts = main(arguments)

@@ -46,7 +46,7 @@ LONG_LENGTHS, SHORT_LENGTHS, SHORT_SHARE = (24, 44), (3, 15), 0.15
 NEAR_GAPS, FAR_GAP = range(3, 10), 12  # from the source to the echo; gaps between them do not occur
 FAR_RATE, NEAR_RATE, START_RATE, SWITCH_RATE = 0.7, 0.12, 0.7, 0.5
 STREAK_LENGTHS = (1, 1, 1, 1, 2)
-SUBTITLE_SHIFTS = (0, 3, 7)
+SUBTITLE_SHIFTS = (0, 3)
 
 
 def synthetic_dataset(num_users: int = 1500, seed: int = 0) -> Dataset:
@@ -130,7 +130,7 @@ def _theme_items(theme: Theme) -> list[Row]:
 
 
 def _subtitle(theme: Theme, number: int) -> str:
-    """Each of a theme's 20 differs: every round through the adjectives meets other nouns."""
+    """Each of a theme's 12 differs: every round through the adjectives meets other nouns."""
     turn, adjective = divmod(number, len(theme.adjectives))
     noun = (adjective + SUBTITLE_SHIFTS[turn]) % len(theme.nouns)
     return f"The {theme.adjectives[adjective]} {theme.nouns[noun]}"
