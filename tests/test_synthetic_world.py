@@ -1,0 +1,115 @@
+"""The demo, whole: what the language model says helps, what the retriever picks, and what the generator makes of it.
+
+In the synthetic bookshop the right memory is known: a far echo is explained by one old interaction alone. So the three
+learned parts can be judged against the truth, with the demo's own recipe, on readers' test period.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from model_store.bundle import Bundle
+from model_store.inference import Answer, Query, recommend
+from training import pipeline
+from training.annotate import Annotation, annotate
+from training.data.splits import Target
+from training.data.synthetic import FAR_GAP, find_echoes
+from training.demo import demo_inputs
+from training.inputs import Inputs
+from training.recipes import get_recipe
+from training.states import States, spans_of, window_states
+from training.windows import Example, Windows
+
+NUM_ECHOES = 150
+
+
+class World(NamedTuple):
+    """Far echoes of the test period: their examples, and which memory element is the source."""
+
+    bundle: Bundle
+    examples: list[Example]
+    sources: np.ndarray
+    truths: list[int]  # catalogue rows
+    states: States
+
+    def answers(self, chosen: list[tuple[int, ...] | None]) -> list[Answer]:
+        allowed = np.ones(len(self.bundle.catalogue), dtype=bool)
+        queries = [
+            Query(example.prompt, self.states.at(example.user, example.memory_positions), allowed, 5, pick)
+            for example, pick in zip(self.examples, chosen, strict=True)
+        ]
+        return [answer for query in queries for answer in recommend(self.bundle, [query])]
+
+    def hits(self, answers: list[Answer]) -> float:
+        """Share of echoes whose true next volume is first."""
+        pairs = zip(answers, self.truths, strict=True)
+        return float(np.mean([answer.items[0].row == truth for answer, truth in pairs]))
+
+
+def far_echoes(inputs: Inputs) -> list[tuple[Target, int]]:
+    users = {history.user_id: user for user, history in enumerate(inputs.split.histories)}
+    test = set(inputs.split.test)
+    echoes = [
+        (Target(users[user_id], position), source)
+        for user_id, position, source in find_echoes(inputs.dataset).rows()
+        if position - source >= FAR_GAP
+    ]
+    return [echo for echo in echoes if echo[0] in test][:NUM_ECHOES]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    directory: Path = tmp_path_factory.mktemp("world")
+    inputs = demo_inputs(get_recipe("demo").synthetic_users, seed=0)
+    pipeline.run(inputs, directory / "bundle", recipe_name="demo", work=directory / "work")
+    bundle = Bundle.open(directory / "bundle")
+    windows = Windows(inputs.split, bundle.prompt, bundle.manifest.memory.max_elements)
+    echoes = far_echoes(inputs)
+    examples = [windows.example(target) for target, _ in echoes]
+    states = window_states(
+        bundle.lm, windows, spans_of(windows, [target for target, _ in echoes]), directory / "states"
+    )
+    pairs = zip(examples, echoes, strict=True)
+    sources = np.array([int(np.flatnonzero(example.memory_positions == source)[0]) for example, (_, source) in pairs])
+    ids, histories = inputs.split.item_ids, inputs.split.histories
+    truths = [bundle.catalogue.rows[ids[histories[target.user].items[target.position]]] for target, _ in echoes]
+    return World(bundle, examples, sources, truths, states)
+
+
+@pytest.fixture(scope="module")
+def annotations(world: World) -> list[Annotation]:
+    placement = world.bundle.manifest.retriever.combine
+    return list(annotate(world.bundle.lm, world.examples, world.states, placement=placement, batch_size=16))
+
+
+def test_the_annotator_puts_its_weight_on_the_one_memory_that_explains(
+    world: World, annotations: list[Annotation]
+) -> None:
+    gains = [found.log_probs[1:] - found.log_probs[0] for found in annotations]
+    best = np.array([gain.argmax() for gain in gains])
+    of_source = np.mean([gain[source] for gain, source in zip(gains, world.sources, strict=True)])
+    assert (best == world.sources).mean() >= 0.6, "the source is too rarely the memory that helps most"
+    assert of_source >= 0.5, f"the source gains only {of_source:.2f} nats"
+    assert of_source >= np.mean([gain.mean() for gain in gains]) + 0.4, "any memory helps as much as the source"
+
+
+def test_the_retriever_picks_it_and_random_does_not(world: World) -> None:
+    answers = world.answers([None] * len(world.examples))
+    picked = np.mean([source in answer.chosen for answer, source in zip(answers, world.sources, strict=True)])
+    rng = np.random.default_rng(0)
+    random = np.mean([rng.integers(len(example.memory_positions)) for example in world.examples] == world.sources)
+    assert picked >= 0.6, f"the retriever finds the source in {picked:.0%} of the echoes only"
+    assert random <= 0.2, f"a random pick finds it in {random:.0%}: this world is too easy to prove anything"
+
+
+def test_with_the_retrieved_memory_the_next_volume_comes_first_far_more_often(world: World) -> None:
+    none, random_ = [()] * len(world.examples), np.random.default_rng(1)
+    picks = [(int(random_.integers(len(example.memory_positions))),) for example in world.examples]
+    retrieved = world.hits(world.answers([None] * len(world.examples)))
+    without, at_random = world.hits(world.answers(none)), world.hits(world.answers(list(picks)))
+    assert retrieved >= 2 * max(without, at_random), (
+        f"right at the first place: {retrieved:.0%} with the retrieved memory, {without:.0%} without, "
+        f"{at_random:.0%} with a random one"
+    )
