@@ -4,6 +4,7 @@ In the synthetic bookshop the right memory is known: a far echo is explained by 
 learned parts can be judged against the truth, with the demo's own recipe, on readers' test period.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +35,7 @@ class World(NamedTuple):
     truths: list[int]  # catalogue rows
     states: States
 
-    def answers(self, chosen: list[tuple[int, ...] | None]) -> list[Answer]:
+    def answers(self, chosen: Sequence[tuple[int, ...] | None]) -> list[Answer]:
         allowed = np.ones(len(self.bundle.catalogue), dtype=bool)
         queries = [
             Query(example.prompt, self.states.at(example.user, example.memory_positions), allowed, 5, pick)
@@ -108,7 +109,7 @@ def test_with_the_retrieved_memory_the_next_volume_comes_first_far_more_often(wo
     none, random_ = [()] * len(world.examples), np.random.default_rng(1)
     picks = [(int(random_.integers(len(example.memory_positions))),) for example in world.examples]
     retrieved = world.hits(world.answers([None] * len(world.examples)))
-    without, at_random = world.hits(world.answers(none)), world.hits(world.answers(list(picks)))
+    without, at_random = world.hits(world.answers(none)), world.hits(world.answers(picks))
     assert retrieved >= 2 * max(without, at_random), (
         f"right at the first place: {retrieved:.0%} with the retrieved memory, {without:.0%} without, "
         f"{at_random:.0%} with a random one"

@@ -68,9 +68,9 @@ RECIPES: dict[str, Recipe] = {
         synthetic_users=1500,
     ),
     "cpu-small": Recipe(
-        shape=BackboneShape(hidden_size=128, num_layers=4, num_heads=4, vocab_size=8000),
+        shape=BackboneShape(hidden_size=128, num_layers=4, num_heads=4, vocab_size=16000),
         split_layer=1,
-        sft=Schedule(max_steps=6000, learning_rate=2e-3, evaluate_every=500, patience=3),
+        sft=Schedule(max_steps=3500, learning_rate=2e-3, evaluate_every=500, patience=3),
         sft_batch_blocks=32,
         memory_from=1000,
     ),
