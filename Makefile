@@ -10,6 +10,7 @@ TORCH_FLAGS ?=
 VENV   := .venv
 BIN    := $(VENV)/bin
 BUNDLE := model_store/bundles/demo
+READERS := $(BUNDLE)/demo-interactions.jsonl
 STORE  := var/demo
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -22,16 +23,19 @@ help: ## this list
 	@echo
 	@echo "  PORT=$(PORT)  PYTHON=$(PYTHON)  JOBS=$(JOBS) (test processes)  PYTEST='tests/service -k memory' (what to test)"
 
-demo: $(VENV)/.demo ## train a small bundle (once, minutes), then serve it on 127.0.0.1:PORT until Ctrl-C
-	@test -f $(BUNDLE)/demo-interactions.jsonl || $(BIN)/python -m training.pipeline --recipe demo --out $(BUNDLE)
+demo: $(VENV)/.demo $(READERS) ## train a small bundle (once, minutes), then serve it on 127.0.0.1:PORT until Ctrl-C
 	@exec $(BIN)/python -m service serve --bundle $(BUNDLE) --store embedded:$(STORE) \
-		--import $(BUNDLE)/demo-interactions.jsonl --banner --port $(PORT)
+		--import $(READERS) --banner --port $(PORT)
+
+$(READERS): | $(VENV)/.demo
+	@echo "Training the demo's model on a synthetic bookshop (one to three minutes) ..."
+	@$(BIN)/python -m training.pipeline --recipe demo --out $(BUNDLE) > /dev/null
 
 # One thread a process: $(JOBS) processes share the cores, and a second thread in each would make all of them slower.
 test: lint ## lint, types and all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(PYTEST)
 
-bench: $(VENV)/.test ## the benchmarks: a table each, and one last line of JSON
+bench: $(VENV)/.test $(READERS) ## the benchmarks: a table each, and one last line of JSON
 	@set -e; for file in tests/benchmarks/benchmark_*.py; do \
 		echo "--- $$file"; PYTHONPATH=. $(BIN)/python "$$file"; \
 	done
@@ -46,7 +50,7 @@ format: $(VENV)/.test ## mend what ruff can mend
 	$(BIN)/ruff format .
 
 clean: ## remove caches, build artefacts, the demo's bundle and the demo's memory (var/); the environment stays
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info var $(BUNDLE)
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info var $(BUNDLE) $(BUNDLE).work
 	find service model_store training tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- the environment: a stamp for each set of packages, renewed when the lists change -------------------------------
