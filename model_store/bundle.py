@@ -144,7 +144,9 @@ def read_manifest(path: Path) -> Manifest:
     """Checks the format version before anything else, since later versions may have other fields."""
     file = path / MANIFEST
     if not file.is_file():
-        raise BundleNotFound(f"{path}: no {MANIFEST}; make a bundle with `python -m training.pipeline --out {path}`")
+        raise BundleNotFound(
+            f"{path}: no {MANIFEST}; try `make demo` or `python -m training.pipeline --data DATASET --out {path}`"
+        )
     try:
         facts = json.loads(file.read_bytes())
         version = facts["format_version"]

@@ -58,7 +58,10 @@ class Catalogue:
         return mask
 
     def matching(self, attributes: Mapping[str, Any]) -> NDArray[np.bool_]:
-        """(N,) bool: items whose every named attribute is (or, if a list, contains) one of the values asked for."""
+        """(N,) bool: items whose every named attribute is (or, if a list, contains) one of the values asked for.
+
+        Values are equal as in JSON: true is not 1. Nested ones equal nothing.
+        """
         return np.array([_matches(item.attributes, attributes) for item in self.items], dtype=bool)
 
     def with_items(self, changes: Iterable[Item]) -> "Catalogue":
@@ -101,5 +104,6 @@ def _matches(attributes: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     return all(_values(attributes.get(name)) & _values(value) for name, value in wanted.items())
 
 
-def _values(value: Any) -> set[Any]:
-    return set(value) if isinstance(value, list) else set() if value is None else {value}
+def _values(value: Any) -> set[tuple[bool, Any]]:
+    values = value if isinstance(value, list) else [value]
+    return {(isinstance(each, bool), each) for each in values if isinstance(each, str | int | float)}

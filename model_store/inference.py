@@ -9,7 +9,7 @@ thread-safe: one caller at a time per bundle.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +25,10 @@ from model_store.retriever import Choice, choose, take
 from model_store.split_lm import SplitLM, pad_left
 from model_store.trie import Allowed
 
-GENERATED, GROUNDED, POPULAR = "generated", "grounded", "popular"
+Source = Literal["generated", "grounded", "popular"]
+GENERATED: Source = "generated"
+GROUNDED: Source = "grounded"
+POPULAR: Source = "popular"
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Ranked(NamedTuple):
     """`score` is a log-probability where generated; `distance` (L2 to the best generated title) where grounded."""
 
     row: int
-    source: str
+    source: Source
     score: float | None
     distance: float | None
 

@@ -53,7 +53,8 @@ class Recommender:
 
     async def recommend(self, request: RecommendRequest) -> RecommendResponse:
         """Raises Overloaded and Draining; everything else that can go wrong becomes a fallback."""
-        watch, context = Stopwatch(), Context()
+        watch = Stopwatch()
+        context = Context(seen=frozenset(item.item_id for item in request.recent))
         patience_s = (request.deadline_ms or self._deadline_ms) / 1000
         try:
             async with asyncio.timeout(patience_s):
@@ -174,7 +175,7 @@ class Recommender:
             item_id=item.item_id,
             title=item.title,
             score=None if ranked.score is None else round(ranked.score, 4),
-            source=ranked.source,  # type: ignore[arg-type]
+            source=ranked.source,
             distance=None if ranked.distance is None else round(ranked.distance, 4),
         )
 

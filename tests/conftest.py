@@ -71,6 +71,7 @@ def write_bundle(
     recent_length: int = 3,
     retriever: RetrieverSpec = SMALL_RETRIEVER,
     generation: GenerationSpec = SMALL_GENERATION,
+    cut: str = "time",
 ) -> Manifest:
     """A bundle of random weights: every part real, nothing learned."""
     checkpoint = path.with_name(path.name + "-checkpoint")
@@ -95,6 +96,7 @@ def write_bundle(
         generation=generation,
         num_items=len(titles),
         space=space_id(backbone, prompt, memory),
+        provenance={"cut": cut},
     )
     torch.manual_seed(1)
     items = [

@@ -211,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = stage_parser(__doc__ or "", needs=["backbone"])
 
     def stage(arguments: argparse.Namespace) -> dict[str, Any]:
-        _, split, fingerprint = load_inputs(arguments.data, arguments.split)
+        _, split, fingerprint = load_inputs(arguments.data, arguments.cut)
         recipe = get_recipe(arguments.recipe)
         upstream = read_certificate(arguments.backbone)
         return run(

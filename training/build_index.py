@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = stage_parser(__doc__ or "", needs=["backbone", "retriever"])
 
     def stage(arguments: argparse.Namespace) -> dict[str, Any]:
-        dataset, split, _ = load_inputs(arguments.data, arguments.split)
+        dataset, split, _ = load_inputs(arguments.data, arguments.cut)
         recipe = get_recipe(arguments.recipe)
         return run(
             dataset,
@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             retriever_dir=arguments.retriever,
             recipe=recipe,
             inputs=stage_key(dataset, read_certificate(arguments.retriever), recipe),
-            provenance={"data": dataset.name, "split": arguments.split, "recipe": arguments.recipe},
+            provenance={"data": dataset.name, "cut": arguments.cut, "recipe": arguments.recipe},
             device=arguments.device,
         )
 

@@ -146,7 +146,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="the data set the bundle was made from")
     parser.add_argument("--out", type=Path, required=True, help="directory of the report")
     parser.add_argument("--split", default="test", choices=("valid", "test"), help="which period (test)")
-    parser.add_argument("--cut", default="time", choices=("time", "leave-one-out"), help="how data is cut (time)")
     parser.add_argument("--models", default="all", help=f"rows, comma separated, or all: {', '.join(ROWS)}")
     parser.add_argument("--max-targets", type=int, default=5000, help="drawn by seed (5000)")
     parser.add_argument("--seeds", type=int, default=3, help="draws of random rows (3)")
@@ -156,8 +155,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def stage(options: argparse.Namespace) -> dict[str, Any]:
         options.out.mkdir(parents=True, exist_ok=True)
-        inputs = load_inputs(options.data, options.cut)
-        report = run(Bundle.open(options.bundle, device=pick_device(options.device)), inputs, options.out, options)
+        bundle = Bundle.open(options.bundle, device=pick_device(options.device))
+        # Another cut than the bundle's would put what it was trained on among the targets.
+        inputs = load_inputs(options.data, bundle.manifest.provenance.get("cut", "time"))
+        report = run(bundle, inputs, options.out, options)
         ndcg = {row: round(values["ndcg@10"][0], 4) for row, values in report["slices"]["all"]["rows"].items()}
         return {"report": str(options.out), "ndcg@10": ndcg}
 

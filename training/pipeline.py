@@ -63,7 +63,7 @@ def run(
         retriever_dir=retriever,
         recipe=recipe,
         inputs=build_index.stage_key(dataset, trained, recipe),
-        provenance={"data": dataset.name, "split": split.name, "recipe": recipe_name, "model": model, "seed": seed},
+        provenance={"data": dataset.name, "cut": split.name, "recipe": recipe_name, "model": model, "seed": seed},
         device=device,
     )
     return {"sft": tuned, "annotate": annotated, "retriever": trained, "bundle": bundle}
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="the bundle to write")
     parser.add_argument("--recipe", default="cpu-small", choices=sorted(RECIPES), help="named settings (cpu-small)")
     parser.add_argument("--model", help="checkpoint folder or hub name; without it a small model is made here")
-    parser.add_argument("--split", default="time", choices=("time", "leave-one-out"), help="how data is cut (time)")
+    parser.add_argument("--cut", default="time", choices=("time", "leave-one-out"), help="how data is cut (time)")
     parser.add_argument("--work", type=Path, help="intermediate results (default OUT.work)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if is_demo:
             inputs = demo_inputs(recipe.synthetic_users, arguments.seed)
         else:
-            inputs = load_inputs(arguments.data, arguments.split)
+            inputs = load_inputs(arguments.data, arguments.cut)
         facts = run(
             inputs,
             arguments.out,

@@ -182,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", help="checkpoint folder or hub name; without it a small model is made here")
 
     def stage(arguments: argparse.Namespace) -> dict[str, Any]:
-        _, split, fingerprint = load_inputs(arguments.data, arguments.split)
+        _, split, fingerprint = load_inputs(arguments.data, arguments.cut)
         recipe = get_recipe(arguments.recipe)
         return run(
             split,

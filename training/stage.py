@@ -134,7 +134,7 @@ def stage_parser(description: str, *, needs: Sequence[str] = ()) -> argparse.Arg
     for name in needs:
         parser.add_argument(f"--{name}", type=Path, required=True, help=f"directory of the {name} stage")
     parser.add_argument("--recipe", default="cpu-small", help="named settings, see training/recipes.py")
-    parser.add_argument("--split", default="time", choices=("time", "leave-one-out"), help="how data is cut")
+    parser.add_argument("--cut", default="time", choices=("time", "leave-one-out"), help="how data is cut")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     return parser

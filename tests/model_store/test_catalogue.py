@@ -108,3 +108,20 @@ def test_an_item_is_cleaned_or_refused() -> None:
     assert clean(Item("a", " Red\nMoon ")).title == "Red Moon"
     with pytest.raises(ValueError, match="'a' has no visible title"):
         clean(Item("a", "\u200b\n"))
+
+
+def test_a_filter_compares_as_json_does_and_survives_nested_attributes() -> None:
+    attributes: list[dict[str, Any]] = [
+        {"x": True},
+        {"x": 1},
+        {"x": [1, "a"]},
+        {"x": {"deep": 1}},
+        {"x": [["a"]]},
+        {"x": None},
+        {},
+    ]
+    items = [Item(f"i{row}", f"Title {row}", attributes=found) for row, found in enumerate(attributes)]
+    catalogue = Catalogue(items, PROMPT)
+    assert catalogue.matching({"x": True}).nonzero()[0].tolist() == [0], "true is not 1"
+    assert catalogue.matching({"x": 1}).nonzero()[0].tolist() == [1, 2]
+    assert catalogue.matching({"x": ["a", True]}).nonzero()[0].tolist() == [0, 2]

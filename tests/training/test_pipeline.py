@@ -153,8 +153,8 @@ def test_another_recipe_runs_what_depends_on_it(data: Path, out: Path, monkeypat
 
 
 def test_leave_one_out(data: Path, tmp_path: Path) -> None:
-    assert run(data, tmp_path / "bundle", "--split", "leave-one-out") == 0
-    assert Bundle.open(tmp_path / "bundle").manifest.provenance["split"] == "leave-one-out"
+    assert run(data, tmp_path / "bundle", "--cut", "leave-one-out") == 0
+    assert Bundle.open(tmp_path / "bundle").manifest.provenance["cut"] == "leave-one-out"
 
 
 def test_a_checkpoint_is_adapted_and_leaves_no_trace_of_adapters(tmp_path: Path) -> None:
