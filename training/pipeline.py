@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="data set directory; without it the recipe `demo` makes its own")
     parser.add_argument("--out", type=Path, required=True, help="the bundle to write")
-    parser.add_argument("--recipe", default="cpu-small", choices=sorted(RECIPES), help="named settings (cpu-small)")
+    parser.add_argument("--recipe", choices=sorted(RECIPES), help="named settings (cpu-small; with --model, lora)")
     parser.add_argument("--model", help="checkpoint folder or hub name; without it a small model is made here")
     parser.add_argument("--cut", default="time", choices=("time", "leave-one-out"), help="how data is cut (time)")
     parser.add_argument("--work", type=Path, help="intermediate results (default OUT.work)")
@@ -81,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
     def stage(arguments: argparse.Namespace) -> dict[str, Any]:
-        recipe = get_recipe(arguments.recipe)
+        recipe_name = arguments.recipe or ("lora" if arguments.model else "cpu-small")
+        recipe = get_recipe(recipe_name)
         is_demo = arguments.data is None and recipe.synthetic_users > 0
         if arguments.data is None and not is_demo:
             parser.error("--data is required; only the recipe `demo` makes its own data")
@@ -92,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         facts = run(
             inputs,
             arguments.out,
-            recipe_name=arguments.recipe,
+            recipe_name=recipe_name,
             work=arguments.work or arguments.out.with_name(arguments.out.name + ".work"),
             model=arguments.model,
             seed=arguments.seed,
