@@ -84,10 +84,6 @@ class SplitLM:
         kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
         return getattr(config, "sliding_window", None) if "sliding_attention" in kinds else None
 
-    def top_parameters(self) -> list[nn.Parameter]:
-        """What memory-aware tuning may change: the layers above the cut. The head may be tied to the embeddings."""
-        return list(_layers(self._top.base_model).parameters())
-
     def new_caches(self) -> tuple[DynamicCache, DynamicCache]:
         """Empty caches for the bottom and the top half."""
         return DynamicCache(config=self._bottom.config), DynamicCache(config=self._top.config)

@@ -1,4 +1,4 @@
-"""How likely is the true title, given the prompt and some memories? The quantity behind labels and memory-aware tuning.
+"""How likely is the true title, given the prompt and some memories? The quantity behind the labels of eq. 5.
 
 In: a split model, prompts, answers, memories. Out: log-probabilities of whole answers. The bottom half reads prompt and
 answer once, since it never sees memory. Knows no data set and no loss.
