@@ -1,10 +1,11 @@
 """A bundle on disk: opened with every file verified, written so that a half-made one is never seen.
 
     manifest.json          written last; its presence is the proof that the rest is whole
-    lm/                    a Hugging Face checkpoint (safetensors) and its tokenizer, adapters merged
+    lm/                    a Hugging Face checkpoint (safetensors) and its tokenizer, adapters merged; see checkpoint.py
     retriever.safetensors
     items.jsonl            the catalogue; line number = row
     items.faiss            title embeddings; id = row
+    neighbors.safetensors  what was read next to what (item vocabulary, optional)
 
 The only file that knows all the others. Nothing in a bundle is ever unpickled.
 """
@@ -22,10 +23,9 @@ from typing import Self
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
-from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from model_store.catalogue import Catalogue, Item, read_items, write_items
+from model_store.checkpoint import load_lm
 from model_store.codec import StateCodec
 from model_store.errors import (
     BundleCorrupt,
@@ -36,13 +36,23 @@ from model_store.errors import (
     UnsupportedBackbone,
 )
 from model_store.grounding import ItemIndex
-from model_store.manifest import FORMAT_VERSION, BackboneSpec, FileEntry, Manifest, space_id
+from model_store.manifest import FORMAT_VERSION, FileEntry, Manifest, space_id
+from model_store.neighbors import Neighbors
 from model_store.prompt import Prompt
 from model_store.retriever import Retriever
 from model_store.split_lm import SplitLM
 
 MANIFEST, LM, RETRIEVER, ITEMS, INDEX = "manifest.json", "lm", "retriever.safetensors", "items.jsonl", "items.faiss"
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
+NEIGHBORS = "neighbors.safetensors"
+_TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "added_tokens.json",
+    "titles.json",
+)
 _WEIGHTS_AND_TOKENS = (".safetensors", "config.json", *_TOKENIZERS)
 
 
@@ -56,6 +66,7 @@ class Bundle:
     retriever: Retriever
     catalogue: Catalogue
     index: ItemIndex
+    neighbors: Neighbors | None = None
 
     @property
     def codec(self) -> StateCodec:
@@ -69,8 +80,7 @@ class Bundle:
         _verify_parts(path, manifest)
         verify_files(path, manifest)
         _verify_space(path, manifest)
-        lm, tokenizer = load_lm(path / LM, manifest.backbone, device=device)
-        prompt = Prompt(tokenizer, manifest.prompt)
+        lm, prompt = load_lm(path / LM, manifest.backbone, manifest.prompt, manifest.vocabulary, device=device)
         retriever = build_retriever(manifest)
         _load_weights(retriever, path / RETRIEVER)
         bundle = cls(
@@ -80,6 +90,7 @@ class Bundle:
             retriever=retriever.to(device).eval(),
             catalogue=Catalogue(read_items(path / ITEMS), prompt),
             index=ItemIndex.load(path / INDEX),
+            neighbors=Neighbors.load(path / NEIGHBORS) if manifest.generation.neighbor_share else None,
         )
         bundle._check_sizes(path)
         bundle._check_window(path)
@@ -92,7 +103,7 @@ class Bundle:
 
     def _check_window(self, path: Path) -> None:
         """Beams of one step read at most one token less than those of the step before, each padded to the longest."""
-        title = self.manifest.prompt.max_title_tokens + len(self.prompt.terminator)
+        title = self.prompt.longest_title
         longest = self.prompt.max_tokens + self.manifest.retriever.top_k + title * (title + 1) // 2
         window = self.lm.attention_window
         if window is not None and window < longest:
@@ -105,30 +116,6 @@ class Bundle:
 def build_retriever(manifest: Manifest) -> Retriever:
     spec = manifest.retriever
     return Retriever(manifest.backbone.hidden_size, width=spec.width, has_null=spec.has_null)
-
-
-def load_lm(
-    directory: Path, backbone: BackboneSpec, *, device: torch.device | str = "cpu"
-) -> tuple[SplitLM, PreTrainedTokenizerBase]:
-    """A checkpoint directory as a split model. Never runs code that comes with a checkpoint, never unpickles weights.
-
-    Raises BundleCorrupt when files are missing, UnsupportedBackbone when the library does not know the architecture.
-    """
-    dtype = getattr(torch, backbone.dtype)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, use_safetensors=True, trust_remote_code=False
-        )
-        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    except OSError as error:
-        raise BundleCorrupt(
-            f"{directory}: not a checkpoint with safetensors weights and a tokenizer: {error}"
-        ) from error
-    except ValueError as error:
-        raise UnsupportedBackbone(f"{directory}: {error}") from error
-    model.requires_grad_(False)
-    nn.Module.to(model, device)
-    return SplitLM(model, backbone.split_layer), tokenizer
 
 
 def _load_weights(retriever: Retriever, file: Path) -> None:
@@ -161,7 +148,8 @@ def read_manifest(path: Path) -> Manifest:
 
 def _verify_parts(path: Path, manifest: Manifest) -> None:
     """What is opened must be listed, or it would be opened without its checksum verified."""
-    missing = {RETRIEVER, ITEMS, INDEX} - manifest.files.keys()
+    needed = {RETRIEVER, ITEMS, INDEX} | ({NEIGHBORS} if manifest.generation.neighbor_share else set())
+    missing = needed - manifest.files.keys()
     if missing:
         raise BundleCorrupt(
             f"{path}: {', '.join(sorted(missing))} is not among the files of the manifest; build it again"
@@ -250,6 +238,9 @@ class BundleWriter:
 
     def add_index(self, index: ItemIndex) -> None:
         index.save(self._draft / INDEX)
+
+    def add_neighbors(self, neighbors: Neighbors) -> None:
+        neighbors.save(self._draft / NEIGHBORS)
 
     def finish(self, manifest: Manifest) -> Manifest:
         """Completes `files`, checks the space, and makes the bundle appear. Returns the manifest as written."""

@@ -7,11 +7,13 @@ than the k-th finished title is dropped, and the search ends when none is left. 
 """
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -86,15 +88,16 @@ def beam_search(
     *,
     trie: Trie,
     searches: Sequence[Search],
+    reweigh: Callable[[Tensor], Tensor] = lambda log_probs: log_probs,
 ) -> list[list[Title]]:
-    """The best titles of each query, best first, at most `num_titles` each.
+    """The best titles of each query, best first, at most `num_titles` each. `reweigh` sees the first (B, V).
 
     `caches` are those of the bottom half, which has read the prompt (B, T) of `prompt_mask`, and of the top half, still
     empty; `combined` is the top half's input. Both caches are consumed.
     """
     bottom, top = caches
     logits = lm.top(combined.states, combined.mask, top, num_logits=1)[:, -1].float()
-    log_probs = logits.log_softmax(dim=-1)
+    log_probs = reweigh(logits.log_softmax(dim=-1))
     state = Caches(bottom, top, prompt_mask, combined.mask)
     nodes = [(index, index, trie.root, 0.0) for index in range(len(searches))]
     while beams := _select(_expand(nodes, log_probs, trie, searches), searches):
@@ -106,18 +109,28 @@ Frontier = list[tuple[int, int, Node, float]]  # search, row of log-probabilitie
 
 
 def _expand(nodes: Frontier, log_probs: Tensor, trie: Trie, searches: Sequence[Search]) -> list[Beam]:
-    """All allowed edges out of the frontier."""
-    edges = [
-        (*place, edge) for place in nodes for edge in trie.edges(place[2]) if searches[place[0]].allowed.any(edge.child)
-    ]
-    if not edges:
-        return []
-    rows = torch.tensor([edge[1] for edge in edges], device=log_probs.device)
-    tokens = torch.tensor([edge[4].tokens[0] for edge in edges], device=log_probs.device)
-    steps = log_probs[rows, tokens].tolist()
-    return [
-        Beam(search, row, edge, score + step) for (search, row, _, score, edge), step in zip(edges, steps, strict=True)
-    ]
+    """The allowed edges out of the frontier; of each node, as many as its search could keep."""
+    beams = []
+    table = log_probs.numpy(force=True)
+    for index, row, node, score in nodes:
+        search, children = searches[index], trie.children(node)
+        places = search.allowed.among(children)
+        scores = score + table[row, children.tokens[places]]
+        for best in _largest(scores, search.num_beams):
+            if scores[best] > search.bound:
+                edge = trie.edge(children, int(places[best]), node.depth)
+                beams.append(Beam(index, row, edge, float(scores[best])))
+    return beams
+
+
+def _largest(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """Places of the `count` largest; of equal ones the first."""
+    if len(scores) > count:
+        smallest = np.partition(scores, len(scores) - count)[len(scores) - count]
+        candidates = np.flatnonzero(scores >= smallest)
+    else:
+        candidates = np.arange(len(scores))
+    return candidates[np.argsort(-scores[candidates], kind="stable")][:count]
 
 
 def _select(beams: list[Beam], searches: Sequence[Search]) -> list[Beam]:

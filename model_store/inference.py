@@ -21,6 +21,7 @@ from model_store.bundle import Bundle
 from model_store.combine import Combined, combine
 from model_store.decoding import Search, Title, beam_search
 from model_store.grounding import with_popularity
+from model_store.neighbors import mix
 from model_store.retriever import Choice, choose, take
 from model_store.split_lm import SplitLM, pad_left
 from model_store.trie import Allowed
@@ -119,9 +120,7 @@ def recommend(bundle: Bundle, queries: Sequence[Query]) -> list[Answer]:
     watch.lap("retrieve")
 
     allowed = [bundle.catalogue.trie.allow(query.allowed) for query in queries]
-    titles = generate(
-        bundle, mask, caches, combined, allowed=allowed, num_results=[query.num_results for query in queries]
-    )
+    titles = generate(bundle, mask, caches, combined, allowed=allowed, queries=queries)
     watch.lap("generate")
     lists = [_rank(bundle, *row) for row in zip(queries, titles, allowed, strict=True)]
     watch.lap("ground")
@@ -138,15 +137,39 @@ def generate(
     combined: Combined,
     *,
     allowed: Sequence[Allowed],
-    num_results: Sequence[int],
+    queries: Sequence[Query],
 ) -> list[list[Title]]:
-    """Constrained beams, as many as asked for up to the manifest's `num_beams`."""
+    """Constrained beams, as many titles as asked for up to the manifest's `num_beams`.
+
+    With the item vocabulary all titles are ranked by one step: more of them cost nothing.
+    """
     widest = bundle.manifest.generation.num_beams
+    if bundle.manifest.vocabulary == "items":
+        widest = max([widest, *(query.num_results for query in queries)])
     searches = [
-        Search(allowed=rows, num_titles=min(num, widest), num_beams=widest)
-        for rows, num in zip(allowed, num_results, strict=True)
+        Search(allowed=rows, num_titles=min(query.num_results, widest), num_beams=widest)
+        for rows, query in zip(allowed, queries, strict=True)
     ]
-    return beam_search(bundle.lm, mask, caches, combined, trie=bundle.catalogue.trie, searches=searches)
+    prompts = [query.prompt for query in queries]
+    return beam_search(
+        bundle.lm,
+        mask,
+        caches,
+        combined,
+        trie=bundle.catalogue.trie,
+        searches=searches,
+        reweigh=lambda log_probs: with_neighbors(bundle, prompts, log_probs),
+    )
+
+
+def with_neighbors(bundle: Bundle, prompts: Sequence[Sequence[int]], log_probs: Tensor) -> Tensor:
+    """Of the next item (B, V), after what was read next to the items of each prompt has been mixed in."""
+    spec = bundle.manifest.generation
+    if bundle.neighbors is None or not spec.neighbor_share:
+        return log_probs
+    width, recent = log_probs.shape[1], bundle.manifest.prompt.recent_length
+    votes = [bundle.neighbors.votes(prompt[-recent:], width, spec.neighbor_half_life) for prompt in prompts]
+    return mix(log_probs, np.stack(votes), spec.neighbor_share)
 
 
 def pad_memory(memories: Sequence[NDArray[np.float16]], bundle: Bundle) -> tuple[Tensor, Tensor]:

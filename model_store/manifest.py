@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 FORMAT_VERSION = 1
+Vocabulary = Literal["titles", "items"]  # a title is a text, or one token (see `vocabulary.py`)
 
 
 class _Frozen(BaseModel):
@@ -54,6 +55,8 @@ class RetrieverSpec(_Frozen):
 class GenerationSpec(_Frozen):
     num_beams: int = Field(default=20, ge=1)
     grounding_popularity_gamma: float = Field(default=0.0, ge=0.0)
+    neighbor_share: float = Field(default=0.0, ge=0.0, lt=1.0, description="λ of `neighbors.py`; 0 asks no neighbours")
+    neighbor_half_life: float = Field(default=1.0, gt=0.0, description="in events")
 
 
 class FileEntry(_Frozen):
@@ -65,7 +68,7 @@ class Manifest(_Frozen):
     format_version: int = FORMAT_VERSION
     name: str
     created_at: str
-    vocabulary: Literal["titles"] = "titles"
+    vocabulary: Vocabulary = "titles"
     backbone: BackboneSpec
     prompt: PromptSpec = PromptSpec()
     memory: MemorySpec = MemorySpec()

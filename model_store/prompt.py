@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from model_store.errors import UnsupportedBackbone
 from model_store.history import clean_title
 from model_store.manifest import PromptSpec
+from model_store.vocabulary import BEGIN, ItemVocabulary
 
 
 class Prompt:
@@ -28,6 +29,7 @@ class Prompt:
         self.terminator = self._encode(spec.terminator)
         if not self.terminator:  # a title would be the beginning of another, and some could not be generated
             raise UnsupportedBackbone(f"the tokenizer leaves nothing of the terminator {spec.terminator!r}")
+        self.longest_title = spec.max_title_tokens + len(self.terminator)
         self.title_tokens = lru_cache(maxsize=200_000)(self._title_tokens)
 
     def _encode(self, text: str) -> list[int]:
@@ -46,5 +48,19 @@ class Prompt:
     @property
     def max_tokens(self) -> int:
         """No prompt is longer."""
-        per_title = self.spec.max_title_tokens + len(self.terminator)
-        return len(self.head) + self.spec.recent_length * per_title
+        return len(self.head) + self.spec.recent_length * self.longest_title
+
+
+class ItemPrompt(Prompt):
+    """With the item vocabulary a title is one token, which needs no terminator; instruction text there is none."""
+
+    def __init__(self, vocabulary: ItemVocabulary, spec: PromptSpec) -> None:
+        self.spec = spec
+        self.tokenizer = vocabulary.tokenizer
+        self.vocabulary = vocabulary
+        self.head, self.terminator = [BEGIN], []
+        self.longest_title = 1
+        self.title_tokens = lru_cache(maxsize=200_000)(self._title_tokens)
+
+    def _title_tokens(self, title: str) -> tuple[int, ...]:
+        return (self.vocabulary.token(clean_title(title)),)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from model_store.errors import UnsupportedBackbone
 
@@ -103,23 +103,23 @@ class SplitLM:
 
     def top(self, states: Tensor, mask: Tensor, cache: DynamicCache | None = None, *, num_logits: int = 0) -> Tensor:
         """Logits (B, num_logits, V) of the last columns of `states` (B, T, D); 0 means all. Otherwise as `bottom`."""
-        return self._top(
+        return self.head(self.top_hidden(states, mask, cache)[:, -num_logits:])
+
+    def top_hidden(self, states: Tensor, mask: Tensor, cache: DynamicCache | None = None) -> Tensor:
+        """(B, T, D) after the final norm: what the head reads, and what embeds titles. Otherwise as `bottom`."""
+        return self._top.base_model(
             inputs_embeds=states,
             attention_mask=mask,
             position_ids=positions_of(mask, states.shape[1]),
             past_key_values=cache,
             use_cache=cache is not None,
-            logits_to_keep=num_logits,
-        ).logits
-
-    def top_hidden(self, states: Tensor, mask: Tensor) -> Tensor:
-        """(B, T, D) after the final norm: what the head reads, and what embeds titles."""
-        return self._top.base_model(
-            inputs_embeds=states, attention_mask=mask, position_ids=positions_of(mask, states.shape[1]), use_cache=False
         ).last_hidden_state
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits (..., V) of what `top_hidden` returned (..., D): the library's head, and whatever it does after it."""
+        """Logits (..., V) of what `top_hidden` returned (..., D): the library's head, and whatever it does after it.
+
+        As one matrix: of some columns of a batch, torch would make a product per row, many times slower.
+        """
         return cast(
             Tensor, self._head(inputs_embeds=hidden.flatten(0, -2)[None]).logits[0].unflatten(0, hidden.shape[:-1])
         )
@@ -165,8 +165,8 @@ def _halves(model: PreTrainedModel, split_layer: int) -> tuple[PreTrainedModel, 
 class _Echo(nn.Module):
     """Stands in for all layers where only the head is wanted."""
 
-    def forward(self, *_: object, inputs_embeds: Tensor, **__: object) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=inputs_embeds)
+    def forward(self, *_: object, inputs_embeds: Tensor, **__: object) -> BaseModelOutputWithPastAndCrossAttentions:
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=inputs_embeds)
 
 
 def _with_base(model: PreTrainedModel, base: nn.Module) -> PreTrainedModel:

@@ -31,6 +31,14 @@ class Edge(NamedTuple):
     is_leaf: bool
 
 
+class Children(NamedTuple):
+    """Of one node, (C,) each: the tokens that may follow, and the sorted sequences [starts, stops) behind each."""
+
+    tokens: NDArray[np.int32]
+    starts: NDArray[np.int64]
+    stops: NDArray[np.int64]
+
+
 class Allowed:
     """The items that a request may generate, as counts over ranges of sorted sequences."""
 
@@ -39,8 +47,9 @@ class Allowed:
         self._before = np.concatenate([[0], np.cumsum(self._sorted)])
         self._order = trie.order
 
-    def any(self, node: Node) -> bool:
-        return bool(self._before[node.stop] > self._before[node.start])
+    def among(self, children: Children) -> NDArray[np.int64]:
+        """Places of the children that lead to an allowed item."""
+        return np.flatnonzero(self._before[children.stops] > self._before[children.starts])
 
     def rows(self, node: Node) -> NDArray[np.int64]:
         """The allowed items below a node."""
@@ -59,22 +68,24 @@ class Trie:
         self._table = table[self.order]
         self._lengths = lengths[self.order]
         self.root = Node(0, len(sequences), 0)
-        self.edges = lru_cache(maxsize=100_000)(self._edges)
+        self.children = lru_cache(maxsize=100_000)(self._children)
 
     def allow(self, rows: NDArray[np.bool_] | None = None) -> Allowed:
         """`rows` (N,) bool by catalogue row; None allows all."""
         return Allowed(self, np.ones(self.root.stop, dtype=bool) if rows is None else rows)
 
-    def _edges(self, node: Node) -> tuple[Edge, ...]:
-        """One edge per allowed next token; none at a leaf."""
+    def _children(self, node: Node) -> Children:
+        """None at a leaf."""
         if node.start == node.stop or node.depth >= self._lengths[node.start]:
-            return ()
+            nothing = np.empty(0, dtype=np.int64)
+            return Children(nothing.astype(np.int32), nothing, nothing)
         column = self._table[node.start : node.stop, node.depth]
-        bounds = np.flatnonzero(np.diff(column)) + 1 + node.start
-        starts, stops = [node.start, *bounds.tolist()], [*bounds.tolist(), node.stop]
-        return tuple(self._edge(start, stop, node.depth) for start, stop in zip(starts, stops, strict=True))
+        starts = np.concatenate([[0], np.flatnonzero(np.diff(column)) + 1]) + node.start
+        return Children(column[starts - node.start], starts, np.append(starts[1:], node.stop))
 
-    def _edge(self, start: int, stop: int, depth: int) -> Edge:
+    def edge(self, children: Children, place: int, depth: int) -> Edge:
+        """To the child at `place` of a node at `depth`, up to where sequences behind it part."""
+        start, stop = int(children.starts[place]), int(children.stops[place])
         first, last = self._table[start, depth:], self._table[stop - 1, depth:]
         differs = np.flatnonzero(first != last)
         length = int(differs[0]) if len(differs) else int(self._lengths[start]) - depth

@@ -1,4 +1,8 @@
-"""Small real parts for all tests: tiny random checkpoints of several architectures, a tokenizer, a bundle."""
+"""Small real parts for all tests: tiny random checkpoints of several architectures, a tokenizer, a bundle.
+
+A bundle has the title vocabulary. A test of a law that holds for both is marked `BOTH_VOCABULARIES` and needs nothing
+else: its `bundle_path`, `bundle` and `make_bundle` follow.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,8 +15,20 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from model_store.bundle import Bundle, BundleWriter, build_retriever, describe_files, weights_sha256
 from model_store.catalogue import Item
+from model_store.checkpoint import save_pieces
 from model_store.grounding import ItemIndex
-from model_store.manifest import BackboneSpec, GenerationSpec, Manifest, MemorySpec, PromptSpec, RetrieverSpec, space_id
+from model_store.history import clean_title
+from model_store.manifest import (
+    BackboneSpec,
+    GenerationSpec,
+    Manifest,
+    MemorySpec,
+    PromptSpec,
+    RetrieverSpec,
+    Vocabulary,
+    space_id,
+)
+from model_store.vocabulary import ItemVocabulary
 
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -23,6 +39,7 @@ _COMMON = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "
 _GROUPED = {**_COMMON, "num_key_value_heads": 2}
 _SMALL_HEADS = {**_GROUPED, "head_dim": 8}
 SMALL_RETRIEVER, SMALL_GENERATION = RetrieverSpec(width=16, top_k=2), GenerationSpec(num_beams=5)
+BOTH_VOCABULARIES = pytest.mark.parametrize("vocabulary", ["titles", "items"], scope="session")
 ARCHITECTURES: dict[str, tuple[str, dict[str, int]]] = {
     "llama": ("LlamaConfig", _GROUPED),
     "mistral": ("MistralConfig", {**_GROUPED, "sliding_window": 8}),
@@ -63,21 +80,42 @@ def make_model(
     return model.eval()
 
 
+def write_checkpoint(
+    directory: Path, architecture: str, titles: Sequence[str], vocabulary: Vocabulary, *, seed: int = 0, **sizes: int
+) -> None:
+    """Random weights and a tokenizer. Of items, one row for each distinct title, and random embeddings of the pieces."""
+    tokenizer = make_tokenizer(TITLES)
+    if vocabulary == "titles":
+        make_model(architecture, seed=seed, **sizes).save_pretrained(directory)
+    else:
+        items = ItemVocabulary(list(dict.fromkeys(map(clean_title, titles))), tokenizer)
+        model = make_model(architecture, len(items), seed=seed, **sizes)
+        model.save_pretrained(directory)
+        items.save(directory)
+        pieces = 0.3 * torch.randn(2, len(tokenizer), model.config.hidden_size)
+        save_pieces(directory, pieces[0], None if model.config.tie_word_embeddings else pieces[1])
+    tokenizer.save_pretrained(directory)
+
+
 def write_bundle(
     path: Path,
     *,
     architecture: str = "llama",
+    vocabulary: Vocabulary = "titles",
     titles: Sequence[str] = tuple(TITLES),
+    known_titles: Sequence[str] | None = None,
     recent_length: int = 3,
     retriever: RetrieverSpec = SMALL_RETRIEVER,
     generation: GenerationSpec = SMALL_GENERATION,
     cut: str = "time",
+    seed: int = 0,
 ) -> Manifest:
-    """A bundle of random weights: every part real, nothing learned."""
+    """A bundle of random weights: every part real, nothing learned.
+
+    `known_titles` are those that item tokens were trained for, by default all of the catalogue's.
+    """
     checkpoint = path.with_name(path.name + "-checkpoint")
-    model = make_model(architecture)
-    model.save_pretrained(checkpoint)
-    make_tokenizer(TITLES).save_pretrained(checkpoint)
+    write_checkpoint(checkpoint, architecture, titles if known_titles is None else known_titles, vocabulary, seed=seed)
     backbone = BackboneSpec(
         base_model=f"random-{architecture}",
         weights_sha256=weights_sha256(describe_files(checkpoint)),
@@ -85,10 +123,12 @@ def write_bundle(
         num_layers=4,
         hidden_size=32,
     )
-    prompt, memory = PromptSpec(head="Chosen:\n", recent_length=recent_length), MemorySpec(max_elements=20)
+    head = "Chosen:\n" if vocabulary == "titles" else ""
+    prompt, memory = PromptSpec(head=head, recent_length=recent_length), MemorySpec(max_elements=20)
     manifest = Manifest(
         name=path.name,
         created_at="2026-01-01T00:00:00Z",
+        vocabulary=vocabulary,
         backbone=backbone,
         prompt=prompt,
         memory=memory,
@@ -112,20 +152,25 @@ def write_bundle(
 
 
 @pytest.fixture(scope="session")
-def bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def vocabulary() -> Vocabulary:
+    return "titles"
+
+
+@pytest.fixture(scope="session")
+def bundle_path(vocabulary: Vocabulary, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shared by the session: read it, never change it."""
     path = tmp_path_factory.mktemp("bundles") / "tiny"
-    write_bundle(path)
+    write_bundle(path, vocabulary=vocabulary)
     return path
 
 
 @pytest.fixture
-def make_bundle(tmp_path: Path) -> Callable[..., Path]:
-    """Takes the options of `write_bundle`; the bundle is the test's own."""
+def make_bundle(vocabulary: Vocabulary, tmp_path: Path) -> Callable[..., Path]:
+    """Takes the options of `write_bundle`; the bundle is the test's own, and the next one replaces it."""
 
     def make(**options: Any) -> Path:
         path = tmp_path / "bundle"
-        write_bundle(path, **options)
+        write_bundle(path, **{"vocabulary": vocabulary, **options})
         return path
 
     return make

@@ -19,10 +19,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from model_store.bundle import describe_files, load_lm, weights_sha256
-from model_store.manifest import BackboneSpec, PromptSpec
+from model_store.bundle import describe_files, weights_sha256
+from model_store.checkpoint import load_lm
+from model_store.manifest import BackboneSpec, PromptSpec, Vocabulary
 from model_store.prompt import Prompt
 from model_store.split_lm import SplitLM
+from training.item_tokens import LearnedItemEmbedding, save_item_model
 from training.recipes import BackboneShape, Recipe
 from training.stage import StageError, digest, read_certificate
 
@@ -38,6 +40,7 @@ class Backbone(NamedTuple):
     """A finished backbone directory, opened."""
 
     spec: BackboneSpec
+    vocabulary: Vocabulary
     lm: SplitLM
     prompt: Prompt
 
@@ -107,8 +110,8 @@ def checkpoint_identity(name: str) -> str:
 
 
 def prompt_spec(recipe: Recipe, *, is_pretrained: bool) -> PromptSpec:
-    """A model made here never learned English: its prompts have no head."""
-    text = {} if is_pretrained else {"head": ""}
+    """A model made here never learned English, and item tokens are not English: their prompts have no head."""
+    text = {} if is_pretrained and recipe.vocabulary == "titles" else {"head": ""}
     return PromptSpec(recent_length=recipe.recent_length, max_title_tokens=recipe.max_title_tokens, **text)
 
 
@@ -127,7 +130,10 @@ def save_backbone(
     split_layer: int,
 ) -> BackboneSpec:
     """Writes the checkpoint and returns what a manifest says of it. `model` must be whole, its adapter merged."""
-    model.save_pretrained(directory / "lm", safe_serialization=True)
+    if isinstance(model.get_input_embeddings(), LearnedItemEmbedding):
+        save_item_model(model, directory / "lm")
+    else:
+        model.save_pretrained(directory / "lm", safe_serialization=True)
     tokenizer.save_pretrained(directory / "lm")
     return BackboneSpec(
         base_model=base_model,
@@ -144,5 +150,6 @@ def open_backbone(directory: Path, device: torch.device) -> Backbone:
     """Raises StageError when the stage that makes it has not finished."""
     facts = read_certificate(directory)
     spec = BackboneSpec.model_validate(facts["backbone"])
-    lm, tokenizer = load_lm(directory / "lm", spec, device=device)
-    return Backbone(spec, lm, Prompt(tokenizer, PromptSpec.model_validate(facts["prompt"])))
+    vocabulary: Vocabulary = facts["vocabulary"]
+    lm, prompt = load_lm(directory / "lm", spec, PromptSpec.model_validate(facts["prompt"]), vocabulary, device=device)
+    return Backbone(spec, vocabulary, lm, prompt)

@@ -20,10 +20,12 @@ from model_store.errors import EmptyCatalogue
 from model_store.grounding import ItemIndex
 from model_store.inference import embed
 from model_store.manifest import GenerationSpec, Manifest, MemorySpec, RetrieverSpec, space_id
+from model_store.neighbors import Neighbors
 from training.backbone import Backbone, open_backbone
 from training.data.dataset import Dataset
 from training.data.splits import Split
 from training.inputs import load_inputs
+from training.mixture import NEIGHBORS_FILE
 from training.recipes import Recipe, get_recipe
 from training.stage import digest, pick_device, progress, read_certificate, run_stage, stage_parser
 from training.train_retriever import RETRIEVER_FILE
@@ -61,8 +63,8 @@ def embed_items(backbone: Backbone, items: Sequence[Item]) -> np.ndarray:
     return vectors
 
 
-def stage_key(dataset: Dataset, upstream: dict[str, Any], recipe: Recipe) -> str:
-    """Changes with everything that changes the bundle. `upstream` is the certificate of the retriever."""
+def stage_key(dataset: Dataset, upstream: Sequence[dict[str, Any]], recipe: Recipe) -> str:
+    """Changes with everything that changes the bundle. `upstream` are the certificates of retriever and mixture."""
     return digest([upstream, dataset.items.to_dicts(), recipe.num_beams])
 
 
@@ -73,6 +75,7 @@ def run(
     *,
     backbone_dir: Path,
     retriever_dir: Path,
+    mixture_dir: Path,
     recipe: Recipe,
     inputs: str,
     provenance: dict[str, Any],
@@ -82,9 +85,9 @@ def run(
     if (out / MANIFEST).is_file() and read_manifest(out).provenance.get("inputs") == inputs:
         return _facts(out, read_manifest(out))
     backbone = open_backbone(backbone_dir, pick_device(device))
-    trained = read_certificate(retriever_dir)
+    trained, mixture = read_certificate(retriever_dir), read_certificate(mixture_dir)
     items = catalogue_items(dataset, split)
-    provenance = {**provenance, "inputs": inputs, "retriever": trained}
+    provenance = {**provenance, "inputs": inputs, "retriever": trained, "mixture": mixture}
     manifest = _manifest(out.name, backbone, recipe, num_items=len(items), provenance=provenance)
     retriever = build_retriever(manifest)
     retriever.load_state_dict(load_file(retriever_dir / RETRIEVER_FILE))
@@ -93,6 +96,8 @@ def run(
         writer.add_retriever(retriever)
         writer.add_items(items)
         writer.add_index(ItemIndex.build(embed_items(backbone, items)))
+        if manifest.generation.neighbor_share:
+            writer.add_neighbors(Neighbors.load(mixture_dir / NEIGHBORS_FILE))
         manifest = writer.finish(manifest)
     Bundle.open(out)  # what cannot be opened must not be announced
     return _facts(out, manifest)
@@ -107,21 +112,27 @@ def _manifest(name: str, backbone: Backbone, recipe: Recipe, *, num_items: int, 
     return Manifest(
         name=name,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        vocabulary=backbone.vocabulary,
         backbone=backbone.spec,
         prompt=backbone.prompt.spec,
         memory=memory,
         retriever=RetrieverSpec.model_validate(
-            {"width": recipe.retriever_width, "top_k": recipe.top_k, "combine": recipe.combine}
+            {"width": recipe.retriever_width, "top_k": provenance["retriever"]["top_k"], "combine": recipe.combine}
         ),
-        generation=GenerationSpec(num_beams=recipe.num_beams),
+        generation=_generation(recipe, provenance["mixture"]),
         num_items=num_items,
         space=space_id(backbone.spec, backbone.prompt.spec, memory),
         provenance=provenance,
     )
 
 
+def _generation(recipe: Recipe, mixture: dict[str, Any]) -> GenerationSpec:
+    chosen = {name: mixture[name] for name in ("neighbor_share", "neighbor_half_life") if name in mixture}
+    return GenerationSpec.model_validate({"num_beams": recipe.num_beams, **chosen})
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = stage_parser(__doc__ or "", needs=["backbone", "retriever"])
+    parser = stage_parser(__doc__ or "", needs=["backbone", "retriever", "mixture"])
 
     def stage(arguments: argparse.Namespace) -> dict[str, Any]:
         dataset, split, _ = load_inputs(arguments.data, arguments.cut)
@@ -132,8 +143,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.out,
             backbone_dir=arguments.backbone,
             retriever_dir=arguments.retriever,
+            mixture_dir=arguments.mixture,
             recipe=recipe,
-            inputs=stage_key(dataset, read_certificate(arguments.retriever), recipe),
+            inputs=stage_key(
+                dataset, [read_certificate(arguments.retriever), read_certificate(arguments.mixture)], recipe
+            ),
             provenance={"data": dataset.name, "cut": arguments.cut, "recipe": arguments.recipe},
             device=arguments.device,
         )

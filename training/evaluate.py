@@ -1,143 +1,201 @@
 """Does memory pay? Every row on the same targets, full ranking, with 95 % intervals (paired bootstrap by user).
 
-In: a bundle and the data it was made from. Out: REPORT/metrics.json, report.md and figures; predictions are cached by
-row in REPORT/cache, so that another row, or an interrupted run, computes nothing twice. Targets are drawn by seed.
-Nothing is selected here: what a recipe chooses, it chose on the valid period.
+In: a bundle and the data it was made from. Out: REPORT/index.html, metrics.json, report.md and figures; lists and times
+are cached by row in REPORT/cache, so that another row, or an interrupted run, computes nothing twice. Targets are drawn
+by seed. Nothing is selected here: what a recipe chooses, it chose on the valid period.
 """
 
 import argparse
 import json
+import os
+import platform
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from model_store.bundle import Bundle
-from training.annotate import Annotation, read_shards, write_shards
-from training.data.splits import Split, Target, sample_targets
+from training import latency, retrieval_quality
+from training.contest import Contest, Lists, make_contest
+from training.data.dataset import MANIFEST
+from training.data.splits import sample_targets
 from training.inputs import Inputs, load_inputs
-from training.metrics import Interval, paired_bootstrap, rank_in_list, ranks_to_metrics, title_rank_in_list
-from training.recipes import Recipe
 from training.report import write_report
-from training.rows import ROWS, SEEDED_ROWS, Contest, Lists, predict
+from training.retrieval_quality import Judged, judge_targets, read_judged, write_judged
+from training.rows import ROWS, SEEDED_ROWS, predict, rows_of
+from training.scores import Metrics, coverage, own_row, score, summarise
 from training.stage import StageError, digest, pick_device, run_stage, write_json
-from training.states import spans_of, window_states
-from training.windows import Windows
 
-BASELINE = "bigrec"
-Metrics = dict[str, dict[str, np.ndarray]]  # row → metric → (seeds, targets)
-
-
-def make_contest(
-    bundle: Bundle, inputs: Inputs, targets: Sequence[Target], cache: Path, *, mask_seen: bool = False
-) -> Contest:
-    windows = Windows(inputs.split, bundle.prompt, bundle.manifest.memory.max_elements)
-    states = window_states(bundle.lm, windows, spans_of(windows, targets), cache / "states")
-    examples = [windows.example(target) for target in targets]
-
-    def annotate() -> list[Annotation]:
-        directory, recipe = cache / "annotations", Recipe(combine=bundle.manifest.retriever.combine)
-        write_shards(bundle.lm, windows, targets, states, recipe=recipe, directory=directory)
-        return read_shards(directory)
-
-    return Contest(bundle, inputs.split, targets, examples, states, annotate=annotate, mask_seen=mask_seen)
+ORACLE = "oracle"
 
 
 def rows_to_run(asked: str, bundle: Bundle) -> list[str]:
-    """AutoMR with a tuned generator is another row than the paper's; a bundle can have but one of the two."""
-    is_tuned = "memory-aware" in (bundle.manifest.backbone.adapter or "")
-    other, own = ("automr", "automr_plus") if is_tuned else ("automr_plus", "automr")
+    """All that the bundle can have; of `automr` and `automr_plus`, whichever is asked for, the one that it has."""
+    possible = rows_of(bundle)
     if asked == "all":
-        return [row for row in ROWS if row != other]
+        return list(possible)
+    other, own = ("automr", "automr_plus") if "automr_plus" in possible else ("automr_plus", "automr")
     rows = [row.strip() for row in asked.split(",")]
     if unknown := sorted(set(rows) - set(ROWS)):
         raise StageError(f"unknown models {', '.join(unknown)}: choose among {', '.join(ROWS)}, or all")
     return list(dict.fromkeys(own if row == other else row for row in rows))
 
 
-def cached_lists(contest: Contest, row: str, seed: int, cache: Path) -> Lists:
-    file = cache / f"{row}-{seed}.json"
+def num_draws(row: str, options: argparse.Namespace) -> int:
+    """A random memory is cheap to draw again; another seed of another seeded row is another training."""
+    if row not in SEEDED_ROWS:
+        return 1
+    return int(options.draws if row == "random" else options.seeds)
+
+
+# --- what is computed once ----------------------------------------------------------------------------------------
+
+
+def cached(file: Path, compute: Callable[[], Any]) -> Any:
     if not file.is_file():
-        write_json(file, predict(contest, row, seed))
-    lists: Lists = json.loads(file.read_text())
+        write_json(file, compute())
+    return json.loads(file.read_text())
+
+
+def cached_lists(contest: Contest, row: str, seed: int, cache: Path) -> Lists:
+    lists: Lists = cached(cache / f"{row}-{seed}.json", lambda: predict(contest, row, seed))
     return lists
 
 
-def score(lists: Lists, targets: Sequence[Target], split: Split) -> dict[str, np.ndarray]:
-    """metric → (targets,)"""
-    truths = [int(split.histories[target.user].items[target.position]) for target in targets]
-    pairs = list(zip(lists, truths, strict=True))
-    ranks = np.array([rank_in_list(ranked, truth) for ranked, truth in pairs])
-    titles = np.array([title_rank_in_list(ranked, truth, split.title_class) for ranked, truth in pairs])
-    return ranks_to_metrics(ranks, titles)
+def cached_latency(contest: Contest, row: str, num_targets: int, cache: Path) -> dict[str, Any] | None:
+    """None for rows that no language model answers, and where nobody wants to know."""
+    if row in latency.UNTIMED or not num_targets:
+        return None
+    file = cache / f"{row}-latency-{num_targets}.json"
+    return latency.summarise(cached(file, lambda: latency.time_row(contest, row, num_targets=num_targets)))
 
 
-def slices(contest: Contest) -> dict[str, np.ndarray]:
-    """(targets,) bool: `memory` has an element beyond the window, `warm` has a true item seen in training."""
-    split, targets = contest.split, contest.targets
-    truths = np.array([split.histories[target.user].items[target.position] for target in targets])
-    return {
-        "all": np.ones(len(targets), dtype=bool),
-        "memory": np.array([len(example.memory_positions) > 0 for example in contest.examples]),
-        "warm": split.popularity[truths] > 0,
-    }
+def cached_judged(contest: Contest, cache: Path) -> Judged | None:
+    """None where no target has memory."""
+    file = cache / "judged.safetensors"
+    if file.is_file():
+        return read_judged(file)
+    judged = judge_targets(contest.bundle, contest.split, contest.examples, contest.annotate(), contest.states)
+    if judged is not None:
+        write_judged(judged, file)
+    return judged
 
 
-def summarise(metrics: Metrics, contest: Contest, seed: int) -> dict[str, Any]:
-    users = np.array([target.user for target in contest.targets])
-    return {
-        name: _summarise_slice(_of_slice(metrics, kept), users[kept], seed)
-        for name, kept in slices(contest).items()
-        if kept.any()
-    }
-
-
-def _of_slice(metrics: Metrics, kept: np.ndarray) -> Metrics:
-    return {row: {name: values[:, kept] for name, values in named.items()} for row, named in metrics.items()}
-
-
-def _summarise_slice(metrics: Metrics, users: np.ndarray, seed: int) -> dict[str, Any]:
-    baseline = BASELINE if BASELINE in metrics else None
-    rows: dict[str, dict[str, Interval]] = {row: {} for row in metrics}
-    minus: dict[str, dict[str, Interval]] = {row: {} for row in metrics if row != baseline} if baseline else {}
-    for metric in next(iter(metrics.values())):
-        values_by_row = {row: values[metric] for row, values in metrics.items()}
-        result = paired_bootstrap(values_by_row, users, baseline=baseline, seed=seed)
-        for row, interval in result.rows.items():
-            rows[row][metric] = interval
-        for row, interval in result.minus_baseline.items():
-            minus[row][metric] = interval
-    return {"targets": len(users), "users": len(set(users.tolist())), "rows": rows, "minus_bigrec": minus}
+# --- the report ---------------------------------------------------------------------------------------------------
 
 
 def run(bundle: Bundle, inputs: Inputs, out: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Writes the report and returns it."""
+    if options.mask_seen is None:
+        options.mask_seen = not inputs.split.has_repeats
     rows = rows_to_run(options.models, bundle)
-    targets = sample_targets(getattr(inputs.split, options.split), options.max_targets, options.seed)
+    population = getattr(inputs.split, options.split)
+    targets = sample_targets(population, options.max_targets, options.seed)
     asked = [options.split, options.max_targets, options.seed, options.mask_seen]
     cache = out / "cache" / digest([inputs.fingerprint, bundle.manifest.model_dump(), *asked])
-    contest = make_contest(bundle, inputs, targets, cache, mask_seen=options.mask_seen)
+    work = out / "work"  # what rows train serves any targets
+    contest = make_contest(
+        bundle, inputs, targets, cache, mask_seen=options.mask_seen, work=work, device=options.device
+    )
     metrics: Metrics = {}
+    about: dict[str, Any] = {}
     for row in rows:
-        seeds = range(options.seeds if row in SEEDED_ROWS else 1)
-        draws = [score(cached_lists(contest, row, seed, cache), targets, inputs.split) for seed in seeds]
+        lists = [cached_lists(contest, row, seed, cache) for seed in range(num_draws(row, options))]
+        draws = [score(each, targets, inputs.split) for each in lists]
         metrics[row] = {name: np.stack([draw[name] for draw in draws]) for name in draws[0]}
+        shown = [coverage(each, len(inputs.split.item_ids)) for each in lists]
+        times = cached_latency(contest, row, options.time_targets, cache)
+        about[row] = {"draws": len(lists), "coverage": round(float(np.mean(shown)), 6), "latency": times}
+    judged = cached_judged(contest, cache) if ORACLE in rows else None
     report = {
         "data": inputs.dataset.name,
         "split": options.split,
         "cut": inputs.split.name,
         "targets": len(targets),
         "seeds": options.seeds,
+        "draws": options.draws,
         "mask_seen": options.mask_seen,
         "bundle": bundle.manifest.name,
         "space": bundle.manifest.space,
         "items": len(inputs.split.item_ids),
+        "own": own_row(rows),
+        "about_rows": about,
         "slices": summarise(metrics, contest, options.seed),
+        "retriever": _judge(bundle, judged, options.seed),
+        "run": {**facts(bundle, inputs, len(population), options), "commands": commands(bundle, options)},
     }
-    write_report(report, out)
+    write_report(report, judged, out)
     return report
+
+
+def _judge(bundle: Bundle, judged: Judged | None, seed: int) -> dict[str, Any] | None:
+    if judged is None:
+        return None
+    return retrieval_quality.summarise(judged, top_k=bundle.manifest.retriever.top_k, seed=seed)
+
+
+def facts(bundle: Bundle, inputs: Inputs, num_population: int, options: argparse.Namespace) -> dict[str, Any]:
+    """What a reader must know to believe the rest, in the order it is shown."""
+    manifest, split = bundle.manifest, inputs.split
+    return {
+        "users": len(split.histories),
+        "interactions": sum(len(history.items) for history in split.histories),
+        "population": num_population,
+        "seed": options.seed,
+        "vocabulary": manifest.vocabulary,
+        "base_model": manifest.backbone.base_model,
+        "adapter": manifest.backbone.adapter,
+        "num_layers": manifest.backbone.num_layers,
+        "split_layer": manifest.backbone.split_layer,
+        "hidden_size": manifest.backbone.hidden_size,
+        "recent_length": manifest.prompt.recent_length,
+        "max_memory": manifest.memory.max_elements,
+        "top_k": manifest.retriever.top_k,
+        "combine": manifest.retriever.combine,
+        "num_beams": manifest.generation.num_beams,
+        "created_at": manifest.created_at,
+        "device": str(bundle.lm.device),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def commands(bundle: Bundle, options: argparse.Namespace) -> list[str]:
+    """Which make this report again: prepare where the data set tells its source, pipeline as the bundle tells."""
+    data, made = str(options.data), bundle.manifest.provenance
+    pipeline = {"data": data, "out": options.bundle, "cut": made.get("cut"), "recipe": made.get("recipe")}
+    pipeline |= {"model": made.get("model"), "seed": made.get("seed")}
+    evaluate = {"bundle": options.bundle, "data": data, "split": options.split, "models": options.models}
+    evaluate |= {"max-targets": options.max_targets, "seeds": options.seeds, "draws": options.draws}
+    evaluate |= {"time-targets": options.time_targets, "seed": options.seed, "device": options.device}
+    evaluate |= {"out": options.out}
+    return [
+        *_prepare_command(options.data),
+        _command("training.pipeline", pipeline),
+        _command("training.evaluate", evaluate) + (" --mask-seen" if options.mask_seen else " --no-mask-seen"),
+    ]
+
+
+def _prepare_command(data: Path) -> list[str]:
+    manifest = data / MANIFEST
+    source = json.loads(manifest.read_text()).get("source", {}) if manifest.is_file() else {}
+    if source.get("synthetic"):
+        asked = {"users": source.get("users"), "seed": source.get("seed"), "out": data}
+        return [_command("training.data.synthetic", asked)]
+    if source.get("format"):
+        return [_command("training.prepare", {"format": source["format"], "source": source.get("path"), "out": data})]
+    return []
+
+
+def _command(module: str, options: dict[str, Any]) -> str:
+    told = [f"--{name} {shlex.quote(str(value))}" for name, value in options.items() if value is not None]
+    return " ".join([f"python -m {module}", *told])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -148,9 +206,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", default="test", choices=("valid", "test"), help="which period (test)")
     parser.add_argument("--models", default="all", help=f"rows, comma separated, or all: {', '.join(ROWS)}")
     parser.add_argument("--max-targets", type=int, default=5000, help="drawn by seed (5000)")
-    parser.add_argument("--seeds", type=int, default=3, help="draws of random rows (3)")
+    parser.add_argument("--seeds", type=int, default=3, help="of rows that are trained by seed (3)")
+    parser.add_argument("--draws", type=int, default=10, help="of the random memory (10)")
+    parser.add_argument(
+        "--time-targets", type=int, default=100, help="asked one by one to time a row; 0 for none (100)"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--mask-seen", action="store_true", help="never show what the user had already")
+    parser.add_argument(
+        "--mask-seen",
+        action=argparse.BooleanOptionalAction,
+        help="never show what the user had already; by default where the train period knows (almost) no repeats",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
     def stage(options: argparse.Namespace) -> dict[str, Any]:

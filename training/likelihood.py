@@ -48,7 +48,7 @@ def answer_log_probs(lm: SplitLM, batch: Read, memory: Tensor, memory_mask: Tens
 
 @torch.inference_mode()
 def log_probs_by_element(
-    lm: SplitLM, batch: Read, memories: Sequence[Tensor], placement: str, *, max_rows: int = 512
+    lm: SplitLM, batch: Read, memories: Sequence[Tensor], placement: str, *, max_rows: int = 128
 ) -> list[Tensor]:
     """For each row of the batch (1 + M,) log-probabilities: without memory, then with each single element of its own.
 

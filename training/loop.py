@@ -1,7 +1,8 @@
 """One training loop for all stages: AdamW, warm-up and cosine decay, validation, early stop, checkpoints, resume.
 
-In: parameters, a loss for each step, a validation loss. Out: the parameters with the best validation loss, in place.
-Batches are a function of the step, so a resumed run sees what an uninterrupted one would. Knows no models.
+In: parameters, a loss for each batch, a validation loss. Out: the parameters with the best validation loss, in place.
+A step takes the mean over one batch or several, shared out among the processes of the run. Batches are a function of
+their number, so a resumed run sees what an uninterrupted one would, and two processes what one would. Knows no models.
 """
 
 import json
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from training.distributed import copy_from_main, is_main, on_main, rank, sum_gradients, world_size
 from training.stage import StageError, progress, whole_file, write_json
 
 _BETAS = (0.9, 0.98)  # runs are short: .999 would remember the large gradients of the start for a thousand steps
@@ -28,6 +30,7 @@ class Schedule:
     max_grad_norm: float = 1.0
     evaluate_every: int = 200
     patience: int = 5  # evaluations without a better validation loss before stopping
+    accumulate: int = 1  # batches whose gradients make a step, where one large batch would not fit into memory
 
     def rate(self, step: int) -> float:
         """Linear warm-up, then cosine to a tenth."""
@@ -35,6 +38,11 @@ class Schedule:
             return self.learning_rate * (step + 1) / self.warmup_steps
         share = (step - self.warmup_steps) / max(1, self.max_steps - self.warmup_steps)
         return self.learning_rate * (0.55 + 0.45 * math.cos(math.pi * min(share, 1.0)))
+
+    @property
+    def batches_per_step(self) -> int:
+        """`accumulate`, rounded up to a multiple of the processes: step s takes batches s·n … s·n + n − 1."""
+        return world_size() * math.ceil(self.accumulate / world_size())
 
 
 @dataclass
@@ -54,23 +62,25 @@ def fit(
     checkpoints: Path,
     label: str,
 ) -> Progress:
-    """Minimises `loss_at(step)` and leaves the best parameters in place; the caller deletes `checkpoints` in the end.
+    """Minimises `loss_at(batch)` and leaves the best parameters in place; the caller deletes `checkpoints` in the end.
 
-    Raises StageError when training diverges.
+    With one batch per step, a batch's number is the step's. Raises StageError when training diverges.
     """
     trainer = _Trainer(parameters, schedule, checkpoints)
     state = trainer.resume()
+    copy_from_main(parameters.values())
     bar = progress(total=schedule.max_steps, initial=state.step, desc=label, unit="step")
     while state.step < schedule.max_steps and state.num_bad < schedule.patience:
-        torch.manual_seed(state.step)  # dropout, too, is a function of the step
-        loss = trainer.update(loss_at(state.step), state.step)
+        loss = trainer.update(loss_at, state.step)
         state.step += 1
         bar.update()
         if state.step % schedule.evaluate_every == 0 or state.step == schedule.max_steps:
-            trainer.judge(state, validate())
+            trainer.judge(state, on_main(validate))
             bar.set_postfix(loss=f"{loss:.3f}", valid=f"{state.best_loss:.4f}@{state.best_step}")
     bar.close()
-    trainer.restore_best()
+    if is_main():
+        trainer.restore_best()
+    copy_from_main(parameters.values())
     return state
 
 
@@ -84,25 +94,38 @@ class _Trainer:
         )
         directory.mkdir(parents=True, exist_ok=True)
 
-    def update(self, loss: Tensor, step: int) -> float:
+    def update(self, loss_at: Callable[[int], Tensor], step: int) -> float:
+        """Returns the mean loss of the batches that this process computed."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.rate(step)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        num_batches, losses = self.schedule.batches_per_step, []
+        for batch in range(step * num_batches + rank(), (step + 1) * num_batches, world_size()):
+            torch.manual_seed(batch)  # dropout, too, is a function of the batch
+            loss = loss_at(batch)
+            (loss / num_batches).backward()
+            losses.append(float(loss.detach()))
+        sum_gradients(self.parameters.values())
         nn.utils.clip_grad_norm_(self.parameters.values(), self.schedule.max_grad_norm)
         self.optimizer.step()
-        return float(loss.detach())
+        return sum(losses) / len(losses)
 
     def judge(self, state: Progress, valid_loss: float) -> None:
         if not math.isfinite(valid_loss):
             raise StageError(
                 f"validation loss is {valid_loss} after {state.step} steps: training diverged; lower the learning rate"
             )
-        if valid_loss < state.best_loss:
+        is_best = valid_loss < state.best_loss
+        if is_best:
             state.best_loss, state.best_step, state.num_bad = valid_loss, state.step, 0
-            self._save("best", self._weights())
         else:
             state.num_bad += 1
+        if is_main():
+            self._write(state, is_best=is_best)
+
+    def _write(self, state: Progress, *, is_best: bool) -> None:
+        if is_best:
+            self._save("best", self._weights())
         self._save(f"last-{state.step}", {**self._weights(), **self._moments()})
         write_json(self.directory / "progress.json", asdict(state))
         for stale in self.directory.glob("last-*.safetensors"):

@@ -5,9 +5,9 @@ target, and means with 95 % intervals. One true item per target, so NDCG is 1 / 
 Pure numpy; knows neither models nor files.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -17,13 +17,35 @@ MISSED = np.iinfo(np.int64).max  # the rank of a truth that was not ranked at al
 CHUNK_BYTES = 64 * 1024 * 1024
 
 Id = TypeVar("Id", str, int)
+Name = TypeVar("Name", bound=Hashable)
 Interval = tuple[float, float, float]  # mean, low, high
 
 
 @dataclass(frozen=True)
-class Bootstrap:
-    rows: dict[str, Interval]
-    minus_baseline: dict[str, Interval]  # every row but the baseline; {} without one
+class Bootstrap(Generic[Name]):
+    """Means of named columns: of the data, and of every resample of its users. All columns saw the same resamples."""
+
+    means: dict[Name, float]
+    drawn: dict[Name, np.ndarray]  # (draws,)
+    level: float
+
+    def interval(self, name: Name) -> Interval:
+        return _interval(self.means[name], self.drawn[name], self.level)
+
+    def difference(self, name: Name, other: Name) -> Interval:
+        return _interval(self.means[name] - self.means[other], self.drawn[name] - self.drawn[other], self.level)
+
+    def ratio(self, name: Name, other: Name) -> Interval | None:
+        """One mean over the other's. None where the other's mean, or that of some resample, is not above zero."""
+        base, bases = self.means[other], self.drawn[other]
+        if min(base, bases.min()) <= 0:
+            return None
+        return _interval(self.means[name] / base, self.drawn[name] / bases, self.level)
+
+    def relative(self, name: Name, other: Name) -> Interval | None:
+        """The difference as a share of the other's mean; None as with `ratio`."""
+        ratio = self.ratio(name, other)
+        return (ratio[0] - 1, ratio[1] - 1, ratio[2] - 1) if ratio else None
 
 
 def metric_names() -> list[str]:
@@ -90,36 +112,33 @@ def popularity_tie_order(popularity: np.ndarray, item_ids: Sequence[str]) -> np.
 
 
 def paired_bootstrap(
-    values_by_row: Mapping[str, np.ndarray],
+    columns: Mapping[Name, np.ndarray],
     users: np.ndarray,
     *,
-    baseline: str | None = None,
     draws: int = 1000,
     seed: int = 0,
     level: float = 0.95,
-) -> Bootstrap:
-    """Means over targets with percentile intervals; all rows see the same resamples of users.
+) -> Bootstrap[Name]:
+    """Means over targets with percentile intervals. The resamples are drawn once, however many columns there are.
 
-    `values_by_row` (targets,) each, or (seeds, targets), which is averaged over seeds first; `users`
-    (targets,) says whose each target is. Users are drawn whole: targets of one user are not
-    independent. Values that are not finite are a ValueError: leave a missing row out.
+    `columns` (targets,) each, or (seeds, targets), which is averaged over seeds first; `users` (targets,)
+    says whose each target is. Users are drawn whole: targets of one user are not independent. Values that
+    are not finite are a ValueError: leave a missing column out.
     """
-    names = list(values_by_row)
-    table = _table(values_by_row, len(users))  # (rows, targets)
+    table = _table(columns, len(users))  # (columns, targets)
     whose, num_targets = np.unique(users, return_inverse=True, return_counts=True)[1:]
-    sums = np.stack([np.bincount(whose, weights=row, minlength=len(num_targets)) for row in table])
-    means = sums.sum(axis=1) / len(users)
+    sums = np.stack([np.bincount(whose, weights=column, minlength=len(num_targets)) for column in table])
+    means = (sums.sum(axis=1) / len(users)).tolist()
     drawn = np.concatenate([_means(sums, num_targets, w) for w in _weights(len(num_targets), draws, seed)])
-    rows = {name: _interval(means[i], drawn[:, i], level) for i, name in enumerate(names)}
-    if baseline is None:
-        return Bootstrap(rows, {})
-    base = names.index(baseline)
-    minus = {
-        name: _interval(means[i] - means[base], drawn[:, i] - drawn[:, base], level)
-        for i, name in enumerate(names)
-        if i != base
-    }
-    return Bootstrap(rows, minus)
+    return Bootstrap(dict(zip(columns, means, strict=True)), dict(zip(columns, drawn.T, strict=True)), level)
+
+
+def rank_correlation(scores: np.ndarray, gains: np.ndarray) -> float:
+    """Spearman's, equal values sharing the mean of their places; both (M,). NaN where either knows no order."""
+    a, b = _places(scores), _places(gains)
+    a, b = a - a.mean(), b - b.mean()
+    scale = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / scale if scale > 0 else float("nan")
 
 
 def _metrics(ranks: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
@@ -136,16 +155,16 @@ def _before(scores: np.ndarray, own: np.ndarray, tie_order: np.ndarray, own_tie:
     return (scores > own[:, None]) | ties
 
 
-def _table(values_by_row: Mapping[str, np.ndarray], num_targets: int) -> np.ndarray:
-    if not values_by_row or not num_targets:
-        raise ValueError("a bootstrap needs at least one row and one target")
-    rows = [np.atleast_2d(np.asarray(values, dtype=np.float64)).mean(axis=0) for values in values_by_row.values()]
-    for name, row in zip(values_by_row, rows, strict=True):
-        if row.shape != (num_targets,):
-            raise ValueError(f"{name}: {row.shape[-1]} values for {num_targets} targets")
-        if not np.isfinite(row).all():
-            raise ValueError(f"{name}: {int((~np.isfinite(row)).sum())} values are not finite")
-    return np.stack(rows)
+def _table(columns: Mapping[Name, np.ndarray], num_targets: int) -> np.ndarray:
+    if not columns or not num_targets:
+        raise ValueError("a bootstrap needs at least one column and one target")
+    table = [np.atleast_2d(np.asarray(values, dtype=np.float64)).mean(axis=0) for values in columns.values()]
+    for name, values in zip(columns, table, strict=True):
+        if values.shape != (num_targets,):
+            raise ValueError(f"{name}: {values.shape[-1]} values for {num_targets} targets")
+        if not np.isfinite(values).all():
+            raise ValueError(f"{name}: {int((~np.isfinite(values)).sum())} values are not finite")
+    return np.stack(table)
 
 
 def _weights(num_users: int, draws: int, seed: int) -> Iterator[np.ndarray]:
@@ -159,10 +178,18 @@ def _weights(num_users: int, draws: int, seed: int) -> Iterator[np.ndarray]:
 
 
 def _means(sums: np.ndarray, num_targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(draws, rows): mean over the targets of the users drawn."""
+    """(draws, columns): mean over the targets of the users drawn."""
     return (weights @ sums.T) / (weights @ num_targets.astype(np.float64))[:, None]
 
 
 def _interval(mean: float, drawn: np.ndarray, level: float) -> Interval:
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return float(mean), float(low), float(high)
+
+
+def _places(values: np.ndarray) -> np.ndarray:
+    """(M,) places in rising order, from 0."""
+    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
+    first = np.cumsum(counts) - counts
+    places: np.ndarray = (first + (counts - 1) / 2)[group]
+    return places

@@ -8,11 +8,12 @@ of a random title. So the generator learns to read memory while it learns to wri
 in its states what is worth remembering. With `memory_share=0` this is plain BIGRec tuning, the paper's generator.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,7 +21,6 @@ from model_store.split_lm import SplitLM
 from training.windows import Windows
 
 _IGNORED = -100
-_SUBSET_SIZES = (1, 8, 10_000, 10_000)  # how much of the memory is shown, where any is; 10,000 = all
 _CHAPTER_BLOCKS = 9
 
 
@@ -50,65 +50,91 @@ def make_block(windows: Windows, user: int, start: int, stop: int) -> Block:
     return Block(tokens, ends)
 
 
+class Read(NamedTuple):
+    """What the head is asked: (R, D) states after the final norm, and the token (R,) that follows each."""
+
+    hidden: Tensor
+    labels: Tensor
+
+
+def read_packed(lm: SplitLM, rows: Sequence[Row]) -> Read:
+    """Every title token from `loss_from` on, given the block before it and the memory; rows in any order.
+
+    Both halves read rows of like length together: on real data half of one rectangle of all blocks would be padding,
+    and three quarters of one of all blocks with their memories.
+    """
+    states = _read(lm, [row.block.tokens for row in rows])
+    starts = np.cumsum([0, *(len(row.block.tokens) for row in rows)]).tolist()
+    views = [_view(rows, index, starts) for index, row in enumerate(rows) if row.loss_from < len(row.block.tokens)]
+    hidden, labels = [], []
+    for group in groups_of_like_length([len(view.order) for view in views]):
+        order = _pad_right([views[index].order for index in group], 0, lm.device)
+        targets = _pad_right([views[index].labels for index in group], _IGNORED, lm.device).tokens
+        is_target = targets != _IGNORED  # a row is mostly memory: its logits would cost more than the model
+        hidden.append(lm.top_hidden(states[order.tokens], order.mask)[is_target])
+        labels.append(targets[is_target])
+    return Read(torch.cat(hidden), torch.cat(labels))
+
+
 def packed_loss(lm: SplitLM, rows: Sequence[Row], *, reduction: str = "mean") -> Tensor:
-    """Cross entropy of every title token from `loss_from` on, given the block before it and the memory."""
-    tokens, mask = _pad_right([row.block.tokens for row in rows], 0, lm.device)
-    states = lm.bottom(tokens, (mask >= 0).long())
-    memory = _gather_memory(states, rows)
-    source = torch.cat([states, memory], dim=1)
-    order = _orders(rows, tokens.shape[1], lm.device)
-    is_real = order >= 0
-    index = order.clamp(min=0)
-    hidden = lm.top_hidden(source.gather(1, index[..., None].expand(-1, -1, source.shape[-1])), is_real.long())
-    labels = torch.cat([_next_tokens(rows, tokens), tokens.new_full((len(rows), memory.shape[1]), _IGNORED)], dim=1)
-    labels = labels.gather(1, index).masked_fill(~is_real, _IGNORED)
-    is_target = labels != _IGNORED  # a row is mostly memory: without this its logits would cost more than the model
-    return F.cross_entropy(lm.head(hidden[is_target]).float(), labels[is_target], reduction=reduction)
+    """Cross entropy over the whole vocabulary."""
+    read = read_packed(lm, rows)
+    return F.cross_entropy(lm.head(read.hidden).float(), read.labels, reduction=reduction)
 
 
-def _gather_memory(states: Tensor, rows: Sequence[Row]) -> Tensor:
-    """(B, S, D): the states at the ends of the titles that each row remembers, padded on the right with anything."""
-    longest = max(len(row.memory) for row in rows)
-    places = np.zeros((len(rows), longest, 2), dtype=np.int64)
-    for number, row in enumerate(rows):
-        if row.memory:
-            places[number, : len(row.memory)] = [(other, rows[other].block.ends[title]) for other, title in row.memory]
-    at = torch.from_numpy(places).to(states.device)
-    return states[at[..., 0], at[..., 1]]
+def groups_of_like_length(lengths: Sequence[int]) -> Iterator[NDArray[np.int64]]:
+    """Indices of rows; the longest of a group is at most half as long again as its shortest."""
+    order = np.argsort(lengths, kind="stable")
+    start = 0
+    for stop, row in enumerate(order):
+        if 2 * lengths[row] > 3 * lengths[order[start]]:
+            yield order[start:stop]
+            start = stop
+    yield order[start:]
 
 
-def _orders(rows: Sequence[Row], width: int, device: torch.device) -> Tensor:
-    """(B, T + S) where each column of the top half's input comes from: t for a token, width + s for a memory, or −1."""
-    orders = []
-    for row in rows:
-        cut = row.block.ends[row.boundary]
-        memory = range(width, width + len(row.memory))
-        orders.append([*range(cut), *memory, *range(cut, len(row.block.tokens))])
-    return _pad_right(orders, -1, device).tokens
+def _read(lm: SplitLM, blocks: Sequence[Sequence[int]]) -> Tensor:
+    """(N, D): the layer-L states of all tokens of all blocks, one block after the other."""
+    groups = list(groups_of_like_length([len(block) for block in blocks]))
+    found: dict[int, Tensor] = {}
+    for group in groups:
+        padded = _pad_right([blocks[index] for index in group], 0, lm.device)
+        found |= zip(group.tolist(), lm.bottom(padded.tokens, padded.mask), strict=True)
+    return torch.cat([found[index][: len(block)] for index, block in enumerate(blocks)])
 
 
-def _next_tokens(rows: Sequence[Row], tokens: Tensor) -> Tensor:
-    """(B, T) the label of each token: the one after it, where there is loss."""
-    labels = torch.full_like(tokens, _IGNORED)
-    labels[:, :-1] = tokens[:, 1:]
-    for number, row in enumerate(rows):
-        labels[number, : row.loss_from - 1] = _IGNORED
-        labels[number, len(row.block.tokens) - 1 :] = _IGNORED
-    return labels
+class _View(NamedTuple):
+    """What the top half reads of a row: `order` names states, `labels` the next token wherever there is loss."""
+
+    order: list[int]
+    labels: list[int]
+
+
+def _view(rows: Sequence[Row], index: int, starts: Sequence[int]) -> _View:
+    row = rows[index]
+    tokens, cut = row.block.tokens, row.block.ends[row.boundary]
+    own = range(starts[index], starts[index + 1])
+    memory = [starts[other] + rows[other].block.ends[title] for other, title in row.memory]
+    first = max(0, row.loss_from - 1)
+    labels = [_IGNORED] * first + tokens[first + 1 :] + [_IGNORED]
+    return _View(
+        [*own[:cut], *memory, *own[cut:]],
+        [*labels[:cut], *[_IGNORED] * len(memory), *labels[cut:]],
+    )
 
 
 class _Padded(NamedTuple):
-    tokens: Tensor
-    mask: Tensor  # the tokens, or −1 where there is padding
+    tokens: Tensor  # (B, T) int64
+    mask: Tensor  # (B, T) int64, 1 = real
 
 
 def _pad_right(rows: Sequence[Sequence[int]], value: int, device: torch.device) -> _Padded:
     width = max(map(len, rows))
     tokens = np.full((len(rows), width), value, dtype=np.int64)
-    mask = np.full((len(rows), width), -1, dtype=np.int64)
+    mask = np.zeros((len(rows), width), dtype=np.int64)
     for number, row in enumerate(rows):
         tokens[number, : len(row)] = row
-        mask[number, : len(row)] = 0
+        mask[number, : len(row)] = 1
     return _Padded(torch.from_numpy(tokens).to(device), torch.from_numpy(mask).to(device))
 
 
@@ -116,10 +142,17 @@ class PackedBatches:
     """The rows of any step, reproducibly: epochs are cut and shuffled by seed. No memory before step `memory_from`."""
 
     def __init__(
-        self, windows: Windows, *, num_blocks: int, memory_share: float, seed: int, memory_from: int = 0
+        self,
+        windows: Windows,
+        *,
+        num_blocks: int,
+        memory_share: float,
+        seed: int,
+        memory_from: int = 0,
+        memory_sizes: Sequence[int] = (1, 8, 10_000),
     ) -> None:
         self.windows, self.num_blocks, self.seed = windows, num_blocks, seed
-        self.memory_share, self.memory_from = memory_share, memory_from
+        self.memory_share, self.memory_from, self.memory_sizes = memory_share, memory_from, memory_sizes
         self._epoch, self._first_step = -1, 0
         self._batches: list[list[list[tuple[int, int]]]] = []
 
@@ -163,18 +196,17 @@ class PackedBatches:
         for number, (user, start) in enumerate(chapter):
             stop = min(start + self.windows.recent_length + 1, self.windows.split.histories[user].train_end)
             block = make_block(self.windows, user, start, stop)
-            memory = _subset(earlier[-self.windows.max_memory :], memory_share, rng)
+            memory = self._subset(earlier[-self.windows.max_memory :], memory_share, rng)
             boundary = int(rng.integers(max(1, len(block.ends) - 1)))
             rows.append(Row(block, memory, boundary, loss_from=max(1, len(self.windows.prompt.head))))
             earlier += [(first_row + number, title) for title in range(len(block.ends))]
         return rows
 
-
-def _subset(memory: list[tuple[int, int]], share: float, rng: np.random.Generator) -> list[tuple[int, int]]:
-    if not memory or rng.random() >= share:
-        return []
-    chosen = np.sort(rng.permutation(len(memory))[: int(rng.choice(_SUBSET_SIZES))])
-    return [memory[index] for index in chosen]
+    def _subset(self, memory: list[tuple[int, int]], share: float, rng: np.random.Generator) -> list[tuple[int, int]]:
+        if not memory or rng.random() >= share:
+            return []
+        chosen = np.sort(rng.permutation(len(memory))[: int(rng.choice(self.memory_sizes))])
+        return [memory[index] for index in chosen]
 
 
 def target_rows(windows: Windows, user: int, position: int, first_row: int, *, with_memory: bool) -> list[Row]:

@@ -1,6 +1,6 @@
 """All stages: data set → bundle. Starts at the first unfinished stage; a stage whose inputs changed runs again.
 
-    sft → annotate → train_retriever → build_index
+    sft → annotate → train_retriever → mixture → build_index
 
 Intermediate results live in `OUT.work` and may be deleted once the bundle is there.
 """
@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from training import annotate, build_index, sft, train_retriever
+from training import mixture as mixture_stage
 from training.demo import demo_inputs, write_demo_interactions
+from training.distributed import leave
 from training.inputs import Inputs, load_inputs
 from training.recipes import RECIPES, get_recipe
 from training.stage import run_stage
@@ -31,7 +33,7 @@ def run(
     """Returns what each stage reported. The report of a stage is part of what the next one depends on."""
     recipe = get_recipe(recipe_name)
     dataset, split, fingerprint = inputs
-    backbone, annotations, retriever = work / "sft", work / "annotations", work / "retriever"
+    backbone, annotations, retriever, mixture = (work / name for name in ("sft", "annotations", "retriever", "mixture"))
     common: dict[str, Any] = {"recipe": recipe, "seed": seed}
     tuned = sft.run(
         split,
@@ -41,6 +43,8 @@ def run(
         device=device,
         **common,
     )
+    if not leave():  # only main goes on: what follows is the work of one process
+        return {"sft": tuned}
     annotated = annotate.run(
         split,
         annotations,
@@ -50,9 +54,20 @@ def run(
         **common,
     )
     trained = train_retriever.run(
+        split,
         retriever,
         annotations_dir=annotations,
+        backbone_dir=backbone,
         inputs=train_retriever.stage_key(annotated, recipe, seed),
+        device=device,
+        **common,
+    )
+    mixed = mixture_stage.run(
+        split,
+        mixture,
+        backbone_dir=backbone,
+        inputs=mixture_stage.stage_key(fingerprint, tuned, recipe, seed),
+        device=device,
         **common,
     )
     bundle = build_index.run(
@@ -61,12 +76,13 @@ def run(
         out,
         backbone_dir=backbone,
         retriever_dir=retriever,
+        mixture_dir=mixture,
         recipe=recipe,
-        inputs=build_index.stage_key(dataset, trained, recipe),
+        inputs=build_index.stage_key(dataset, [trained, mixed], recipe),
         provenance={"data": dataset.name, "cut": split.name, "recipe": recipe_name, "model": model, "seed": seed},
         device=device,
     )
-    return {"sft": tuned, "annotate": annotated, "retriever": trained, "bundle": bundle}
+    return {"sft": tuned, "annotate": annotated, "retriever": trained, "mixture": mixed, "bundle": bundle}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,11 +115,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             seed=arguments.seed,
             device=arguments.device,
         )
-        if is_demo:
+        if is_demo and "bundle" in facts:
             write_demo_interactions(inputs, arguments.out)
         return facts
 
-    return run_stage(stage, parser.parse_args(argv))
+    return run_stage(stage, parser.parse_args(argv), is_shared=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@
 
 from dataclasses import dataclass, field
 
+from model_store.manifest import Vocabulary
 from training.loop import Schedule
 from training.stage import StageError
 
@@ -24,19 +25,28 @@ class BackboneShape:
 @dataclass(frozen=True)
 class Recipe:
     shape: BackboneShape = field(default_factory=BackboneShape)
+    vocabulary: Vocabulary = "titles"  # or "items": one token per title
+    dropout: float = 0.0  # of item embeddings, and of what their head reads
+    collaborative_start: bool = True  # item vectors of a model made here start from co-occurrence
+    max_softmax_items: int = 12_000  # above, the loss is over the most popular items and a sample of the others
+    softmax_popular: int = 1000
+    softmax_sampled: int = 2048
     split_layer: int | None = None  # L; None = half of the layers
     recent_length: int = 10  # K
     max_memory: int = 90  # M
     max_title_tokens: int = 24
     num_beams: int = 20
-    top_k: int = 1
+    top_ks: tuple[int, ...] = (1,)  # memories that reach the top half; the best on the valid period is kept
     combine: str = "insert"
 
     sft: Schedule = field(default_factory=lambda: Schedule(max_steps=3000, learning_rate=1e-3))
     sft_batch_blocks: int = 64  # windows of K + 1 titles per step
     sft_valid_targets: int = 200
     memory_share: float = 0.7  # of training windows that see memory; 0 is the paper's generator, which never saw any
+    memory_sizes: tuple[int, ...] = (1, 8, 10_000, 10_000)  # how much of it, drawn by chance; 10,000 is all there is
     memory_from: int = 0  # the step from which they do: reading the window is learned sooner and cheaper without memory
+
+    mixture_targets: int = 2000  # valid targets that say how far to trust item neighbours; 0 asks none
 
     annotate_targets: int = 1500
     valid_targets: int = 400
@@ -73,6 +83,18 @@ RECIPES: dict[str, Recipe] = {
         sft=Schedule(max_steps=3500, learning_rate=2e-3, evaluate_every=500, patience=3),
         sft_batch_blocks=32,
         memory_from=1000,
+    ),
+    "cpu-small-items": Recipe(
+        shape=BackboneShape(hidden_size=128, num_layers=4, num_heads=4, vocab_size=8000),
+        vocabulary="items",
+        dropout=0.3,
+        split_layer=1,
+        sft=Schedule(max_steps=3000, learning_rate=2e-3, warmup_steps=100, evaluate_every=500, patience=3),
+        sft_batch_blocks=96,
+        sft_valid_targets=1000,
+        memory_from=1500,
+        memory_sizes=(4, 16, 16),
+        top_ks=(1, 4, 16),
     ),
     "lora": Recipe(
         sft=Schedule(max_steps=5000, learning_rate=1e-4, warmup_steps=20, evaluate_every=250, patience=5),

@@ -6,16 +6,17 @@ and trained whole; with it, the checkpoint gets LoRA adapters, merged at the end
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from model_store.prompt import Prompt
+from model_store.prompt import ItemPrompt, Prompt
 from model_store.split_lm import SplitLM
+from model_store.vocabulary import ItemVocabulary
 from training.backbone import (
     checkpoint_identity,
     new_model,
@@ -25,13 +26,15 @@ from training.backbone import (
     save_backbone,
     split_layer,
 )
-from training.data.splits import Split, sample_targets
+from training.collaborative import collaborative_vectors
+from training.data.splits import Split
+from training.distributed import is_main, on_main, wait_for_main
 from training.inputs import load_inputs
+from training.item_tokens import learn_items, piece_tokenizer, start_from
 from training.loop import Progress, fit
-from training.packing import PackedBatches, packed_loss, target_rows
+from training.objectives import training_loss, validation
 from training.recipes import Recipe, get_recipe
 from training.stage import (
-    autocast,
     begin,
     digest,
     finish,
@@ -44,14 +47,12 @@ from training.stage import (
 )
 from training.windows import Windows
 
-_VALID_BATCH = 16
-
 
 class Tuned(NamedTuple):
     """A model in training. `adapted` carries the adapters of a checkpoint; it is None for a model trained whole."""
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    prompt: Prompt
     adapted: Any
 
     def whole(self) -> PreTrainedModel:
@@ -60,46 +61,41 @@ class Tuned(NamedTuple):
         return merged
 
 
-def make_model(split: Split, recipe: Recipe, model_name: str | None, device: torch.device) -> Tuned:
+def make_model(split: Split, recipe: Recipe, model_name: str | None, device: torch.device, *, seed: int = 0) -> Tuned:
     if model_name is None:
-        tokenizer = new_tokenizer(split.titles, split.popularity.tolist(), recipe.shape.vocab_size)
-        return Tuned(_on(new_model(recipe.shape, len(tokenizer)), device), tokenizer, None)
+        tokenizer = _tokenizer(split, recipe)
+        model, adapted = new_model(recipe.shape, len(tokenizer)), None
+    else:
+        model, tokenizer, adapted = _adapted(model_name, recipe, device)
+    spec = prompt_spec(recipe, is_pretrained=model_name is not None)
+    prompt = Prompt(tokenizer, spec) if recipe.vocabulary == "titles" else None
+    if prompt is None:
+        vocabulary = ItemVocabulary(list(dict.fromkeys(split.titles)), tokenizer)
+        learn_items(model, vocabulary, dropout=recipe.dropout, train_text=model_name is None)
+        if recipe.collaborative_start and model_name is None:
+            vectors = collaborative_vectors(split, model.config.hidden_size, seed=seed)
+            start_from(model, vectors, [vocabulary.token(title) for title in split.titles])
+        prompt = ItemPrompt(vocabulary, spec)
+    placed: Any = model
+    return Tuned(placed.to(device), prompt, adapted)
+
+
+def _tokenizer(split: Split, recipe: Recipe) -> PreTrainedTokenizerBase:
+    if recipe.vocabulary == "items":
+        return piece_tokenizer(split.titles, recipe.shape.vocab_size)
+    return new_tokenizer(split.titles, split.popularity.tolist(), recipe.shape.vocab_size)
+
+
+def _adapted(
+    model_name: str, recipe: Recipe, device: torch.device
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Any]:
     from peft import LoraConfig, get_peft_model  # two seconds of import, only paid here
 
-    model, its_tokenizer = pretrained(model_name, device)
+    model, tokenizer = pretrained(model_name, device)
     config = LoraConfig(r=recipe.lora_rank, lora_alpha=2 * recipe.lora_rank, lora_dropout=0.05, task_type="CAUSAL_LM")
     adapted = get_peft_model(model, config)  # target modules (q and v) come from peft's table of architectures
-    return Tuned(_on(adapted.get_base_model(), device), its_tokenizer, adapted)
-
-
-def _on(model: Any, device: torch.device) -> PreTrainedModel:
-    placed: PreTrainedModel = model.to(device)
-    return placed
-
-
-def validation(lm: SplitLM, windows: Windows, recipe: Recipe, seed: int) -> Callable[[], float]:
-    """Mean negative log-probability, in nats, of a whole true title over sampled valid targets.
-
-    With a memory-aware recipe, the mean of the cases without memory and with all of it.
-    """
-    targets = sample_targets(windows.split.valid, recipe.sft_valid_targets, seed)
-    cases = (False, True) if recipe.memory_share else (False,)
-
-    @torch.inference_mode()
-    def validate() -> float:
-        lm.model.eval()
-        total = 0.0
-        for with_memory in cases:
-            for start in range(0, len(targets), _VALID_BATCH):
-                rows: list[Any] = []
-                for target in targets[start : start + _VALID_BATCH]:
-                    rows += target_rows(windows, target.user, target.position, len(rows), with_memory=with_memory)
-                with autocast(lm.device):
-                    total += float(packed_loss(lm, rows, reduction="sum"))
-        lm.model.train()
-        return total / len(targets) / len(cases)
-
-    return validate
+    base: Any = adapted.get_base_model()
+    return base, tokenizer, adapted
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -108,10 +104,13 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def stage_key(fingerprint: str, recipe: Recipe, model_name: str | None, seed: int) -> str:
     """What the backbone depends on."""
-    training = [recipe.sft, recipe.sft_batch_blocks, recipe.sft_valid_targets, recipe.memory_share, recipe.memory_from]
+    memory = [recipe.memory_share, recipe.memory_from, recipe.memory_sizes]
+    training = [recipe.sft, recipe.sft_batch_blocks, recipe.sft_valid_targets, memory]
     source = [recipe.lora_rank, checkpoint_identity(model_name)] if model_name else recipe.shape
     prompts = [prompt_spec(recipe, is_pretrained=model_name is not None), recipe.max_memory]
-    return digest([fingerprint, source, recipe.split_layer, training, prompts, seed])
+    tokens = [recipe.vocabulary, recipe.dropout, recipe.max_softmax_items, recipe.softmax_popular]
+    tokens += [recipe.softmax_sampled, recipe.collaborative_start]
+    return digest([fingerprint, source, recipe.split_layer, training, prompts, tokens, seed])
 
 
 def run(
@@ -125,42 +124,41 @@ def run(
     device: str = "auto",
 ) -> dict[str, Any]:
     """Returns the certificate; does nothing when the stage is done already."""
-    if is_done(out, inputs):
+    if on_main(lambda: is_done(out, inputs)):
         return read_certificate(out)
-    begin(out)
+    if is_main():
+        begin(out)
     seed_everything(seed)
     where = pick_device(device)
-    tuned = make_model(split, recipe, model_name, where)
-    prompt = Prompt(tuned.tokenizer, prompt_spec(recipe, is_pretrained=model_name is not None))
-    windows = Windows(split, prompt, recipe.max_memory)
+    tuned = make_model(split, recipe, model_name, where, seed=seed)
+    windows = Windows(split, tuned.prompt, recipe.max_memory)
     lm = SplitLM(tuned.model, split_layer(recipe, tuned.model))
     state = _fit(lm, tuned, windows, recipe, seed=seed, checkpoints=out / f"checkpoints-{inputs}")
+    if is_main():
+        _save(out, tuned, lm.split_layer, state, recipe=recipe, inputs=inputs, model_name=model_name)
+    wait_for_main()
+    return read_certificate(out)
+
+
+def _save(
+    out: Path, tuned: Tuned, split_at: int, state: Progress, *, recipe: Recipe, inputs: str, model_name: str | None
+) -> None:
     spec = save_backbone(
         out,
         tuned.whole(),
-        tuned.tokenizer,
+        tuned.prompt.tokenizer,
         base_model=_base_model(recipe, model_name),
         adapter=", ".join(_adapters(recipe, model_name)) or None,
-        split_layer=lm.split_layer,
+        split_layer=split_at,
     )
-    report = {"steps": state.step, "best_step": state.best_step, "valid_title_nats": round(state.best_loss, 4)}
-    return finish(out, inputs, {"backbone": spec.model_dump(), "prompt": prompt.spec.model_dump(), **report})
+    report = {"steps": state.step, "best_step": state.best_step, "valid_loss": round(state.best_loss, 4)}
+    facts = {"backbone": spec.model_dump(), "prompt": tuned.prompt.spec.model_dump(), "vocabulary": recipe.vocabulary}
+    finish(out, inputs, {**facts, **report})
 
 
 def _fit(lm: SplitLM, tuned: Tuned, windows: Windows, recipe: Recipe, *, seed: int, checkpoints: Path) -> Progress:
-    batches = PackedBatches(
-        windows,
-        num_blocks=recipe.sft_batch_blocks,
-        memory_share=recipe.memory_share,
-        memory_from=recipe.memory_from,
-        seed=seed,
-    )
-
-    def loss_at(step: int) -> Tensor:
-        with autocast(lm.device):
-            return packed_loss(lm, batches(step))
-
     lm.model.train()
+    loss_at = training_loss(lm, windows, recipe, seed)
     validate = validation(lm, windows, recipe, seed)
     return fit(trainable(tuned.model), loss_at, validate, recipe.sft, checkpoints=checkpoints, label="sft")
 
@@ -194,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             device=arguments.device,
         )
 
-    return run_stage(stage, parser.parse_args(argv))
+    return run_stage(stage, parser.parse_args(argv), is_shared=True)
 
 
 if __name__ == "__main__":

@@ -19,12 +19,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from model_store.errors import ModelStoreError
 from training.data.dataset import DataError
+from training.distributed import is_launched, is_main, joined
 
 CERTIFICATE = "stage.json"
+_MIN_BF16_WIDTH = 128  # below it casting costs as much as it saves: a step of the demo's model (64) takes longer
 
 
 class StageError(Exception):
@@ -92,9 +96,35 @@ def pick_device(name: str = "auto") -> torch.device:
         raise StageError(f"--device {name}: not usable here ({str(error).splitlines()[0]})") from error
 
 
-def autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """bf16 where it pays: on a GPU. On CPU the small models trained there are bound by overhead, not by matrix rate."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if device.type == "cuda" else nullcontext()
+def autocast(device: torch.device, width: int) -> AbstractContextManager[Any]:
+    """bf16 where it pays: on a GPU, and on a CPU with bf16 instructions for models of some `width` (hidden size)."""
+    if device.type == "cuda":
+        return torch.autocast("cuda", dtype=torch.bfloat16)
+    return _autocast_cpu() if width >= _MIN_BF16_WIDTH and has_bf16_instructions() else nullcontext()
+
+
+def has_bf16_instructions() -> bool:
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
+
+
+@contextmanager
+def _autocast_cpu() -> Iterator[None]:
+    with torch.autocast("cpu", dtype=torch.bfloat16), _Float32Attention():
+        yield
+
+
+class _Float32Attention(TorchFunctionMode):
+    """Attention as without autocast: torch's bf16 kernel on CPU goes back four times slower than its fp32 one."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        if func is not functional.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        with torch.autocast("cpu", enabled=False):
+            found = func(*(each.float() for each in args[:3]), *args[3:], **(kwargs or {}))
+        return found.to(args[0].dtype)
 
 
 def seed_everything(seed: int) -> None:
@@ -104,25 +134,34 @@ def seed_everything(seed: int) -> None:
 
 
 def progress(iterable: Any = None, **options: Any) -> tqdm:
-    """A bar on stderr; on a file or a pipe it speaks every ten seconds only."""
-    return tqdm(iterable, mininterval=0.5 if sys.stderr.isatty() else 10, **options)
+    """A bar on stderr, of the main process; on a file or a pipe it speaks every ten seconds only."""
+    return tqdm(iterable, mininterval=0.5 if sys.stderr.isatty() else 10, disable=not is_main(), **options)
 
 
-def run_stage(main: Callable[[argparse.Namespace], dict[str, Any]], arguments: argparse.Namespace) -> int:
-    """Run, print one line of JSON, turn errors a user can mend into one line. Returns the exit status."""
+def run_stage(
+    main: Callable[[argparse.Namespace], dict[str, Any]], arguments: argparse.Namespace, *, is_shared: bool = False
+) -> int:
+    """Run, print one line of JSON, turn errors a user can mend into one line. Returns the exit status.
+
+    `is_shared`: the stage knows how to share its work among the processes that torchrun started.
+    """
     started = time.monotonic()
     # Large pages for torch's buffers, asked for before the first. The logits of a step are fresh memory; faulting it in
     # by 4 KiB pages costs more than computing them (a head of 12,000 words, forward and backward: 2.4 times faster).
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
-        facts = main(arguments)
+        if is_launched() and not is_shared:
+            raise StageError("this stage is the work of one process; start it without torchrun")
+        with joined() as is_first:
+            facts = main(arguments)
     except (StageError, DataError, ModelStoreError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Interrupted; run the same command again to go on from here.", file=sys.stderr)
         return 130
-    print(json.dumps({**facts, "seconds": round(time.monotonic() - started, 1)}, default=_plain))
+    if is_first:
+        print(json.dumps({**facts, "seconds": round(time.monotonic() - started, 1)}, default=_plain))
     return 0
 
 

@@ -1,8 +1,8 @@
 """Stage 3: teach the retriever to find what the language model said would help (AutoMR, arXiv 2412.17593, eq. 6).
 
 In: annotations and the states of memories. Out: `retriever.safetensors`. The loss is KL(S′ ‖ S) with S′ the softmax of
-the gains over a temperature, the null slot at gain zero. The temperature is the one whose retriever gains most on the
-valid period, counted as the log-probability that the chosen memories add one by one.
+the gains over a temperature, the null slot at gain zero. Temperature and number of memories are those that gain most on
+the valid period, counted as the log-probability that the chosen memories add together.
 """
 
 import argparse
@@ -19,6 +19,10 @@ from torch import Tensor
 
 from model_store.retriever import Retriever, choose
 from training.annotate import Annotated, Annotation, read_annotated
+from training.backbone import Backbone, open_backbone
+from training.data.splits import Split, Target
+from training.inputs import load_inputs
+from training.joint import joint_gains
 from training.loop import fit
 from training.recipes import Recipe, get_recipe
 from training.stage import (
@@ -26,6 +30,7 @@ from training.stage import (
     digest,
     finish,
     is_done,
+    pick_device,
     read_certificate,
     run_stage,
     seed_everything,
@@ -33,8 +38,10 @@ from training.stage import (
     whole_file,
 )
 from training.states import States
+from training.windows import Windows
 
 RETRIEVER_FILE = "retriever.safetensors"
+_JUDGE_BATCH = 64
 _ALWAYS = 1e4  # a null logit that no memory beats
 
 
@@ -136,7 +143,7 @@ def train(annotated: Annotated, recipe: Recipe, *, temperature: float, seed: int
     state = fit(parameters, loss_at, validate, recipe.retriever, checkpoints=checkpoints, label=label)
     retriever.eval()
     facts = {"valid_kl": state.best_loss, "uniform_kl": uniform_kl(valid), "label_entropy": entropy(valid)}
-    return Training(retriever, judge(retriever, valid, recipe.top_k), facts)
+    return Training(retriever, judge(retriever, valid), facts)
 
 
 def uniform_kl(batch: Batch) -> float:
@@ -154,10 +161,36 @@ def entropy(batch: Batch) -> float:
 def stage_key(upstream: dict[str, Any], recipe: Recipe, seed: int) -> str:
     """Changes with everything that changes the retriever. `upstream` is the certificate of the annotations."""
     network = [recipe.retriever, recipe.retriever_batch, recipe.retriever_width]
-    return digest([upstream, *network, recipe.gain_form, recipe.label_temperatures, recipe.top_k, seed])
+    return digest([upstream, *network, recipe.gain_form, recipe.label_temperatures, recipe.top_ks, seed])
 
 
-def run(out: Path, *, annotations_dir: Path, recipe: Recipe, inputs: str, seed: int = 0) -> dict[str, Any]:
+@torch.inference_mode()
+def valid_gain(
+    retriever: Retriever, annotated: Annotated, backbone: Backbone, windows: Windows, *, top_k: int, placement: str
+) -> float:
+    """Nats per title that the chosen memories add together, mean over the valid annotations."""
+    total = 0.0
+    for start in range(0, len(annotated.valid), _JUDGE_BATCH):
+        part = annotated.valid[start : start + _JUDGE_BATCH]
+        batch = collate(part, annotated.states, "log_gain", temperature=1.0)
+        choice = choose(retriever(batch.query, batch.memory, batch.mask), top_k)
+        shown = [places[kept == 1].tolist() for places, kept in zip(choice.indices, choice.mask, strict=True)]
+        examples = [windows.example(Target(each.user, each.position)) for each in part]
+        total += sum(joint_gains(backbone.lm, examples, part, shown, annotated.states, placement=placement))
+    return total / len(annotated.valid)
+
+
+def run(
+    split: Split,
+    out: Path,
+    *,
+    annotations_dir: Path,
+    backbone_dir: Path,
+    recipe: Recipe,
+    inputs: str,
+    seed: int = 0,
+    device: str = "auto",
+) -> dict[str, Any]:
     """Returns the certificate; does nothing when the stage is done already."""
     if is_done(out, inputs):
         return read_certificate(out)
@@ -175,17 +208,29 @@ def run(out: Path, *, annotations_dir: Path, recipe: Recipe, inputs: str, seed: 
         )
         for temperature in recipe.label_temperatures
     }
-    temperature, best = max(trained.items(), key=lambda pair: pair[1].quality.gain)
+    backbone = open_backbone(backbone_dir, pick_device(device))
+    windows = Windows(split, backbone.prompt, recipe.max_memory)
+    gains = {
+        (temperature, top_k): valid_gain(
+            each.retriever, annotated, backbone, windows, top_k=top_k, placement=recipe.combine
+        )
+        for temperature, each in trained.items()
+        for top_k in recipe.top_ks
+    }
+    temperature, top_k = max(gains, key=lambda pair: gains[pair])
+    best = trained[temperature]
     _save(best.retriever, out)
     facts = {
         "width": recipe.retriever_width,
         "temperature": temperature,
+        "top_k": top_k,
         "train_targets": len(annotated.train),
-        "valid_gain_nats": round(best.quality.gain, 4),
+        "valid_gain_nats": round(gains[temperature, top_k], 4),
         "oracle_gain_nats": round(best.quality.oracle_gain, 4),
-        "captured": round(best.quality.captured, 4),
+        "captured": round(gains[temperature, top_k] / max(best.quality.oracle_gain, 1e-9), 4),
         "precision@1": round(best.quality.precision_at_1, 4),
         "abstains": round(best.quality.abstains, 4),
+        "tried": [{"temperature": each[0], "top_k": each[1], "gain": round(gain, 4)} for each, gain in gains.items()],
         **{name: round(value, 4) for name, value in best.facts.items()},
     }
     return finish(out, inputs, facts)
@@ -198,7 +243,7 @@ def _untrained(out: Path, inputs: str, hidden_size: int, recipe: Recipe) -> dict
         retriever.null.weight.zero_()
         retriever.null.bias.fill_(_ALWAYS)
     _save(retriever, out)
-    return finish(out, inputs, {"width": recipe.retriever_width, "train_targets": 0, "abstains": 1.0})
+    return finish(out, inputs, {"width": recipe.retriever_width, "top_k": 1, "train_targets": 0, "abstains": 1.0})
 
 
 def _save(retriever: Retriever, out: Path) -> None:
@@ -207,13 +252,20 @@ def _save(retriever: Retriever, out: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = stage_parser(__doc__ or "", needs=["annotations"])
+    parser = stage_parser(__doc__ or "", needs=["backbone", "annotations"])
 
     def stage(arguments: argparse.Namespace) -> dict[str, Any]:
         recipe = get_recipe(arguments.recipe)
         inputs = stage_key(read_certificate(arguments.annotations), recipe, arguments.seed)
         return run(
-            arguments.out, annotations_dir=arguments.annotations, recipe=recipe, inputs=inputs, seed=arguments.seed
+            load_inputs(arguments.data, arguments.cut).split,
+            arguments.out,
+            annotations_dir=arguments.annotations,
+            backbone_dir=arguments.backbone,
+            recipe=recipe,
+            inputs=inputs,
+            seed=arguments.seed,
+            device=arguments.device,
         )
 
     return run_stage(stage, parser.parse_args(argv))

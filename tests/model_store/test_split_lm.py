@@ -7,9 +7,9 @@ import torch
 import transformers
 from torch import Tensor
 
-from model_store.bundle import load_lm
+from model_store.checkpoint import load_lm
 from model_store.errors import UnsupportedBackbone
-from model_store.manifest import BackboneSpec
+from model_store.manifest import BackboneSpec, PromptSpec
 from model_store.split_lm import SplitLM, pad_left, positions_of
 from tests.conftest import ARCHITECTURES, make_model, make_tokenizer
 
@@ -78,8 +78,8 @@ def test_padding_changes_nothing(checkpoint: Path) -> None:
 def test_load_lm_gives_the_whole_model_in_two_halves(checkpoint: Path) -> None:
     make_tokenizer(["Red Moon"]).save_pretrained(checkpoint)
     spec = BackboneSpec(base_model="x", weights_sha256="x", split_layer=2, num_layers=4, hidden_size=32)
-    lm, tokenizer = load_lm(checkpoint, spec)
-    assert tokenizer.bos_token == "<s>", "load_lm lost the tokenizer's special tokens"
+    lm, prompt = load_lm(checkpoint, spec, PromptSpec())
+    assert prompt.tokenizer.bos_token == "<s>", "load_lm lost the tokenizer's special tokens"
     assert differ(split_logits(lm, [ROWS[0]])[0], whole_logits(load(checkpoint), ROWS[0])) < 1e-5
     assert lm.hidden_size == 32 and lm.dtype == torch.float32
     assert not any(parameter.requires_grad for parameter in lm.model.parameters()), "a served model wants gradients"

@@ -7,11 +7,16 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_store.trie import Allowed, Node, Trie
+from model_store.trie import Allowed, Edge, Node, Trie
 
 END = 0
 titles = st.lists(st.integers(1, 3), max_size=5).map(lambda tokens: (*tokens, END))
 catalogues = st.lists(titles, max_size=25)
+
+
+def edges_of(trie: Trie, node: Node, allowed: Allowed | None = None) -> list[Edge]:
+    children = trie.children(node)
+    return [trie.edge(children, int(place), node.depth) for place in (allowed or trie.allow()).among(children)]
 
 
 def leaves(trie: Trie, allowed: Allowed) -> Iterator[tuple[tuple[int, ...], Node]]:
@@ -19,12 +24,11 @@ def leaves(trie: Trie, allowed: Allowed) -> Iterator[tuple[tuple[int, ...], Node
     stack: list[tuple[tuple[int, ...], Node]] = [((), trie.root)]
     while stack:
         tokens, node = stack.pop()
-        edges = [edge for edge in trie.edges(node) if allowed.any(edge.child)]
-        for edge in edges:
+        for edge in edges_of(trie, node, allowed):
             path = (*tokens, *edge.tokens)
             assert edge.child.depth == len(path), "a node's depth is not the number of tokens before it"
             if edge.is_leaf:
-                assert trie.edges(edge.child) == (), "a leaf has children"
+                assert edges_of(trie, edge.child) == [], "a leaf has children"
                 yield path, edge.child
             else:
                 stack.append((path, edge.child))
@@ -56,10 +60,10 @@ def test_forced_tokens_are_taken_in_one_step(sequences: list[tuple[int, ...]]) -
     trie = Trie(sequences)
     stack = [trie.root]
     while stack:
-        edges = trie.edges(stack.pop())
+        edges = edges_of(trie, stack.pop())
         assert len({edge.tokens[0] for edge in edges}) == len(edges), "two edges of a node start with the same token"
         for edge in edges:
-            num_children = len(trie.edges(edge.child))
+            num_children = len(edges_of(trie, edge.child))
             assert num_children == 0 if edge.is_leaf else num_children > 1, "a forced token was left for the next step"
             stack.append(edge.child)
 
@@ -67,17 +71,17 @@ def test_forced_tokens_are_taken_in_one_step(sequences: list[tuple[int, ...]]) -
 def test_a_title_that_begins_another_one_is_found() -> None:
     trie = Trie([(1, END), (1, 2, END), (1, 2, 3, END)])
     assert {path for path, _ in leaves(trie, trie.allow())} == {(1, END), (1, 2, END), (1, 2, 3, END)}
-    (edge,) = trie.edges(trie.root)
+    (edge,) = edges_of(trie, trie.root)
     assert edge.tokens == (1,) and not edge.is_leaf, "the shared beginning is one forced run"
 
 
 def test_no_catalogue_has_no_edges() -> None:
     trie = Trie([])
-    assert trie.edges(trie.root) == () and not trie.allow().any(trie.root)
+    assert edges_of(trie, trie.root) == []
 
 
 def test_a_branch_without_allowed_items_is_dead() -> None:
     trie = Trie([(1, END), (2, END)])
     allowed = trie.allow(np.array([False, True]))
-    assert [allowed.any(edge.child) for edge in trie.edges(trie.root)] == [False, True]
+    assert [edge.tokens for edge in edges_of(trie, trie.root, allowed)] == [(2, END)]
     assert allowed.rows(trie.root).tolist() == [1]

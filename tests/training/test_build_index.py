@@ -54,7 +54,7 @@ def test_vectors_stand_in_the_order_of_the_items() -> None:
     lm, prompt = small_lm(), small_windows().prompt
     spec = BackboneSpec(base_model="random", weights_sha256="", split_layer=2, num_layers=4, hidden_size=lm.hidden_size)
     items = catalogue_items(SHOP, time_split(SHOP))
-    vectors = embed_items(Backbone(spec, lm, prompt), items)
+    vectors = embed_items(Backbone(spec, "titles", lm, prompt), items)
     expected = np.concatenate([embed(lm, [prompt.tokens([item.title])]) for item in items])
     np.testing.assert_allclose(vectors, expected, rtol=1e-3, atol=1e-3)
 

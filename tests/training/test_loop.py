@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -65,6 +66,44 @@ def test_interrupted_and_resumed_is_uninterrupted(
     state = resumed.fit(tmp_path)
     assert resumed.steps[0] == stop_before // 4 * 4, "resumes at the last evaluation, not before"
     assert (state, resumed.weights().tolist()) == (uninterrupted[0], uninterrupted[1].tolist())
+
+
+class Halves(Problem):
+    """The same regression in batches of 8: two of them are one batch of 16. No dropout, whose masks would differ."""
+
+    def __init__(self, stop_before: int | None = None, num_parts: int = 2) -> None:
+        super().__init__(stop_before)
+        self.net[2] = nn.Identity()
+        self.num_parts = num_parts
+
+    def loss_at(self, batch: int) -> Tensor:
+        if batch == self.stop_before:
+            raise KeyboardInterrupt
+        self.steps.append(batch)
+        step, part = divmod(batch, self.num_parts)
+        inputs = torch.randn(16, 4, generator=torch.Generator().manual_seed(step)).chunk(self.num_parts)[part]
+        return F.mse_loss(self.net(inputs), inputs.sum(dim=1, keepdim=True))
+
+
+def test_two_halves_are_one_batch(tmp_path: Path) -> None:
+    whole, halves = Halves(num_parts=1), Halves()
+    expected = whole.fit(tmp_path / "whole")
+    state = halves.fit(tmp_path / "halves", replace(SCHEDULE, accumulate=2))
+    assert halves.steps == list(range(2 * SCHEDULE.max_steps)), "a step takes the next two batches"
+    assert state.best_loss == pytest.approx(expected.best_loss, abs=1e-5)
+    assert torch.allclose(halves.weights(), whole.weights(), atol=1e-5)
+
+
+@pytest.mark.parametrize("stop_before", [17, 24])
+def test_a_run_interrupted_within_a_step_resumes_at_a_step(stop_before: int, tmp_path: Path) -> None:
+    schedule = replace(SCHEDULE, accumulate=2)
+    whole, resumed = Halves(), Halves()
+    whole.fit(tmp_path / "whole", schedule)
+    with pytest.raises(KeyboardInterrupt):
+        Halves(stop_before).fit(tmp_path / "cut", schedule)
+    resumed.fit(tmp_path / "cut", schedule)
+    assert resumed.steps[0] == stop_before // 8 * 8, "four steps of two batches lie between evaluations"
+    assert torch.equal(resumed.weights(), whole.weights())
 
 
 def test_a_finished_run_does_no_step_again(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""Rows differ in the memory alone, show what is allowed alone, and say the same again."""
+"""Rows show what is allowed alone, say the same again, and see the memory they are named after."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,17 +13,32 @@ from model_store.bundle import Bundle
 from model_store.inference import recommend
 from model_store.manifest import RetrieverSpec
 from tests.conftest import write_bundle
-from tests.training.small import shop
-from training.data.splits import Target, time_split
-from training.evaluate import make_contest
+from tests.training.contests import DATASET, LONG, RECIPE, SPLIT, TARGETS, shorten_summariser, small_contest
+from training import pipeline, recipes
+from training.baselines import fit_baseline
+from training.contest import NUM_RESULTS, Contest, make_contest
+from training.data.splits import Target
 from training.inputs import Inputs, fingerprint
-from training.rows import NUM_RESULTS, ROWS, Contest, predict
+from training.rows import ROWS, predict, rows_of
+from training.stage import StageError
 
-DATASET = shop()
-SPLIT = time_split(DATASET)
-SHORT, LONG = Target(0, 2), Target(0, 25)  # two events make no memory where K = 3
-TARGETS = [SHORT, LONG, *SPLIT.test[:6]]
+TRAINED = ("trsr", "full_history")
 Compete = Callable[..., Contest]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    """SASRec has its own tests, and takes a minute on any data: item-kNN stands in."""
+
+    def fit(name: str, *arguments: Any) -> Any:
+        return fit_baseline("item_knn", *arguments)
+
+    with pytest.MonkeyPatch.context() as patched:
+        shorten_summariser(patched)
+        patched.setattr("training.rows.fit_baseline", fit)
+        patched.setitem(recipes.RECIPES, "rows", RECIPE)
+        patched.setitem(recipes.RECIPES, "rows-items", replace(RECIPE, vocabulary="items"))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +52,9 @@ def bundle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def compete(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Compete:
     cache = tmp_path_factory.mktemp("cache")
-    inputs = Inputs(DATASET, SPLIT, fingerprint(SPLIT))
     bundle = Bundle.open(bundle_dir)
     torch.nn.init.constant_(bundle.retriever.null.bias, -1e4)  # never abstains, or rows would not differ
-    return lambda **options: make_contest(bundle, inputs, TARGETS, cache, **options)
+    return lambda **options: small_contest(bundle, cache, **options)
 
 
 def seen(target: Target) -> set[int]:
@@ -88,7 +103,7 @@ def choices(contest: Contest, row: str, seed: int = 0) -> list[tuple[int, ...]]:
         return answers  # type: ignore[return-value]
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("training.rows.recommend", spy)
+        patched.setattr("training.contest.recommend", spy)
         predict(contest, row, seed)
     return seen
 
@@ -135,3 +150,38 @@ def test_the_oracle_gains_at_least_what_the_retriever_does(compete: Compete) -> 
 
     assert mean_gain("oracle") >= max(mean_gain("automr"), mean_gain("random"), mean_gain("bigrec"))
     assert mean_gain("oracle") > 0, "no memory helps at all: the test tests nothing"
+
+
+@pytest.mark.parametrize("row", ["rella_replace", "rella_extend", *TRAINED])
+def test_rows_of_other_prompts_see_no_memory(row: str, compete: Compete) -> None:
+    assert choices(compete(), row) == [()] * len(TARGETS)
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row != "random"])
+def test_a_target_alone_gets_the_list_it_gets_among_others(row: str, compete: Compete) -> None:
+    contest = compete()
+    lists = predict(contest, row, 0)
+    for place in (0, 1, 4):
+        alone = replace(contest, targets=[TARGETS[place]], examples=[contest.examples[place]])
+        assert predict(alone, row, 0) == [lists[place]]
+
+
+@pytest.mark.parametrize("row", TRAINED)
+def test_without_its_recipe_a_bundle_cannot_have_trained_rows(row: str, bundle: Bundle, tmp_path: Path) -> None:
+    assert row not in rows_of(bundle)
+    contest = make_contest(bundle, Inputs(DATASET, SPLIT, fingerprint(SPLIT)), TARGETS, tmp_path)
+    with pytest.raises(StageError, match="does not say by which recipe"):
+        predict(contest, row, 0)
+
+
+@pytest.mark.parametrize("recipe", ["rows", "rows-items"])
+def test_a_bundle_of_the_pipeline_has_every_row(recipe: str, tmp_path: Path) -> None:
+    inputs = Inputs(DATASET, SPLIT, fingerprint(SPLIT))
+    out = tmp_path / "bundle"
+    pipeline.run(inputs, out, recipe_name=recipe, work=tmp_path / "work", device="cpu")
+    bundle = Bundle.open(out)
+    assert {*ROWS} - {*rows_of(bundle)} == {"automr"}, "its top half was tuned to read memory"
+    contest = make_contest(bundle, inputs, TARGETS, tmp_path / "cache", device="cpu")
+    for row in rows_of(bundle):
+        lists = predict(contest, row, 0)
+        assert [len(set(ranked)) for ranked in lists] == [NUM_RESULTS] * len(TARGETS), row

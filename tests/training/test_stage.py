@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 
 from model_store.errors import BundleNotFound
+from training import stage
 from training.data.dataset import DataError
 from training.stage import (
     CERTIFICATE,
     StageError,
+    autocast,
     begin,
     digest,
     finish,
@@ -76,6 +79,30 @@ def test_devices() -> None:
         pick_device("quantum")
 
 
+@pytest.mark.parametrize(
+    ("width", "has_bf16", "expected"),
+    [(128, True, torch.bfloat16), (64, True, torch.float32), (512, False, torch.float32)],
+)
+def test_a_cpu_trains_in_bf16_where_that_pays(
+    width: int, has_bf16: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "has_bf16_instructions", lambda: has_bf16)
+    layer = torch.nn.Linear(width, 8)
+    with autocast(torch.device("cpu"), width):
+        assert layer(torch.ones(2, width)).dtype == expected
+    assert layer(torch.ones(2, width)).dtype == torch.float32, "what comes after must not change"
+
+
+def test_attention_keeps_its_precision_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "has_bf16_instructions", lambda: True)
+    query, key, value = torch.randn(3, 2, 4, 10, 8, generator=torch.Generator().manual_seed(0)).unbind()
+    mask = torch.ones(10, 10, dtype=torch.bool).tril()
+    exact = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    with autocast(torch.device("cpu"), 512):
+        found = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    assert torch.equal(found, exact)
+
+
 def run(main: Any) -> int:
     return run_stage(main, argparse.Namespace())
 
@@ -105,6 +132,14 @@ def test_an_interrupt_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> N
 
     assert run(main) == 130
     assert "run the same command again" in capsys.readouterr().err
+
+
+def test_a_stage_of_one_process_refuses_torchrun(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "as torchrun sets it")
+    assert run(lambda _: {}) == 2, "two processes would write the same files"
+    assert "without torchrun" in capsys.readouterr().err
 
 
 def test_a_bug_is_not_hidden() -> None:

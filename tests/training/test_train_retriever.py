@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
+from model_store.manifest import BackboneSpec
 from model_store.retriever import Retriever, choose
-from tests.training.small import TINY
+from tests.training.small import TINY, diary, small_lm, small_windows
 from training import train_retriever
 from training.annotate import Annotated, Annotation
+from training.backbone import Backbone
 from training.loop import Schedule
 from training.recipes import Recipe
 from training.stage import StageError
@@ -215,13 +217,24 @@ def test_equal_seeds_train_equal_retrievers(tmp_path: Path) -> None:
 
 
 def run_on(data: Annotated, out: Path, monkeypatch: pytest.MonkeyPatch, recipe: Recipe = TINY) -> dict[str, object]:
+    """The annotations are made up, so what several memories gain together is too: with two, twice the nats of one."""
+    windows = small_windows()
+    backbone = Backbone(spec_of(), "titles", small_lm(), windows.prompt)
     monkeypatch.setattr(train_retriever, "read_annotated", lambda directory: data)
-    return run(out, annotations_dir=out, recipe=recipe, inputs=stage_key({"labels": "a"}, recipe, 0))
+    monkeypatch.setattr(train_retriever, "open_backbone", lambda directory, device: backbone)
+    monkeypatch.setattr(train_retriever, "valid_gain", lambda *_, top_k, placement: 0.5 * top_k)
+    key = stage_key({"labels": "a"}, recipe, 0)
+    return run(diary(), out, annotations_dir=out, backbone_dir=out, recipe=recipe, inputs=key)
 
 
-def test_the_temperature_that_gains_most_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = run_on(annotated(40, helps=True), tmp_path, monkeypatch)
+def spec_of() -> BackboneSpec:
+    return BackboneSpec(base_model="random", weights_sha256="", split_layer=2, num_layers=4, hidden_size=32)
+
+
+def test_what_gains_most_on_the_valid_period_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = run_on(annotated(40, helps=True), tmp_path, monkeypatch, replace(TINY, top_ks=(1, 2)))
     assert facts["temperature"] in TINY.label_temperatures
+    assert facts["top_k"] == 2 and facts["valid_gain_nats"] == 1.0, "the number of memories that gains less"
     assert {"valid_kl", "uniform_kl", "label_entropy", "captured", "abstains"} <= facts.keys()
     retriever = Retriever(D, width=TINY.retriever_width)
     retriever.load_state_dict(load_file(tmp_path / RETRIEVER_FILE))
@@ -249,13 +262,13 @@ def test_where_no_history_is_longer_than_the_prompt_it_always_abstains(
 
 def test_it_wants_finished_annotations(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="has not finished"):
-        run(tmp_path / "out", annotations_dir=tmp_path, recipe=TINY, inputs="key")
+        run(diary(), tmp_path / "out", annotations_dir=tmp_path, backbone_dir=tmp_path, recipe=TINY, inputs="key")
 
 
 def test_the_key_changes_with_what_changes_the_retriever() -> None:
     key = stage_key({"labels": "a"}, TINY, 0)
     assert stage_key({"labels": "b"}, TINY, 0) != key
     assert stage_key({"labels": "a"}, TINY, 1) != key
-    for changed in ({"retriever_width": 9}, {"retriever_batch": 9}, {"gain_form": "probability"}, {"top_k": 2}):
+    for changed in ({"retriever_width": 9}, {"retriever_batch": 9}, {"gain_form": "probability"}, {"top_ks": (2,)}):
         assert stage_key({"labels": "a"}, replace(TINY, **changed), 0) != key, f"{changed} would go unnoticed"
     assert stage_key({"labels": "a"}, replace(TINY, num_beams=9), 0) == key, "runs again for nothing"

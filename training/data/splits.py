@@ -6,12 +6,15 @@ period. A target's history is everything earlier of that user. Knows nothing of 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from training.data.dataset import DataError, Dataset
+
+_REPEATS = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,13 @@ class Split:
     valid: list[Target]
     test: list[Target]
     train: list[Target]  # long users' targets inside the train period, for annotation
+
+    @cached_property
+    def has_repeats(self) -> bool:
+        """Whether people come back to what they had: in the train period, one event in a hundred or more."""
+        had = [history.items[: history.train_end] for history in self.histories]
+        num_events = sum(map(len, had))
+        return sum(len(items) - len(np.unique(items)) for items in had) >= _REPEATS * num_events
 
 
 @dataclass(frozen=True)

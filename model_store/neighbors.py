@@ -1,0 +1,64 @@
+"""What was read next to what: a second opinion on the next item, mixed into the language model's.
+
+    p(item) = (1 − λ) · p_LM(item | prompt, memory) + λ · p_kNN(item | prompt)
+
+as kNN-LM (Khandelwal et al., ICLR 2020) mixes a language model with its nearest training examples. Here the examples
+are items: row i of a sparse matrix says how near other items are to item i, an item of the prompt counts 2^(−age /
+half-life), and the sum is scaled to one. A small model knows many rare pairs only vaguely; a count knows them exactly.
+Item vocabulary only. Numpy, immutable.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+from torch import from_numpy as to_tensor
+
+from model_store.errors import BundleCorrupt
+
+
+class Neighbors(NamedTuple):
+    """A matrix by rows, tokens × tokens: the neighbours of token t are `indices[starts[t] : starts[t + 1]]`."""
+
+    starts: NDArray[np.int64]
+    indices: NDArray[np.int32]
+    nearness: NDArray[np.float32]
+
+    @classmethod
+    def load(cls, file: Path) -> Self:
+        """Raises BundleCorrupt."""
+        try:
+            arrays = load_file(file)
+            found = cls(arrays["starts"], arrays["indices"], arrays["nearness"].astype(np.float32))
+        except (OSError, KeyError, SafetensorError) as error:
+            raise BundleCorrupt(f"{file}: not a table of neighbours; build the bundle again") from error
+        if len(found.indices) != len(found.nearness) or int(found.starts[-1]) != len(found.indices):
+            raise BundleCorrupt(f"{file}: its parts disagree in length; build the bundle again")
+        return found
+
+    def save(self, file: Path) -> None:
+        arrays: dict[str, NDArray[Any]] = {"starts": self.starts, "indices": self.indices}
+        save_file({**arrays, "nearness": self.nearness.astype(np.float16)}, file)
+
+    def votes(self, tokens: Sequence[int], num_tokens: int, half_life: float) -> NDArray[np.float32]:
+        """(num_tokens,) p_kNN after `tokens`, oldest first; all zero where none of them has a neighbour."""
+        found = np.zeros(num_tokens, dtype=np.float32)
+        for age, token in enumerate(reversed(tokens)):
+            if token < len(self.starts) - 1:
+                part = slice(self.starts[token], self.starts[token + 1])
+                found[self.indices[part]] += np.float32(0.5 ** (age / half_life)) * self.nearness[part]
+        total = found.sum()
+        return found / total if total > 0 else found
+
+
+def mix(log_probs: Tensor, votes: NDArray[np.float32], share: float) -> Tensor:
+    """log p (B, V) from the language model's `log_probs` (B, V) and p_kNN (B, V); λ is 0 for a row without votes."""
+    knn = to_tensor(votes).to(log_probs.device)
+    weight = share * (knn.sum(dim=1, keepdim=True) > 0)
+    mixed: Tensor = ((1 - weight) * log_probs.exp() + weight * knn).log()
+    return mixed

@@ -1,0 +1,58 @@
+"""Rows of known titles are kept, later ones are spelled, and the head ranks whatever the embedding can read."""
+
+import torch
+
+from model_store.item_embedding import ItemEmbedding, ItemHead, spell, spell_flat
+from model_store.vocabulary import ItemVocabulary
+from tests.conftest import TITLES, make_tokenizer
+
+D = 8
+
+
+def make_embedding(num_known: int = 5) -> ItemEmbedding:
+    tokenizer = make_tokenizer(TITLES)
+    generator = torch.Generator().manual_seed(0)
+    text = torch.randn(len(tokenizer), D, generator=generator)
+    vocabulary = ItemVocabulary(TITLES[:num_known], tokenizer)
+    return ItemEmbedding(torch.randn(1 + num_known, D, generator=generator), text, vocabulary, scale=2.0)
+
+
+def test_spelling_is_the_sum_of_the_pieces_over_the_root_of_their_number() -> None:
+    text = torch.randn(10, D)
+    pieces = [[1, 2, 2], [], [7]]
+    expected = torch.stack([text[[1, 2, 2]].sum(0) / 3**0.5, torch.zeros(D), text[7]])
+    torch.testing.assert_close(spell(text, pieces), expected)
+    flat, counts = torch.tensor([1, 2, 2, 7]), torch.tensor([3, 0, 1])
+    torch.testing.assert_close(spell_flat(text, flat, counts), expected)
+
+
+def test_a_late_title_gets_the_row_that_its_pieces_spell() -> None:
+    embedding = make_embedding()
+    before = embedding.rows().clone()
+    token = embedding.vocabulary.token("A late title")
+    rows = embedding.rows()
+    torch.testing.assert_close(rows[: len(before)], before, msg="a known row changed")
+    torch.testing.assert_close(rows[token], spell(embedding.text, embedding.vocabulary.spelled(token, token + 1))[0])
+
+
+def test_late_titles_have_one_row_in_whatever_order_they_came() -> None:
+    one, other = make_embedding(), make_embedding()
+    for title in ("x y", "z"):
+        one.vocabulary.token(title)
+    other.rows()
+    for title in ("z", "x y"):
+        other.vocabulary.token(title)
+        other.rows()
+    for title in ("x y", "z"):
+        rows = [each.rows()[each.vocabulary.token(title)] for each in (one, other)]
+        torch.testing.assert_close(*rows, msg=f"{title!r} depends on when it came")
+
+
+def test_the_head_scores_all_there_are_and_only_the_input_is_scaled() -> None:
+    embedding = make_embedding()
+    head, hidden = ItemHead(embedding), torch.randn(2, D)
+    embedding.vocabulary.token("late")
+    logits = head(hidden)
+    assert logits.shape == (2, len(embedding.vocabulary)), "a late title cannot be recommended"
+    torch.testing.assert_close(logits, hidden @ embedding.rows().T)
+    torch.testing.assert_close(embedding(torch.tensor([[3, 6]])), 2 * embedding.rows()[[3, 6]][None])
