@@ -38,7 +38,7 @@ from model_store.errors import (
 from model_store.grounding import ItemIndex
 from model_store.manifest import FORMAT_VERSION, FileEntry, Manifest, space_id
 from model_store.neighbors import Neighbors
-from model_store.prompt import Prompt
+from model_store.prompt import ItemPrompt, Prompt
 from model_store.retriever import Retriever
 from model_store.split_lm import SplitLM
 
@@ -100,6 +100,14 @@ class Bundle:
         sizes = {len(self.catalogue), len(self.index), self.manifest.num_items}
         if len(sizes) > 1:
             raise BundleCorrupt(f"{path}: catalogue, index and manifest disagree on the number of items: {sizes}")
+        if self.neighbors is not None:
+            self._check_neighbors(path, self.neighbors)
+
+    def _check_neighbors(self, path: Path, neighbors: Neighbors) -> None:
+        if not isinstance(self.prompt, ItemPrompt):
+            raise BundleCorrupt(f"{path}: only the item vocabulary has neighbours; build the bundle again")
+        if max(len(neighbors.starts) - 1, neighbors.indices.max(initial=0) + 1) > len(self.prompt.vocabulary):
+            raise BundleCorrupt(f"{path}: neighbours of items that the vocabulary lacks; build the bundle again")
 
     def _check_window(self, path: Path) -> None:
         """Beams of one step read at most one token less than those of the step before, each padded to the longest."""

@@ -10,6 +10,7 @@ Never runs code that comes with a checkpoint, never unpickles.
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -19,7 +20,7 @@ from model_store.item_embedding import ItemEmbedding, ItemHead, attach, embeddin
 from model_store.manifest import BackboneSpec, PromptSpec, Vocabulary
 from model_store.prompt import ItemPrompt, Prompt
 from model_store.split_lm import SplitLM
-from model_store.vocabulary import ItemVocabulary
+from model_store.vocabulary import TITLES_FILE, ItemVocabulary
 
 PIECES_FILE = "pieces.safetensors"
 
@@ -32,9 +33,12 @@ def load_lm(
     *,
     device: torch.device | str = "cpu",
 ) -> tuple[SplitLM, Prompt]:
-    """Raises BundleCorrupt when files are missing, UnsupportedBackbone for an architecture unknown to the library."""
+    """Raises BundleCorrupt when files are missing or of another vocabulary, UnsupportedBackbone for an architecture
+    unknown to the library."""
     model, tokenizer = _read(directory, getattr(torch, backbone.dtype))
     if vocabulary == "titles":
+        if (directory / TITLES_FILE).exists():  # its tokens are items: what the tokenizer says means nothing to it
+            raise BundleCorrupt(f"{directory}: reads items, not the text of titles; build the bundle again")
         return SplitLM(_placed(model, device), backbone.split_layer), Prompt(tokenizer, prompt)
     items = ItemVocabulary.load(directory, tokenizer)
     _attach_items(model, items, directory / PIECES_FILE)
@@ -73,12 +77,21 @@ def _attach_items(model: PreTrainedModel, items: ItemVocabulary, file: Path) -> 
         raise BundleCorrupt(f"{file.parent}: {len(rows)} embeddings for {len(items)} items; build the bundle again")
     try:
         pieces = load_file(file)
-        inputs = ItemEmbedding(rows, pieces["input"].to(rows.dtype), items, scale=embedding_scale(model))
-        head = _weight(model.get_output_embeddings())
-        outputs = ItemEmbedding(head, pieces["output"].to(head.dtype), items) if "output" in pieces else inputs
-    except (OSError, KeyError) as error:
-        raise BundleCorrupt(f"{file}: missing or incomplete; build the bundle again") from error
+        inputs = ItemEmbedding(rows, _spelling(pieces["input"], rows, items), items, scale=embedding_scale(model))
+        outputs = inputs
+        if not model.config.tie_word_embeddings:
+            head = _weight(model.get_output_embeddings())
+            outputs = ItemEmbedding(head, _spelling(pieces["output"], head, items), items)
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        raise BundleCorrupt(f"{file}: missing, incomplete or of another model; build the bundle again") from error
     attach(model, inputs, ItemHead(outputs))
+
+
+def _spelling(text: Tensor, rows: Tensor, items: ItemVocabulary) -> Tensor:
+    """`text` (P, D) as `rows` (V, D) are kept. Raises ValueError when some title could not be spelled with it."""
+    if text.dim() != 2 or len(text) < items.tokenizer.vocab_size or text.shape[1] != rows.shape[1]:
+        raise ValueError(f"pieces {tuple(text.shape)}: {items.tokenizer.vocab_size} × {rows.shape[1]} are needed")
+    return text.to(rows.dtype)
 
 
 def _weight(module: nn.Module) -> Tensor:

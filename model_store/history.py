@@ -31,7 +31,7 @@ def derived_event_id(user_id: str, item_id: str, timestamp: int, type: str) -> s
 
 def clean_title(text: str) -> str:
     """One line of visible text: newlines end a title in the prompt, so none may stand inside it. May return ""."""
-    composed = unicodedata.normalize("NFC", text).replace(_SOFT_HYPHEN, "")
+    composed = unicodedata.normalize("NFC", text.replace(_SOFT_HYPHEN, ""))
     visible = (" " if _is_invisible(char) else char for char in composed)
     return _BLANK.sub(" ", "".join(visible)).strip(f" {_JOINERS}")
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 Vocabulary = Literal["titles", "items"]  # a title is a text, or one token (see `vocabulary.py`)
 
 

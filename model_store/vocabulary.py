@@ -35,6 +35,8 @@ class ItemVocabulary:
             titles = json.loads((directory / TITLES_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise BundleCorrupt(f"{directory}: no list of titles in {TITLES_FILE}; build the bundle again") from error
+        if not isinstance(titles, list) or {type(title) for title in titles} - {str} or len(set(titles)) < len(titles):
+            raise BundleCorrupt(f"{directory}: {TITLES_FILE} is not a list of different titles; build the bundle again")
         return cls(titles, tokenizer)
 
     def save(self, directory: Path) -> None:

@@ -1,13 +1,14 @@
 """Small real parts for all tests: tiny random checkpoints of several architectures, a tokenizer, a bundle.
 
-A bundle has the title vocabulary. A test of a law that holds for both is marked `BOTH_VOCABULARIES` and needs nothing
-else: its `bundle_path`, `bundle` and `make_bundle` follow.
+A bundle has the title vocabulary, unless the test is marked `BOTH_VOCABULARIES` or `ITEMS_ONLY`: its `bundle_path`,
+`bundle` and `make_bundle` follow.
 """
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -28,6 +29,7 @@ from model_store.manifest import (
     Vocabulary,
     space_id,
 )
+from model_store.neighbors import Neighbors
 from model_store.vocabulary import ItemVocabulary
 
 transformers.logging.set_verbosity_error()
@@ -39,7 +41,8 @@ _COMMON = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "
 _GROUPED = {**_COMMON, "num_key_value_heads": 2}
 _SMALL_HEADS = {**_GROUPED, "head_dim": 8}
 SMALL_RETRIEVER, SMALL_GENERATION = RetrieverSpec(width=16, top_k=2), GenerationSpec(num_beams=5)
-BOTH_VOCABULARIES = pytest.mark.parametrize("vocabulary", ["titles", "items"], scope="session")
+BOTH_VOCABULARIES = pytest.mark.parametrize("vocabulary", ["titles", "items"], indirect=True, scope="session")
+ITEMS_ONLY = pytest.mark.parametrize("vocabulary", ["items"], indirect=True, scope="session")
 ARCHITECTURES: dict[str, tuple[str, dict[str, int]]] = {
     "llama": ("LlamaConfig", _GROUPED),
     "mistral": ("MistralConfig", {**_GROUPED, "sliding_window": 8}),
@@ -83,7 +86,7 @@ def make_model(
 def write_checkpoint(
     directory: Path, architecture: str, titles: Sequence[str], vocabulary: Vocabulary, *, seed: int = 0, **sizes: int
 ) -> None:
-    """Random weights and a tokenizer. Of items, one row for each distinct title, and random embeddings of the pieces."""
+    """Random weights and a tokenizer. Of items, a row for each distinct title, and random embeddings of the pieces."""
     tokenizer = make_tokenizer(TITLES)
     if vocabulary == "titles":
         make_model(architecture, seed=seed, **sizes).save_pretrained(directory)
@@ -95,6 +98,13 @@ def write_checkpoint(
         pieces = 0.3 * torch.randn(2, len(tokenizer), model.config.hidden_size)
         save_pieces(directory, pieces[0], None if model.config.tie_word_embeddings else pieces[1])
     tokenizer.save_pretrained(directory)
+
+
+def ring(num_items: int) -> Neighbors:
+    """The only neighbour of token t is t + 1, of the last one the first."""
+    starts = np.arange(-1, num_items + 1).clip(min=0)
+    after = np.append(np.arange(2, num_items + 1), 1).astype(np.int32)
+    return Neighbors(starts, after, np.ones(num_items, dtype=np.float32))
 
 
 def write_bundle(
@@ -148,12 +158,15 @@ def write_bundle(
         writer.add_retriever(build_retriever(manifest))
         writer.add_items(items)
         writer.add_index(ItemIndex.build(torch.randn(len(titles), 32).numpy()))
+        if generation.neighbor_share:
+            writer.add_neighbors(ring(len(titles)))
         return writer.finish(manifest)
 
 
 @pytest.fixture(scope="session")
-def vocabulary() -> Vocabulary:
-    return "titles"
+def vocabulary(request: pytest.FixtureRequest) -> Vocabulary:
+    chosen: Vocabulary = getattr(request, "param", "titles")
+    return chosen
 
 
 @pytest.fixture(scope="session")

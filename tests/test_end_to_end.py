@@ -13,7 +13,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.conftest import write_bundle
+from model_store.manifest import Vocabulary
+from tests.conftest import BOTH_VOCABULARIES, write_bundle
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {name: text for name, text in os.environ.items() if not name.startswith("AUTOMR_")}
@@ -21,9 +22,9 @@ NOW = 1_700_000_000
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(vocabulary: Vocabulary, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("end-to-end") / "bundle"
-    write_bundle(path)
+    write_bundle(path, vocabulary=vocabulary)
     return path
 
 
@@ -99,6 +100,7 @@ def test_what_was_acknowledged_survives_a_kill_and_a_stop(bundle: Path, tmp_path
         assert process.wait(30) == 0, process.communicate()[1]
 
 
+@BOTH_VOCABULARIES
 def test_a_worker_encodes_for_a_server_that_does_not(bundle: Path, tmp_path: Path) -> None:
     from service.embedded import EmbeddedServer
 
@@ -106,12 +108,14 @@ def test_a_worker_encodes_for_a_server_that_does_not(bundle: Path, tmp_path: Pat
         EmbeddedServer(tmp_path / "shared") as shared,
         serving(bundle, shared.url, AUTOMR_ENCODE_IN_PROCESS="false") as (_, client),
     ):
+        assert client.put("/items/i3", json={"title": "A title that no bundle knows"}).is_success
         client.post("/interactions", json={"interactions": events(12)})
         wait_for(lambda: gauge(client, "encode_backlog") == 1 and gauge(client, "encode_lag_seconds") > 0)
         worker = start("worker", "--bundle", str(bundle), "--store", shared.url)
         try:
             wait_for(lambda: client.get("/users/u").json()["counts"]["states"] == 12)
             wait_for(lambda: gauge(client, "encode_backlog") == gauge(client, "encode_lag_seconds") == 0)
+            assert len(client.get("/users/u").json()["memory"]) == 9, "states that the server cannot read"
         finally:
             worker.send_signal(signal.SIGTERM)
             _, words = worker.communicate(timeout=30)

@@ -26,7 +26,7 @@ from model_store.split_lm import SplitLM
 from training.backbone import open_backbone
 from training.data.splits import Split, Target
 from training.inputs import load_inputs
-from training.likelihood import log_probs_by_element, read
+from training.likelihood import log_probs_by_element
 from training.recipes import Recipe, get_recipe
 from training.stage import (
     begin,
@@ -42,10 +42,11 @@ from training.stage import (
 )
 from training.states import States, load_states, spans_of, window_states
 from training.targets import learning_targets
-from training.windows import Example, Windows
+from training.windows import Example, Windows, read_examples
 
 GAIN_FORMS = ("log_gain", "probability")
 _TARGETS_PER_SHARD = 256
+_LABELS = 2  # how likelihoods are counted: since 2, only among items that can follow
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def annotate(
         batch = examples[start : start + batch_size]
         memories = [torch.from_numpy(states.at(each.user, each.memory_positions)).to(lm.device) for each in batch]
         with torch.inference_mode():
-            understood = read(lm, [example.prompt for example in batch], [example.answer for example in batch])
+            understood = read_examples(lm, batch)
             scores = log_probs_by_element(lm, understood, memories, placement)
         queries = to_float16(understood.states[:, -1])
         for example, query_state, log_probs in zip(batch, queries, scores, strict=True):
@@ -171,7 +172,7 @@ def read_annotated(directory: Path) -> Annotated:
 
 def stage_key(fingerprint: str, upstream: dict[str, Any], recipe: Recipe, seed: int) -> str:
     """Changes with everything that changes the labels. `upstream` is the certificate of the backbone."""
-    targets = [recipe.annotate_targets, recipe.valid_targets, recipe.max_memory]
+    targets = [_LABELS, recipe.annotate_targets, recipe.valid_targets, recipe.held_out_labels, recipe.max_memory]
     return digest([fingerprint, upstream, *targets, recipe.combine, seed])
 
 

@@ -20,9 +20,10 @@ def collaborative_vectors(split: Split, dimension: int, *, seed: int) -> NDArray
     """(N, dimension), rows of length one; zeros for items that the train period shows beside no other."""
     table = positive_information(co_occurrences(split, SPAN))
     rank = min(dimension, table.shape[0] - 1)
-    left, values, _ = svds(table, k=rank, rng=np.random.default_rng(seed))
     vectors = np.zeros((table.shape[0], dimension), dtype=np.float32)
-    vectors[:, :rank] = left * np.sqrt(values)
+    if table.nnz:
+        left, values, _ = svds(table, k=rank, rng=np.random.default_rng(seed))
+        vectors[:, :rank] = left * np.sqrt(values)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit: NDArray[np.float32] = np.where(lengths > 1e-6, vectors / np.maximum(lengths, 1e-6), 0.0).astype(np.float32)
     return unit

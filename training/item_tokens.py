@@ -32,8 +32,8 @@ class LearnedItemEmbedding(ItemEmbedding):
     def __init__(self, text: Tensor, vocabulary: ItemVocabulary, *, scale: float = 1.0, dropout: float = 0.0) -> None:
         super().__init__(text.new_zeros(len(vocabulary), text.shape[1]), text, vocabulary, scale=scale)
         self.weight.requires_grad_(True)
-        if vocabulary.tokenizer.bos_token_id is not None:
-            self.weight.data[BEGIN] = text[vocabulary.tokenizer.bos_token_id]
+        # Not zeros, which the first norm would divide by nearly nothing: any piece will do where none begins a text.
+        self.weight.data[BEGIN] = text[vocabulary.tokenizer.bos_token_id or 0]
         self.dropout = dropout
         pieces = [[], *vocabulary.spelled(1, len(vocabulary))]
         self.flat = nn.Buffer(torch.tensor([piece for each in pieces for piece in each], dtype=torch.long))
@@ -80,12 +80,13 @@ class SampledSoftmax:
     def __call__(self, head: LearnedItemHead, hidden: Tensor, labels: Tensor) -> Tensor:
         """Mean loss of `hidden` (R, D) at `labels` (R,)."""
         embedding = head.embedding
-        sampled = self._others[torch.randint(len(self._others), (self._num_sampled,))]
+        sampled = self._others[torch.randint(max(1, len(self._others)), (self._num_sampled,))]
         candidates = torch.cat([self._popular, sampled]).to(labels.device)
         hidden = F.dropout(hidden, embedding.dropout, embedding.training)
         own = (hidden.float() * embedding.some(labels).float()).sum(dim=1)
         logits = F.linear(hidden, embedding.some(candidates)).float()
-        logits[:, len(self._popular) :] += math.log(len(self._others) / max(1, self._num_sampled))
+        if self._num_sampled:
+            logits[:, len(self._popular) :] += math.log(len(self._others) / self._num_sampled)
         logits = logits.masked_fill(candidates == labels[:, None], -torch.inf)
         return (torch.cat([own[:, None], logits], dim=1).logsumexp(dim=1) - own).mean()
 
@@ -101,6 +102,7 @@ def learn_items(model: PreTrainedModel, vocabulary: ItemVocabulary, *, dropout: 
         embedding.text.requires_grad_(train_text)
     attach(model, inputs, LearnedItemHead(outputs))
     model.config.vocab_size = len(vocabulary)
+    model.config.pad_token_id = None  # of the text: among items it would be another one's row, or none
 
 
 @torch.no_grad()

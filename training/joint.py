@@ -6,9 +6,9 @@ import torch
 
 from model_store.split_lm import SplitLM, pad_left
 from training.annotate import Annotation
-from training.likelihood import answer_log_probs, read
+from training.likelihood import answer_log_probs
 from training.states import States
-from training.windows import Example
+from training.windows import Example, read_examples
 
 
 @torch.inference_mode()
@@ -32,7 +32,7 @@ def joint_gains(
     several = [row for row, places in enumerate(shown) if len(places) > 1]
     if not several:
         return found
-    understood = read(lm, [examples[row].prompt for row in several], [examples[row].answer for row in several])
+    understood = read_examples(lm, [examples[row] for row in several])
     padded = pad_left([shown[row] for row in several], lm.device)
     memory = torch.zeros(*padded.tokens.shape, lm.hidden_size, dtype=lm.dtype, device=lm.device)
     for place, row in enumerate(several):

@@ -24,9 +24,16 @@ class Read(NamedTuple):
     answer_states: Tensor  # (B, Y, D), padded on the right
     answers: Tensor  # (B, Y) int64
     answer_mask: Tensor  # (B, Y)
+    excluded: Tensor  # (B, E) int64, tokens that cannot follow, padded with −1
 
 
-def read(lm: SplitLM, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> Read:
+def read(
+    lm: SplitLM,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    excluded: Sequence[Sequence[int]] | None = None,
+) -> Read:
+    """`excluded` are tokens of each row that the answer cannot be: its likelihood is one among the others."""
     prompt = pad_left(prompts, lm.device)
     width = max(map(len, answers))
     tokens = torch.zeros(len(answers), width, dtype=torch.long)
@@ -37,7 +44,10 @@ def read(lm: SplitLM, prompts: Sequence[Sequence[int]], answers: Sequence[Sequen
     tokens, mask = tokens.to(lm.device), mask.to(lm.device)
     states = lm.bottom(torch.cat([prompt.tokens, tokens], dim=1), torch.cat([prompt.mask, mask], dim=1))
     width = prompt.tokens.shape[1]
-    return Read(states[:, :width], prompt.mask, states[:, width:], tokens, mask)
+    blocked = torch.full((len(answers), max(map(len, excluded or [[]]))), -1, dtype=torch.long)
+    for row, barred in enumerate(excluded or []):
+        blocked[row, : len(barred)] = torch.tensor(barred, dtype=torch.long)
+    return Read(states[:, :width], prompt.mask, states[:, width:], tokens, mask, blocked.to(lm.device))
 
 
 def answer_log_probs(lm: SplitLM, batch: Read, memory: Tensor, memory_mask: Tensor, placement: str) -> Tensor:
@@ -87,7 +97,13 @@ def _score(
     states = torch.cat([combined.states, batch.answer_states[:, :-1]], dim=1)
     masks = [combined.mask, batch.answer_mask[:, :-1]]
     mask = torch.cat([cached_mask, *masks] if cached_mask is not None else masks, dim=1)
-    log_probs = lm.top(states, mask, cache, num_logits=num_tokens).float().log_softmax(dim=-1)
+    logits = lm.top(states, mask, cache, num_logits=num_tokens).float()
+    if batch.excluded.shape[1]:
+        # One column more than there are words, where the padding of `excluded` goes.
+        barred = torch.zeros(len(logits), logits.shape[-1] + 1, dtype=torch.bool, device=logits.device)
+        barred.scatter_(1, batch.excluded.masked_fill(batch.excluded < 0, logits.shape[-1]), True)
+        logits = logits.masked_fill(barred[:, None, :-1], -torch.inf)
+    log_probs = logits.log_softmax(dim=-1)
     return (log_probs.gather(2, batch.answers[..., None])[..., 0] * batch.answer_mask).sum(dim=1)
 
 

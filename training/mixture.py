@@ -40,9 +40,9 @@ from training.stage import (
 from training.windows import Windows
 
 NEIGHBORS_FILE = "neighbors.safetensors"
-SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 HALF_LIVES = (0.5, 1.0, 2.0, 4.0)
-_MAX_NEIGHBOURS = 100
+_MAX_NEIGHBOURS = 200
 _BATCH = 64
 
 
@@ -110,7 +110,7 @@ def _ndcg(scores: NDArray[np.float32], wanted: NDArray[np.int64], hidden: Sequen
 
 def stage_key(fingerprint: str, upstream: dict[str, Any], recipe: Recipe, seed: int) -> str:
     """`upstream` is the certificate of the backbone."""
-    return digest([fingerprint, upstream, recipe.mixture_targets, SHARES, HALF_LIVES, seed])
+    return digest([fingerprint, upstream, recipe.mixture_targets, SHARES, HALF_LIVES, _MAX_NEIGHBOURS, seed])
 
 
 def run(

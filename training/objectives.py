@@ -65,7 +65,7 @@ def validation(lm: SplitLM, windows: Windows, recipe: Recipe, seed: int) -> Call
     """Smaller is better. With a memory-aware recipe, the mean of the cases without memory and with the newest of it."""
     targets = sample_targets(windows.split.valid, recipe.sft_valid_targets, seed)
     sizes = (0, max(recipe.memory_sizes)) if recipe.memory_share else (0,)
-    judge = _missed_ndcg if recipe.vocabulary == "items" else _nats
+    judge = missed_ndcg if recipe.vocabulary == "items" else _nats
 
     @torch.inference_mode()
     def validate() -> float:
@@ -95,7 +95,7 @@ def _nats(logits: Tensor, labels: Tensor) -> float:
     return float(F.cross_entropy(logits, labels, reduction="sum"))
 
 
-def _missed_ndcg(logits: Tensor, labels: Tensor) -> float:
+def missed_ndcg(logits: Tensor, labels: Tensor) -> float:
     """Sum of 1 − NDCG@10."""
     ranks = (logits > logits.gather(1, labels[:, None])).sum(dim=1).double()
     return float((1 - torch.where(ranks < 10, 1 / (ranks + 2).log2(), 0.0)).sum())

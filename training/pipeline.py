@@ -16,7 +16,7 @@ from training import mixture as mixture_stage
 from training.demo import demo_inputs, write_demo_interactions
 from training.distributed import leave
 from training.inputs import Inputs, load_inputs
-from training.recipes import RECIPES, get_recipe
+from training.recipes import RECIPES, Recipe, get_recipe
 from training.stage import run_stage
 
 
@@ -29,9 +29,13 @@ def run(
     model: str | None = None,
     seed: int = 0,
     device: str = "auto",
+    recipe: Recipe | None = None,
 ) -> dict[str, Any]:
-    """Returns what each stage reported. The report of a stage is part of what the next one depends on."""
-    recipe = get_recipe(recipe_name)
+    """Returns what each stage reported. The report of a stage is part of what the next one depends on.
+
+    `recipe` where the name is not one of `RECIPES`: a variant that a study makes.
+    """
+    recipe = recipe or get_recipe(recipe_name)
     dataset, split, fingerprint = inputs
     backbone, annotations, retriever, mixture = (work / name for name in ("sft", "annotations", "retriever", "mixture"))
     common: dict[str, Any] = {"recipe": recipe, "seed": seed}

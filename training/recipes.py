@@ -1,7 +1,10 @@
 """Named settings. A recipe is data; stages read the fields they need.
 
 `demo`       the synthetic world on two cores in about two minutes
-`cpu-small`  real data on two cores, under an hour
+`study`      smaller still, a token for each title, in under a minute: `training.study` without data
+`cpu-small`  real data on two cores, under an hour; the item vocabulary, which the valid period favours
+`cpu-small-titles`  the same with the paper's vocabulary: titles are written token by token
+`gpu`        the item vocabulary with a larger backbone made here, for one or more GPUs
 `lora`       a real checkpoint (`--model`), LoRA as in BIGRec; wants a GPU
 """
 
@@ -48,11 +51,14 @@ class Recipe:
 
     mixture_targets: int = 2000  # valid targets that say how far to trust item neighbours; 0 asks none
 
+    held_out_labels: bool = False  # annotate the valid period only, which the generator was not tuned on
     annotate_targets: int = 1500
     valid_targets: int = 400
     annotate_batch: int = 16
 
     gain_form: str = "log_gain"  # or "probability", the paper's literal eq. 5
+    # "kl" to the labels, eq. 6; "marginal": the likelihood of the truth, without labels. The best on the valid period.
+    retriever_losses: tuple[str, ...] = ("kl",)
     label_temperatures: tuple[float, ...] = (0.03, 0.1, 0.3)  # the best on the valid period is kept
     retriever: Schedule = field(
         default_factory=lambda: Schedule(max_steps=2000, learning_rate=1e-3, evaluate_every=100, patience=8)
@@ -77,14 +83,28 @@ RECIPES: dict[str, Recipe] = {
         retriever=Schedule(max_steps=600, learning_rate=2e-3, evaluate_every=100),
         synthetic_users=1500,
     ),
-    "cpu-small": Recipe(
+    "cpu-small-titles": Recipe(
         shape=BackboneShape(hidden_size=128, num_layers=4, num_heads=4, vocab_size=16000),
         split_layer=1,
         sft=Schedule(max_steps=3500, learning_rate=2e-3, evaluate_every=500, patience=3),
         sft_batch_blocks=32,
         memory_from=1000,
     ),
-    "cpu-small-items": Recipe(
+    "study": Recipe(
+        shape=BackboneShape(hidden_size=64, num_layers=3, num_heads=4, vocab_size=3000),
+        vocabulary="items",
+        split_layer=1,
+        sft=Schedule(max_steps=1200, learning_rate=4e-3, evaluate_every=600),
+        sft_batch_blocks=16,
+        memory_share=0.85,
+        memory_from=300,
+        mixture_targets=0,
+        annotate_targets=2000,
+        label_temperatures=(0.03,),
+        retriever=Schedule(max_steps=600, learning_rate=2e-3, evaluate_every=100),
+        synthetic_users=600,
+    ),
+    "cpu-small": Recipe(
         shape=BackboneShape(hidden_size=128, num_layers=4, num_heads=4, vocab_size=8000),
         vocabulary="items",
         dropout=0.3,
@@ -95,6 +115,32 @@ RECIPES: dict[str, Recipe] = {
         memory_from=1500,
         memory_sizes=(4, 16, 16),
         top_ks=(1, 4, 16),
+        held_out_labels=True,
+        annotate_targets=12_000,
+        valid_targets=2000,
+        label_temperatures=(0.03, 0.1, 0.3, 1.0),
+        retriever=Schedule(max_steps=2000, learning_rate=5e-4, weight_decay=0.1, evaluate_every=100, patience=4),
+        retriever_batch=128,
+        retriever_losses=("kl", "marginal"),
+    ),
+    "gpu": Recipe(
+        shape=BackboneShape(hidden_size=512, num_layers=8, num_heads=8, vocab_size=32_000),
+        vocabulary="items",
+        dropout=0.3,
+        split_layer=2,
+        sft=Schedule(max_steps=20_000, learning_rate=1e-3, warmup_steps=500, evaluate_every=1000, patience=5),
+        sft_batch_blocks=1024,
+        sft_valid_targets=2000,
+        memory_from=2000,
+        memory_sizes=(4, 16, 32),
+        max_softmax_items=200_000,
+        top_ks=(1, 4, 16, 32),
+        held_out_labels=True,
+        annotate_targets=50_000,
+        valid_targets=5000,
+        annotate_batch=128,
+        label_temperatures=(0.03, 0.1, 0.3, 1.0),
+        retriever=Schedule(max_steps=5000, learning_rate=1e-3, evaluate_every=200, patience=5),
     ),
     "lora": Recipe(
         sft=Schedule(max_steps=5000, learning_rate=1e-4, warmup_steps=20, evaluate_every=250, patience=5),

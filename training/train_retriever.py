@@ -2,7 +2,8 @@
 
 In: annotations and the states of memories. Out: `retriever.safetensors`. The loss is KL(S′ ‖ S) with S′ the softmax of
 the gains over a temperature, the null slot at gain zero. Temperature and number of memories are those that gain most on
-the valid period, counted as the log-probability that the chosen memories add together.
+the valid period, counted as the log-probability that the chosen memories add together. Where even that gain is not
+more than its standard error, the retriever is made to abstain always: memory that does not pay must not be shown.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -42,6 +44,7 @@ from training.windows import Windows
 
 RETRIEVER_FILE = "retriever.safetensors"
 _JUDGE_BATCH = 64
+_SELECTION = 2  # how it is chosen: since 2, it abstains where memory does not pay
 _ALWAYS = 1e4  # a null logit that no memory beats
 
 
@@ -85,6 +88,15 @@ def kl_divergence(log_scores: Tensor, target: Tensor) -> Tensor:
     return terms.sum(dim=1).mean()
 
 
+def marginal_loss(log_scores: Tensor, gains: Tensor) -> Tensor:
+    """−log Σ_m s_m p(y | z_t, z_m), less the same without memory; mean over the batch.
+
+    `log_scores` (B, 1 + M), `gains` (B, M) nats per title. Taking off what no memory gives changes no gradient.
+    """
+    likelihoods = torch.cat([torch.zeros_like(gains[:, :1]), gains], dim=1)
+    return -torch.logsumexp(log_scores + likelihoods, dim=1).mean()
+
+
 @dataclass(frozen=True)
 class Quality:
     """How well retrieval does on annotated targets with memory; gains in nats per title."""
@@ -123,26 +135,37 @@ class Training(NamedTuple):
     facts: dict[str, float]
 
 
-def train(annotated: Annotated, recipe: Recipe, *, temperature: float, seed: int, checkpoints: Path) -> Training:
-    """One retriever at one temperature; all annotations have memory."""
+def train(
+    annotated: Annotated, recipe: Recipe, *, temperature: float, seed: int, checkpoints: Path, loss: str = "kl"
+) -> Training:
+    """One retriever, by one loss and at one temperature (which "marginal" ignores); all annotations have memory."""
     seed_everything(seed)
     retriever = Retriever(annotated.states.hidden_size, width=recipe.retriever_width, has_null=True)
     valid = collate(annotated.valid, annotated.states, recipe.gain_form, temperature)
 
+    def loss_of(batch: Batch) -> Tensor:
+        log_scores = retriever(batch.query, batch.memory, batch.mask)
+        if loss == "marginal":
+            return marginal_loss(log_scores, batch.gains)
+        return kl_divergence(log_scores, batch.target_weights)
+
     def loss_at(step: int) -> Tensor:
         rows = np.random.default_rng((seed, step)).integers(len(annotated.train), size=recipe.retriever_batch)
-        batch = collate([annotated.train[row] for row in rows], annotated.states, recipe.gain_form, temperature)
-        return kl_divergence(retriever(batch.query, batch.memory, batch.mask), batch.target_weights)
+        return loss_of(collate([annotated.train[row] for row in rows], annotated.states, recipe.gain_form, temperature))
 
     @torch.inference_mode()
     def validate() -> float:
-        return float(kl_divergence(retriever(valid.query, valid.memory, valid.mask), valid.target_weights))
+        return float(loss_of(valid))
 
     parameters = dict(retriever.named_parameters())
-    label = f"retriever τ={temperature}"
+    label = f"retriever {loss} τ={temperature:g}"
     state = fit(parameters, loss_at, validate, recipe.retriever, checkpoints=checkpoints, label=label)
     retriever.eval()
-    facts = {"valid_kl": state.best_loss, "uniform_kl": uniform_kl(valid), "label_entropy": entropy(valid)}
+    facts = {
+        f"valid_{loss}": state.best_loss,
+        "uniform_kl": uniform_kl(valid),
+        "label_entropy": entropy(valid),
+    }
     return Training(retriever, judge(retriever, valid), facts)
 
 
@@ -160,24 +183,31 @@ def entropy(batch: Batch) -> float:
 
 def stage_key(upstream: dict[str, Any], recipe: Recipe, seed: int) -> str:
     """Changes with everything that changes the retriever. `upstream` is the certificate of the annotations."""
-    network = [recipe.retriever, recipe.retriever_batch, recipe.retriever_width]
-    return digest([upstream, *network, recipe.gain_form, recipe.label_temperatures, recipe.top_ks, seed])
+    network = [recipe.retriever, recipe.retriever_batch, recipe.retriever_width, recipe.retriever_losses]
+    return digest([_SELECTION, upstream, *network, recipe.gain_form, recipe.label_temperatures, recipe.top_ks, seed])
 
 
 @torch.inference_mode()
-def valid_gain(
+def valid_gains(
     retriever: Retriever, annotated: Annotated, backbone: Backbone, windows: Windows, *, top_k: int, placement: str
-) -> float:
-    """Nats per title that the chosen memories add together, mean over the valid annotations."""
-    total = 0.0
+) -> NDArray[np.float64]:
+    """(T,) nats per title that the chosen memories add together, for each valid annotation."""
+    gains: list[float] = []
     for start in range(0, len(annotated.valid), _JUDGE_BATCH):
         part = annotated.valid[start : start + _JUDGE_BATCH]
         batch = collate(part, annotated.states, "log_gain", temperature=1.0)
         choice = choose(retriever(batch.query, batch.memory, batch.mask), top_k)
         shown = [places[kept == 1].tolist() for places, kept in zip(choice.indices, choice.mask, strict=True)]
         examples = [windows.example(Target(each.user, each.position)) for each in part]
-        total += sum(joint_gains(backbone.lm, examples, part, shown, annotated.states, placement=placement))
-    return total / len(annotated.valid)
+        gains += joint_gains(backbone.lm, examples, part, shown, annotated.states, placement=placement)
+    return np.array(gains)
+
+
+def pays(gains: NDArray[np.float64], users: Sequence[int]) -> bool:
+    """Whether the mean gain is more than one standard error, by user, above nothing."""
+    whose = np.unique(np.array(users), return_inverse=True)[1]
+    sums = np.bincount(whose, weights=gains - gains.mean())
+    return bool(gains.mean() > np.sqrt((sums**2).sum()) / len(gains))
 
 
 def run(
@@ -199,51 +229,69 @@ def run(
     if not annotated.train or not annotated.valid:
         return _untrained(out, inputs, annotated.states.hidden_size, recipe)
     trained = {
-        temperature: train(
+        (loss, temperature): train(
             annotated,
             recipe,
+            loss=loss,
             temperature=temperature,
             seed=seed,
-            checkpoints=out / f"checkpoints-{inputs}-{temperature}",
+            checkpoints=out / f"checkpoints-{inputs}-{loss}-{temperature}",
         )
-        for temperature in recipe.label_temperatures
+        for loss, temperature in _teachings(recipe)
     }
     backbone = open_backbone(backbone_dir, pick_device(device))
     windows = Windows(split, backbone.prompt, recipe.max_memory)
-    gains = {
-        (temperature, top_k): valid_gain(
+    found = {
+        (teaching, top_k): valid_gains(
             each.retriever, annotated, backbone, windows, top_k=top_k, placement=recipe.combine
         )
-        for temperature, each in trained.items()
+        for teaching, each in trained.items()
         for top_k in recipe.top_ks
     }
-    temperature, top_k = max(gains, key=lambda pair: gains[pair])
-    best = trained[temperature]
-    _save(best.retriever, out)
+    gains = {pair: float(each.mean()) for pair, each in found.items()}
+    teaching, top_k = max(gains, key=lambda pair: gains[pair])
+    best = trained[teaching]
+    is_worth_it = pays(found[teaching, top_k], [each.user for each in annotated.valid])
+    _save(best.retriever if is_worth_it else abstainer(best.retriever), out)
     facts = {
         "width": recipe.retriever_width,
-        "temperature": temperature,
+        "loss": teaching[0],
+        "temperature": teaching[1],
         "top_k": top_k,
+        "pays": is_worth_it,
         "train_targets": len(annotated.train),
-        "valid_gain_nats": round(gains[temperature, top_k], 4),
+        "valid_gain_nats": round(gains[teaching, top_k], 4),
         "oracle_gain_nats": round(best.quality.oracle_gain, 4),
-        "captured": round(gains[temperature, top_k] / max(best.quality.oracle_gain, 1e-9), 4),
+        "captured": round(gains[teaching, top_k] / max(best.quality.oracle_gain, 1e-9), 4),
         "precision@1": round(best.quality.precision_at_1, 4),
         "abstains": round(best.quality.abstains, 4),
-        "tried": [{"temperature": each[0], "top_k": each[1], "gain": round(gain, 4)} for each, gain in gains.items()],
+        "tried": [
+            {"loss": loss, "temperature": temperature, "top_k": number, "gain": round(gain, 4)}
+            for ((loss, temperature), number), gain in gains.items()
+        ],
         **{name: round(value, 4) for name, value in best.facts.items()},
     }
     return finish(out, inputs, facts)
 
 
+def _teachings(recipe: Recipe) -> list[tuple[str, float]]:
+    """Losses with their temperatures; without labels there is nothing to soften."""
+    softened = {"kl": recipe.label_temperatures, "marginal": (1.0,)}
+    return [(loss, temperature) for loss in recipe.retriever_losses for temperature in softened[loss]]
+
+
 def _untrained(out: Path, inputs: str, hidden_size: int, recipe: Recipe) -> dict[str, Any]:
     """No history is longer than the prompt: the retriever always abstains, which is right."""
-    retriever = Retriever(hidden_size, width=recipe.retriever_width, has_null=True)
-    with torch.no_grad():
-        retriever.null.weight.zero_()
-        retriever.null.bias.fill_(_ALWAYS)
-    _save(retriever, out)
+    _save(abstainer(Retriever(hidden_size, width=recipe.retriever_width, has_null=True)), out)
     return finish(out, inputs, {"width": recipe.retriever_width, "top_k": 1, "train_targets": 0, "abstains": 1.0})
+
+
+@torch.no_grad()
+def abstainer(retriever: Retriever) -> Retriever:
+    """The same, in place, with a null slot that always wins: where memory does not pay it must not be shown."""
+    retriever.null.weight.zero_()
+    retriever.null.bias.fill_(_ALWAYS)
+    return retriever
 
 
 def _save(retriever: Retriever, out: Path) -> None:

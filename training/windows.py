@@ -9,19 +9,26 @@ from dataclasses import dataclass
 import numpy as np
 
 from model_store.history import window_ending_at
-from model_store.prompt import Prompt
+from model_store.prompt import ItemPrompt, Prompt
+from model_store.split_lm import SplitLM
 from training.data.splits import Split, Target
+from training.likelihood import Read, read
 
 
 @dataclass(frozen=True)
 class Example:
-    """A target with what may be known before it; `memory_positions` are of the user's history, oldest first."""
+    """A target with what may be known before it; `memory_positions` are of the user's history, oldest first.
+
+    `excluded` are the tokens of items that the user had and, as nobody comes back to an item, will not choose: what
+    memory says of them is no help. Item vocabulary only; a title's first token belongs to other titles too.
+    """
 
     user: int
     position: int
     prompt: list[int]
     answer: tuple[int, ...]
     memory_positions: np.ndarray
+    excluded: tuple[int, ...] = ()
 
 
 class Windows:
@@ -48,14 +55,31 @@ class Windows:
         return np.arange(max(0, end - self.max_memory), end)
 
     def example(self, target: Target) -> Example:
-        truth = self.split.histories[target.user].items[target.position]
+        items = self.split.histories[target.user].items
+        answer = self.prompt.title_tokens(self.split.titles[items[target.position]])
         return Example(
             user=target.user,
             position=target.position,
             prompt=self.prompt_ending_at(target.user, target.position - 1),
-            answer=self.prompt.title_tokens(self.split.titles[truth]),
+            answer=answer,
             memory_positions=self.memory_positions(target),
+            excluded=self._excluded(items[: target.position], answer),
         )
+
+    def _excluded(self, items: np.ndarray, answer: tuple[int, ...]) -> tuple[int, ...]:
+        if self.split.has_repeats or not isinstance(self.prompt, ItemPrompt):
+            return ()
+        had = {token for title in self.titles(items) for token in self.prompt.title_tokens(title)}
+        return tuple(sorted(had - set(answer)))
+
+
+def read_examples(lm: SplitLM, examples: Sequence[Example]) -> Read:
+    return read(
+        lm,
+        [example.prompt for example in examples],
+        [example.answer for example in examples],
+        [example.excluded for example in examples],
+    )
 
 
 def token_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[np.ndarray]:

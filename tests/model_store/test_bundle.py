@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from model_store.bundle import (
     INDEX,
     ITEMS,
     MANIFEST,
+    NEIGHBORS,
     RETRIEVER,
     Bundle,
     BundleWriter,
@@ -31,10 +33,18 @@ from model_store.errors import (
     SpaceMismatch,
     UnsupportedBackbone,
 )
-from model_store.manifest import FileEntry, RetrieverSpec, space_id
-from tests.conftest import TITLES, make_model, write_bundle
+from model_store.item_embedding import ItemEmbedding, ItemHead
+from model_store.manifest import FileEntry, GenerationSpec, RetrieverSpec, Vocabulary, space_id
+from tests.conftest import BOTH_VOCABULARIES, ITEMS_ONLY, TITLES, make_model, write_bundle
 
 FILES = (RETRIEVER, ITEMS, INDEX, "lm/model.safetensors", "lm/config.json", "lm/tokenizer.json")
+TITLES_FILE, PIECES_FILE = "lm/titles.json", "lm/pieces.safetensors"
+EVERY_FILE = pytest.mark.parametrize(
+    ("vocabulary", "name"),
+    [*(("titles", name) for name in FILES), ("items", TITLES_FILE), ("items", PIECES_FILE)],
+    indirect=["vocabulary"],
+    scope="session",
+)
 
 
 @pytest.fixture
@@ -46,6 +56,20 @@ def copy(bundle_path: Path, tmp_path: Path) -> Path:
 def edit_manifest(path: Path, **fields: object) -> None:
     facts = json.loads((path / MANIFEST).read_text())
     (path / MANIFEST).write_text(json.dumps({**facts, **fields}))
+
+
+def vouch(path: Path, **fields: object) -> None:
+    """Makes the manifest agree with the files as they are now."""
+    manifest, files = read_manifest(path), describe_files(path)
+    weights = weights_sha256({name: entry for name, entry in files.items() if name.startswith("lm/")})
+    backbone = manifest.backbone.model_copy(update={"weights_sha256": weights})
+    edit_manifest(
+        path,
+        backbone=backbone.model_dump(),
+        space=space_id(backbone, manifest.prompt, manifest.memory),
+        files={name: entry.model_dump() for name, entry in files.items()},
+        **fields,
+    )
 
 
 def test_what_was_written_is_opened(bundle_path: Path) -> None:
@@ -63,21 +87,36 @@ def test_what_was_written_is_opened(bundle_path: Path) -> None:
     assert not bundle.retriever.training
 
 
-def test_the_manifest_lists_every_file(bundle_path: Path) -> None:
+@ITEMS_ONLY
+def test_items_have_the_rows_that_were_written(bundle_path: Path) -> None:
+    bundle = Bundle.open(bundle_path)
+    assert [bundle.prompt.title_tokens(title) for title in TITLES] == [(1 + row,) for row in range(len(TITLES))]
+    original, inputs = make_model("llama", 1 + len(TITLES)), bundle.lm.model.get_input_embeddings()
+    head, pieces = bundle.lm.model.get_output_embeddings(), load_file(bundle_path / PIECES_FILE)
+    assert isinstance(inputs, ItemEmbedding) and isinstance(head, ItemHead) and head.embedding is not inputs
+    assert inputs.rows().equal(original.get_input_embeddings().get_parameter("weight")), "other rows are read"
+    assert head.embedding.rows().equal(original.get_output_embeddings().get_parameter("weight")), "other rows answer"
+    assert inputs.text.equal(pieces["input"]) and head.embedding.text.equal(pieces["output"]), "pieces are mixed up"
+
+
+@BOTH_VOCABULARIES
+def test_the_manifest_lists_every_file(bundle_path: Path, vocabulary: Vocabulary) -> None:
     manifest = read_manifest(bundle_path)
     on_disk = {path.relative_to(bundle_path).as_posix() for path in bundle_path.rglob("*") if path.is_file()}
     assert set(manifest.files) == on_disk - {MANIFEST}
     assert set(FILES) <= on_disk
+    assert ({TITLES_FILE, PIECES_FILE} <= on_disk) == (manifest.vocabulary == "items")
+    assert manifest.vocabulary == vocabulary
 
 
-@pytest.mark.parametrize("name", FILES)
+@EVERY_FILE
 def test_a_missing_file_is_named(copy: Path, name: str) -> None:
     (copy / name).unlink()
     with pytest.raises(BundleCorrupt, match=f"{name} is missing"):
         Bundle.open(copy)
 
 
-@pytest.mark.parametrize("name", FILES)
+@EVERY_FILE
 def test_a_file_cut_short_is_named(copy: Path, name: str) -> None:
     content = (copy / name).read_bytes()
     (copy / name).write_bytes(content[:-1])
@@ -85,7 +124,7 @@ def test_a_file_cut_short_is_named(copy: Path, name: str) -> None:
         Bundle.open(copy)
 
 
-@pytest.mark.parametrize("name", FILES)
+@EVERY_FILE
 @pytest.mark.parametrize("place", [0, -1])
 def test_a_flipped_byte_is_noticed(copy: Path, name: str, place: int) -> None:
     content = bytearray((copy / name).read_bytes())
@@ -110,11 +149,12 @@ def test_what_is_not_a_manifest_is_refused(copy: Path, text: str) -> None:
 
 
 def test_a_later_format_is_told_from_damage(copy: Path) -> None:
-    edit_manifest(copy, format_version=2, a_field_of_the_future=1)
-    with pytest.raises(FormatTooNew, match=r"format 2.*reads up to 1"):
+    edit_manifest(copy, format_version=3, a_field_of_the_future=1)
+    with pytest.raises(FormatTooNew, match=r"format 3.*reads up to 2"):
         Bundle.open(copy)
 
 
+@BOTH_VOCABULARIES
 def test_other_weights_than_those_of_the_space_are_refused(copy: Path) -> None:
     make_model("llama", seed=9).save_pretrained(copy / "lm")
     described = {name: entry.model_dump() for name, entry in describe_files(copy).items()}
@@ -123,6 +163,76 @@ def test_other_weights_than_those_of_the_space_are_refused(copy: Path) -> None:
         Bundle.open(copy)
 
 
+@ITEMS_ONLY
+@pytest.mark.parametrize("name", [TITLES_FILE, PIECES_FILE])
+def test_what_names_and_spells_items_is_part_of_the_space(copy: Path, name: str) -> None:
+    """States that were made with other titles behind the tokens, or other spellings, are not comparable."""
+    before = read_manifest(copy).space
+    if name == TITLES_FILE:
+        (copy / name).write_text(json.dumps([TITLES[1], TITLES[0], *TITLES[2:]]))
+    else:
+        save_file({key: tensor + 1 for key, tensor in load_file(copy / name).items()}, copy / name)
+    described = {key: entry.model_dump() for key, entry in describe_files(copy).items()}
+    edit_manifest(copy, files=described)
+    with pytest.raises(SpaceMismatch, match="language model"):
+        Bundle.open(copy)
+    vouch(copy)
+    assert Bundle.open(copy).manifest.space != before
+
+
+@ITEMS_ONLY
+@pytest.mark.parametrize("name", [TITLES_FILE, PIECES_FILE])
+def test_a_model_of_items_without_their_names_or_spellings_is_refused(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    vouch(copy)
+    with pytest.raises(BundleCorrupt, match=Path(name).name):
+        Bundle.open(copy)
+
+
+@ITEMS_ONLY
+@pytest.mark.parametrize("titles", [TITLES[:-1], [*TITLES, "One more"], TITLES[:-1] + TITLES[:1], 20, {"a": "b"}, [7]])
+def test_other_titles_than_the_model_has_rows_for_are_refused(copy: Path, titles: object) -> None:
+    (copy / TITLES_FILE).write_text(json.dumps(titles))
+    vouch(copy)
+    with pytest.raises(BundleCorrupt, match=r"embeddings for|titles\.json"):
+        Bundle.open(copy)
+
+
+@ITEMS_ONLY
+@pytest.mark.parametrize("flaw", ["no output", "too few pieces", "another width", "no tensors"])
+def test_pieces_that_could_not_spell_a_title_are_refused(copy: Path, flaw: str) -> None:
+    pieces = load_file(copy / PIECES_FILE)
+    spoiled = {
+        "no output": {"input": pieces["input"]},
+        "too few pieces": {name: table[:-40] for name, table in pieces.items()},
+        "another width": {name: table[:, 1:] for name, table in pieces.items()},
+        "no tensors": None,
+    }[flaw]
+    if spoiled is None:
+        (copy / PIECES_FILE).write_text("not safetensors")
+    else:
+        save_file({name: table.contiguous() for name, table in spoiled.items()}, copy / PIECES_FILE)
+    vouch(copy)
+    with pytest.raises(BundleCorrupt, match=r"pieces\.safetensors"):
+        Bundle.open(copy)
+
+
+@BOTH_VOCABULARIES
+def test_a_model_of_one_vocabulary_is_not_opened_as_one_of_the_other(copy: Path, vocabulary: Vocabulary) -> None:
+    edit_manifest(copy, vocabulary="items" if vocabulary == "titles" else "titles")
+    with pytest.raises(BundleCorrupt, match="build the bundle again"):
+        Bundle.open(copy)
+
+
+@ITEMS_ONLY
+def test_titles_that_the_model_was_not_trained_for_are_spelled(make_bundle: Callable[..., Path]) -> None:
+    bundle = Bundle.open(make_bundle(titles=[*TITLES, "A rare one", "A rare one"], known_titles=TITLES))
+    assert bundle.prompt.title_tokens("A rare one") == (1 + len(TITLES),) and len(bundle.catalogue) == 22
+    inputs = bundle.lm.model.get_input_embeddings()
+    assert isinstance(inputs, ItemEmbedding) and inputs.rows().shape == (2 + len(TITLES), 32)
+
+
+@BOTH_VOCABULARIES
 @pytest.mark.parametrize("change", [{"split_layer": 1}, {"base_model": "x"}])
 def test_another_space_than_the_facts_say_is_refused(copy: Path, change: dict[str, object]) -> None:
     edit_manifest(copy, backbone={**read_manifest(copy).backbone.model_dump(), **change})
@@ -136,6 +246,22 @@ def test_nothing_is_opened_without_a_checksum(copy: Path, name: str) -> None:
     edit_manifest(copy, files=files)
     with pytest.raises(BundleCorrupt, match=f"{name} is not among the files"):
         Bundle.open(copy)
+
+
+@ITEMS_ONLY
+def test_neighbours_are_needed_verified_and_opened_where_they_have_a_say(make_bundle: Callable[..., Path]) -> None:
+    path = make_bundle(generation=GenerationSpec(neighbor_share=0.5))
+    neighbors = Bundle.open(path).neighbors
+    assert neighbors is not None and neighbors.votes([3], 21, 1.0).argmax() == 4
+    content = bytearray((path / NEIGHBORS).read_bytes())
+    content[-1] ^= 1
+    (path / NEIGHBORS).write_bytes(content)
+    with pytest.raises(BundleCorrupt, match=f"{NEIGHBORS} differs"):
+        Bundle.open(path)
+    files = {key: entry.model_dump() for key, entry in read_manifest(path).files.items() if key != NEIGHBORS}
+    edit_manifest(path, files=files)
+    with pytest.raises(BundleCorrupt, match=f"{NEIGHBORS} is not among the files"):
+        Bundle.open(path)
 
 
 def test_parts_that_disagree_are_refused(copy: Path) -> None:
@@ -162,6 +288,7 @@ def test_a_window_of_attention_that_is_too_short_is_refused(make_bundle: Callabl
         Bundle.open(make_bundle(architecture="mistral"))
 
 
+@BOTH_VOCABULARIES
 @pytest.mark.parametrize("architecture", ["qwen3", "gemma", "gpt_neox"])
 def test_bundles_of_other_architectures_open(make_bundle: Callable[..., Path], architecture: str) -> None:
     assert Bundle.open(make_bundle(architecture=architecture)).lm.hidden_size == 32
@@ -214,6 +341,7 @@ def test_a_manifest_of_another_model_is_not_written(bundle_path: Path, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+@BOTH_VOCABULARIES
 def test_an_existing_bundle_is_replaced_whole(bundle_path: Path, copy: Path) -> None:
     (copy / "old").write_text("old")
     with BundleWriter(copy) as writer:
@@ -239,6 +367,7 @@ def test_an_empty_folder_may_become_a_bundle(tmp_path: Path) -> None:
     Bundle.open(tmp_path / "new")
 
 
+@BOTH_VOCABULARIES
 def test_nothing_inside_is_pickled(bundle_path: Path) -> None:
     for file in (path for path in bundle_path.rglob("*") if path.is_file()):
         start = file.read_bytes()[:2]
@@ -250,21 +379,14 @@ def test_pickled_weights_are_never_loaded(copy: Path) -> None:
     """Even a manifest that vouches for them does not help."""
     torch.save(make_model("llama").state_dict(), copy / "lm" / "pytorch_model.bin")
     (copy / "lm" / "model.safetensors").unlink()
-    files = describe_files(copy)
-    weights = weights_sha256({name: entry for name, entry in files.items() if name.startswith("lm/")})
-    manifest = read_manifest(copy)
-    backbone = manifest.backbone.model_copy(update={"weights_sha256": weights})
-    edit_manifest(
-        copy,
-        backbone=backbone.model_dump(),
-        space=space_id(backbone, manifest.prompt, manifest.memory),
-        files={name: entry.model_dump() for name, entry in files.items()},
-    )
+    vouch(copy)
     with pytest.raises(BundleCorrupt, match="safetensors"):
         Bundle.open(copy)
 
 
-@pytest.mark.parametrize(("name", "counts"), [("model.safetensors", True), ("merges.txt", True), ("README.md", False)])
+@pytest.mark.parametrize(
+    ("name", "counts"), [("model.safetensors", True), ("merges.txt", True), ("titles.json", True), ("README.md", False)]
+)
 def test_the_digest_of_weights_covers_what_is_computed(name: str, counts: bool) -> None:
     first = {"lm/config.json": FileEntry(num_bytes=1, sha256="a"), f"lm/{name}": FileEntry(num_bytes=1, sha256="b")}
     second = {**first, f"lm/{name}": FileEntry(num_bytes=1, sha256="c")}

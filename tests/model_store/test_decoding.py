@@ -133,3 +133,49 @@ def test_a_window_as_long_as_the_sequences_changes_nothing() -> None:
     for prompt, found in zip(PROMPTS, search(lm, PROMPTS), strict=True):
         expected = {title: forced_score(whole, prompt, title) for title in TITLES}
         assert named(found) == pytest.approx(expected, abs=1e-3)
+
+
+# --- item tokens: every title is one token, none has a terminator -------------------------------------------------
+
+SINGLE = [(token,) for token in (40, 12, 7, 12, 399, 55)]
+
+
+@pytest.mark.parametrize("num_titles", [1, 3, 50])
+@pytest.mark.parametrize("num_beams", [1, 3, 50])
+def test_titles_of_one_token_are_ranked_by_the_head_without_another_step(num_titles: int, num_beams: int) -> None:
+    whole, lm, trie = make_model("llama"), SplitLM(make_model("llama"), 2), Trie(SINGLE)
+    tokens, mask = pad_left(PROMPTS)
+    caches = lm.new_caches()
+    searches = [Search(trie.allow(), num_titles, num_beams) for _ in PROMPTS]
+    with torch.inference_mode():
+        states = lm.bottom(tokens, mask, caches[0])
+        results = beam_search(lm, mask, caches, Combined(states, mask), trie=trie, searches=searches)
+    assert caches[0].get_seq_length() == caches[1].get_seq_length() == tokens.shape[1], "a step was taken for nothing"
+    for prompt, found in zip(PROMPTS, results, strict=True):
+        expected = {title: forced_score(whole, prompt, title) for title in SINGLE}
+        best_first = sorted(expected, key=lambda title: -expected[title])[: min(num_titles, num_beams)]
+        names = [SINGLE[trie.order[title.node.start]] for title in found]
+        assert names == best_first, "another order than the head's, or items of one title are two"
+        assert [title.score for title in found] == pytest.approx([expected[name] for name in names], abs=1e-3)
+
+
+def test_the_first_step_may_be_reweighed() -> None:
+    """Another opinion on the next item takes part before anything is dropped."""
+    lm, trie = SplitLM(make_model("llama"), 2), Trie(SINGLE)
+    tokens, mask = pad_left(PROMPTS[:2])
+    wish = torch.full((2, 400), -9.0)
+    wish[0, 7] = wish[1, 399] = -0.5
+    caches = lm.new_caches()
+    with torch.inference_mode():
+        states = lm.bottom(tokens, mask, caches[0])
+        results = beam_search(
+            lm,
+            mask,
+            caches,
+            Combined(states, mask),
+            trie=trie,
+            searches=[Search(trie.allow(), 2, 2) for _ in range(2)],
+            reweigh=lambda log_probs: wish,
+        )
+    best = [SINGLE[trie.order[found[0].node.start]] for found in results]
+    assert best == [(7,), (399,)] and [found[0].score for found in results] == [-0.5, -0.5]

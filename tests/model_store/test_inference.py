@@ -1,8 +1,10 @@
 """From prompts to ranked lists: complete, allowed, without repeats, and the same alone as in a batch."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Literal
 
 import numpy as np
@@ -26,8 +28,10 @@ from model_store.inference import (
     recommend,
     to_float16,
 )
+from model_store.item_embedding import ItemEmbedding, spell
 from model_store.manifest import GenerationSpec, RetrieverSpec
-from tests.conftest import TITLES
+from tests.conftest import BOTH_VOCABULARIES, ITEMS_ONLY, TITLES
+from training.likelihood import answer_log_probs, log_probs_by_element, read
 
 EVERYTHING = np.ones(len(TITLES), dtype=bool)
 
@@ -53,6 +57,7 @@ def check_same(batched: Answer, alone: Answer) -> None:
         )
 
 
+@BOTH_VOCABULARIES
 @pytest.mark.parametrize("architecture", ["llama", "gemma", "gpt_neox"])
 @pytest.mark.parametrize("placement", ["insert", "prepend"])
 def test_a_batch_gives_what_its_rows_give(
@@ -74,6 +79,7 @@ def test_a_batch_gives_what_its_rows_give(
     assert [len(answer.weights) for answer in together] == [6, 0, 1, 4, 4]
 
 
+@BOTH_VOCABULARIES
 def test_memory_matters_and_its_choice_does(bundle: Bundle) -> None:
     base = query(bundle, TITLES[:3], 6)
     scores = [
@@ -82,6 +88,7 @@ def test_memory_matters_and_its_choice_does(bundle: Bundle) -> None:
     assert len(set(scores)) == 4, "some choices of memories do not reach the model"
 
 
+@BOTH_VOCABULARIES
 def test_weights_are_probabilities(bundle: Bundle) -> None:
     answer = recommend(bundle, [query(bundle, TITLES[:3], 6)])[0]
     assert answer.null_weight + answer.weights.sum() == pytest.approx(1, abs=1e-5)
@@ -97,6 +104,7 @@ def shared(bundle_path: Path) -> Bundle:
     return Bundle.open(bundle_path)
 
 
+@BOTH_VOCABULARIES
 @given(st.integers(1, 30), st.sets(st.integers(0, 19)))
 def test_lists_are_as_long_as_allowed_items_permit(shared: Bundle, num_results: int, excluded: set[int]) -> None:
     allowed = ~np.isin(np.arange(20), list(excluded))
@@ -126,6 +134,7 @@ def test_grounded_items_are_the_nearest_to_the_best(bundle: Bundle) -> None:
     assert [item.row for item in items if item.source == GROUNDED] == expected
 
 
+@BOTH_VOCABULARIES
 def test_items_added_to_an_open_bundle_are_recommended(bundle: Bundle) -> None:
     items = [Item(f"new{row}", f"Blue Moon {row}", popularity=row) for row in range(30)]
     bundle.catalogue = bundle.catalogue.with_items(items)
@@ -135,10 +144,12 @@ def test_items_added_to_an_open_bundle_are_recommended(bundle: Bundle) -> None:
     assert sorted(rows(answer)) == list(range(50))
 
 
+@BOTH_VOCABULARIES
 def test_nothing_allowed_gives_an_empty_list(bundle: Bundle) -> None:
     assert recommend(bundle, [replace(query(bundle, TITLES[:3]), allowed=~EVERYTHING)])[0].items == []
 
 
+@BOTH_VOCABULARIES
 def test_the_most_popular_allowed_item_stands_for_its_title(make_bundle: Callable[..., Path]) -> None:
     bundle = Bundle.open(
         make_bundle(titles=["Red Tea", "Blue Moon", "Red Tea", "Red Tea"], generation=GenerationSpec())
@@ -153,11 +164,186 @@ def test_the_most_popular_allowed_item_stands_for_its_title(make_bundle: Callabl
         assert generated == {expected, 1}, f"with {allowed=} another item than {expected} stands for the title"
 
 
+def by_title(bundle: Bundle, asked: Query) -> dict[str, float]:
+    items = recommend(bundle, [asked])[0].items
+    assert {item.source for item in items} == {GENERATED}, "not all titles were scored"
+    return {bundle.catalogue.items[item.row].title: item.score for item in items if item.score is not None}
+
+
+@BOTH_VOCABULARIES
+@pytest.mark.parametrize("placement", ["insert", "prepend"])
+@pytest.mark.parametrize("architecture", ["llama", "gemma", "gpt_neox"])
+def test_what_annotation_calls_likely_is_what_is_recommended(
+    make_bundle: Callable[..., Path], architecture: str, placement: Literal["insert", "prepend"]
+) -> None:
+    """One memory and none; with items also the vocabulary's own head agrees with the likelihood of a whole title."""
+    spec = RetrieverSpec(width=16, top_k=1, combine=placement)
+    beams = GenerationSpec(num_beams=50)
+    bundle = Bundle.open(make_bundle(architecture=architecture, retriever=spec, generation=beams))
+    base = query(bundle, TITLES[:3], 4, num_results=20)
+    answers = [bundle.prompt.title_tokens(title) for title in TITLES]
+    memory = torch.from_numpy(base.memory).float()
+    with torch.inference_mode():
+        batch = read(bundle.lm, [base.prompt] * 20, answers)
+        one = memory[2].expand(20, 1, 32), torch.ones(20, 1, dtype=torch.long)
+        none = torch.zeros(20, 0, 32), torch.zeros(20, 0, dtype=torch.long)
+        for chosen, given_memory in (((2,), one), ((), none)):
+            expected = answer_log_probs(bundle.lm, batch, *given_memory, placement)
+            found = by_title(bundle, replace(base, chosen=chosen))
+            assert found == pytest.approx(dict(zip(TITLES, expected.tolist(), strict=True)), abs=1e-3), f"{chosen=}"
+        (gains,) = log_probs_by_element(
+            bundle.lm, read(bundle.lm, [base.prompt], [answers[7]]), [memory], placement, max_rows=2
+        )
+    singly = [by_title(bundle, replace(base, chosen=chosen))[TITLES[7]] for chosen in ((), (0,), (1,), (2,), (3,))]
+    assert gains.tolist() == pytest.approx(singly, abs=1e-3), "annotation and serving see another memory"
+
+
+# --- item tokens --------------------------------------------------------------------------------------------------
+
+
+@ITEMS_ONLY
+def test_all_items_are_ranked_however_narrow_the_beam(bundle: Bundle) -> None:
+    """One step knows all of them, so beams save nothing."""
+    wide = by_title(bundle, query(bundle, TITLES[:3], 3, num_results=20))
+    assert len(wide) == 20 > bundle.manifest.generation.num_beams
+    assert list(wide.values()) == sorted(wide.values(), reverse=True)
+    assert sum(np.exp(list(wide.values()))) == pytest.approx(1, abs=0.2), "not probabilities of items"
+    few = by_title(bundle, query(bundle, TITLES[:3], 3, num_results=7))
+    assert list(few) == list(wide)[:7], "a shorter list has other items"
+
+
+@ITEMS_ONLY
+def test_one_query_that_wants_more_does_not_change_the_others(bundle: Bundle) -> None:
+    small, large = query(bundle, TITLES[:3], 3, num_results=2), query(bundle, TITLES[4:6], 1, num_results=20)
+    for one, batched in zip((small, large), recommend(bundle, [small, large]), strict=True):
+        check_same(batched, recommend(bundle, [one])[0])
+
+
+@ITEMS_ONLY
+def test_items_with_one_title_are_one_token(make_bundle: Callable[..., Path]) -> None:
+    bundle = Bundle.open(make_bundle(titles=["Red Tea", "Blue Moon", "Red  Tea", "Red Tea"]))
+    assert len({bundle.prompt.title_tokens(item.title) for item in bundle.catalogue.items}) == 2
+    answer = recommend(bundle, [Query(bundle.prompt.tokens([]), np.zeros((0, 32), np.float16), np.ones(4, bool), 4)])
+    sources = [item.source for item in answer[0].items]
+    assert sources[:2] == [GENERATED, GENERATED] and GENERATED not in sources[2:], "a class was generated twice"
+    assert sorted(rows(answer[0])) == [0, 1, 2, 3]
+
+
+def add(bundle: Bundle, *titles: str) -> None:
+    items = [Item(title, title) for title in titles]
+    bundle.catalogue = bundle.catalogue.with_items(items)
+    bundle.index.put(np.arange(len(bundle.index), len(bundle.catalogue)), np.ones((len(titles), 32), dtype=np.float32))
+
+
+@ITEMS_ONLY
+def test_a_late_title_is_read_and_recommended_and_moves_no_other(bundle: Bundle) -> None:
+    asked = query(bundle, TITLES[:3], 3, num_results=20)
+    before, state = by_title(bundle, asked), encode(bundle.lm, [asked.prompt])
+    add(bundle, "A brand new title")
+    asked = replace(asked, allowed=np.ones(21, dtype=bool), num_results=21)
+    after = by_title(bundle, asked)
+    assert "A brand new title" in after, "it cannot be recommended"
+    left = [title for title in after if title != "A brand new title"]
+    assert left == list(before), "a late title changed the order of the others"
+    falls = [before[title] - after[title] for title in left]
+    assert falls == pytest.approx([falls[0]] * 20, abs=1e-4), "it takes from all alike, as one more in the softmax"
+    assert encode(bundle.lm, [asked.prompt]).tobytes() == state.tobytes(), "a late title changed a state"
+    read_late = encode(bundle.lm, [bundle.prompt.tokens([TITLES[0], "A brand new title"])])
+    assert not np.allclose(read_late, encode(bundle.lm, [bundle.prompt.tokens([TITLES[0]])])), "it is not read"
+
+
+@ITEMS_ONLY
+def test_the_order_in_which_late_titles_come_changes_no_byte(bundle_path: Path, bundle: Bundle) -> None:
+    """A worker, a server and a server after a restart number them differently."""
+    other, late = Bundle.open(bundle_path), ["Red new", "Blue new", "日本 tea"]
+    for title in late:
+        add(bundle, title)
+        bundle.prompt.title_tokens(f"{title}, a title of that moment")
+        encode(bundle.lm, [bundle.prompt.tokens([title])])  # rows grow one by one
+    add(other, *late[::-1])  # here at once
+    assert bundle.prompt.title_tokens(late[0]) != other.prompt.title_tokens(late[0]), "the test tests nothing"
+    for history in (late, [TITLES[3], late[1]], [late[2]], TITLES[:3]):
+        states = [encode(each.lm, [each.prompt.tokens(history)]).tobytes() for each in (bundle, other)]
+        assert states[0] == states[1], f"another state of {history}"
+
+
+@ITEMS_ONLY
+def test_the_head_has_a_row_for_every_token_that_may_be_chosen(bundle: Bundle) -> None:
+    """Tokens are given out by whoever asks first; rows must be there when the scores of tokens are looked up."""
+    for number in range(5):
+        add(bundle, f"late {number}")
+        asked = replace(query(bundle, []), allowed=np.ones(21 + number, dtype=bool), num_results=21 + number)
+        strange = replace(asked, prompt=bundle.prompt.tokens([f"read, but not in the catalogue {number}"]))
+        for answer in recommend(bundle, [asked, strange]):
+            assert sorted(rows(answer)) == list(range(21 + number))
+            assert all(item.source == GENERATED for item in answer.items)
+    tokens = bundle.catalogue.trie.children(bundle.catalogue.trie.root).tokens
+    assert bundle.lm.head(torch.zeros(1, 32)).shape[-1] > tokens.max(), "a token without a score"
+
+
+@ITEMS_ONLY
+def test_titles_may_be_read_while_the_model_runs(bundle: Bundle) -> None:
+    """As in the service: handlers write prompts, and give out tokens, while the engine is in the middle of a batch."""
+    is_over = Event()
+    given: list[tuple[str, int]] = []
+
+    def write_prompts() -> None:
+        number = 0
+        while not is_over.wait(0.0005):
+            title = f"late {number}"
+            given.append((title, bundle.prompt.tokens([title])[-1]))
+            number += 1
+
+    with ThreadPoolExecutor(2) as pool:
+        writers = [pool.submit(write_prompts) for _ in range(2)]
+        try:
+            for _ in range(60):
+                newest = [[token] for _, token in given[-4:]] or [[0]]
+                for answer in recommend(bundle, [replace(query(bundle, []), prompt=prompt) for prompt in newest]):
+                    assert len(answer.items) == 5
+        finally:
+            is_over.set()
+        for writer in writers:
+            writer.result()
+    inputs = bundle.lm.model.get_input_embeddings()
+    assert isinstance(inputs, ItemEmbedding)
+    tokens = dict(given)
+    assert set(tokens.items()) == set(given), "one title has two tokens"
+    assert sorted(tokens.values()) == list(range(21, len(inputs.rows()))), "a token is shared or lost"
+    for title, token in tokens.items():
+        pieces = [bundle.prompt.tokenizer.encode(title, add_special_tokens=False)]
+        assert inputs.rows()[token].equal(spell(inputs.text, pieces)[0]), f"{title!r} has the row of another title"
+
+
+@ITEMS_ONLY
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_neighbours_have_their_share_in_the_next_item(make_bundle: Callable[..., Path], share: float) -> None:
+    """The neighbour of token t is t + 1: see `ring`. A late title has none, and is nobody's."""
+    mixed = Bundle.open(make_bundle(generation=GenerationSpec(num_beams=5, neighbor_share=share)))
+    plain = Bundle.open(make_bundle())
+    for bundle in (mixed, plain):
+        add(bundle, "A late title")
+    for history, voted in ((["A late title", TITLES[4]], TITLES[5]), (["A late title"], None), ([], None)):
+        both = [
+            by_title(
+                bundle,
+                Query(bundle.prompt.tokens(history), np.zeros((0, 32), np.float16), np.ones(21, dtype=bool), 21),
+            )
+            for bundle in (plain, mixed)
+        ]
+        expected = {
+            title: float(np.log((1 - share) * np.exp(score) + share * (title == voted))) if voted else score
+            for title, score in both[0].items()
+        }
+        assert both[1] == pytest.approx(expected, abs=1e-3), f"after {history}"
+
+
 def test_popular_orders_by_count(bundle: Bundle) -> None:
     allowed = np.arange(20) >= 4
     assert [item.row for item in popular(bundle, allowed, 3)] == [4, 5, 6]
 
 
+@BOTH_VOCABULARIES
 def test_states_are_stored_as_they_are_computed(bundle: Bundle) -> None:
     prompts = [bundle.prompt.tokens(TITLES[:size]) for size in (1, 3)]
     states = encode(bundle.lm, prompts)
@@ -183,6 +369,7 @@ def test_memory_is_padded_on_the_right(bundle: Bundle) -> None:
     assert pad_memory([none], bundle)[0].shape == (1, 1, 32), "a batch without memory has no shape"
 
 
+@BOTH_VOCABULARIES
 def test_titles_embed_alike_alone_and_together(bundle: Bundle) -> None:
     prompts = [bundle.prompt.tokens([title]) for title in TITLES[:5]]
     together = embed(bundle.lm, prompts)

@@ -1,5 +1,6 @@
 """Rows of known titles are kept, later ones are spelled, and the head ranks whatever the embedding can read."""
 
+import pytest
 import torch
 
 from model_store.item_embedding import ItemEmbedding, ItemHead, spell, spell_flat
@@ -56,3 +57,25 @@ def test_the_head_scores_all_there_are_and_only_the_input_is_scaled() -> None:
     assert logits.shape == (2, len(embedding.vocabulary)), "a late title cannot be recommended"
     torch.testing.assert_close(logits, hidden @ embedding.rows().T)
     torch.testing.assert_close(embedding(torch.tensor([[3, 6]])), 2 * embedding.rows()[[3, 6]][None])
+
+
+def test_titles_without_pieces_are_zeros() -> None:
+    assert spell(torch.randn(10, D), [[], []]).equal(torch.zeros(2, D)), "nothing is not zero"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_does_not_depend_on_what_else_is_spelled(dtype: torch.dtype) -> None:
+    """To the byte: two processes spell late titles in other batches and must make the same states."""
+    text = torch.randn(50, 33, generator=torch.Generator().manual_seed(0)).to(dtype)
+    pieces = [torch.randint(50, (length,)).tolist() for length in (3, 1, 0, 17, 8, 2, 40)]
+    together = spell(text, pieces)
+    assert together.dtype == dtype
+    for row, each in zip(together, pieces, strict=True):
+        assert row.equal(spell(text, [each])[0]), f"a title of {len(each)} pieces is spelled otherwise alone"
+
+
+def test_a_token_that_nobody_was_given_is_refused() -> None:
+    """Not read as some other item."""
+    embedding = make_embedding()
+    with pytest.raises(IndexError):
+        embedding(torch.tensor([[6]]))

@@ -44,12 +44,21 @@ def test_an_unknown_field_is_refused_at_every_level() -> None:
         ("retriever", "combine", "append"),
         ("generation", "num_beams", 0),
         ("generation", "grounding_popularity_gamma", -0.1),
+        ("generation", "neighbor_share", 1.0),
+        ("generation", "neighbor_half_life", 0.0),
     ],
 )
 def test_impossible_numbers_are_refused(part: str, name: str, value: object) -> None:
     facts = MANIFEST.model_dump()
     with pytest.raises(ValidationError, match=name):
         Manifest.model_validate({**facts, part: {**facts[part], name: value}})
+
+
+def test_there_are_two_vocabularies() -> None:
+    with pytest.raises(ValidationError, match="vocabulary"):
+        Manifest.model_validate({**MANIFEST.model_dump(), "vocabulary": "words"})
+    old = {name: value for name, value in MANIFEST.model_dump().items() if name != "vocabulary"}
+    assert Manifest.model_validate(old).vocabulary == "titles", "a bundle from before there were items"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from model_store.trie import Allowed, Edge, Node, Trie
 
 END = 0
 titles = st.lists(st.integers(1, 3), max_size=5).map(lambda tokens: (*tokens, END))
-catalogues = st.lists(titles, max_size=25)
+single = st.tuples(st.integers(1, 9))  # item tokens: one each, no terminator
+catalogues = st.one_of(st.lists(titles, max_size=25), st.lists(single, max_size=25))
 
 
 def edges_of(trie: Trie, node: Node, allowed: Allowed | None = None) -> list[Edge]:

@@ -1,7 +1,9 @@
 """One token per title: old ones keep theirs, late ones get the next, whoever asks first."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from hypothesis import given
@@ -25,12 +27,27 @@ def test_every_title_has_one_token_of_its_own(known: list[str], late: list[str])
     assert all(vocabulary.token(title) == token for title, token in tokens.items()), "a token changed"
 
 
+class Hesitant(str):
+    """Lets other threads run in the middle of every look-up."""
+
+    def __hash__(self) -> int:
+        time.sleep(1e-5)
+        return super().__hash__()
+
+
 def test_threads_agree_on_late_titles() -> None:
     vocabulary = ItemVocabulary(TITLES, TOKENIZER)
-    late = [f"late {number}" for number in range(50)]
+    late = [Hesitant(f"late {number}") for number in range(50)]
+    start = Barrier(8)
+
+    def ask(_: int) -> list[int]:
+        start.wait()
+        return [vocabulary.token(title) for title in late]
+
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: [vocabulary.token(title) for title in late], range(8)))
-    assert all(answer == answers[0] for answer in answers) and len(set(answers[0])) == len(late)
+        answers = list(pool.map(ask, range(8)))
+    assert all(answer == answers[0] for answer in answers), "a title has two tokens"
+    assert sorted(answers[0]) == list(range(21, 71)) and len(vocabulary) == 71, "a token is shared, or nobody's"
 
 
 def test_written_then_read_is_the_same(tmp_path: Path) -> None:
@@ -41,10 +58,10 @@ def test_written_then_read_is_the_same(tmp_path: Path) -> None:
     assert [again.token(title) for title in ("Ünder", "b\u2028c", "d", "late")] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("content", [None, "[1"])
+@pytest.mark.parametrize("content", [None, "[1", "", "\xff", "7", '{"a": 1}', '["a", 1]', '["a", "a"]', '"text"'])
 def test_a_missing_or_broken_list_is_a_corrupt_bundle(tmp_path: Path, content: str | None) -> None:
     if content is not None:
-        (tmp_path / TITLES_FILE).write_text(content)
+        (tmp_path / TITLES_FILE).write_bytes(content.encode("latin-1"))
     with pytest.raises(BundleCorrupt, match=TITLES_FILE):
         ItemVocabulary.load(tmp_path, TOKENIZER)
 

@@ -18,6 +18,7 @@ from model_store.inference import Answer, Query, encode, recommend
 from service.engine import Engine
 from service.errors import DeadlineExceeded, Draining, Overloaded
 from service.metrics import Metrics
+from tests.conftest import BOTH_VOCABULARIES
 from tests.service.real import settings_for
 
 
@@ -59,6 +60,7 @@ def shown(answer: Answer) -> list[tuple[int, str]]:
     return [(item.row, item.source) for item in answer.items]
 
 
+@BOTH_VOCABULARIES
 async def test_together_as_alone(bundle_path: Path, bundle: Bundle) -> None:
     queries = [query(bundle, number) for number in range(8)]
     alone = [recommend(bundle, [each])[0] for each in queries]
@@ -69,6 +71,7 @@ async def test_together_as_alone(bundle_path: Path, bundle: Bundle) -> None:
         np.testing.assert_allclose(one.weights, other.weights, atol=1e-4)
 
 
+@BOTH_VOCABULARIES
 async def test_one_poisoned_job_does_not_fail_its_companions(bundle_path: Path, bundle: Bundle) -> None:
     good, bad = query(bundle, 1), Query([10**9], query(bundle, 0).memory, query(bundle, 0).allowed, 5)
     async with running(bundle_path, batch_wait_ms=50) as engine:
@@ -148,6 +151,7 @@ async def test_stopping_does_not_wait_for_ever(bundle_path: Path, bundle: Bundle
             await queued
 
 
+@BOTH_VOCABULARIES
 async def test_a_query_from_before_a_new_item_is_still_answered(bundle_path: Path, bundle: Bundle) -> None:
     asked = query(bundle, 1)
 

@@ -20,7 +20,7 @@ from service.events import Event
 from service.ingest import import_file
 from service.timeline import Unencoded
 from service.worker import backfill
-from tests.conftest import TITLES, write_bundle
+from tests.conftest import BOTH_VOCABULARIES, TITLES, write_bundle
 from tests.service.real import NOW, K, M, Service, history, in_order, interaction, open_service, states_from_scratch
 
 # Batch shapes change float32 sums, hence the last bits of a float16 state (11 bits of mantissa).
@@ -99,6 +99,7 @@ async def snapshot(service: Service) -> list[tuple[str, bytes | None]]:
     return [(each.event.event_id, each.record) for each in remembered]
 
 
+@BOTH_VOCABULARIES
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps)
 def test_memory_equals_a_backfill_of_the_log(
@@ -147,6 +148,7 @@ async def test_a_backfill_from_nothing_gives_the_same(service: Service, raw: Red
             np.testing.assert_allclose(states[0], states[1], err_msg=name, rtol=ROUNDING, atol=ROUNDING)
 
 
+@BOTH_VOCABULARIES
 async def test_writers_at_once_leave_nothing_stale(bundle_path: Path, valkey: EmbeddedServer, raw: Redis) -> None:
     """Whoever saves last looks again: nobody has to ask for encoding afterwards."""
     async with (
@@ -229,6 +231,7 @@ async def test_a_retry_of_what_was_encoded_costs_nothing(service: Service) -> No
     assert await service.worker.reconcile_all(["u"]) == 0
 
 
+@BOTH_VOCABULARIES
 async def test_a_renamed_item_changes_the_states_of_its_windows_only(service: Service) -> None:
     await service.ingest.submit([interaction(number, item_id=f"i{number % 12}") for number in range(12)], "visible")
     await service.items.put("i4", schemas.ItemBody(title="Quite another title"))

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from service.embedded import EmbeddedServer
 from service.errors import BadRequest, UnknownItem
 from service.schemas import ItemBody, ItemPatch, NewItem, RecentItem, RecommendRequest
-from tests.conftest import TITLES
+from tests.conftest import BOTH_VOCABULARIES, TITLES
 from tests.service.real import Service, history, interaction, open_service
 
 
@@ -34,6 +34,7 @@ async def within(seconds: float, condition: Callable[[], Awaitable[bool]], what:
         await asyncio.sleep(0.05)
 
 
+@BOTH_VOCABULARIES
 async def test_a_new_item_is_recommended_at_once_and_after_a_restart(
     service: Service, bundle_path: Path, valkey: EmbeddedServer
 ) -> None:
@@ -49,6 +50,7 @@ async def test_a_new_item_is_recommended_at_once_and_after_a_restart(
         assert not (await restarted.timeline("u")).unencoded()
 
 
+@BOTH_VOCABULARIES
 async def test_replicas_follow(service: Service, bundle_path: Path, valkey: EmbeddedServer) -> None:
     async with open_service(bundle_path, valkey.url) as other:
         await service.items.put("new", ItemBody(title="New"))
@@ -81,6 +83,7 @@ async def test_changes_at_once_undo_nothing(service: Service) -> None:
     assert (item.title, item.attributes) == ("T", {"n": 1})
 
 
+@BOTH_VOCABULARIES
 async def test_hidden_deleted_and_back(service: Service) -> None:
     await service.ingest.submit(history(6), "visible")
     await service.items.patch("i2", ItemPatch(hidden=True))
@@ -103,6 +106,7 @@ async def test_half_of_a_window_of_availability_cannot_contradict_the_other(serv
     assert (await service.items.get("i1")).available_until is None
 
 
+@BOTH_VOCABULARIES
 async def test_many_at_once_and_one_of_them_twice(service: Service) -> None:
     names = [f"n{number % 30}" for number in range(40)]
     items = [NewItem(item_id=name, title=f"Number {number}") for number, name in enumerate(names)]

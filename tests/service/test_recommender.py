@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from model_store.manifest import RetrieverSpec
 from service import schemas
 from service.embedded import EmbeddedServer
 from service.schemas import RecentItem, RecommendRequest, RecommendResponse
-from tests.conftest import TITLES, write_bundle
+from tests.conftest import BOTH_VOCABULARIES, TITLES, write_bundle
 from tests.service.real import NOW, K, M, Service, history, interaction, open_service
 
 ALL = [f"i{row}" for row in range(len(TITLES))]
@@ -50,6 +50,7 @@ def some_request(dice: random.Random) -> dict[str, Any]:
     return request | {name: value for name, value in optional.items() if dice.random() < 0.5}
 
 
+@BOTH_VOCABULARIES
 @pytest.mark.parametrize("seed", range(3))
 async def test_k_distinct_allowed_items_in_order(service: Service, seed: int) -> None:
     await service.ingest.submit(history(30), "visible")
@@ -167,6 +168,7 @@ async def test_too_late_is_popular(service: Service) -> None:
     await busy
 
 
+@BOTH_VOCABULARIES
 async def test_nothing_is_allowed(service: Service) -> None:
     await service.ingest.submit(history(10), "visible")
     for request in ({"candidates": ["unknown"]}, {"filter": {"even": "never"}}, {"filter": {"no such": 1}}):
@@ -176,10 +178,12 @@ async def test_nothing_is_allowed(service: Service) -> None:
     assert [len(ids(each)) for each in await asyncio.gather(*together)] == [0, 2]
 
 
+@BOTH_VOCABULARIES
 @pytest.mark.parametrize("titles", [["The only one"], ["Same", "Same", "Same"]])
-async def test_small_and_repetitive_catalogues(tmp_path: Path, valkey: EmbeddedServer, titles: Sequence[str]) -> None:
-    write_bundle(tmp_path / "small", titles=list(titles))
-    async with open_service(tmp_path / "small", valkey.url) as service:
+async def test_small_and_repetitive_catalogues(
+    make_bundle: Callable[..., Path], valkey: EmbeddedServer, titles: Sequence[str]
+) -> None:
+    async with open_service(make_bundle(titles=titles), valkey.url) as service:
         for request in ({}, {"recent": recent("i0")}):
             answer = await ask(service, k=5, exclude_seen=False, **request)
             assert sorted(ids(answer)) == [f"i{row}" for row in range(len(titles))]

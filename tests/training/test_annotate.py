@@ -140,6 +140,6 @@ def test_the_key_changes_with_what_changes_labels_only() -> None:
     assert stage_key("data", {"weights": "b"}, TINY, 0) != key
     assert stage_key("other", {"weights": "a"}, TINY, 0) != key
     assert stage_key("data", {"weights": "a"}, TINY, 1) != key
-    assert stage_key("data", {"weights": "a"}, replace(TINY, annotate_batch=3, top_k=9), 0) == key, (
+    assert stage_key("data", {"weights": "a"}, replace(TINY, annotate_batch=3, top_ks=(2,)), 0) == key, (
         "runs again for nothing"
     )

@@ -60,10 +60,10 @@ def test_vectors_stand_in_the_order_of_the_items() -> None:
 
 
 def test_the_key_changes_with_what_the_bundle_holds() -> None:
-    key = stage_key(SHOP, {"inputs": "a"}, TINY)
-    assert stage_key(shop(), {"inputs": "a"}, TINY) == key
-    assert stage_key(SHOP, {"inputs": "b"}, TINY) != key
-    assert stage_key(SHOP, {"inputs": "a"}, replace(TINY, num_beams=9)) != key
-    assert stage_key(with_items(shelf=pl.Series(["x"] * 20)), {"inputs": "a"}, TINY) != key, (
+    key = stage_key(SHOP, [{"inputs": "a"}], TINY)
+    assert stage_key(shop(), [{"inputs": "a"}], TINY) == key
+    assert stage_key(SHOP, [{"inputs": "b"}], TINY) != key
+    assert stage_key(SHOP, [{"inputs": "a"}], replace(TINY, num_beams=9)) != key
+    assert stage_key(with_items(shelf=pl.Series(["x"] * 20)), [{"inputs": "a"}], TINY) != key, (
         "new attributes go unnoticed"
     )

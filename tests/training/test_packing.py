@@ -238,3 +238,29 @@ def test_targets_of_one_batch_keep_their_own_memory(windows: Windows, lm: SplitL
     for target in wanted:
         rows += target_rows(windows, target.user, target.position, len(rows), with_memory=True)
     assert loss(lm, rows) == pytest.approx(alone, rel=1e-4)
+
+
+# --- how much memory ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", [(2,), (1, 5), (3, 3, 10_000), (0,)])
+def test_memory_has_one_of_the_sizes_or_all_there_is(sizes: tuple[int, ...], windows: Windows) -> None:
+    batches = PackedBatches(windows, num_blocks=EPOCH, memory_share=1.0, memory_sizes=sizes, seed=0)
+    found = Counter[int]()
+    for step in range(20):
+        rows = batches(step)
+        earlier = [0] * len(SPLIT.histories)
+        for row in rows:
+            user = owners()[events_of(row, windows)[0]][0]
+            available = min(earlier[user], windows.max_memory)
+            assert len(row.memory) in {min(size, available) for size in sizes}, f"{len(row.memory)} of {available}"
+            assert len(set(row.memory)) == len(row.memory), "a memory is seen twice"
+            earlier[user] += len(row.block.ends)
+            found[len(row.memory)] += 1
+    assert all(found[size] for size in sizes if size < windows.max_memory), "a size never comes"
+
+
+def test_there_is_no_memory_before_its_time(windows: Windows) -> None:
+    batches = PackedBatches(windows, num_blocks=EPOCH, memory_share=1.0, memory_from=3, seed=0)
+    has_memory = [any(row.memory for row in batches(step)) for step in range(6)]
+    assert has_memory == [False] * 3 + [True] * 3

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -28,6 +29,7 @@ def tiny_recipes() -> Any:
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(recipes.RECIPES, "tiny", TINY)
         patched.setitem(recipes.RECIPES, "more-beams", replace(TINY, num_beams=3))
+        patched.setitem(recipes.RECIPES, "tiny-items", replace(TINY, vocabulary="items", dropout=0.1))
         patched.setitem(recipes.RECIPES, "tiny-demo", replace(TINY, synthetic_users=40))
         yield
 
@@ -157,13 +159,34 @@ def test_leave_one_out(data: Path, tmp_path: Path) -> None:
     assert Bundle.open(tmp_path / "bundle").manifest.provenance["cut"] == "leave-one-out"
 
 
-def test_a_checkpoint_is_adapted_and_leaves_no_trace_of_adapters(tmp_path: Path) -> None:
+def test_items_are_tokens_from_data_to_answer(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "bundle"
+    assert run(data, out, "--recipe", "tiny-items") == 0
+    bundle = Bundle.open(out)
+    assert bundle.manifest.vocabulary == "items" and bundle.manifest.prompt.head == ""
+    titles = [item.title for item in bundle.catalogue.items]
+    num_items = len(titles)
+    assert bundle.prompt.tokens(titles[:RECENT])[1:] == [
+        bundle.prompt.title_tokens(each)[0] for each in titles[:RECENT]
+    ]
+    query = Query(
+        bundle.prompt.tokens(titles[:5]), _states(4, bundle.lm.hidden_size), np.ones(num_items, bool), num_items
+    )
+    (answer,) = recommend(bundle, [query])
+    assert {item.row for item in answer.items} == set(range(num_items))
+    assert sum(item.source == "generated" for item in answer.items) == len(set(titles)), "a title has no score"
+    assert stages_that_ran(monkeypatch, data, out, "--recipe", "tiny-items") == []
+
+
+@pytest.mark.parametrize("recipe", ["tiny", "tiny-items"])
+def test_a_checkpoint_is_adapted_and_leaves_no_trace_of_adapters(recipe: str, tmp_path: Path) -> None:
     checkpoint, data = tmp_path / "qwen", tmp_path / "shop"
     make_model("qwen2").save_pretrained(checkpoint)
     make_tokenizer(TITLES).save_pretrained(checkpoint)
     save_dataset(shop(), data)
-    assert run(data, tmp_path / "bundle", "--model", str(checkpoint)) == 0
+    assert run(data, tmp_path / "bundle", "--recipe", recipe, "--model", str(checkpoint)) == 0
     bundle = Bundle.open(tmp_path / "bundle")
+    assert bundle.manifest.vocabulary == recipes.RECIPES[recipe].vocabulary
     assert type(bundle.lm.model).__name__ == "Qwen2ForCausalLM"
     assert not [name for name, _ in bundle.lm.model.named_parameters() if "lora" in name]
     assert not [file.name for file in (tmp_path / "bundle" / "lm").iterdir() if "adapter" in file.name]

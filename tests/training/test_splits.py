@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -10,6 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from model_store.history import tie_key
+from tests.training.worlds import communities
 from training.data.dataset import DataError, Dataset, clean_dataset
 from training.data.splits import Split, Target, leave_one_out, sample_targets, time_split
 
@@ -186,3 +188,12 @@ def test_samples_are_in_order_nested_and_of_their_seed(count: int, limit: int, s
 def test_no_limit_is_everything() -> None:
     targets = [Target(0, 1), Target(0, 2)]
     assert sample_targets(targets, None, 0) == targets
+
+
+def test_repeats_are_counted_in_the_train_period_only() -> None:
+    split = communities()
+    assert not split.has_repeats
+    late = [replace(each, items=np.append(each.items, each.items[0])) for each in split.histories]
+    assert not replace(split, histories=late).has_repeats, "what comes after the train period was looked at"
+    early = [replace(each, items=np.append(each.items[0], each.items), train_end=9) for each in split.histories]
+    assert replace(split, histories=early).has_repeats

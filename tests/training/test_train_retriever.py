@@ -30,6 +30,7 @@ from training.train_retriever import (
     entropy,
     judge,
     kl_divergence,
+    pays,
     run,
     stage_key,
     target_weights,
@@ -216,13 +217,16 @@ def test_equal_seeds_train_equal_retrievers(tmp_path: Path) -> None:
 # --- the stage ----------------------------------------------------------------------------------------------------
 
 
-def run_on(data: Annotated, out: Path, monkeypatch: pytest.MonkeyPatch, recipe: Recipe = TINY) -> dict[str, object]:
+def run_on(
+    data: Annotated, out: Path, monkeypatch: pytest.MonkeyPatch, recipe: Recipe = TINY, gain: float = 0.5
+) -> dict[str, object]:
     """The annotations are made up, so what several memories gain together is too: with two, twice the nats of one."""
     windows = small_windows()
     backbone = Backbone(spec_of(), "titles", small_lm(), windows.prompt)
     monkeypatch.setattr(train_retriever, "read_annotated", lambda directory: data)
     monkeypatch.setattr(train_retriever, "open_backbone", lambda directory, device: backbone)
-    monkeypatch.setattr(train_retriever, "valid_gain", lambda *_, top_k, placement: 0.5 * top_k)
+    monkeypatch.setattr(train_retriever, "valid_gains", lambda *_, top_k, placement: gain * np.full(9, top_k))
+    monkeypatch.setattr(train_retriever, "pays", lambda gains, users: gains.mean() > 0)
     key = stage_key({"labels": "a"}, recipe, 0)
     return run(diary(), out, annotations_dir=out, backbone_dir=out, recipe=recipe, inputs=key)
 
@@ -239,6 +243,24 @@ def test_what_gains_most_on_the_valid_period_is_kept(tmp_path: Path, monkeypatch
     retriever = Retriever(D, width=TINY.retriever_width)
     retriever.load_state_dict(load_file(tmp_path / RETRIEVER_FILE))
     assert not list(tmp_path.glob("checkpoints-*"))
+
+
+def test_where_memory_does_not_pay_it_is_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = run_on(annotated(40, helps=True), tmp_path, monkeypatch, gain=-0.5)
+    retriever = Retriever(D, width=TINY.retriever_width)
+    retriever.load_state_dict(load_file(tmp_path / RETRIEVER_FILE))
+    scores = retriever(torch.randn(50, D), torch.randn(50, M, D), torch.ones(50, M))
+    assert not facts["pays"] and choose(scores, M).mask.sum() == 0
+
+
+def test_a_gain_pays_when_it_stands_out_from_its_users() -> None:
+    rng = np.random.default_rng(0)
+    users = np.repeat(np.arange(100), 10)
+    noise = rng.normal(size=100)[users] + rng.normal(size=1000)
+    assert pays(1.0 + noise, users.tolist()) and not pays(noise - noise.mean(), users.tolist())
+    assert not pays(-1.0 + noise, users.tolist())
+    lucky = np.where(users == 0, 100.0, 0.0)  # one user out of a hundred: no more than its own standard error
+    assert not pays(lucky - 0.02, users.tolist())
 
 
 def test_a_stage_that_is_done_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,76 @@
+"""Neighbours get the say that they earn: nearly all where they know the answer, none where they do not."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+
+from model_store.neighbors import Neighbors
+from tests.training.small import TINY
+from tests.training.worlds import chain
+from training import sft
+from training.backbone import Backbone, open_backbone
+from training.data.splits import Split
+from training.mixture import HALF_LIVES, NEIGHBORS_FILE, SHARES, as_neighbors, choose_mixture, run, stage_key
+from training.windows import Windows
+
+ITEMS = replace(TINY, vocabulary="items", mixture_targets=30, recent_length=3)
+
+
+@pytest.fixture(scope="module")
+def split() -> Split:
+    return chain()
+
+
+@pytest.fixture(scope="module")
+def directory(split: Split, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("sft")
+    sft.run(split, out, recipe=ITEMS, inputs="x")
+    return out
+
+
+@pytest.fixture(scope="module")
+def backbone(directory: Path) -> Backbone:
+    return open_backbone(directory, torch.device("cpu"))
+
+
+def successors(split: Split, step: int) -> Neighbors:
+    """Item i is followed by item i + step, says this table."""
+    num_items = len(split.item_ids)
+    following = (np.arange(num_items) + step) % num_items
+    matrix = sparse.csr_matrix((np.ones(num_items, np.float32), (np.arange(num_items), following)))
+    return as_neighbors(matrix, list(range(1, 1 + num_items)))
+
+
+def chosen(split: Split, backbone: Backbone, step: int) -> dict[str, float]:
+    windows = Windows(split, backbone.prompt, ITEMS.max_memory)
+    return choose_mixture(backbone, successors(split, step), windows, split.valid[:30], mask_seen=False)
+
+
+def test_neighbours_that_know_the_answer_are_trusted(split: Split, backbone: Backbone) -> None:
+    found = chosen(split, backbone, 1)
+    assert found["neighbor_share"] > 0 and found["valid_ndcg@10"] > found["valid_ndcg@10_alone"]
+    assert found["valid_ndcg@10"] > 0.9, "the answer is the first neighbour of the last item"
+
+
+def test_items_of_one_title_share_a_row() -> None:
+    table = sparse.csr_matrix(np.array([[0, 0.5, 0.25], [0.5, 0, 0], [0.25, 0, 0]], np.float32))
+    merged = as_neighbors(table, [1, 1, 2])  # the first two items are one title
+    np.testing.assert_allclose(merged.votes([1], 3, 1.0), [0, 0.8, 0.2], rtol=1e-6)
+
+
+def test_the_stage_writes_what_the_bundle_needs_and_runs_once(split: Split, directory: Path, tmp_path: Path) -> None:
+    key = stage_key("data", {"a": 1}, ITEMS, 0)
+    facts = run(split, tmp_path, backbone_dir=directory, recipe=ITEMS, inputs=key)
+    assert facts["neighbor_share"] in SHARES and facts["neighbor_half_life"] in HALF_LIVES
+    assert len(Neighbors.load(tmp_path / NEIGHBORS_FILE).starts) == len(split.item_ids) + 2, "a row for each token"
+    assert run(split, tmp_path, backbone_dir=tmp_path / "gone", recipe=ITEMS, inputs=key) == facts
+
+
+def test_without_targets_neighbours_are_not_asked(split: Split, directory: Path, tmp_path: Path) -> None:
+    recipe = replace(ITEMS, mixture_targets=0)
+    assert run(split, tmp_path, backbone_dir=directory, recipe=recipe, inputs="x")["neighbor_share"] == 0
+    assert stage_key("data", {}, recipe, 0) != stage_key("data", {}, ITEMS, 0)
