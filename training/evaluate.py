@@ -12,6 +12,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,12 @@ def rows_to_run(asked: str, bundle: Bundle) -> list[str]:
     if unknown := sorted(set(rows) - set(ROWS)):
         raise StageError(f"unknown models {', '.join(unknown)}: choose among {', '.join(ROWS)}, or all")
     return list(dict.fromkeys(own if row == other else row for row in rows))
+
+
+def without_neighbors(bundle: Bundle) -> Bundle:
+    """The same, but item neighbours have no say: what memory does to the language model itself."""
+    generation = bundle.manifest.generation.model_copy(update={"neighbor_share": 0.0})
+    return replace(bundle, neighbors=None, manifest=bundle.manifest.model_copy(update={"generation": generation}))
 
 
 def num_draws(row: str, options: argparse.Namespace) -> int:
@@ -178,7 +185,9 @@ def commands(bundle: Bundle, options: argparse.Namespace) -> list[str]:
     return [
         *_prepare_command(options.data),
         _command("training.pipeline", pipeline),
-        _command("training.evaluate", evaluate) + (" --mask-seen" if options.mask_seen else " --no-mask-seen"),
+        _command("training.evaluate", evaluate)
+        + (" --mask-seen" if options.mask_seen else " --no-mask-seen")
+        + (" --no-neighbors" if options.no_neighbors else ""),
     ]
 
 
@@ -212,6 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--time-targets", type=int, default=100, help="asked one by one to time a row; 0 for none (100)"
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-neighbors", action="store_true", help="the language model alone, λ = 0")
     parser.add_argument(
         "--mask-seen",
         action=argparse.BooleanOptionalAction,
@@ -222,6 +232,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def stage(options: argparse.Namespace) -> dict[str, Any]:
         options.out.mkdir(parents=True, exist_ok=True)
         bundle = Bundle.open(options.bundle, device=pick_device(options.device))
+        if options.no_neighbors:
+            bundle = without_neighbors(bundle)
         # Another cut than the bundle's would put what it was trained on among the targets.
         inputs = load_inputs(options.data, bundle.manifest.provenance.get("cut", "time"))
         report = run(bundle, inputs, options.out, options)

@@ -7,14 +7,18 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from model_store.bundle import Bundle
+from model_store.inference import Query, recommend
+from model_store.manifest import GenerationSpec
+from tests.conftest import TITLES, write_bundle
 from tests.training.small import shop
 from training import contest, evaluate, latency
 from training.baselines import fit_baseline
 from training.data.dataset import save_dataset
-from training.evaluate import main, num_draws, rows_to_run
+from training.evaluate import main, num_draws, rows_to_run, without_neighbors
 from training.metrics import metric_names
 from training.rows import ROWS, SEEDED_ROWS, predict
 
@@ -229,3 +233,19 @@ def test_a_tuned_generator_is_another_row(bundle: Bundle) -> None:
     assert "automr_plus" in rows_to_run("all", bundle)
     assert "automr" not in rows_to_run("all", bundle)
     assert rows_to_run("automr,bigrec,automr_plus", bundle) == ["automr_plus", "bigrec"]
+
+
+def test_without_neighbors_the_language_model_decides_alone(tmp_path: Path) -> None:
+    heard = GenerationSpec(num_beams=5, neighbor_share=0.9)
+    write_bundle(tmp_path / "b", vocabulary="items", generation=heard)
+    write_bundle(tmp_path / "alone", vocabulary="items", generation=GenerationSpec(num_beams=5))
+    asked = [
+        Bundle.open(tmp_path / "b"),
+        without_neighbors(Bundle.open(tmp_path / "b")),
+        Bundle.open(tmp_path / "alone"),
+    ]
+    nothing = np.zeros((0, asked[0].lm.hidden_size), dtype=np.float16)
+    query = Query(asked[0].prompt.tokens(TITLES[:2]), nothing, np.ones(len(TITLES), dtype=bool), 5)
+    mixed, without, alone = ([item.row for item in recommend(bundle, [query])[0].items] for bundle in asked)
+    assert mixed[0] == 2, "the neighbour of the last item was not heard"
+    assert without == alone, "neighbours still have a say"
