@@ -57,6 +57,14 @@ def answer_log_probs(lm: SplitLM, batch: Read, memory: Tensor, memory_mask: Tens
 
 
 @torch.inference_mode()
+def answer_ranks(lm: SplitLM, batch: Read, memory: Tensor, memory_mask: Tensor, placement: str) -> Tensor:
+    """(B,) how many tokens that can follow are likelier than the first of the answer, 0 for none. As above."""
+    combined = combine(batch.states, batch.mask, memory, memory_mask, placement)
+    logits = _possible(lm.top(combined.states, combined.mask, num_logits=1).float(), batch)[:, 0]
+    return (logits > logits.gather(1, batch.answers[:, :1])).sum(dim=1)
+
+
+@torch.inference_mode()
 def log_probs_by_element(
     lm: SplitLM, batch: Read, memories: Sequence[Tensor], placement: str, *, max_rows: int = 128
 ) -> list[Tensor]:
@@ -97,14 +105,18 @@ def _score(
     states = torch.cat([combined.states, batch.answer_states[:, :-1]], dim=1)
     masks = [combined.mask, batch.answer_mask[:, :-1]]
     mask = torch.cat([cached_mask, *masks] if cached_mask is not None else masks, dim=1)
-    logits = lm.top(states, mask, cache, num_logits=num_tokens).float()
-    if batch.excluded.shape[1]:
-        # One column more than there are words, where the padding of `excluded` goes.
-        barred = torch.zeros(len(logits), logits.shape[-1] + 1, dtype=torch.bool, device=logits.device)
-        barred.scatter_(1, batch.excluded.masked_fill(batch.excluded < 0, logits.shape[-1]), True)
-        logits = logits.masked_fill(barred[:, None, :-1], -torch.inf)
-    log_probs = logits.log_softmax(dim=-1)
+    log_probs = _possible(lm.top(states, mask, cache, num_logits=num_tokens).float(), batch).log_softmax(dim=-1)
     return (log_probs.gather(2, batch.answers[..., None])[..., 0] * batch.answer_mask).sum(dim=1)
+
+
+def _possible(logits: Tensor, batch: Read) -> Tensor:
+    """`logits` (B, Y, V) without what is excluded."""
+    if not batch.excluded.shape[1]:
+        return logits
+    # One column more than there are words, where the padding of `excluded` goes.
+    barred = torch.zeros(len(logits), logits.shape[-1] + 1, dtype=torch.bool, device=logits.device)
+    barred.scatter_(1, batch.excluded.masked_fill(batch.excluded < 0, logits.shape[-1]), True)
+    return logits.masked_fill(barred[:, None, :-1], -torch.inf)
 
 
 def _rows_of(cache: DynamicCache, rows: Tensor) -> DynamicCache:

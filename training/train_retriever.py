@@ -1,9 +1,10 @@
 """Stage 3: teach the retriever to find what the language model said would help (AutoMR, arXiv 2412.17593, eq. 6).
 
 In: annotations and the states of memories. Out: `retriever.safetensors`. The loss is KL(S′ ‖ S) with S′ the softmax of
-the gains over a temperature, the null slot at gain zero. Temperature and number of memories are those that gain most on
-the valid period, counted as the log-probability that the chosen memories add together. Where even that gain is not
-more than its standard error, the retriever is made to abstain always: memory that does not pay must not be shown.
+the gains over a temperature, the null slot at gain zero. Loss, temperature and number of memories are those that gain
+most on the valid period, counted as the NDCG@10 that the chosen memories add together, or, where an item is several
+tokens, as their log-probability. Where even that gain is not more than its standard error, the retriever is made to
+abstain always: memory that does not pay must not be shown.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from training.annotate import Annotated, Annotation, read_annotated
 from training.backbone import Backbone, open_backbone
 from training.data.splits import Split, Target
 from training.inputs import load_inputs
-from training.joint import joint_gains
+from training.joint import joint_gains, joint_ndcg
 from training.loop import fit
 from training.recipes import Recipe, get_recipe
 from training.stage import (
@@ -44,7 +45,7 @@ from training.windows import Windows
 
 RETRIEVER_FILE = "retriever.safetensors"
 _JUDGE_BATCH = 64
-_SELECTION = 2  # how it is chosen: since 2, it abstains where memory does not pay
+_SELECTION = 3  # how it is chosen: since 3, by the ranking; since 2, it abstains where memory does not pay
 _ALWAYS = 1e4  # a null logit that no memory beats
 
 
@@ -187,20 +188,31 @@ def stage_key(upstream: dict[str, Any], recipe: Recipe, seed: int) -> str:
     return digest([_SELECTION, upstream, *network, recipe.gain_form, recipe.label_temperatures, recipe.top_ks, seed])
 
 
+class Gains(NamedTuple):
+    """What the chosen memories add together, (T,) for each valid annotation."""
+
+    nats: NDArray[np.float64]
+    ndcg: NDArray[np.float64] | None  # NDCG@10; None where an item is several tokens, and a ranking costs a search
+
+
 @torch.inference_mode()
 def valid_gains(
     retriever: Retriever, annotated: Annotated, backbone: Backbone, windows: Windows, *, top_k: int, placement: str
-) -> NDArray[np.float64]:
-    """(T,) nats per title that the chosen memories add together, for each valid annotation."""
-    gains: list[float] = []
+) -> Gains:
+    nats: list[float] = []
+    ndcg: list[float] = []
     for start in range(0, len(annotated.valid), _JUDGE_BATCH):
         part = annotated.valid[start : start + _JUDGE_BATCH]
         batch = collate(part, annotated.states, "log_gain", temperature=1.0)
         choice = choose(retriever(batch.query, batch.memory, batch.mask), top_k)
         shown = [places[kept == 1].tolist() for places, kept in zip(choice.indices, choice.mask, strict=True)]
         examples = [windows.example(Target(each.user, each.position)) for each in part]
-        gains += joint_gains(backbone.lm, examples, part, shown, annotated.states, placement=placement)
-    return np.array(gains)
+        asked = (backbone.lm, examples, part)
+        nats += joint_gains(*asked, shown, annotated.states, placement=placement)
+        if backbone.vocabulary == "items":
+            without = joint_ndcg(*asked, [[] for _ in part], annotated.states, placement=placement)
+            ndcg += (joint_ndcg(*asked, shown, annotated.states, placement=placement) - without).tolist()
+    return Gains(np.array(nats), np.array(ndcg) if ndcg else None)
 
 
 def pays(gains: NDArray[np.float64], users: Sequence[int]) -> bool:
@@ -248,10 +260,10 @@ def run(
         for teaching, each in trained.items()
         for top_k in recipe.top_ks
     }
-    gains = {pair: float(each.mean()) for pair, each in found.items()}
-    teaching, top_k = max(gains, key=lambda pair: gains[pair])
-    best = trained[teaching]
-    is_worth_it = pays(found[teaching, top_k], [each.user for each in annotated.valid])
+    values = {pair: each.nats if each.ndcg is None else each.ndcg for pair, each in found.items()}
+    teaching, top_k = max(values, key=lambda pair: values[pair].mean())
+    best, gains = trained[teaching], {pair: float(each.nats.mean()) for pair, each in found.items()}
+    is_worth_it = pays(values[teaching, top_k], [each.user for each in annotated.valid])
     _save(best.retriever if is_worth_it else abstainer(best.retriever), out)
     facts = {
         "width": recipe.retriever_width,
@@ -266,12 +278,18 @@ def run(
         "precision@1": round(best.quality.precision_at_1, 4),
         "abstains": round(best.quality.abstains, 4),
         "tried": [
-            {"loss": loss, "temperature": temperature, "top_k": number, "gain": round(gain, 4)}
-            for ((loss, temperature), number), gain in gains.items()
+            {"loss": loss, "temperature": temperature, "top_k": number, "gain": round(gains[pair], 4), **_value(each)}
+            for pair, each in values.items()
+            for (loss, temperature), number in [pair]
         ],
         **{name: round(value, 4) for name, value in best.facts.items()},
     }
     return finish(out, inputs, facts)
+
+
+def _value(values: NDArray[np.float64]) -> dict[str, float]:
+    """Of the values by which a retriever is chosen."""
+    return {"value": round(float(values.mean()), 5)}
 
 
 def _teachings(recipe: Recipe) -> list[tuple[str, float]]:

@@ -25,6 +25,7 @@ from training.states import States
 from training.train_retriever import (
     RETRIEVER_FILE,
     Batch,
+    Gains,
     Quality,
     collate,
     entropy,
@@ -225,7 +226,9 @@ def run_on(
     backbone = Backbone(spec_of(), "titles", small_lm(), windows.prompt)
     monkeypatch.setattr(train_retriever, "read_annotated", lambda directory: data)
     monkeypatch.setattr(train_retriever, "open_backbone", lambda directory, device: backbone)
-    monkeypatch.setattr(train_retriever, "valid_gains", lambda *_, top_k, placement: gain * np.full(9, top_k))
+    monkeypatch.setattr(
+        train_retriever, "valid_gains", lambda *_, top_k, placement: Gains(gain * np.full(9, top_k), None)
+    )
     monkeypatch.setattr(train_retriever, "pays", lambda gains, users: gains.mean() > 0)
     key = stage_key({"labels": "a"}, recipe, 0)
     return run(diary(), out, annotations_dir=out, backbone_dir=out, recipe=recipe, inputs=key)
