@@ -179,9 +179,13 @@ def row_of(prompt: Prompt, split: Split, case: Case) -> Row:
 
 
 def _copy(bundle: Bundle) -> SplitLM:
-    """Weights of its own; a vocabulary stays the prompt's."""
+    """Weights of its own; a vocabulary stays the prompt's. Rows of late titles are there before weights are counted."""
     vocabulary = getattr(bundle.prompt, "vocabulary", None)
-    return copy.deepcopy(bundle.lm, {id(vocabulary): vocabulary})
+    lm = copy.deepcopy(bundle.lm, {id(vocabulary): vocabulary})
+    for module in lm.model.modules():
+        if isinstance(module, ItemEmbedding):
+            module.rows()
+    return lm
 
 
 def _make_trainable(lm: SplitLM, recipe: Recipe, model_name: str | None) -> Any:

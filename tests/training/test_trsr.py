@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from model_store.bundle import Bundle
-from tests.conftest import write_bundle
+from tests.conftest import TITLES, write_bundle
 from tests.training.contests import (
     LONG,
     RECIPE,
@@ -66,6 +66,13 @@ def test_it_is_trained_once(contest: Contest, monkeypatch: pytest.MonkeyPatch) -
     assert predict(replace(contest, prepared={}), "trsr", 0) == lists, "what was kept on disk says something else"
     with pytest.raises(TypeError):
         predict(replace(contest, prepared={}), "trsr", 1)
+
+
+def test_titles_that_no_training_knew_do_not_stand_in_the_way(tmp_path: Path) -> None:
+    """Their rows appear when they are first asked for; a model saved with them is read by one that was not asked yet."""
+    write_bundle(tmp_path / "b", vocabulary="items", known_titles=TITLES[:-4])
+    contests = [small_contest(Bundle.open(tmp_path / "b"), tmp_path / "cache") for _ in range(2)]
+    assert predict(contests[0], "trsr", 0) == predict(contests[1], "trsr", 0)
 
 
 def test_equal_seeds_train_equal_models(contest: Contest, tmp_path: Path) -> None:
