@@ -69,7 +69,7 @@ def test_it_is_trained_once(contest: Contest, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_titles_that_no_training_knew_do_not_stand_in_the_way(tmp_path: Path) -> None:
-    """Their rows appear when they are first asked for; a model saved with them is read by one that was not asked yet."""
+    """Their rows appear when first asked for; a model saved with them is read by one that was not asked yet."""
     write_bundle(tmp_path / "b", vocabulary="items", known_titles=TITLES[:-4])
     contests = [small_contest(Bundle.open(tmp_path / "b"), tmp_path / "cache") for _ in range(2)]
     assert predict(contests[0], "trsr", 0) == predict(contests[1], "trsr", 0)
