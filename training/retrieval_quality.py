@@ -23,10 +23,10 @@ from model_store.retriever import choose
 from training.annotate import Annotation
 from training.data.splits import Split
 from training.joint import joint_gains
+from training.labels import collate
 from training.metrics import Bootstrap, Interval, paired_bootstrap, rank_correlation
 from training.stage import whole_file
 from training.states import States
-from training.train_retriever import collate
 from training.windows import Example
 
 CUTS = (1, 3, 5, 10)

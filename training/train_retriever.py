@@ -21,13 +21,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model_store.retriever import Retriever, choose
-from training.annotate import Annotated, Annotation, read_annotated
-from training.backbone import Backbone, open_backbone
-from training.data.splits import Split, Target
+from training.annotate import Annotated, read_annotated
+from training.backbone import open_backbone
+from training.data.splits import Split
 from training.inputs import load_inputs
-from training.joint import joint_gains, joint_ndcg
+from training.labels import Batch, collate
 from training.loop import fit
 from training.recipes import Recipe, get_recipe
+from training.selection import pays, valid_gains
 from training.stage import (
     begin,
     digest,
@@ -40,47 +41,11 @@ from training.stage import (
     stage_parser,
     whole_file,
 )
-from training.states import States
 from training.windows import Windows
 
 RETRIEVER_FILE = "retriever.safetensors"
-_JUDGE_BATCH = 64
 _SELECTION = 3  # how it is chosen: since 3, by the ranking; since 2, it abstains where memory does not pay
 _ALWAYS = 1e4  # a null logit that no memory beats
-
-
-class Batch(NamedTuple):
-    """Padded on the right; slot 0 of the weights and gains is the null slot."""
-
-    query: Tensor  # (B, D)
-    memory: Tensor  # (B, M, D)
-    mask: Tensor  # (B, M)
-    target_weights: Tensor  # (B, 1 + M)
-    gains: Tensor  # (B, M) nats per title
-
-
-def target_weights(gains: np.ndarray, temperature: float) -> np.ndarray:
-    """S′ over (null, memory elements) from gains (M,): softmax(gain / temperature), the null slot at gain zero."""
-    logits = np.concatenate([[0.0], gains]) / temperature
-    weights = np.exp(logits - logits.max())
-    return np.asarray(weights / weights.sum(), dtype=np.float32)
-
-
-def collate(annotations: Sequence[Annotation], states: States, form: str, temperature: float) -> Batch:
-    longest = max(len(annotation.memory_positions) for annotation in annotations)
-    hidden_size = annotations[0].query_state.shape[0]
-    memory = np.zeros((len(annotations), longest, hidden_size), dtype=np.float32)
-    mask = np.zeros((len(annotations), longest), dtype=np.int64)
-    weights = np.zeros((len(annotations), 1 + longest), dtype=np.float32)
-    gains = np.zeros((len(annotations), longest), dtype=np.float32)
-    for row, annotation in enumerate(annotations):
-        count = len(annotation.memory_positions)
-        memory[row, :count] = annotation.memory(states)
-        mask[row, :count] = 1
-        weights[row, : 1 + count] = target_weights(annotation.gains(form), temperature)
-        gains[row, :count] = annotation.log_probs[1:] - annotation.log_probs[0]
-    query = np.stack([annotation.query_state for annotation in annotations]).astype(np.float32)
-    return Batch(*(torch.from_numpy(array) for array in (query, memory, mask, weights, gains)))
 
 
 def kl_divergence(log_scores: Tensor, target: Tensor) -> Tensor:
@@ -186,40 +151,6 @@ def stage_key(upstream: dict[str, Any], recipe: Recipe, seed: int) -> str:
     """Changes with everything that changes the retriever. `upstream` is the certificate of the annotations."""
     network = [recipe.retriever, recipe.retriever_batch, recipe.retriever_width, recipe.retriever_losses]
     return digest([_SELECTION, upstream, *network, recipe.gain_form, recipe.label_temperatures, recipe.top_ks, seed])
-
-
-class Gains(NamedTuple):
-    """What the chosen memories add together, (T,) for each valid annotation."""
-
-    nats: NDArray[np.float64]
-    ndcg: NDArray[np.float64] | None  # NDCG@10; None where an item is several tokens, and a ranking costs a search
-
-
-@torch.inference_mode()
-def valid_gains(
-    retriever: Retriever, annotated: Annotated, backbone: Backbone, windows: Windows, *, top_k: int, placement: str
-) -> Gains:
-    nats: list[float] = []
-    ndcg: list[float] = []
-    for start in range(0, len(annotated.valid), _JUDGE_BATCH):
-        part = annotated.valid[start : start + _JUDGE_BATCH]
-        batch = collate(part, annotated.states, "log_gain", temperature=1.0)
-        choice = choose(retriever(batch.query, batch.memory, batch.mask), top_k)
-        shown = [places[kept == 1].tolist() for places, kept in zip(choice.indices, choice.mask, strict=True)]
-        examples = [windows.example(Target(each.user, each.position)) for each in part]
-        asked = (backbone.lm, examples, part)
-        nats += joint_gains(*asked, shown, annotated.states, placement=placement)
-        if backbone.vocabulary == "items":
-            without = joint_ndcg(*asked, [[] for _ in part], annotated.states, placement=placement)
-            ndcg += (joint_ndcg(*asked, shown, annotated.states, placement=placement) - without).tolist()
-    return Gains(np.array(nats), np.array(ndcg) if ndcg else None)
-
-
-def pays(gains: NDArray[np.float64], users: Sequence[int]) -> bool:
-    """Whether the mean gain is more than one standard error, by user, above nothing."""
-    whose = np.unique(np.array(users), return_inverse=True)[1]
-    sums = np.bincount(whose, weights=gains - gains.mean())
-    return bool(gains.mean() > np.sqrt((sums**2).sum()) / len(gains))
 
 
 def run(

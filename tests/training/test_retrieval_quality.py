@@ -17,6 +17,7 @@ from training.annotate import Annotation
 from training.contest import make_contest
 from training.data.splits import Split, time_split
 from training.inputs import Inputs, fingerprint
+from training.labels import collate
 from training.likelihood import answer_log_probs, read
 from training.retrieval_quality import (
     CUTS,
@@ -30,7 +31,7 @@ from training.retrieval_quality import (
 )
 from training.rows import Contest
 from training.states import States
-from training.train_retriever import collate, judge
+from training.train_retriever import judge
 from training.windows import Example
 
 D, DAY_S = 32, 86_400

@@ -9,10 +9,11 @@ import torch
 
 from tests.training.small import TINY
 from training.annotate import Annotated, Annotation
+from training.labels import collate
 from training.loop import Schedule
 from training.states import States
 from training.studies.labels import first_gains
-from training.train_retriever import collate, marginal_loss, train
+from training.train_retriever import marginal_loss, train
 
 D, M = 8, 5
 

@@ -18,23 +18,20 @@ from tests.training.small import TINY, diary, small_lm, small_windows
 from training import train_retriever
 from training.annotate import Annotated, Annotation
 from training.backbone import Backbone
+from training.labels import Batch, collate, target_weights
 from training.loop import Schedule
 from training.recipes import Recipe
+from training.selection import Gains, pays
 from training.stage import StageError
 from training.states import States
 from training.train_retriever import (
     RETRIEVER_FILE,
-    Batch,
-    Gains,
     Quality,
-    collate,
     entropy,
     judge,
     kl_divergence,
-    pays,
     run,
     stage_key,
-    target_weights,
     train,
     uniform_kl,
 )

@@ -17,11 +17,12 @@ import torch
 
 from model_store.retriever import Retriever, choose
 from training.annotate import Annotated, read_annotated
+from training.labels import Batch, collate
 from training.recipes import Recipe
 from training.stage import StageError, digest
 from training.studies.finding import Finding, Value, compared
 from training.studies.setting import Setting
-from training.train_retriever import Batch, Training, collate, train
+from training.train_retriever import Training, train
 
 TEMPERATURES = (0.03, 0.1, 0.3, 1.0)
 Teach = Callable[[Path], Training]  # checkpoints → a retriever
