@@ -90,6 +90,7 @@ def describe(bundle: Bundle, loaded_at: str) -> ModelInfo:
         bundle=manifest.name,
         space=manifest.space,
         format=manifest.format_version,
+        vocabulary=manifest.vocabulary,
         split_layer=manifest.backbone.split_layer,
         recent_length=manifest.prompt.recent_length,
         max_memory=manifest.memory.max_elements,

@@ -212,6 +212,7 @@ class ModelInfo(Schema):
     bundle: str
     space: str
     format: int
+    vocabulary: Literal["titles", "items"] = Field(description="a title is a text, or one token")
     split_layer: int
     recent_length: int = Field(description="K, interactions in a prompt")
     max_memory: int = Field(description="M, memory elements of a user")

@@ -147,6 +147,7 @@ def model_info() -> schemas.ModelInfo:
         bundle="tiny",
         space="abc",
         format=1,
+        vocabulary="titles",
         split_layer=2,
         recent_length=10,
         max_memory=90,
