@@ -41,19 +41,12 @@ from model_store.neighbors import Neighbors
 from model_store.prompt import ItemPrompt, Prompt
 from model_store.retriever import Retriever
 from model_store.split_lm import SplitLM
+from model_store.vocabulary import TITLES_FILE
 
 MANIFEST, LM, RETRIEVER, ITEMS, INDEX = "manifest.json", "lm", "retriever.safetensors", "items.jsonl", "items.faiss"
 NEIGHBORS = "neighbors.safetensors"
-_TOKENIZERS = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "added_tokens.json",
-    "titles.json",
-)
-_WEIGHTS_AND_TOKENS = (".safetensors", "config.json", *_TOKENIZERS)
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
+_WEIGHTS_AND_TOKENS = (".safetensors", "config.json", TITLES_FILE, *_TOKENIZERS)
 
 
 @dataclass
