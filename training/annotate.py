@@ -9,7 +9,6 @@ true title without memory and with each single memory element. Both forms of eq.
 Shards of a few hundred targets; a finished shard is never done again.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,11 +22,11 @@ from safetensors.numpy import load_file, save_file
 
 from model_store.inference import to_float16
 from model_store.split_lm import SplitLM
+from training.after_backbone import main_after_backbone
 from training.backbone import open_backbone
 from training.data.splits import Split, Target
-from training.inputs import load_inputs
 from training.likelihood import log_probs_by_element
-from training.recipes import Recipe, get_recipe
+from training.recipes import Recipe
 from training.stage import (
     begin,
     digest,
@@ -36,8 +35,6 @@ from training.stage import (
     pick_device,
     progress,
     read_certificate,
-    run_stage,
-    stage_parser,
     whole_file,
 )
 from training.states import States, load_states, spans_of, window_states
@@ -209,23 +206,7 @@ def summarise(annotations: Sequence[Annotation]) -> dict[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = stage_parser(__doc__ or "", needs=["backbone"])
-
-    def stage(arguments: argparse.Namespace) -> dict[str, Any]:
-        _, split, fingerprint = load_inputs(arguments.data, arguments.cut)
-        recipe = get_recipe(arguments.recipe)
-        upstream = read_certificate(arguments.backbone)
-        return run(
-            split,
-            arguments.out,
-            backbone_dir=arguments.backbone,
-            recipe=recipe,
-            inputs=stage_key(fingerprint, upstream, recipe, arguments.seed),
-            seed=arguments.seed,
-            device=arguments.device,
-        )
-
-    return run_stage(stage, parser.parse_args(argv))
+    return main_after_backbone(__doc__ or "", run, stage_key, argv)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@ how prompts are written. Knows no training loop.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -99,6 +100,23 @@ def pretrained(name: str, device: torch.device) -> tuple[PreTrainedModel, PreTra
         reason = str(error).splitlines()[0]
         raise StageError(f"--model {name}: not a checkpoint that can be loaded ({reason})") from error
     return model, tokenizer
+
+
+def with_adapters(model: nn.Module, recipe: Recipe) -> Any:
+    """A peft model around `model`, with LoRA on query and value as in BIGRec; on every linear layer but the head where
+    peft has no table of an architecture's names (phi3 has query, key and value in one)."""
+    from peft import LoraConfig, get_peft_model  # two seconds of import, only paid here
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
+
+    config = LoraConfig(
+        r=recipe.lora_rank,
+        lora_alpha=2 * recipe.lora_rank,
+        lora_dropout=0.05,
+        task_type="CAUSAL_LM",
+        target_modules=None if getattr(model.config, "model_type", "") in KNOWN else "all-linear",
+    )
+    whole: Any = model
+    return get_peft_model(whole, config)
 
 
 def checkpoint_identity(name: str) -> str:

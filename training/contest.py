@@ -4,8 +4,9 @@ In: a bundle, its data, targets. Out: a `Contest`, which turns memories or promp
 function of a contest; what it may know of a target ends right before the target's position.
 """
 
+import copy
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,6 +74,12 @@ class Contest:
     @property
     def recent_length(self) -> int:
         return self.bundle.manifest.prompt.recent_length
+
+    def alone(self) -> "Contest":
+        """The same, where item neighbours have no say. Cheap: rows are timed with it."""
+        twin = copy.copy(self)
+        twin.bundle = without_neighbors(self.bundle)
+        return twin
 
     def need_workshop(self) -> Workshop:
         """Raises StageError."""
@@ -188,6 +195,12 @@ def make_contest(
 
 def _workshop(bundle: Bundle, fingerprint: str, directory: Path, device: str) -> Workshop:
     return Workshop(directory, fingerprint, device, recipe_of(bundle), bundle.manifest.provenance.get("model"))
+
+
+def without_neighbors(bundle: Bundle) -> Bundle:
+    """The language model alone decides, λ = 0."""
+    generation = bundle.manifest.generation.model_copy(update={"neighbor_share": 0.0})
+    return replace(bundle, neighbors=None, manifest=bundle.manifest.model_copy(update={"generation": generation}))
 
 
 def recipe_of(bundle: Bundle) -> Recipe | None:

@@ -12,7 +12,6 @@ import platform
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from training.data.splits import sample_targets
 from training.inputs import Inputs, load_inputs
 from training.report import write_report
 from training.retrieval_quality import Judged, judge_targets, read_judged, write_judged
-from training.rows import ROWS, SEEDED_ROWS, predict, rows_of
+from training.rows import ROWS, SEEDED_ROWS, neighbor_share, predict, row_of, rows_of
 from training.scores import Metrics, coverage, own_row, score, summarise
 from training.stage import StageError, digest, pick_device, run_stage, write_json
 
@@ -35,21 +34,13 @@ ORACLE = "oracle"
 
 
 def rows_to_run(asked: str, bundle: Bundle) -> list[str]:
-    """All that the bundle can have; of `automr` and `automr_plus`, whichever is asked for, the one that it has."""
-    possible = rows_of(bundle)
+    """All that the bundle can have, or those asked for, each by the row that stands for it."""
     if asked == "all":
-        return list(possible)
-    other, own = ("automr", "automr_plus") if "automr_plus" in possible else ("automr_plus", "automr")
+        return list(rows_of(bundle))
     rows = [row.strip() for row in asked.split(",")]
     if unknown := sorted(set(rows) - set(ROWS)):
         raise StageError(f"unknown models {', '.join(unknown)}: choose among {', '.join(ROWS)}, or all")
-    return list(dict.fromkeys(own if row == other else row for row in rows))
-
-
-def without_neighbors(bundle: Bundle) -> Bundle:
-    """The same, but item neighbours have no say: what memory does to the language model itself."""
-    generation = bundle.manifest.generation.model_copy(update={"neighbor_share": 0.0})
-    return replace(bundle, neighbors=None, manifest=bundle.manifest.model_copy(update={"generation": generation}))
+    return list(dict.fromkeys(row_of(row, bundle) for row in rows))
 
 
 def num_draws(row: str, options: argparse.Namespace) -> int:
@@ -69,7 +60,8 @@ def cached(file: Path, compute: Callable[[], Any]) -> Any:
 
 
 def cached_lists(contest: Contest, row: str, seed: int, cache: Path) -> Lists:
-    lists: Lists = cached(cache / f"{row}-{seed}.json", lambda: predict(contest, row, seed))
+    file = cache / f"{_slug(contest, row)}-{seed}.json"
+    lists: Lists = cached(file, lambda: predict(contest, row, seed))
     return lists
 
 
@@ -77,8 +69,13 @@ def cached_latency(contest: Contest, row: str, num_targets: int, cache: Path) ->
     """None for rows that no language model answers, and where nobody wants to know."""
     if row in latency.UNTIMED or not num_targets:
         return None
-    file = cache / f"{row}-latency-{num_targets}.json"
+    file = cache / f"{_slug(contest, row)}-latency-{num_targets}.json"
     return latency.summarise(cached(file, lambda: latency.time_row(contest, row, num_targets=num_targets)))
+
+
+def _slug(contest: Contest, row: str) -> str:
+    """With λ: which rows hear neighbours is a matter of definition, and definitions change."""
+    return f"{row}-{neighbor_share(contest.bundle, row):g}"
 
 
 def cached_judged(contest: Contest, cache: Path) -> Judged | None:
@@ -116,7 +113,12 @@ def run(bundle: Bundle, inputs: Inputs, out: Path, options: argparse.Namespace) 
         metrics[row] = {name: np.stack([draw[name] for draw in draws]) for name in draws[0]}
         shown = [coverage(each, len(inputs.split.item_ids)) for each in lists]
         times = cached_latency(contest, row, options.time_targets, cache)
-        about[row] = {"draws": len(lists), "coverage": round(float(np.mean(shown)), 6), "latency": times}
+        about[row] = {
+            "draws": len(lists),
+            "neighbor_share": neighbor_share(bundle, row),
+            "coverage": round(float(np.mean(shown)), 6),
+            "latency": times,
+        }
     judged = cached_judged(contest, cache) if ORACLE in rows else None
     report = {
         "data": inputs.dataset.name,
@@ -164,6 +166,7 @@ def facts(bundle: Bundle, inputs: Inputs, num_population: int, options: argparse
         "top_k": manifest.retriever.top_k,
         "combine": manifest.retriever.combine,
         "num_beams": manifest.generation.num_beams,
+        "neighbor_share": neighbor_share(bundle, "no_memory"),
         "created_at": manifest.created_at,
         "device": str(bundle.lm.device),
         "threads": torch.get_num_threads(),
@@ -185,9 +188,7 @@ def commands(bundle: Bundle, options: argparse.Namespace) -> list[str]:
     return [
         *_prepare_command(options.data),
         _command("training.pipeline", pipeline),
-        _command("training.evaluate", evaluate)
-        + (" --mask-seen" if options.mask_seen else " --no-mask-seen")
-        + (" --no-neighbors" if options.no_neighbors else ""),
+        _command("training.evaluate", evaluate) + (" --mask-seen" if options.mask_seen else " --no-mask-seen"),
     ]
 
 
@@ -221,7 +222,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--time-targets", type=int, default=100, help="asked one by one to time a row; 0 for none (100)"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--no-neighbors", action="store_true", help="the language model alone, λ = 0")
     parser.add_argument(
         "--mask-seen",
         action=argparse.BooleanOptionalAction,
@@ -232,8 +232,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     def stage(options: argparse.Namespace) -> dict[str, Any]:
         options.out.mkdir(parents=True, exist_ok=True)
         bundle = Bundle.open(options.bundle, device=pick_device(options.device))
-        if options.no_neighbors:
-            bundle = without_neighbors(bundle)
         # Another cut than the bundle's would put what it was trained on among the targets.
         inputs = load_inputs(options.data, bundle.manifest.provenance.get("cut", "time"))
         report = run(bundle, inputs, options.out, options)

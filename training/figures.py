@@ -33,7 +33,10 @@ def draw_figures(report: Mapping[str, Any], judged: Judged | None) -> dict[str, 
     """By the name of their PNG. Left out is what there is nothing to draw of."""
     figures = {"ndcg": _quality_figure(report)}
     if report["own"] and len(report["slices"]["all"]["rows"]) > 1:
-        figures["differences"] = _difference_figure(report)
+        name = plain(label(report["own"]))
+        figures["differences"] = _difference_figure(report, "own_minus", name + " minus the row")
+    if report["slices"]["all"]["minus_no_memory"]:
+        figures["memory_worth"] = _difference_figure(report, "minus_no_memory", "the row minus the same without memory")
     if judged is not None:
         figures["retrieval_gain"] = _gain_figure(judged, report["retriever"]["gain_nats"])
         figures["retrieval_distance"] = _distance_figure(judged)
@@ -56,17 +59,17 @@ def _quality_figure(report: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _difference_figure(report: Mapping[str, Any]) -> Figure:
-    """The bundle's row minus every other; right of the line it is better."""
+def _difference_figure(report: Mapping[str, Any], key: str, meaning: str) -> Figure:
+    """What stands under `key` in a slice, in words its `meaning`; right of the line it is better."""
     part = report["slices"].get("memory", report["slices"]["all"])
-    rows = list(part["own_minus"])
+    rows = list(part[key])
     figure, axes = _side_by_side(2, num_rows=len(rows))
     for ax, metric, title in zip(axes, ("recall@1", "ndcg@5"), ("Recall@1", "NDCG@5"), strict=True):
         for place, row in enumerate(rows):
-            interval = part["own_minus"][row][metric]
+            interval = part[key][row][metric]
             _whisker(ax, interval, place, ACCENT if interval[1] > 0 else OTHER if interval[2] < 0 else MUTED)
         ax.axvline(0, color=INK, linewidth=0.8)
-        ax.set_xlabel(f"{title}: {plain(label(report['own']))} minus the row")
+        ax.set_xlabel(f"{title}: {meaning}")
         ax.grid(axis="x", alpha=0.25)
     _name_rows(axes[0], [label(row) for row in rows])
     return figure

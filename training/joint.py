@@ -1,19 +1,13 @@
-"""What several memories add together: the gain of eq. 5 for a set, which the sum of single gains overstates.
-
-And what they add to the ranking, which is another matter: memory can make a model less sure of itself, and so every
-truth likelier, without moving one of them up.
-"""
+"""What several memories add together: the gain of eq. 5 for a set, which the sum of single gains overstates."""
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from model_store.split_lm import SplitLM
 from training.annotate import Annotation
-from training.likelihood import answer_log_probs, answer_ranks
+from training.likelihood import answer_log_probs
 from training.states import States
 from training.windows import Example, read_examples
 
@@ -40,31 +34,14 @@ def joint_gains(
     if not several:
         return found
     understood = read_examples(lm, [examples[row] for row in several])
-    memory = _padded(lm, [annotations[row] for row in several], [shown[row] for row in several], states)
+    memory = padded_memory(lm, [annotations[row] for row in several], [shown[row] for row in several], states)
     log_probs = answer_log_probs(lm, understood, *memory, placement).cpu()
     for row, log_prob in zip(several, log_probs.tolist(), strict=True):
         found[row] = log_prob - float(annotations[row].log_probs[0])
     return found
 
 
-@torch.inference_mode()
-def joint_ndcg(
-    lm: SplitLM,
-    examples: Sequence[Example],
-    annotations: Sequence[Annotation],
-    shown: Sequence[Sequence[int]],
-    states: States,
-    *,
-    placement: str,
-) -> NDArray[np.float64]:
-    """(B,) NDCG@10 of the true item when the shown elements are read, items of one token each; else as above."""
-    memory = _padded(lm, annotations, shown, states)
-    ranks = answer_ranks(lm, read_examples(lm, examples), *memory, placement).cpu().double()
-    found: NDArray[np.float64] = torch.where(ranks < 10, 1 / (ranks + 2).log2(), 0.0).numpy()
-    return found
-
-
-def _padded(
+def padded_memory(
     lm: SplitLM, annotations: Sequence[Annotation], shown: Sequence[Sequence[int]], states: States
 ) -> tuple[Tensor, Tensor]:
     """The shown elements (B, S, D), padded on the left, and their mask (B, S)."""

@@ -57,11 +57,14 @@ def answer_log_probs(lm: SplitLM, batch: Read, memory: Tensor, memory_mask: Tens
 
 
 @torch.inference_mode()
-def answer_ranks(lm: SplitLM, batch: Read, memory: Tensor, memory_mask: Tensor, placement: str) -> Tensor:
-    """(B,) how many tokens that can follow are likelier than the first of the answer, 0 for none. As above."""
+def item_forecast(
+    lm: SplitLM, batch: Read, memory: Tensor, memory_mask: Tensor, placement: str
+) -> tuple[Tensor, Tensor]:
+    """Of answers of one token: (B,) log-probabilities, and (B,) how many tokens that can follow are likelier."""
     combined = combine(batch.states, batch.mask, memory, memory_mask, placement)
     logits = _possible(lm.top(combined.states, combined.mask, num_logits=1).float(), batch)[:, 0]
-    return (logits > logits.gather(1, batch.answers[:, :1])).sum(dim=1)
+    own = logits.gather(1, batch.answers[:, :1])
+    return own[:, 0] - logits.logsumexp(dim=1), (logits > own).sum(dim=1)
 
 
 @torch.inference_mode()
@@ -110,13 +113,10 @@ def _score(
 
 
 def _possible(logits: Tensor, batch: Read) -> Tensor:
-    """`logits` (B, Y, V) without what is excluded."""
-    if not batch.excluded.shape[1]:
-        return logits
-    # One column more than there are words, where the padding of `excluded` goes.
-    barred = torch.zeros(len(logits), logits.shape[-1] + 1, dtype=torch.bool, device=logits.device)
-    barred.scatter_(1, batch.excluded.masked_fill(batch.excluded < 0, logits.shape[-1]), True)
-    return logits.masked_fill(barred[:, None, :-1], -torch.inf)
+    """`logits` (B, Y, V) without what is excluded: in place, since another pass over them costs as much as the head."""
+    rows, places = torch.nonzero(batch.excluded >= 0, as_tuple=True)
+    logits[rows, :, batch.excluded[rows, places]] = -torch.inf
+    return logits
 
 
 def _rows_of(cache: DynamicCache, rows: Tensor) -> DynamicCache:

@@ -48,11 +48,6 @@ class Bootstrap(Generic[Name]):
         return (ratio[0] - 1, ratio[1] - 1, ratio[2] - 1) if ratio else None
 
 
-def metric_names() -> list[str]:
-    plain = [f"recall@{k}" for k in RECALL_CUTS] + [f"ndcg@{k}" for k in NDCG_CUTS]
-    return plain + [name + TITLE_SUFFIX for name in plain]
-
-
 def ranks_to_metrics(ranks: np.ndarray, title_ranks: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """One value per target under each name of `metrics.json`; the title names only with `title_ranks`.
 
@@ -65,6 +60,12 @@ def ranks_to_metrics(ranks: np.ndarray, title_ranks: np.ndarray | None = None) -
     return metrics
 
 
+def ndcg(ranks: np.ndarray, cut: int = 10) -> np.ndarray:
+    """A value for each rank, 0 is the first place; half a rank is what ties may leave."""
+    ranks = np.asarray(ranks, dtype=np.float64)
+    return np.where(ranks < cut, 1 / np.log2(ranks + 2), 0.0)
+
+
 def rank_in_list(ranked: Sequence[Id], truth: Id) -> int:
     """Place of the truth in a list, best first; `MISSED` if not there. The list's own order breaks ties."""
     return next((place for place, item in enumerate(ranked) if item == truth), MISSED)
@@ -74,32 +75,6 @@ def title_rank_in_list(ranked: Sequence[int], truth: int, title_class: np.ndarra
     """Place of the first item whose title is the truth's, counting each title once. Items are rows."""
     classes = dict.fromkeys(title_class[np.asarray(ranked, dtype=np.int64)].tolist())
     return rank_in_list(list(classes), int(title_class[truth]))
-
-
-def ranks_from_scores(scores: np.ndarray, truths: np.ndarray, tie_order: np.ndarray) -> np.ndarray:
-    """Place of each truth when a row's items are sorted by falling score, then by rising `tie_order`.
-
-    `scores` (targets, N), `truths` (targets,) item rows, `tie_order` (N,) all different and the same for
-    every model, so that none gains from how it breaks ties. A score that is not a number ranks last.
-    """
-    scores = np.where(np.isnan(scores), -np.inf, scores)
-    own = np.take_along_axis(scores, truths[:, None], axis=1)[:, 0]
-    return _before(scores, own, tie_order, tie_order[truths]).sum(axis=1)
-
-
-def title_ranks_from_scores(
-    scores: np.ndarray, truths: np.ndarray, tie_order: np.ndarray, title_class: np.ndarray
-) -> np.ndarray:
-    """The same by titles: a title stands where its best item stands, and counts once."""
-    scores = np.where(np.isnan(scores), -np.inf, scores)
-    same_title = title_class[None, :] == title_class[truths][:, None]  # (targets, N)
-    own = np.where(same_title, scores, -np.inf).max(axis=1)
-    is_best = same_title & (scores == own[:, None])
-    own_tie = np.where(is_best, tie_order, MISSED).min(axis=1)
-    by_class = np.argsort(title_class, kind="stable")
-    starts = np.flatnonzero(np.diff(title_class[by_class], prepend=-1))
-    before = _before(scores, own, tie_order, own_tie)[:, by_class]
-    return np.logical_or.reduceat(before, starts, axis=1).sum(axis=1)
 
 
 def popularity_tie_order(popularity: np.ndarray, item_ids: Sequence[str]) -> np.ndarray:
@@ -144,15 +119,8 @@ def rank_correlation(scores: np.ndarray, gains: np.ndarray) -> float:
 def _metrics(ranks: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     if (ranks < 0).any():
         raise ValueError("a rank is negative: ranks count from 0")
-    gains = 1 / np.log2(ranks.astype(np.float64) + 2)
     yield from ((f"recall@{k}", (ranks < k).astype(np.float64)) for k in RECALL_CUTS)
-    yield from ((f"ndcg@{k}", np.where(ranks < k, gains, 0.0)) for k in NDCG_CUTS)
-
-
-def _before(scores: np.ndarray, own: np.ndarray, tie_order: np.ndarray, own_tie: np.ndarray) -> np.ndarray:
-    """(targets, N): which items stand before a truth with `own` score and `own_tie` place, (targets,)."""
-    ties = (scores == own[:, None]) & (tie_order[None, :] < own_tie[:, None])
-    return (scores > own[:, None]) | ties
+    yield from ((f"ndcg@{k}", ndcg(ranks, k)) for k in NDCG_CUTS)
 
 
 def _table(columns: Mapping[Name, np.ndarray], num_targets: int) -> np.ndarray:

@@ -4,11 +4,16 @@ In: a data set, a backbone. Out: `neighbors.safetensors` and a certificate with 
 NDCG@10 on sampled valid targets. The language model reads no memory here: the row without memory, which all others are
 compared with, gets the λ that suits it. Only the item vocabulary has neighbours; with titles the stage says so and
 is done.
+
+The certificate also says whether anything older than the window can help here at all, as far as item neighbours know:
+`valid_ndcg@10_recent` is what they reach alone when they read the last K events, `valid_ndcg@10_long` when they read
+K + M, each at the half-life that suits it, and `long_minus_recent` the difference with its 95 % interval by user. Where
+it is not above zero, expect little of memory.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +24,13 @@ from scipy import sparse
 
 from model_store.neighbors import Neighbors, mix
 from model_store.split_lm import pad_left
+from training.after_backbone import main_after_backbone
 from training.backbone import Backbone, open_backbone
-from training.baselines.item_knn import fitted
-from training.baselines.scoring import truths
+from training.baselines import item_knn
+from training.baselines.scoring import ndcg_at_10, truths
 from training.data.splits import Split, Target, sample_targets
-from training.inputs import load_inputs
-from training.recipes import Recipe, get_recipe
+from training.metrics import ndcg, paired_bootstrap
+from training.recipes import Recipe
 from training.stage import (
     begin,
     digest,
@@ -33,8 +39,6 @@ from training.stage import (
     pick_device,
     progress,
     read_certificate,
-    run_stage,
-    stage_parser,
     whole_file,
 )
 from training.windows import Windows
@@ -42,8 +46,10 @@ from training.windows import Windows
 NEIGHBORS_FILE = "neighbors.safetensors"
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 HALF_LIVES = (0.5, 1.0, 2.0, 4.0)
+LONG_HALF_LIVES = (1.0, 3.0, 10.0, 30.0, 100.0)
 _MAX_NEIGHBOURS = 200
 _BATCH = 64
+_LONG_BATCH = 256  # targets whose scores of all items are in memory at a time
 
 
 def as_neighbors(near: sparse.csr_matrix, tokens: Sequence[int]) -> Neighbors:
@@ -84,7 +90,7 @@ def choose_mixture(
             votes = [neighbors.votes(prompt, log_probs.shape[1], half_life) for prompt in prompts]
             for share in SHARES:
                 mixed = mix(log_probs, np.stack(votes), share).numpy()
-                gained[share, half_life] += _ndcg(mixed, wanted, hidden)
+                gained[share, half_life] += float(ndcg(_ranks(mixed, wanted, hidden)).sum())
     share, half_life = max(gained, key=lambda pair: (gained[pair], -pair[0]))
     return {
         "neighbor_share": share,
@@ -98,19 +104,43 @@ def _seen(split: Split, targets: Sequence[Target], tokens: NDArray[np.int64]) ->
     return [tokens[split.histories[target.user].items[: target.position]] for target in targets]
 
 
-def _ndcg(scores: NDArray[np.float32], wanted: NDArray[np.int64], hidden: Sequence[NDArray[np.int64]]) -> float:
-    """Sum over the rows."""
+def _ranks(
+    scores: NDArray[np.float32], wanted: NDArray[np.int64], hidden: Sequence[NDArray[np.int64]]
+) -> NDArray[np.int64]:
     own = scores[np.arange(len(wanted)), wanted]
-    before = (scores > own[:, None]).sum(axis=1)
+    before: NDArray[np.int64] = (scores > own[:, None]).sum(axis=1)
     before -= np.array(
         [(row[np.unique(gone)] > mine).sum() for row, gone, mine in zip(scores, hidden, own, strict=True)]
     )
-    return float(np.where(before < 10, 1 / np.log2(before + 2.0), 0.0).sum())
+    return before
+
+
+def reach(
+    near: sparse.csr_matrix, split: Split, targets: Sequence[Target], lengths: tuple[int, int], *, keep_seen: bool
+) -> dict[str, Any]:
+    """What the neighbours alone reach when they read the shorter and the longer of `lengths`, see above."""
+
+    def alone(length: int, half_life: float) -> NDArray[np.float64]:
+        parts = [targets[start : start + _LONG_BATCH] for start in range(0, len(targets), _LONG_BATCH)]
+        score = partial(item_knn.score, near, split, half_life=half_life, keep_seen=keep_seen, length=length)
+        return np.concatenate([ndcg_at_10(score(part), truths(split, part)) for part in parts])
+
+    recent, long = (
+        max((alone(length, half_life) for half_life in LONG_HALF_LIVES), key=np.mean)
+        for length in progress(lengths, desc="recent against long", unit="length")
+    )
+    drawn = paired_bootstrap({"recent": recent, "long": long}, np.array([target.user for target in targets]))
+    return {
+        "valid_ndcg@10_recent": round(drawn.means["recent"], 4),
+        "valid_ndcg@10_long": round(drawn.means["long"], 4),
+        "long_minus_recent": [round(value, 5) for value in drawn.difference("long", "recent")],
+    }
 
 
 def stage_key(fingerprint: str, upstream: dict[str, Any], recipe: Recipe, seed: int) -> str:
     """`upstream` is the certificate of the backbone."""
-    return digest([fingerprint, upstream, recipe.mixture_targets, SHARES, HALF_LIVES, _MAX_NEIGHBOURS, seed])
+    asked = [recipe.mixture_targets, recipe.max_memory, SHARES, HALF_LIVES, LONG_HALF_LIVES, _MAX_NEIGHBOURS]
+    return digest([fingerprint, upstream, *asked, seed])
 
 
 def run(
@@ -124,33 +154,19 @@ def run(
     if backbone.vocabulary != "items" or not recipe.mixture_targets:
         return finish(out, inputs, {"neighbor_share": 0.0})
     windows = Windows(split, backbone.prompt, recipe.max_memory)
-    near = fitted(split, seed=seed, directory=out / "item_knn").near
+    near = item_knn.fitted(split, seed=seed, directory=out / "item_knn").near
     neighbors = as_neighbors(near, [backbone.prompt.title_tokens(title)[0] for title in split.titles])
     targets = sample_targets(split.valid, recipe.mixture_targets, seed)
     chosen = choose_mixture(backbone, neighbors, windows, targets, mask_seen=not split.has_repeats)
+    lengths = recipe.recent_length, recipe.recent_length + recipe.max_memory
+    reached = reach(near, split, targets, lengths, keep_seen=split.has_repeats)
     with whole_file(out / NEIGHBORS_FILE) as draft:
         neighbors.save(draft)
-    return finish(out, inputs, chosen)
+    return finish(out, inputs, {**chosen, **reached})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = stage_parser(__doc__ or "", needs=["backbone"])
-
-    def stage(arguments: argparse.Namespace) -> dict[str, Any]:
-        _, split, fingerprint = load_inputs(arguments.data, arguments.cut)
-        recipe = get_recipe(arguments.recipe)
-        upstream = read_certificate(arguments.backbone)
-        return run(
-            split,
-            arguments.out,
-            backbone_dir=arguments.backbone,
-            recipe=recipe,
-            inputs=stage_key(fingerprint, upstream, recipe, arguments.seed),
-            seed=arguments.seed,
-            device=arguments.device,
-        )
-
-    return run_stage(stage, parser.parse_args(argv))
+    return main_after_backbone(__doc__ or "", run, stage_key, argv)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from model_store.split_lm import SplitLM
 from training.data.splits import Target, sample_targets
 from training.item_tokens import LearnedItemHead, SampledSoftmax
+from training.metrics import ndcg
 from training.packing import PackedBatches, Read, Row, read_packed, target_rows
 from training.recipes import Recipe
 from training.stage import autocast
@@ -97,5 +98,5 @@ def _nats(logits: Tensor, labels: Tensor) -> float:
 
 def missed_ndcg(logits: Tensor, labels: Tensor) -> float:
     """Sum of 1 − NDCG@10."""
-    ranks = (logits > logits.gather(1, labels[:, None])).sum(dim=1).double()
-    return float((1 - torch.where(ranks < 10, 1 / (ranks + 2).log2(), 0.0)).sum())
+    ranks = (logits > logits.gather(1, labels[:, None])).sum(dim=1)
+    return float((1 - ndcg(ranks.cpu().numpy())).sum())

@@ -38,42 +38,18 @@ def run(
     recipe = recipe or get_recipe(recipe_name)
     dataset, split, fingerprint = inputs
     backbone, annotations, retriever, mixture = (work / name for name in ("sft", "annotations", "retriever", "mixture"))
-    common: dict[str, Any] = {"recipe": recipe, "seed": seed}
-    tuned = sft.run(
-        split,
-        backbone,
-        inputs=sft.stage_key(fingerprint, recipe, model, seed),
-        model_name=model,
-        device=device,
-        **common,
-    )
+    common: dict[str, Any] = {"recipe": recipe, "seed": seed, "device": device}
+    key = sft.stage_key(fingerprint, recipe, model, seed)
+    tuned = sft.run(split, backbone, inputs=key, model_name=model, **common)
     if not leave():  # only main goes on: what follows is the work of one process
         return {"sft": tuned}
-    annotated = annotate.run(
-        split,
-        annotations,
-        backbone_dir=backbone,
-        inputs=annotate.stage_key(fingerprint, tuned, recipe, seed),
-        device=device,
-        **common,
-    )
-    trained = train_retriever.run(
-        split,
-        retriever,
-        annotations_dir=annotations,
-        backbone_dir=backbone,
-        inputs=train_retriever.stage_key(annotated, recipe, seed),
-        device=device,
-        **common,
-    )
-    mixed = mixture_stage.run(
-        split,
-        mixture,
-        backbone_dir=backbone,
-        inputs=mixture_stage.stage_key(fingerprint, tuned, recipe, seed),
-        device=device,
-        **common,
-    )
+    common |= {"backbone_dir": backbone}
+    key = annotate.stage_key(fingerprint, tuned, recipe, seed)
+    annotated = annotate.run(split, annotations, inputs=key, **common)
+    key = train_retriever.stage_key(annotated, recipe, seed)
+    trained = train_retriever.run(split, retriever, annotations_dir=annotations, inputs=key, **common)
+    key = mixture_stage.stage_key(fingerprint, tuned, recipe, seed)
+    mixed = mixture_stage.run(split, mixture, inputs=key, **common)
     bundle = build_index.run(
         dataset,
         split,

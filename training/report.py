@@ -24,6 +24,7 @@ TEMPLATE = "report.html.jinja"
 _CAPTIONS = {
     "ndcg": "NDCG@10 with 95 % intervals",
     "differences": "Differences to every other row with 95 % intervals",
+    "memory_worth": "What memory is worth, with 95 % intervals",
     "retrieval_gain": "Gain of what is retrieved against random elements and the oracle",
     "retrieval_distance": "How far back what is retrieved lies",
 }
@@ -80,6 +81,9 @@ def markdown(report: Mapping[str, Any], figures: Mapping[str, bytes]) -> str:
         if part["minus_bigrec"]:
             lines += ["", f"Each row minus {tables.label('bigrec')}:", ""]
             lines += _table(tables.difference_table(report, name, "minus_bigrec"))
+        if part["minus_no_memory"]:
+            lines += ["", f"What memory is worth: each row minus {tables.label('no_memory')}:", ""]
+            lines += _table(tables.difference_table(report, name, "minus_no_memory"))
     lines += ["", "## Cost and coverage", "", *_table(tables.cost_table(report))]
     if quality:
         lines += ["", "## The retriever alone", ""]

@@ -1,11 +1,18 @@
 """The rows of the evaluation table: for each target, the ten items a method would show.
 
-No language model: `popularity`, `copy_last`, `item_knn`, `sasrec_bce`, `sasrec`. No memory: `bigrec`. The same bundle
-with different memories in front of its top half: a random one (`random`, a fresh draw per seed), the most recent one
-beyond the window (`recent_beyond`), the retriever's choice (`automr`; `automr_plus` where the top half was tuned to
-read memory), the single element that helps the truth most (`oracle`, an upper bound that knows the answer). No memory,
-but more or other titles in the prompt: `rella_replace`, `rella_extend` (the bundle as it is), `trsr` and `full_history`
-(each trained for it, once per workshop).
+No language model: `popularity`, `copy_last`, `item_knn`, `sasrec_bce`, `sasrec`.
+
+As published, the language model alone. No memory: `bigrec`. No memory, but more or other titles in the prompt:
+`rella_replace`, `rella_extend` (the bundle as it is), `trsr` and `full_history` (each trained for it, once per
+workshop). `automr`: the retriever's choice before a generator that never saw memory.
+
+AutoMR +, whose generator was tuned to read memory, and which listens to item neighbours (model_store/neighbors.py),
+with different memories before its top half: none (`no_memory`), the retriever's choice (`automr_plus`), random ones
+(`random`, a fresh draw per seed), the most recent ones beyond the window (`recent_beyond`), the single element that
+helps the truth most (`oracle`, an upper bound that knows the answer). `automr_plus_lm`: its memory, no neighbours.
+
+Where a bundle has no neighbours, and where its generator is the paper's, all is the language model's alone: `no_memory`
+is then `bigrec`, and `automr_plus_lm` the bundle's own row (see `row_of`).
 """
 
 from collections.abc import Callable
@@ -22,30 +29,59 @@ from training.rella import extended, replaced
 from training.stage import pick_device
 from training.trsr import trsr
 
-__all__ = ["NUM_RESULTS", "ROWS", "SEEDED_ROWS", "Contest", "Lists", "make_contest", "predict", "rows_of"]
+__all__ = [
+    "NUM_RESULTS",
+    "ROWS",
+    "SEEDED_ROWS",
+    "Contest",
+    "Lists",
+    "make_contest",
+    "neighbor_share",
+    "predict",
+    "row_of",
+    "rows_of",
+]
 
 RowOf = Callable[[Contest, int], Lists]  # (contest, seed) → lists
 
 SEEDED_ROWS = ("random", "sasrec_bce", "sasrec")
+MEMORY_ROWS = ("random", "recent_beyond", "automr_plus", "oracle")  # AutoMR + with one memory or another
+_HEAR_NEIGHBORS = ("no_memory", *MEMORY_ROWS)
 _NEED_RECIPE = ("trsr", "full_history")
 
 
 def predict(contest: Contest, row: str, seed: int) -> Lists:
     """The lists of one row. Raises StageError where the row needs what the bundle does not tell."""
-    return _ROWS[row](contest, seed)
+    return _ROWS[row](contest if neighbor_share(contest.bundle, row) else contest.alone(), seed)
+
+
+def neighbor_share(bundle: Bundle, row: str) -> float:
+    """λ: how much of the row's forecast is the item neighbours'. They are part of AutoMR +, of nothing published."""
+    return bundle.manifest.generation.neighbor_share if row in _HEAR_NEIGHBORS and _is_tuned(bundle) else 0.0
+
+
+def row_of(row: str, bundle: Bundle) -> str:
+    """The row that stands for `row`.
+
+    AutoMR with a tuned generator is another row than the paper's, and a bundle has but one of the two; without
+    neighbours, rows that differ by them alone are one.
+    """
+    own = "automr_plus" if _is_tuned(bundle) else "automr"
+    stands_for = {"automr": own, "automr_plus": own}
+    if not neighbor_share(bundle, "no_memory"):
+        stands_for |= {"no_memory": "bigrec", "automr_plus_lm": own}
+    return stands_for.get(row, row)
 
 
 def rows_of(bundle: Bundle) -> tuple[str, ...]:
-    """All rows that this bundle can have.
+    """All rows that this bundle can have; who does not know its recipe cannot train another model by it."""
+    missing = _NEED_RECIPE if recipe_of(bundle) is None else ()
+    return tuple(row for row in ROWS if row_of(row, bundle) == row and row not in missing)
 
-    AutoMR with a tuned generator is another row than the paper's, and a bundle can have but one of the two; who does
-    not know the recipe cannot train another model by it.
-    """
-    is_tuned = "memory-aware" in (bundle.manifest.backbone.adapter or "")
-    missing = {"automr" if is_tuned else "automr_plus"}
-    if recipe_of(bundle) is None:
-        missing |= set(_NEED_RECIPE)
-    return tuple(row for row in ROWS if row not in missing)
+
+def _is_tuned(bundle: Bundle) -> bool:
+    """Its generator saw memory."""
+    return "memory-aware" in (bundle.manifest.backbone.adapter or "")
 
 
 def _popularity(contest: Contest, seed: int) -> Lists:
@@ -76,7 +112,7 @@ def _baseline(name: str) -> RowOf:
 
     def lists(contest: Contest, seed: int) -> Lists:
         workshop = contest.need_workshop()
-        directory = workshop.directory / f"{name}-{workshop.fingerprint}-{seed}"
+        directory = workshop.directory / f"{name}-{workshop.fingerprint}"
         device = pick_device(workshop.device)
         scorer = contest.once((name, seed), lambda: fit_baseline(name, contest.split, seed, directory, device))
         return ranked_lists(scorer, contest.split, contest.targets, NUM_RESULTS, mask_seen=contest.mask_seen)
@@ -126,11 +162,13 @@ _ROWS: dict[str, RowOf] = {
     "rella_replace": lambda contest, seed: replaced(contest),
     "rella_extend": lambda contest, seed: extended(contest),
     "trsr": trsr,
+    "full_history": full_history,
+    "automr": _with_memory("automr", _retriever),
+    "no_memory": _with_memory("no_memory", _nothing),
     "random": _with_memory("random", _random),
     "recent_beyond": _with_memory("recent_beyond", _recent_beyond),
-    "automr": _with_memory("automr", _retriever),
+    "automr_plus_lm": _with_memory("automr_plus_lm", _retriever),
     "automr_plus": _with_memory("automr_plus", _retriever),
     "oracle": _with_memory("oracle", _oracle),
-    "full_history": full_history,
 }
 ROWS = tuple(_ROWS)

@@ -11,9 +11,10 @@ import numpy as np
 
 from training.data.splits import Split, Target
 from training.metrics import Interval, paired_bootstrap, rank_in_list, ranks_to_metrics, title_rank_in_list
-from training.rows import NUM_RESULTS, Contest, Lists
+from training.rows import MEMORY_ROWS, NUM_RESULTS, Contest, Lists
 
 BASELINE = "bigrec"
+NO_MEMORY = "no_memory"  # the baseline of the rows that differ from it in their memory alone
 OWN = ("automr_plus", "automr")  # which of them a bundle has is compared with every other row
 Metrics = dict[str, dict[str, np.ndarray]]  # row → metric → (seeds, targets)
 Pair = tuple[str, str]  # row, metric
@@ -77,12 +78,15 @@ def _summarise_slice(metrics: Metrics, users: np.ndarray, seed: int) -> dict[str
     own = own_row(metrics)
     rivals = [(row, own, row) for row in metrics if row != own] if own else []
     others = [(row, row, BASELINE) for row in metrics if row != BASELINE] if BASELINE in metrics else []
+    memories = [(row, row, NO_MEMORY) for row in metrics if row in MEMORY_ROWS] if NO_MEMORY in metrics else []
     return {
         "targets": len(users),
         "users": len(np.unique(users)),
         "rows": {row: {name: drawn.interval((row, name)) for name in names} for row in metrics},
         "minus_bigrec": against(drawn.difference, others),
         "minus_bigrec_relative": against(drawn.relative, others),
+        "minus_no_memory": against(drawn.difference, memories),
+        "minus_no_memory_relative": against(drawn.relative, memories),
         "own_minus": against(drawn.difference, rivals),
         "own_minus_relative": against(drawn.relative, rivals),
         "by_seed": {row: _by_seed(named) for row, named in metrics.items() if len(named[names[0]]) > 1},

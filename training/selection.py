@@ -1,21 +1,32 @@
-"""How a retriever is chosen: by what the memories that it picks do together, on valid targets."""
+"""How a retriever is chosen: by what the memories that it picks do together, on valid targets.
 
-from collections.abc import Sequence
-from typing import NamedTuple
+What they add to the likelihood of the truth is one matter, what they add to the ranking another: memory can make a
+model less sure of itself, and so every truth likelier, without moving one of them up.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from model_store.retriever import Retriever, choose
-from training.annotate import Annotated
+from training.annotate import Annotated, Annotation
 from training.backbone import Backbone
 from training.data.splits import Target
-from training.joint import joint_gains, joint_ndcg
+from training.joint import padded_memory
 from training.labels import collate
-from training.windows import Windows
+from training.likelihood import Read, answer_log_probs, item_forecast
+from training.metrics import ndcg
+from training.stage import progress
+from training.states import States
+from training.windows import Windows, read_examples
 
 _BATCH = 64
+Name = TypeVar("Name", bound=Hashable)
+Shown = tuple[int, ...]  # places in a memory, oldest first
+Forecasts = dict[tuple[int, Shown], NDArray[np.float64]]  # (row, what it is shown) → log p of the truth, NDCG@10
 
 
 class Gains(NamedTuple):
@@ -24,25 +35,80 @@ class Gains(NamedTuple):
     nats: NDArray[np.float64]
     ndcg: NDArray[np.float64] | None  # NDCG@10; None where an item is several tokens, and a ranking costs a search
 
+    @property
+    def value(self) -> NDArray[np.float64]:
+        """By which retrievers are chosen."""
+        return self.nats if self.ndcg is None else self.ndcg
+
 
 @torch.inference_mode()
 def valid_gains(
-    retriever: Retriever, annotated: Annotated, backbone: Backbone, windows: Windows, *, top_k: int, placement: str
-) -> Gains:
-    nats: list[float] = []
-    ndcg: list[float] = []
-    for start in range(0, len(annotated.valid), _BATCH):
+    retrievers: Mapping[Name, Retriever],
+    top_ks: Sequence[int],
+    annotated: Annotated,
+    backbone: Backbone,
+    windows: Windows,
+    *,
+    placement: str,
+) -> dict[tuple[Name, int], Gains]:
+    """Of every retriever with every number of memories. Most of them pick much the same: nothing is asked twice."""
+    found: dict[tuple[Name, int], list[NDArray[np.float64]]] = {(name, k): [] for name in retrievers for k in top_ks}
+    starts = range(0, len(annotated.valid), _BATCH)
+    for start in progress(starts, desc="choose the retriever", unit="batch"):
         part = annotated.valid[start : start + _BATCH]
-        batch = collate(part, annotated.states, "log_gain", temperature=1.0)
-        choice = choose(retriever(batch.query, batch.memory, batch.mask), top_k)
-        shown = [places[kept == 1].tolist() for places, kept in zip(choice.indices, choice.mask, strict=True)]
-        examples = [windows.example(Target(each.user, each.position)) for each in part]
-        asked = (backbone.lm, examples, part)
-        nats += joint_gains(*asked, shown, annotated.states, placement=placement)
+        shown = _shown_by(retrievers, top_ks, part, annotated.states)
+        asked = sorted({(row, ()) for row in range(len(part))}.union(*map(enumerate, shown.values())), key=_size)
+        forecasts = _forecasts(backbone, windows, part, asked, annotated.states, placement=placement)
+        for candidate, rows in shown.items():
+            found[candidate] += [forecasts[row, places] - forecasts[row, ()] for row, places in enumerate(rows)]
+    has_ranks = backbone.vocabulary == "items"
+    return {
+        candidate: Gains(nats=table[:, 0], ndcg=table[:, 1] if has_ranks else None)
+        for candidate, table in ((candidate, np.stack(rows)) for candidate, rows in found.items())
+    }
+
+
+def _shown_by(
+    retrievers: Mapping[Name, Retriever], top_ks: Sequence[int], part: Sequence[Annotation], states: States
+) -> dict[tuple[Name, int], list[Shown]]:
+    batch = collate(part, states, "log_gain", temperature=1.0)
+    shown: dict[tuple[Name, int], list[Shown]] = {}
+    for name, retriever in retrievers.items():
+        log_scores = retriever(batch.query, batch.memory, batch.mask)
+        for top_k in top_ks:
+            picked = zip(*choose(log_scores, top_k), strict=True)
+            shown[name, top_k] = [tuple(places[kept == 1].tolist()) for places, kept in picked]
+    return shown
+
+
+def _size(asked: tuple[int, Shown]) -> int:
+    return len(asked[1])
+
+
+def _forecasts(
+    backbone: Backbone,
+    windows: Windows,
+    part: Sequence[Annotation],
+    asked: Sequence[tuple[int, Shown]],
+    states: States,
+    *,
+    placement: str,
+) -> Forecasts:
+    """The bottom half reads each row once. NDCG@10 is NaN where an item is several tokens."""
+    read = read_examples(backbone.lm, [windows.example(Target(each.user, each.position)) for each in part])
+    found: Forecasts = {}
+    for start in range(0, len(asked), _BATCH):
+        rows, shown = zip(*asked[start : start + _BATCH], strict=True)
+        twin = Read(*(tensor[list(rows)] for tensor in read))
+        memory = padded_memory(backbone.lm, [part[row] for row in rows], shown, states)
         if backbone.vocabulary == "items":
-            without = joint_ndcg(*asked, [[] for _ in part], annotated.states, placement=placement)
-            ndcg += (joint_ndcg(*asked, shown, annotated.states, placement=placement) - without).tolist()
-    return Gains(np.array(nats), np.array(ndcg) if ndcg else None)
+            log_probs, ranks = item_forecast(backbone.lm, twin, *memory, placement)
+            gained = ndcg(ranks.cpu().numpy())
+        else:
+            log_probs = answer_log_probs(backbone.lm, twin, *memory, placement)
+            gained = np.full(len(rows), np.nan)
+        found |= zip(zip(rows, shown, strict=True), np.stack([log_probs.cpu().numpy(), gained], axis=1), strict=True)
+    return found
 
 
 def pays(gains: NDArray[np.float64], users: Sequence[int]) -> bool:

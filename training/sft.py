@@ -25,6 +25,7 @@ from training.backbone import (
     prompt_spec,
     save_backbone,
     split_layer,
+    with_adapters,
 )
 from training.collaborative import collaborative_vectors
 from training.data.splits import Split
@@ -89,11 +90,8 @@ def _tokenizer(split: Split, recipe: Recipe) -> PreTrainedTokenizerBase:
 def _adapted(
     model_name: str, recipe: Recipe, device: torch.device
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Any]:
-    from peft import LoraConfig, get_peft_model  # two seconds of import, only paid here
-
     model, tokenizer = pretrained(model_name, device)
-    config = LoraConfig(r=recipe.lora_rank, lora_alpha=2 * recipe.lora_rank, lora_dropout=0.05, task_type="CAUSAL_LM")
-    adapted = get_peft_model(model, config)  # target modules (q and v) come from peft's table of architectures
+    adapted = with_adapters(model, recipe)
     base: Any = adapted.get_base_model()
     return base, tokenizer, adapted
 

@@ -55,13 +55,20 @@ def window_states(lm: SplitLM, windows: Windows, spans: Spans, directory: Path) 
     directory.mkdir(parents=True, exist_ok=True)
     users = sorted(spans)
     shards = [users[start : start + _USERS_PER_SHARD] for start in range(0, len(users), _USERS_PER_SHARD)]
-    for number, shard in enumerate(progress(shards, desc="states", unit="shard")):
+    bar = progress(total=_num_windows(spans, users), desc="states", unit="window")
+    for number, shard in enumerate(shards):
         file = directory / f"states-{number:05d}.safetensors"
         if not file.is_file():
             encoded = _encode_shard(lm, windows, {user: spans[user] for user in shard})
             with whole_file(file) as draft:
                 save_file(encoded, draft)
+        bar.update(_num_windows(spans, shard))
+    bar.close()
     return load_states(directory, lm.hidden_size)
+
+
+def _num_windows(spans: Spans, users: Sequence[int]) -> int:
+    return sum(spans[user][1] - spans[user][0] for user in users)
 
 
 def load_states(directory: Path, hidden_size: int) -> States:

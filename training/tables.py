@@ -25,16 +25,21 @@ _ROWS = {
     "item_knn": ("item-kNN", "items that the same people chose"),
     "sasrec_bce": ("SASRec (BCE)", "a self-attentive model over item ids, trained as in its paper"),
     "sasrec": ("SASRec (strong)", "the same network with a softmax over the items"),
-    "bigrec": ("no memory (BIGRec)", "the language model with the recent window alone: what memory has to beat"),
+    "bigrec": ("BIGRec", "the language model with the recent window alone, as published"),
     "rella_replace": ("ReLLa, replace", "the window gives way to the past items most like the latest"),
     "rella_extend": ("ReLLa, extend", "the window grows by the past items most like the latest"),
     "trsr": ("TRSR", "the older history as a summary that is carried from block to block"),
-    "random": ("random memory", "one memory element, drawn blindly; the mean of several draws"),
-    "recent_beyond": ("newest memory", "the newest element beyond the window"),
-    "automr": ("AutoMR", "what the learned retriever picks, if anything, before a frozen generator"),
-    "automr_plus": ("AutoMR +", "what the learned retriever picks, if anything, before a generator tuned to read it"),
-    "oracle": ("oracle", "the single element that helps the true answer most: it knows the answer, an upper bound"),
     "full_history": ("full history in the prompt", "all older items as text: the reference for cost"),
+    "automr": ("AutoMR", "what the learned retriever picks, if anything, before a generator that never saw memory"),
+    "no_memory": ("AutoMR + without memory", "the window and item neighbours: what memory has to beat"),
+    "random": ("random memory", "as many elements as the retriever may take, drawn blindly; the mean of several draws"),
+    "recent_beyond": ("newest memory", "the newest elements beyond the window"),
+    "automr_plus_lm": ("AutoMR + without neighbours", "its language model and memory alone"),
+    "automr_plus": (
+        "AutoMR +",
+        "what the learned retriever picks, if anything, before a generator tuned to read it, and item neighbours",
+    ),
+    "oracle": ("oracle", "the single element that helps the true answer most: it knows the answer, an upper bound"),
 }
 _NICE = {"recall": "Recall", "ndcg": "NDCG"}
 _CHOICES = {
@@ -94,7 +99,7 @@ def main_table(report: Mapping[str, Any], name: str, suffix: str = "") -> Table:
 
 
 def difference_table(report: Mapping[str, Any], name: str, key: str) -> Table:
-    """`key` is `own_minus` or `minus_bigrec`; empty where the row that it needs is missing."""
+    """`key` is `own_minus`, `minus_bigrec` or `minus_no_memory`; empty where the row that it needs is missing."""
     absolute, relative = report["slices"][name][key], report["slices"][name][f"{key}_relative"]
     head = [text for metric in COMPARED for text in (nice(metric), "relative")]
     lines = []
@@ -109,7 +114,7 @@ def cost_table(report: Mapping[str, Any]) -> Table:
     for row, about in report["about_rows"].items():
         shown = [Cell(f"{100 * about['coverage']:.1f} %"), Cell(str(about["draws"]))]
         lines.append(Line(label(row), _kind(report, row), [*_times(about["latency"]), *shown]))
-    return Table(["median ms", "fastest tenth, ms", "× no memory", "items shown", "draws"], lines)
+    return Table(["median ms", "fastest tenth, ms", "× BIGRec", "items shown", "draws"], lines)
 
 
 def _times(latency: Mapping[str, Any] | None) -> list[Cell]:
@@ -201,6 +206,9 @@ def summary(report: Mapping[str, Any], name: str) -> list[str]:
         groups[verdict(metrics["ndcg@5"])].append(f"{label(row)} ({_brief(part, row)})")
     words = {"better": "It is better than", "worse": "It is worse than", "even": "It cannot be told apart from"}
     told += [f"{words[group]} {', '.join(rows)}." for group, rows in groups.items() if rows]
+    if worth := part["minus_no_memory"].get(own):
+        more = _relative(part["minus_no_memory_relative"][own]["ndcg@5"])
+        told.append(f"Memory adds {' '.join(_texts(worth['ndcg@5'], '+.4f'))} to it, {more.text} {more.under}.")
     if ORACLE in part["rows"]:
         told.append(
             f"The oracle, which knows the answer and is an upper bound, has {part['rows'][ORACLE]['ndcg@5'][0]:.4f}."

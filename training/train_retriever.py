@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -28,7 +27,7 @@ from training.inputs import load_inputs
 from training.labels import Batch, collate
 from training.loop import fit
 from training.recipes import Recipe, get_recipe
-from training.selection import pays, valid_gains
+from training.selection import Gains, pays, valid_gains
 from training.stage import (
     begin,
     digest,
@@ -93,6 +92,13 @@ def judge(retriever: Retriever, batch: Batch, top_k: int = 1) -> Quality:
         precision_at_1=float(hit[helped].float().mean()) if helped.any() else 0.0,
         abstains=float((choice.mask.sum(dim=1) == 0).float().mean()),
     )
+
+
+class Teaching(NamedTuple):
+    """Which loss, at which temperature of the labels."""
+
+    loss: str
+    temperature: float
 
 
 class Training(NamedTuple):
@@ -172,61 +178,59 @@ def run(
     if not annotated.train or not annotated.valid:
         return _untrained(out, inputs, annotated.states.hidden_size, recipe)
     trained = {
-        (loss, temperature): train(
+        teaching: train(
             annotated,
             recipe,
-            loss=loss,
-            temperature=temperature,
+            loss=teaching.loss,
+            temperature=teaching.temperature,
             seed=seed,
-            checkpoints=out / f"checkpoints-{inputs}-{loss}-{temperature}",
+            checkpoints=out / f"checkpoints-{inputs}-{teaching.loss}-{teaching.temperature}",
         )
-        for loss, temperature in _teachings(recipe)
+        for teaching in _teachings(recipe)
     }
     backbone = open_backbone(backbone_dir, pick_device(device))
     windows = Windows(split, backbone.prompt, recipe.max_memory)
-    found = {
-        (teaching, top_k): valid_gains(
-            each.retriever, annotated, backbone, windows, top_k=top_k, placement=recipe.combine
-        )
-        for teaching, each in trained.items()
-        for top_k in recipe.top_ks
-    }
-    values = {pair: each.nats if each.ndcg is None else each.ndcg for pair, each in found.items()}
-    teaching, top_k = max(values, key=lambda pair: values[pair].mean())
-    best, gains = trained[teaching], {pair: float(each.nats.mean()) for pair, each in found.items()}
-    is_worth_it = pays(values[teaching, top_k], [each.user for each in annotated.valid])
-    _save(best.retriever if is_worth_it else abstainer(best.retriever), out)
+    retrievers = {teaching: each.retriever for teaching, each in trained.items()}
+    gains = valid_gains(retrievers, recipe.top_ks, annotated, backbone, windows, placement=recipe.combine)
+    best = max(gains, key=lambda candidate: gains[candidate].value.mean())
+    is_worth_it = pays(gains[best].value, [each.user for each in annotated.valid])
+    chosen = trained[best[0]]
+    _save(chosen.retriever if is_worth_it else abstainer(chosen.retriever), out)
     facts = {
         "width": recipe.retriever_width,
-        "loss": teaching[0],
-        "temperature": teaching[1],
-        "top_k": top_k,
-        "pays": is_worth_it,
         "train_targets": len(annotated.train),
-        "valid_gain_nats": round(gains[teaching, top_k], 4),
-        "oracle_gain_nats": round(best.quality.oracle_gain, 4),
-        "captured": round(gains[teaching, top_k] / max(best.quality.oracle_gain, 1e-9), 4),
-        "precision@1": round(best.quality.precision_at_1, 4),
-        "abstains": round(best.quality.abstains, 4),
-        "tried": [
-            {"loss": loss, "temperature": temperature, "top_k": number, "gain": round(gains[pair], 4), **_value(each)}
-            for pair, each in values.items()
-            for (loss, temperature), number in [pair]
-        ],
-        **{name: round(value, 4) for name, value in best.facts.items()},
+        "pays": is_worth_it,
+        **_facts(best, chosen, float(gains[best].nats.mean())),
+        "tried": [_tried(candidate, each) for candidate, each in gains.items()],
     }
     return finish(out, inputs, facts)
 
 
-def _value(values: NDArray[np.float64]) -> dict[str, float]:
-    """Of the values by which a retriever is chosen."""
-    return {"value": round(float(values.mean()), 5)}
+def _facts(best: tuple[Teaching, int], chosen: Training, gain: float) -> dict[str, Any]:
+    """Of the retriever that is kept; `gain` in nats, of all that it shows."""
+    quality = chosen.quality
+    return {
+        **best[0]._asdict(),
+        "top_k": best[1],
+        "valid_gain_nats": round(gain, 4),
+        "oracle_gain_nats": round(quality.oracle_gain, 4),
+        "captured": round(gain / max(quality.oracle_gain, 1e-9), 4),
+        "precision@1": round(quality.precision_at_1, 4),
+        "abstains": round(quality.abstains, 4),
+        **{name: round(value, 4) for name, value in chosen.facts.items()},
+    }
 
 
-def _teachings(recipe: Recipe) -> list[tuple[str, float]]:
-    """Losses with their temperatures; without labels there is nothing to soften."""
+def _tried(candidate: tuple[Teaching, int], gains: Gains) -> dict[str, Any]:
+    """`value` is by what they were chosen."""
+    told = {"gain": round(float(gains.nats.mean()), 4), "value": round(float(gains.value.mean()), 5)}
+    return {**candidate[0]._asdict(), "top_k": candidate[1], **told}
+
+
+def _teachings(recipe: Recipe) -> list[Teaching]:
+    """Without labels there is nothing to soften."""
     softened = {"kl": recipe.label_temperatures, "marginal": (1.0,)}
-    return [(loss, temperature) for loss in recipe.retriever_losses for temperature in softened[loss]]
+    return [Teaching(loss, temperature) for loss in recipe.retriever_losses for temperature in softened[loss]]
 
 
 def _untrained(out: Path, inputs: str, hidden_size: int, recipe: Recipe) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from model_store.item_embedding import ItemEmbedding
 from model_store.prompt import Prompt
 from model_store.split_lm import SplitLM
 from training import summariser
+from training.backbone import with_adapters
 from training.contest import Contest, Lists, Workshop, long_prompt
 from training.data.splits import Split, sample_targets
 from training.loop import Progress, Schedule, fit
@@ -196,10 +197,7 @@ def _make_trainable(lm: SplitLM, recipe: Recipe, model_name: str | None) -> Any:
             if isinstance(module, ItemEmbedding):
                 module.text.requires_grad_(False)  # it spells titles that training never meets
         return None
-    from peft import LoraConfig, get_peft_model  # two seconds of import, only paid here
-
-    config = LoraConfig(r=recipe.lora_rank, lora_alpha=2 * recipe.lora_rank, lora_dropout=0.05, task_type="CAUSAL_LM")
-    return get_peft_model(lm.model, config)
+    return with_adapters(lm.model, recipe)
 
 
 def _save(module: nn.Module, file: Path) -> None:

@@ -12,10 +12,12 @@ from tests.conftest import TITLES, make_model, make_tokenizer
 from training.data.dataset import Dataset, clean_dataset
 from training.data.splits import History, Split, Target
 from training.loop import Schedule
+from training.metrics import ranks_to_metrics
 from training.recipes import BackboneShape, Recipe
 from training.windows import Windows
 
 RECENT = 3  # K of the small world
+METRICS = list(ranks_to_metrics(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)))  # their names
 TINY = Recipe(
     shape=BackboneShape(hidden_size=16, num_layers=2, num_heads=2, vocab_size=300),
     recent_length=RECENT,

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,18 +10,10 @@ import torch
 from torch.nn import functional
 
 from tests.training.worlds import chain, world
+from training.baselines import sasrec
 from training.baselines.crops import Crops
-from training.baselines.sasrec import (
-    Network,
-    Settings,
-    Trainer,
-    binary_loss,
-    fit_sasrec,
-    recency_bias,
-    sampled_softmax_loss,
-    score,
-    softmax_loss,
-)
+from training.baselines.losses import binary_loss, sampled_softmax_loss, softmax_loss
+from training.baselines.sasrec import Network, Settings, Trainer, fit_sasrec, recency_bias, score
 from training.baselines.scoring import ranked_lists, truths
 from training.data.splits import Target
 from training.loop import Schedule
@@ -132,13 +125,36 @@ def test_same_seed_same_scores_and_a_second_call_loads(tmp_path: Path) -> None:
         return fit_sasrec(split, "strong", seed=seed, directory=tmp_path / name, device=CPU, settings=BRIEF)(split.test)
 
     first = scores("a", 0)
-    written = (tmp_path / "a" / "sasrec.safetensors").stat().st_mtime_ns
+    weights = tmp_path / "a" / "seed-0" / "sasrec.safetensors"
+    written = weights.stat().st_mtime_ns
     np.testing.assert_array_equal(
         scores("a", 0), first, err_msg="what was saved scores otherwise than what was trained"
     )
-    assert (tmp_path / "a" / "sasrec.safetensors").stat().st_mtime_ns == written, "trained twice"
+    assert weights.stat().st_mtime_ns == written, "trained twice"
     np.testing.assert_array_equal(scores("b", 0), first, err_msg="one seed, two models")
     assert not np.array_equal(scores("c", 1), first), "two seeds, one model"
+
+
+def test_dropout_is_chosen_once_for_all_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[tuple[int, float]] = []
+
+    class Counted(Trainer):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            trained.append((options["seed"], options["dropout"]))
+            super().__init__(*arguments, **options)
+
+    monkeypatch.setattr(sasrec, "Trainer", Counted)
+    settings = replace(BRIEF, dropouts=(0.0, 0.5))
+
+    def fit(seed: int, settings: Settings = settings) -> None:
+        fit_sasrec(chain(), "strong", seed=seed, directory=tmp_path, device=CPU, settings=settings)
+
+    fit(2)
+    assert trained[:2] == [(0, 0.0), (0, 0.5)], "seed 0 tries them all, whoever is asked for first"
+    (chosen,) = {dropout for seed, dropout in trained if seed == 2}
+    for seed in (0, 1):
+        fit(seed)
+    assert trained[2:] == [(2, chosen), (1, chosen)], "the others reuse what was chosen, and nothing is trained twice"
 
 
 def test_a_run_cut_short_goes_on_to_the_same_network(tmp_path: Path) -> None:

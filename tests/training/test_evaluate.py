@@ -7,24 +7,20 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from model_store.bundle import Bundle
-from model_store.inference import Query, recommend
-from model_store.manifest import GenerationSpec
-from tests.conftest import TITLES, write_bundle
-from tests.training.small import shop
+from model_store.bundle import Bundle, read_manifest
+from model_store.manifest import GenerationSpec, space_id
+from tests.training.small import METRICS, shop
 from training import contest, evaluate, latency
 from training.baselines import fit_baseline
 from training.data.dataset import save_dataset
-from training.evaluate import main, num_draws, rows_to_run, without_neighbors
-from training.metrics import metric_names
+from training.evaluate import main, num_draws, rows_to_run
 from training.rows import ROWS, SEEDED_ROWS, predict
 
 TUNED = "lora-8 merged, memory-aware"
 NEED_RECIPE = ("trsr", "full_history")  # the bundle of the tests names none
-EVERY = [row for row in ROWS if row not in ("automr_plus", *NEED_RECIPE)]
+EVERY = [row for row in ROWS if row not in ("automr_plus", "no_memory", "automr_plus_lm", *NEED_RECIPE)]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,6 +47,16 @@ FEW = ("--max-targets", "12", "--seeds", "2", "--draws", "3", "--time-targets", 
 
 def arguments(bundle: Path, data: Path, out: Path, *more: str) -> list[str]:
     return ["--bundle", str(bundle), "--data", str(data), "--out", str(out), *FEW, *more]
+
+
+def tuned(bundle: Path) -> Path:
+    """The same, and says that its generator saw memory."""
+    manifest = read_manifest(bundle)
+    backbone = manifest.backbone.model_copy(update={"adapter": TUNED})
+    space = space_id(backbone, manifest.prompt, manifest.memory)
+    changed = manifest.model_copy(update={"backbone": backbone, "space": space})
+    (bundle / "manifest.json").write_text(changed.model_dump_json())
+    return bundle
 
 
 def metrics_of(out: Path) -> dict[str, Any]:
@@ -82,7 +88,7 @@ def test_metrics_json_has_its_schema(finished: Path) -> None:
         assert part["minus_bigrec"].keys() == part["minus_bigrec_relative"].keys() == rows - {"bigrec"}, name
         assert part["own_minus"].keys() == part["own_minus_relative"].keys() == rows - {"automr"}, name
         for row in [*part["rows"].values(), *part["minus_bigrec"].values(), *part["own_minus"].values()]:
-            assert list(row) == metric_names()
+            assert list(row) == METRICS
             for mean, low, high in row.values():
                 assert low - 1e-12 <= mean <= high + 1e-12
 
@@ -235,17 +241,23 @@ def test_a_tuned_generator_is_another_row(bundle: Bundle) -> None:
     assert rows_to_run("automr,bigrec,automr_plus", bundle) == ["automr_plus", "bigrec"]
 
 
-def test_without_neighbors_the_language_model_decides_alone(tmp_path: Path) -> None:
+def test_rows_that_differ_by_neighbours_alone_are_one_where_there_are_none(make_bundle: Callable[..., Path]) -> None:
+    bundle = Bundle.open(tuned(make_bundle()))
+    assert rows_to_run("no_memory,bigrec,automr_plus_lm", bundle) == ["bigrec", "automr_plus"]
+    assert not {"no_memory", "automr_plus_lm"} & set(rows_to_run("all", bundle))
+
+
+def test_published_rows_and_own_rows_stand_in_one_report(
+    make_bundle: Callable[..., Path], data: Path, tmp_path: Path
+) -> None:
     heard = GenerationSpec(num_beams=5, neighbor_share=0.9)
-    write_bundle(tmp_path / "b", vocabulary="items", generation=heard)
-    write_bundle(tmp_path / "alone", vocabulary="items", generation=GenerationSpec(num_beams=5))
-    asked = [
-        Bundle.open(tmp_path / "b"),
-        without_neighbors(Bundle.open(tmp_path / "b")),
-        Bundle.open(tmp_path / "alone"),
-    ]
-    nothing = np.zeros((0, asked[0].lm.hidden_size), dtype=np.float16)
-    query = Query(asked[0].prompt.tokens(TITLES[:2]), nothing, np.ones(len(TITLES), dtype=bool), 5)
-    mixed, without, alone = ([item.row for item in recommend(bundle, [query])[0].items] for bundle in asked)
-    assert mixed[0] == 2, "the neighbour of the last item was not heard"
-    assert without == alone, "neighbours still have a say"
+    bundle = tuned(make_bundle(vocabulary="items", generation=heard))
+    ours = {"no_memory", "random", "recent_beyond", "automr_plus", "oracle"}
+    asked = ["bigrec", "automr_plus_lm", *sorted(ours)]
+    assert main(arguments(bundle, data, tmp_path, "--models", ",".join(asked))) == 0
+    report = metrics_of(tmp_path)
+    assert {row for row, about in report["about_rows"].items() if about["neighbor_share"] == 0.9} == ours
+    assert report["slices"]["all"]["minus_no_memory"].keys() == ours - {"no_memory"}
+    assert (tmp_path / "memory_worth.png").exists()
+    written = {path.name for path in (tmp_path / "cache").rglob("*.json")}
+    assert {"bigrec-0-0.json", "no_memory-0.9-0.json", "bigrec-0-latency-2.json"} <= written, "λ is not in the name"

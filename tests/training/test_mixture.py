@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,11 +11,11 @@ from scipy import sparse
 
 from model_store.neighbors import Neighbors
 from tests.training.small import TINY
-from tests.training.worlds import chain
+from tests.training.worlds import chain, world
 from training import sft
 from training.backbone import Backbone, open_backbone
 from training.data.splits import Split
-from training.mixture import HALF_LIVES, NEIGHBORS_FILE, SHARES, as_neighbors, choose_mixture, run, stage_key
+from training.mixture import HALF_LIVES, NEIGHBORS_FILE, SHARES, as_neighbors, choose_mixture, reach, run, stage_key
 from training.windows import Windows
 
 ITEMS = replace(TINY, vocabulary="items", mixture_targets=30, recent_length=3)
@@ -65,9 +66,32 @@ def test_items_of_one_title_share_a_row() -> None:
 def test_the_stage_writes_what_the_bundle_needs_and_runs_once(split: Split, directory: Path, tmp_path: Path) -> None:
     key = stage_key("data", {"a": 1}, ITEMS, 0)
     facts = run(split, tmp_path, backbone_dir=directory, recipe=ITEMS, inputs=key)
+    assert {"valid_ndcg@10_recent", "valid_ndcg@10_long", "long_minus_recent"} <= facts.keys()
     assert facts["neighbor_share"] in SHARES and facts["neighbor_half_life"] in HALF_LIVES
     assert len(Neighbors.load(tmp_path / NEIGHBORS_FILE).starts) == len(split.item_ids) + 2, "a row for each token"
     assert run(split, tmp_path, backbone_dir=tmp_path / "gone", recipe=ITEMS, inputs=key) == facts
+
+
+def test_what_the_past_is_worth_is_told_beforehand() -> None:
+    def reached(ago: int) -> dict[str, Any]:
+        split = partners(ago)
+        table = sparse.csr_matrix((np.ones(50, np.float32), (np.arange(50), 50 + np.arange(50))), (100, 100))
+        return reach(table, split, split.valid, (2, 12), keep_seen=True)
+
+    old, new = reached(ago=8), reached(ago=1)
+    assert old["valid_ndcg@10_recent"] == 0 and old["valid_ndcg@10_long"] > 0.2
+    assert old["long_minus_recent"][1] > 0, "the interval of the difference holds zero"
+    assert new["valid_ndcg@10_recent"] > 0.9 and new["long_minus_recent"][0] <= 0, "the last two say it all"
+
+
+def partners(ago: int) -> Split:
+    """Item i + 50 comes `ago` events after item i, at the end of a history; the events between say nothing."""
+    rng = np.random.default_rng(0)
+    sequences = []
+    for _ in range(60):
+        read = rng.permutation(50)[:12].tolist()
+        sequences.append([*read, 50 + read[-ago]])
+    return world(sequences, train_ends=[12] * 60)
 
 
 def test_without_targets_neighbours_are_not_asked(split: Split, directory: Path, tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from tests.training.small import METRICS
 from training import tables
-from training.metrics import metric_names
 from training.report import write_report
 from training.retrieval_quality import RANDOM_DRAWS, Judged, summarise
 
@@ -19,8 +19,8 @@ LATENCY = {"targets": 3, "ms": 20.0, "ms_p10": 15.0, "plain_ms": 16.0, "times_pl
 RUN = {
     "users": 9, "interactions": 99, "population": 70, "seed": 0, "vocabulary": "titles", "base_model": "llama",
     "adapter": None, "num_layers": 4, "split_layer": 2, "hidden_size": 32, "recent_length": 3, "max_memory": 12,
-    "top_k": 2, "combine": "insert", "num_beams": 5, "created_at": "2026-01-01", "device": "cpu", "threads": 1,
-    "cores": 2, "python": "3.11", "torch": "2",
+    "top_k": 2, "combine": "insert", "num_beams": 5, "neighbor_share": 0.6, "created_at": "2026-01-01",
+    "device": "cpu", "threads": 1, "cores": 2, "python": "3.11", "torch": "2",
 }  # fmt: skip
 
 
@@ -45,16 +45,19 @@ def judged() -> Judged:
 
 def part_of(own: str | None, baseline: bool, targets: int) -> dict[str, Any]:
     def all_metrics(interval: list[float] | None) -> dict[str, Any]:
-        return dict.fromkeys(metric_names(), interval)
+        return dict.fromkeys(METRICS, interval)
 
     rivals = {"bigrec": EVEN, "random": BETTER, "oracle": WORSE} if own else {}
     others = {"random": EVEN, "automr": BETTER, "oracle": BETTER} if baseline else {}
+    memories = {"random": WORSE, own: BETTER} if own and baseline else {}
     return {
         "targets": targets,
         "users": 3,
         "rows": {row: all_metrics([0.25, 0.125, 0.5]) for row in ("bigrec", "random", "automr", "oracle")},
         "minus_bigrec": {row: all_metrics(interval) for row, interval in others.items()},
         "minus_bigrec_relative": {row: all_metrics(None) for row in others},
+        "minus_no_memory": {row: all_metrics(interval) for row, interval in memories.items()},
+        "minus_no_memory_relative": {row: all_metrics(interval) for row, interval in memories.items()},
         "own_minus": {row: all_metrics(interval) for row, interval in rivals.items()},
         "own_minus_relative": {row: all_metrics(interval) for row, interval in rivals.items()},
         "by_seed": {"random": all_metrics([0.2, 0.3])},
@@ -121,7 +124,7 @@ def test_the_files(tmp_path: Path) -> None:
     report = report_of()
     write_report(report, judged(), tmp_path)
     assert json.loads((tmp_path / "metrics.json").read_text()) == json.loads(json.dumps(report))
-    names = {"ndcg.png", "differences.png", "retrieval_gain.png", "retrieval_distance.png"}
+    names = {"ndcg.png", "differences.png", "memory_worth.png", "retrieval_gain.png", "retrieval_distance.png"}
     assert {path.name for path in tmp_path.iterdir()} == {"metrics.json", "index.html", "report.md", *names}
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in names)
 
@@ -133,7 +136,7 @@ def test_the_page_is_whole_and_needs_nothing_else(tmp_path: Path) -> None:
     outside = [address for address in page.addresses if not address.startswith(("data:image/png;base64,", "#"))]
     assert outside == [], "the page would ask the network"
     assert {address[1:] for address in page.addresses if address.startswith("#")} <= page.anchors
-    assert page.tags.count("img") == 4
+    assert page.tags.count("img") == 5
     assert "url(" not in (tmp_path / "index.html").read_text()
 
 
@@ -158,6 +161,7 @@ def test_page_and_text_show_the_same_tables(tmp_path: Path) -> None:
     shown = [
         tables.main_table(report, "all"),
         tables.difference_table(report, "memory", "own_minus"),
+        tables.difference_table(report, "memory", "minus_no_memory"),
         tables.cost_table(report),
         tables.gain_table(quality),
         tables.precision_table(quality),
@@ -192,7 +196,7 @@ def test_text_that_looks_like_a_formula_is_drawn_as_text(tmp_path: Path) -> None
 def test_every_line_of_a_table_has_the_same_number_of_cells(tmp_path: Path) -> None:
     write_report(report_of(), judged(), tmp_path)
     blocks = re.findall(r"(?:^\|.*\n)+", (tmp_path / "report.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert len(blocks) == 2 * 3 + 1 + 3, "two slices, the cost, the retriever"
+    assert len(blocks) == 2 * 4 + 1 + 3, "two slices, the cost, the retriever"
     for block in blocks:
         assert len({line.count("|") for line in block.splitlines()}) == 1, block
 
@@ -201,9 +205,10 @@ def test_the_summary_sorts_the_rows_by_what_the_intervals_say() -> None:
     told = tables.summary(report_of(), "memory")
     assert "5 targets with memory" in told[0]
     assert told[1] == "It is better than random memory (+25.0 %)."
-    assert told[2] == "It cannot be told apart from no memory (BIGRec) (+25.0 %)."
-    assert "oracle" in told[3] and "upper bound" in told[3], "the oracle is no rival"
-    assert told[4] == "One answer takes 20.0 ms, 1.25 [1.20, 1.30] times the prompt without memory."
+    assert told[2] == "It cannot be told apart from BIGRec (+25.0 %)."
+    assert told[3] == "Memory adds +0.2500 [+0.1250, +0.5000] to it, +25.0 % [+12.5, +50.0]."
+    assert "oracle" in told[4] and "upper bound" in told[4], "the oracle is no rival"
+    assert told[5] == "One answer takes 20.0 ms, 1.25 [1.20, 1.30] times the prompt without memory."
 
 
 def test_an_interval_that_holds_zero_is_no_difference() -> None:

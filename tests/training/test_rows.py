@@ -11,7 +11,7 @@ import torch
 
 from model_store.bundle import Bundle
 from model_store.inference import recommend
-from model_store.manifest import RetrieverSpec
+from model_store.manifest import GenerationSpec, RetrieverSpec
 from tests.conftest import write_bundle
 from tests.training.contests import DATASET, LONG, RECIPE, SPLIT, TARGETS, shorten_summariser, small_contest
 from training import pipeline, recipes
@@ -19,7 +19,7 @@ from training.baselines import fit_baseline
 from training.contest import NUM_RESULTS, Contest, make_contest
 from training.data.splits import Target
 from training.inputs import Inputs, fingerprint
-from training.rows import ROWS, predict, rows_of
+from training.rows import ROWS, neighbor_share, predict, rows_of
 from training.stage import StageError
 
 TRAINED = ("trsr", "full_history")
@@ -131,6 +131,44 @@ def test_bigrec_is_blind_to_memory(compete: Compete) -> None:
     assert predict(replace(contest, states=other), "bigrec", 0) == predict(contest, "bigrec", 0)
 
 
+@pytest.fixture(scope="module")
+def heard(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Its generator saw memory, and item neighbours have nearly all the say."""
+    path = tmp_path_factory.mktemp("heard") / "bundle"
+    generation = GenerationSpec(num_beams=5, neighbor_share=0.9)
+    write_bundle(path, vocabulary="items", retriever=RetrieverSpec(width=16, top_k=1), generation=generation)
+    bundle = Bundle.open(path)
+    torch.nn.init.constant_(bundle.retriever.null.bias, -1e4)
+    backbone = bundle.manifest.backbone.model_copy(update={"adapter": "memory-aware"})
+    return replace(bundle, manifest=bundle.manifest.model_copy(update={"backbone": backbone}))
+
+
+OURS = {"no_memory", "random", "recent_beyond", "automr_plus", "oracle"}
+
+
+def test_neighbours_are_part_of_ours_and_of_nothing_published(heard: Bundle, tmp_path: Path) -> None:
+    assert {row for row in ROWS if neighbor_share(heard, row)} == OURS
+    contest = small_contest(heard, tmp_path)
+    deaf = replace(contest, bundle=replace(heard, neighbors=None))
+    for row in (*sorted(OURS), "bigrec", "rella_replace", "rella_extend", "automr_plus_lm"):
+        assert (predict(contest, row, 0) != predict(deaf, row, 0)) == (row in OURS), row
+
+
+def test_rows_without_memory_or_neighbours_are_what_is_left(heard: Bundle, tmp_path: Path) -> None:
+    contest = small_contest(heard, tmp_path)
+    deaf = replace(contest, bundle=replace(heard, neighbors=None))
+    assert predict(contest, "bigrec", 0) == predict(deaf, "no_memory", 0) != predict(contest, "no_memory", 0)
+    assert predict(contest, "automr_plus_lm", 0) == predict(deaf, "automr_plus", 0)
+    assert choices(contest, "automr_plus_lm") == choices(contest, "automr_plus"), "neighbours choose no memory"
+
+
+def test_the_papers_generator_has_no_neighbours_in_any_row(heard: Bundle) -> None:
+    backbone = heard.manifest.backbone.model_copy(update={"adapter": None})
+    frozen = replace(heard, manifest=heard.manifest.model_copy(update={"backbone": backbone}))
+    assert not any(neighbor_share(frozen, row) for row in ROWS)
+    assert not {"no_memory", "automr_plus", "automr_plus_lm"} & set(rows_of(frozen))
+
+
 def test_random_draws_differ_by_seed_and_come_again(compete: Compete) -> None:
     draws = [choices(compete(), "random", seed) for seed in (0, 0, 1)]
     assert draws[0] == draws[1], "a draw cannot be repeated"
@@ -180,7 +218,10 @@ def test_a_bundle_of_the_pipeline_has_every_row(recipe: str, tmp_path: Path) -> 
     out = tmp_path / "bundle"
     pipeline.run(inputs, out, recipe_name=recipe, work=tmp_path / "work", device="cpu")
     bundle = Bundle.open(out)
-    assert {*ROWS} - {*rows_of(bundle)} == {"automr"}, "its top half was tuned to read memory"
+    missing = {"automr"}  # its top half was tuned to read memory
+    if not bundle.manifest.generation.neighbor_share:
+        missing |= {"no_memory", "automr_plus_lm"}
+    assert {*ROWS} - {*rows_of(bundle)} == missing
     contest = make_contest(bundle, inputs, TARGETS, tmp_path / "cache", device="cpu")
     for row in rows_of(bundle):
         lists = predict(contest, row, 0)

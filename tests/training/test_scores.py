@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.training.small import shop
+from tests.training.small import METRICS, shop
 from training.data.splits import Split, time_split
-from training.metrics import metric_names
 from training.rows import Contest
 from training.scores import coverage, own_row, score, slices, summarise
 
@@ -63,9 +62,10 @@ def summarised(*rows: str) -> dict[str, Any]:
     """Four targets, two of them with memory; a row is right in some, `random` has two draws."""
     split = time_split(shop())
     right = {"bigrec": [1.0, 0, 1, 0], "automr": [1.0, 1, 1, 0], "popularity": [0.0, 0, 0, 0]}
-    metrics = {row: {name: np.array([right[row]]) for name in metric_names()} for row in rows if row in right}
+    right |= {"no_memory": [0.0, 1, 1, 0], "automr_plus": [1.0, 1, 1, 0], "automr_plus_lm": [1.0, 0, 1, 1]}
+    metrics = {row: {name: np.array([right[row]]) for name in METRICS} for row in rows if row in right}
     if "random" in rows:
-        metrics["random"] = {name: np.array([[1.0, 0, 0, 0], [0, 1, 1, 0]]) for name in metric_names()}
+        metrics["random"] = {name: np.array([[1.0, 0, 0, 0], [0, 1, 1, 0]]) for name in METRICS}
     return summarise(metrics, contest_of(split, [2, 2, 0, 0]), seed=0)
 
 
@@ -80,6 +80,15 @@ def test_every_row_is_compared_with_the_baseline_and_with_the_own_row() -> None:
     for row in part["minus_bigrec"]:
         own = part["minus_bigrec"][row]["ndcg@10"][0]
         assert own == pytest.approx(part["rows"][row]["ndcg@10"][0] - part["rows"]["bigrec"]["ndcg@10"][0])
+
+
+def test_what_memory_is_worth_is_told_against_the_same_without_it() -> None:
+    part = summarised("bigrec", "no_memory", "random", "automr_plus_lm", "automr_plus")["all"]
+    assert part["minus_no_memory"].keys() == {"random", "automr_plus"}, "others differ by more than their memory"
+    assert part["minus_no_memory"]["automr_plus"]["ndcg@5"][0] == pytest.approx(0.25)
+    assert part["minus_no_memory"]["random"]["ndcg@5"][0] == pytest.approx(0.375 - 0.5)
+    assert part["minus_no_memory_relative"].keys() == {"random", "automr_plus"}
+    assert summarised("bigrec", "random", "automr_plus")["all"]["minus_no_memory"] == {}
 
 
 def test_a_slice_is_scored_on_its_targets_alone() -> None:

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -224,7 +225,11 @@ def run_on(
     monkeypatch.setattr(train_retriever, "read_annotated", lambda directory: data)
     monkeypatch.setattr(train_retriever, "open_backbone", lambda directory, device: backbone)
     monkeypatch.setattr(
-        train_retriever, "valid_gains", lambda *_, top_k, placement: Gains(gain * np.full(9, top_k), None)
+        train_retriever,
+        "valid_gains",
+        lambda retrievers, top_ks, *_, placement: {
+            (name, top_k): Gains(gain * np.full(9, top_k), None) for name in retrievers for top_k in top_ks
+        },
     )
     monkeypatch.setattr(train_retriever, "pays", lambda gains, users: gains.mean() > 0)
     key = stage_key({"labels": "a"}, recipe, 0)
@@ -251,6 +256,13 @@ def test_where_memory_does_not_pay_it_is_never_shown(tmp_path: Path, monkeypatch
     retriever.load_state_dict(load_file(tmp_path / RETRIEVER_FILE))
     scores = retriever(torch.randn(50, D), torch.randn(50, M, D), torch.ones(50, M))
     assert not facts["pays"] and choose(scores, M).mask.sum() == 0
+
+
+def test_all_candidates_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = run_on(annotated(40, helps=True), tmp_path, monkeypatch, replace(TINY, top_ks=(1, 2)))
+    tried: Any = facts["tried"]
+    assert [(each["temperature"], each["top_k"]) for each in tried] == [(0.1, 1), (0.1, 2), (0.3, 1), (0.3, 2)]
+    assert [each["gain"] for each in tried] == [each["value"] for each in tried] == [0.5, 1.0, 0.5, 1.0]
 
 
 def test_a_gain_pays_when_it_stands_out_from_its_users() -> None:

@@ -18,7 +18,7 @@ __all__ = ["BASELINES", "Scorer", "fit_baseline", "ranked_lists", "top_items"]
 def fit_baseline(name: str, split: Split, seed: int, directory: Path, device: torch.device) -> Scorer:
     """Loads from `directory` what was fitted on the same split with the same seed; else fits and saves it there.
 
-    A directory holds one baseline. Raises StageError for a name that is none of `BASELINES`.
+    A directory holds one baseline, with all its seeds. Raises StageError for a name that is none of `BASELINES`.
     """
     if name == "item_knn":
         return fit_item_knn(split, seed=seed, directory=directory)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from scipy import sparse
 
-from training.baselines.scoring import Scorer, ndcg_at_10, past, seen_last, truths
+from training.baselines.scoring import MAX_HISTORY, Scorer, ndcg_at_10, past, seen_last, truths
 from training.data.splits import Split, Target, sample_targets
 from training.inputs import fingerprint
 from training.stage import begin, digest, finish, is_done, progress, read_certificate, whole_file
@@ -90,10 +90,16 @@ def similarities(counts: sparse.csr_matrix, popularity: NDArray[np.int64], setti
 
 
 def score(
-    near: sparse.csr_matrix, split: Split, targets: Sequence[Target], half_life: float, *, keep_seen: bool
+    near: sparse.csr_matrix,
+    split: Split,
+    targets: Sequence[Target],
+    half_life: float,
+    *,
+    keep_seen: bool,
+    length: int = MAX_HISTORY,
 ) -> NDArray[np.float32]:
-    """(targets, N), not negative; minus infinity for seen items that are not kept."""
-    histories = [past(split, target) for target in targets]
+    """(targets, N), not negative; minus infinity for seen items that are not kept. Of histories the last `length`."""
+    histories = [past(split, target, length) for target in targets]
     ages = [np.arange(len(history))[::-1] for history in histories]
     rows = np.repeat(np.arange(len(targets)), [len(history) for history in histories])
     items = np.concatenate(histories)
@@ -125,7 +131,7 @@ class _Search:
             found = score(
                 self.near(settings), self._split, self._targets, settings.half_life, keep_seen=settings.keep_seen
             )
-            self._tried[settings] = ndcg_at_10(found, self._truths)
+            self._tried[settings] = float(ndcg_at_10(found, self._truths).mean())
         return self._tried[settings]
 
     def run(self) -> Settings:

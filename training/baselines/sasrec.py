@@ -6,7 +6,8 @@ In: a split. Out: `sasrec.safetensors` and a scorer. Two variants:
           the sample corrected by log Q, Bengio and Senécal 2008), attention that favours the recent from the start, and
           item embeddings that start near those of items read nearby: minutes on a CPU are too few to learn either
 A table with `bce` alone flatters everybody. Both learn from everybody's train period. Dropout, the step to stop at and
-whether seen items rank behind all others, as the paper's evaluation has it, are chosen by NDCG@10 on the valid period.
+whether seen items rank behind all others, as the paper's evaluation has it, are chosen by NDCG@10 on the valid period;
+dropout once, with seed 0, for all seeds.
 
 An item never seen in training was only ever a negative: it ranks low, and no model of ids can do better. Positions
 count from the start of the window, the paper's from its end: batches then need no padding on the left, and the end of a
@@ -14,8 +15,7 @@ full window is trained at the place where it is asked.
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from torch.nn import functional
 
 from training import collaborative  # the module: it imports item_knn, and so this package, before its own names exist
 from training.baselines.crops import Crops
+from training.baselines.losses import binary_loss, sampled_softmax_loss, softmax_loss
 from training.baselines.scoring import MAX_HISTORY, Scorer, ndcg_at_10, past, seen_last, truths
 from training.data.splits import Split, Target, sample_targets
 from training.inputs import fingerprint
@@ -38,6 +39,7 @@ LOSSES = ("bce", "strong")
 _WEIGHTS = "sasrec.safetensors"
 _INITIAL_SPREAD = 0.02
 _BATCH = 128  # targets scored at a time
+_CHOOSING_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Settings:
     num_layers: int = 2
     num_heads: int = 4
     max_length: int = MAX_HISTORY
-    dropouts: tuple[float, ...] = (0.1, 0.3)  # the best on the valid period is kept
+    dropouts: tuple[float, ...] = (0.1, 0.3)  # the best of seed 0 on the valid period is kept
     batch_tokens: int = 1024
     max_softmax_items: int = 8192  # above, the softmax is over a sample of `num_negatives`
     num_negatives: int = 2048
@@ -118,52 +120,25 @@ class _Block(nn.Module):
         return result
 
 
-def binary_loss(states: Tensor, items: Tensor, true_rows: Tensor, negatives: Tensor, kept: Tensor) -> Tensor:
-    """The published loss. `states` (P, D), `items` (N, D), `true_rows` and `negatives` (P,); a negative that the
-    window holds is not `kept` (P,) bool."""
-    positive = (states * items[true_rows]).sum(dim=1)
-    negative = (states * items[negatives]).sum(dim=1)
-    return functional.softplus(-positive).mean() + (functional.softplus(negative) * kept).sum() / kept.sum().clamp(1)
-
-
-def softmax_loss(states: Tensor, items: Tensor, true_rows: Tensor) -> Tensor:
-    """Cross-entropy over all items. `states` (P, D), `items` (N, D), `true_rows` (P,)."""
-    with _fast_products(states.device):
-        logits = states @ items.T
-    return functional.cross_entropy(logits.float(), true_rows)
-
-
-def sampled_softmax_loss(
-    states: Tensor, items: Tensor, true_rows: Tensor, sampled: Tensor, log_expected: Tensor
-) -> Tensor:
-    """Cross-entropy of the truth against `sampled` (S,) rows shared by the batch.
-
-    `log_expected` (S,) is the log of how often the row is expected in the sample: taken off its logit, the sum of
-    exponentials over the sample estimates that over all items without bias. A sampled truth does not count twice.
-    """
-    with _fast_products(states.device):
-        logits = states @ items[sampled].T
-    others = (logits.float() - log_expected).masked_fill(sampled == true_rows[:, None], -torch.inf)
-    own = (states * items[true_rows]).sum(dim=1, keepdim=True)
-    return functional.cross_entropy(torch.cat([own, others], dim=1), torch.zeros_like(true_rows))
-
-
-def _fast_products(device: torch.device) -> AbstractContextManager[Any]:
-    """bf16 for the head, which is most of the work, where the machine multiplies it faster than float32."""
-    is_fast = device.type == "cuda" or torch.cpu.get_capabilities().get("avx512_bf16", False)
-    return torch.autocast(device.type, dtype=torch.bfloat16) if is_fast else nullcontext()
-
-
 class Trainer:
-    """One network at one dropout."""
+    """One network at one dropout. `start` (N, D): see `collaborative_start`; None starts at random."""
 
     def __init__(
-        self, split: Split, loss: str, settings: Settings, *, dropout: float, seed: int, device: torch.device
+        self,
+        split: Split,
+        loss: str,
+        settings: Settings,
+        *,
+        dropout: float,
+        seed: int,
+        device: torch.device,
+        start: Tensor | None = None,
     ) -> None:
         seed_everything(seed)
-        self.network = Network(len(split.item_ids), settings, dropout, is_recency_biased=loss == "strong").to(device)
-        if loss == "strong":
-            _start_collaborative(self.network, split, seed)
+        self.network = Network(len(split.item_ids), settings, dropout, is_recency_biased=loss == "strong")
+        if start is not None:
+            _start_from(start, self.network.items.weight)
+        self.network.to(device)
         self._loss, self._settings, self._device = loss, settings, device
         self._crops = Crops(split, max_length=settings.max_length, batch_tokens=settings.batch_tokens, seed=seed)
         self._split = split
@@ -191,8 +166,8 @@ class Trainer:
     def quality(self) -> tuple[float, float]:
         """NDCG@10 on a sample of the valid period, with seen items where they score and with seen items last."""
         scores = score(self.network, self._split, self._valid, self._settings.max_length)
-        true_rows = truths(self._split, self._valid)
-        return ndcg_at_10(scores, true_rows), ndcg_at_10(seen_last(scores, self._split, self._valid), true_rows)
+        true_rows, masked = truths(self._split, self._valid), seen_last(scores, self._split, self._valid)
+        return float(ndcg_at_10(scores, true_rows).mean()), float(ndcg_at_10(masked, true_rows).mean())
 
     def validate(self) -> float:
         """Minus the better of the two."""
@@ -221,13 +196,17 @@ def score(network: Network, split: Split, targets: Sequence[Target], max_length:
     return scores
 
 
-def _start_collaborative(network: Network, split: Split, seed: int) -> None:
-    """Items read near each other start near each other, at the spread that random ones would have."""
-    weight = network.items.weight
-    vectors = torch.from_numpy(collaborative.collaborative_vectors(split, weight.shape[1], seed=seed)).to(weight)
-    with torch.no_grad():
-        known = vectors.norm(dim=1, keepdim=True) > 0  # the others stay random
-        weight.copy_(torch.where(known, vectors * _INITIAL_SPREAD * weight.shape[1] ** 0.5, weight))
+def collaborative_start(split: Split, settings: Settings, seed: int) -> Tensor:
+    """(N, D) with items read near each other near each other, at the spread that random ones would have; zeros for
+    items read near none."""
+    vectors = torch.from_numpy(collaborative.collaborative_vectors(split, settings.width, seed=seed))
+    return vectors * _INITIAL_SPREAD * settings.width**0.5
+
+
+@torch.no_grad()
+def _start_from(start: Tensor, weight: Tensor) -> None:
+    known = start.norm(dim=1, keepdim=True) > 0  # the others stay random
+    weight.copy_(torch.where(known, start, weight))
 
 
 class _Trial(NamedTuple):
@@ -250,16 +229,14 @@ def fit_sasrec(
     device: torch.device,
     settings: Settings | None = None,
 ) -> Scorer:
-    """Trains, unless `directory` holds the model of these very inputs; resumes where a run was cut short."""
+    """Trains, unless `directory` holds the model of these very inputs; resumes where a run was cut short.
+
+    A directory holds the models of all seeds: the first asked for may have to wait for that of seed 0.
+    """
     settings = settings or Settings()
-    inputs = digest([fingerprint(split), loss, settings, seed])
-    if not is_done(directory, inputs):
-        begin(directory)
-        _train(split, loss, settings, seed=seed, directory=directory, device=device, inputs=inputs)
-    facts = read_certificate(directory)
-    dropout = float(facts["dropout"])
-    network = Network(len(split.item_ids), settings, dropout, is_recency_biased=loss == "strong")
-    network.load_state_dict(load_file(directory / _WEIGHTS))
+    facts = _trained(split, loss, settings, seed=seed, directory=directory, device=device)
+    network = Network(len(split.item_ids), settings, float(facts["dropout"]), is_recency_biased=loss == "strong")
+    network.load_state_dict(load_file(_folder(directory, seed) / _WEIGHTS))
     network.to(device)
 
     def scorer(targets: Sequence[Target]) -> NDArray[np.float32]:
@@ -269,13 +246,32 @@ def fit_sasrec(
     return scorer
 
 
+def _folder(directory: Path, seed: int) -> Path:
+    return directory / f"seed-{seed}"
+
+
+def _trained(
+    split: Split, loss: str, settings: Settings, *, seed: int, directory: Path, device: torch.device
+) -> dict[str, Any]:
+    """The certificate of the model of one seed, which is there then."""
+    if seed != _CHOOSING_SEED:
+        first = _trained(split, loss, settings, seed=_CHOOSING_SEED, directory=directory, device=device)
+        settings = replace(settings, dropouts=(float(first["dropout"]),))
+    folder, inputs = _folder(directory, seed), digest([fingerprint(split), loss, settings, seed])
+    if not is_done(folder, inputs):
+        begin(folder)
+        _train(split, loss, settings, seed=seed, directory=folder, device=device, inputs=inputs)
+    return read_certificate(folder)
+
+
 def _train(
     split: Split, loss: str, settings: Settings, *, seed: int, directory: Path, device: torch.device, inputs: str
 ) -> None:
     """One run per dropout; the network with the best NDCG@10 on the valid period is written."""
     trials: dict[float, _Trial] = {}
+    start = collaborative_start(split, settings, seed) if loss == "strong" else None
     for dropout in settings.dropouts:
-        trainer = Trainer(split, loss, settings, dropout=dropout, seed=seed, device=device)
+        trainer = Trainer(split, loss, settings, dropout=dropout, seed=seed, device=device, start=start)
         state = trainer.fit(directory / f"checkpoints-{inputs}-{dropout}")
         weights = {name: each.cpu() for name, each in trainer.network.state_dict().items()}
         trials[dropout] = _Trial(weights, state.best_step, *trainer.quality())

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.data.splits import Split, Target
-from training.metrics import popularity_tie_order
+from training.metrics import ndcg, popularity_tie_order
 
 MAX_HISTORY = 100  # the last events of a target's history that a baseline sees: K + M of the method
 _CHUNK = 256
@@ -18,9 +18,9 @@ _CHUNK = 256
 Scorer = Callable[[Sequence[Target]], NDArray[np.float32]]  # (targets, N), columns are rows of Split.item_ids
 
 
-def past(split: Split, target: Target) -> NDArray[np.int32]:
-    """The last `MAX_HISTORY` items before the target, oldest first."""
-    start = max(0, target.position - MAX_HISTORY)
+def past(split: Split, target: Target, length: int = MAX_HISTORY) -> NDArray[np.int32]:
+    """The last `length` items before the target, oldest first."""
+    start = max(0, target.position - length)
     items: NDArray[np.int32] = split.histories[target.user].items[start : target.position]
     return items
 
@@ -76,8 +76,8 @@ def seen_last(scores: NDArray[np.float32], split: Split, targets: Sequence[Targe
     return np.where(unseen(split, targets), scores, np.float32(-np.inf))
 
 
-def ndcg_at_10(scores: NDArray[np.float32], true_rows: NDArray[np.int64]) -> float:
-    """Mean over targets; an item that ties with the truth counts as half before it. For choosing settings."""
+def ndcg_at_10(scores: NDArray[np.float32], true_rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(targets,); an item that ties with the truth counts as half before it. For choosing settings."""
     own = np.take_along_axis(scores, true_rows[:, None], axis=1)
     ranks = (scores > own).sum(axis=1) + ((scores == own).sum(axis=1) - 1) / 2
-    return float(np.where(ranks < 10, 1 / np.log2(ranks + 2), 0.0).mean())
+    return ndcg(ranks)

@@ -177,7 +177,7 @@ def random_ndcg(contest: Contest, name: str, num_memories: int) -> NDArray[np.fl
 def milliseconds(contest: Contest, name: str, num_targets: int) -> dict[str, Any]:
     """`ms` and `plain_ms` of one answer, with and without memory; kept as `ndcg` does."""
     file = contest.need_workshop().directory / f"{name}-{num_targets}.json"
-    return latency.summarise(cached(file, lambda: latency.time_row(contest, "automr", num_targets=num_targets)))
+    return latency.summarise(cached(file, lambda: latency.time_row(contest, "automr_plus", num_targets=num_targets)))
 
 
 def users_of(targets: Sequence[Target]) -> NDArray[np.int64]:
