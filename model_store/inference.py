@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import DynamicCache
 
 from model_store.bundle import Bundle
 from model_store.combine import Combined, combine
@@ -25,11 +24,13 @@ from model_store.neighbors import mix
 from model_store.retriever import Choice, choose, take
 from model_store.split_lm import SplitLM, pad_left
 from model_store.trie import Allowed
+from model_store.window_cache import Bottom, WindowCache, read_bottom
 
 Source = Literal["generated", "grounded", "popular"]
 GENERATED: Source = "generated"
 GROUNDED: Source = "grounded"
 POPULAR: Source = "popular"
+_POPULAR_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,10 @@ class Stopwatch:
 
 
 @torch.inference_mode()
-def encode(lm: SplitLM, prompts: Sequence[Sequence[int]]) -> NDArray[np.float16]:
-    """States (B, D): layer L, last token of each prompt."""
-    tokens, mask = pad_left(prompts, lm.device)
-    return to_float16(lm.bottom(tokens, mask)[:, -1])
+def encode(lm: SplitLM, prompts: Sequence[Sequence[int]], windows: WindowCache | None = None) -> NDArray[np.float16]:
+    """States (B, D): layer L, last token of each prompt. `windows` of this model are used and kept."""
+    bottom = read_bottom(lm, prompts, has_cache=False) if windows is None else windows.read(lm, prompts)
+    return to_float16(bottom.states[:, -1])
 
 
 def to_float16(states: Tensor) -> NDArray[np.float16]:
@@ -104,23 +105,22 @@ def embed(lm: SplitLM, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
 
 
 @torch.inference_mode()
-def recommend(bundle: Bundle, queries: Sequence[Query]) -> list[Answer]:
-    """One answer per query, in order."""
+def recommend(bundle: Bundle, queries: Sequence[Query], windows: WindowCache | None = None) -> list[Answer]:
+    """One answer per query, in order. `windows` of the bundle's model are used and kept."""
     watch = Stopwatch()
     spec = bundle.manifest.retriever
-    tokens, mask = pad_left([query.prompt for query in queries], bundle.lm.device)
-    caches = bundle.lm.new_caches()
-    states = bundle.lm.bottom(tokens, mask, caches[0])
+    prompts = [query.prompt for query in queries]
+    bottom = read_bottom(bundle.lm, prompts) if windows is None else windows.read(bundle.lm, prompts)
     watch.lap("encode")
 
     memory, memory_mask = pad_memory([query.memory for query in queries], bundle)
-    log_scores = bundle.retriever(states[:, -1], memory, memory_mask)
+    log_scores = bundle.retriever(bottom.states[:, -1], memory, memory_mask)
     choice = _overruled(choose(log_scores, spec.top_k), queries)
-    combined = combine(states, mask, take(memory, choice), choice.mask, spec.combine)
+    combined = combine(bottom.states, bottom.mask, take(memory, choice), choice.mask, spec.combine)
     watch.lap("retrieve")
 
     allowed = [bundle.catalogue.trie.allow(query.allowed) for query in queries]
-    titles = generate(bundle, mask, caches, combined, allowed=allowed, queries=queries)
+    titles = generate(bundle, bottom, combined, allowed=allowed, queries=queries)
     watch.lap("generate")
     lists = [_rank(bundle, *row) for row in zip(queries, titles, allowed, strict=True)]
     watch.lap("ground")
@@ -132,8 +132,7 @@ def recommend(bundle: Bundle, queries: Sequence[Query]) -> list[Answer]:
 
 def generate(
     bundle: Bundle,
-    mask: Tensor,
-    caches: tuple[DynamicCache, DynamicCache],
+    bottom: Bottom,
     combined: Combined,
     *,
     allowed: Sequence[Allowed],
@@ -153,8 +152,8 @@ def generate(
     prompts = [query.prompt for query in queries]
     return beam_search(
         bundle.lm,
-        mask,
-        caches,
+        bottom.mask,
+        (bottom.cache, bundle.lm.new_caches()[1]),
         combined,
         trie=bundle.catalogue.trie,
         searches=searches,
@@ -215,12 +214,9 @@ def _representative(bundle: Bundle, allowed: Allowed, title: Title) -> int:
 def _nearest(bundle: Bundle, query: Query, ranked: list[Ranked]) -> list[Ranked]:
     if not ranked:
         return []
-    blocked = len(query.allowed) - int(query.allowed.sum())
-    num_candidates = min(len(bundle.index), 4 * query.num_results + min(blocked, 1000))
     vector = bundle.index.vectors(np.array([ranked[0].row]))
-    rows, distances = (part[0] for part in bundle.index.search(vector, num_candidates))
-    usable = (rows >= 0) & query.allowed[rows]
-    rows, distances = rows[usable], distances[usable]
+    rows, distances = (part[0] for part in bundle.index.search(vector, 4 * query.num_results, query.allowed))
+    rows, distances = rows[rows >= 0], distances[rows >= 0]
     gamma = bundle.manifest.generation.grounding_popularity_gamma
     popularity = bundle.catalogue.popularity[rows].astype(float)
     order = np.argsort(with_popularity(distances, popularity, gamma), kind="stable")
@@ -234,8 +230,14 @@ def _popular(bundle: Bundle, query: Query, ranked: list[Ranked]) -> list[Ranked]
 
 def popular(bundle: Bundle, allowed: NDArray[np.bool_], num_results: int) -> list[Ranked]:
     """The most popular allowed items: the honest answer where nothing is known."""
-    rows = bundle.catalogue.by_popularity
-    return [Ranked(int(row), POPULAR, None, None) for row in rows[allowed[rows]][:num_results]]
+    found: list[int] = []
+    by_popularity = bundle.catalogue.by_popularity
+    for start in range(0, len(by_popularity), _POPULAR_AT_ONCE):
+        rows = by_popularity[start : start + _POPULAR_AT_ONCE]
+        found += rows[allowed[rows]].tolist()
+        if len(found) >= num_results:
+            break
+    return [Ranked(row, POPULAR, None, None) for row in found[:num_results]]
 
 
 def _answer(

@@ -29,13 +29,18 @@ class Padded(NamedTuple):
 
 
 def pad_left(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> Padded:
-    width = max(map(len, rows))
-    tokens = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros(len(rows), width, dtype=torch.long)
-    for index, row in enumerate(rows):
-        tokens[index, width - len(row) :] = torch.tensor(row, dtype=torch.long)
-        mask[index, width - len(row) :] = 1
+    lengths = [len(row) for row in rows]
+    mask = mask_left(lengths)
+    tokens = torch.zeros_like(mask)
+    tokens[mask == 1] = torch.tensor([token for row in rows for token in row], dtype=torch.long)
     return Padded(tokens.to(device), mask.to(device))
+
+
+def mask_left(lengths: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """(B, T) int64: the last `lengths[b]` columns of row b are real."""
+    width = max(lengths)
+    missing = width - torch.tensor(lengths)
+    return (torch.arange(width) >= missing[:, None]).long().to(device)
 
 
 def positions_of(mask: Tensor, num_last: int) -> Tensor:
@@ -63,40 +68,55 @@ class SplitLM:
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        return self._embeddings.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.dtype
+        return self._embeddings.dtype
+
+    @property
+    def _embeddings(self) -> Tensor:
+        """Asked often: to search all parameters of a model for the first takes longer than to multiply small ones."""
+        return self.model.get_input_embeddings().get_parameter("weight")
 
     @property
     def hidden_size(self) -> int:
         return int(self.model.config.hidden_size)
 
     @property
-    def attention_window(self) -> int | None:
-        """Columns that a layer with sliding attention sees, None without such layers.
+    def vocab_size(self) -> int:
+        """Of the checkpoint; items that came later are not counted."""
+        return int(self.model.config.vocab_size)
 
-        The library counts padding between tokens as columns: only sequences that fit the window are computed faithfully
-        when memory, padding and forced tokens stand side by side.
+    @property
+    def attention_window(self) -> int | None:
+        """Tokens that a layer with sliding attention sees, None without such layers.
+
+        With a mask of two dimensions the library counts padding between tokens as well: only sequences that fit the
+        window are computed faithfully when memory and padding stand side by side. A mask of four dimensions says all.
         """
         config = self.model.config
         kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
         return getattr(config, "sliding_window", None) if "sliding_attention" in kinds else None
 
     def new_caches(self) -> tuple[DynamicCache, DynamicCache]:
-        """Empty caches for the bottom and the top half."""
-        return DynamicCache(config=self._bottom.config), DynamicCache(config=self._top.config)
+        """Empty caches for the bottom and the top half. No layer forgets, not even one whose attention slides: columns
+        are not positions, and which of them are seen is the mask's business."""
+        return DynamicCache(), DynamicCache()
 
-    def bottom(self, tokens: Tensor, mask: Tensor, cache: DynamicCache | None = None) -> Tensor:
+    def bottom(
+        self, tokens: Tensor, mask: Tensor, cache: DynamicCache | None = None, *, positions: Tensor | None = None
+    ) -> Tensor:
         """Layer-L states (B, T, D) of `tokens` (B, T).
 
-        `mask` (B, P + T) covers the P cached columns as well; `cache` is extended in place.
+        `mask` (B, P + T) covers the P cached columns as well; `cache` is extended in place. Where columns do not simply
+        follow one another, `mask` (B, 1, T, P + T) is what is added to the attention of each, and `positions` (B, T)
+        are their rotary positions.
         """
         return self._bottom(
             input_ids=tokens,
             attention_mask=mask,
-            position_ids=positions_of(mask, tokens.shape[1]),
+            position_ids=positions_of(mask, tokens.shape[1]) if positions is None else positions,
             past_key_values=cache,
             use_cache=cache is not None,
         ).last_hidden_state
@@ -105,12 +125,14 @@ class SplitLM:
         """Logits (B, num_logits, V) of the last columns of `states` (B, T, D); 0 means all. Otherwise as `bottom`."""
         return self.head(self.top_hidden(states, mask, cache)[:, -num_logits:])
 
-    def top_hidden(self, states: Tensor, mask: Tensor, cache: DynamicCache | None = None) -> Tensor:
+    def top_hidden(
+        self, states: Tensor, mask: Tensor, cache: DynamicCache | None = None, *, positions: Tensor | None = None
+    ) -> Tensor:
         """(B, T, D) after the final norm: what the head reads, and what embeds titles. Otherwise as `bottom`."""
         return self._top.base_model(
             inputs_embeds=states,
             attention_mask=mask,
-            position_ids=positions_of(mask, states.shape[1]),
+            position_ids=positions_of(mask, states.shape[1]) if positions is None else positions,
             past_key_values=cache,
             use_cache=cache is not None,
         ).last_hidden_state
@@ -180,8 +202,15 @@ def _slice(base: PreTrainedModel, start: int, stop: int) -> PreTrainedModel:
     """The same class over layers[start:stop]; everything else is shared."""
     part = _shallow(base)
     part.config = _slice_config(base.config, start, stop)
-    setattr(part, _name_among(base, _LAYERS), nn.ModuleList(list(_layers(base))[start:stop]))
+    setattr(part, _name_among(base, _LAYERS), _Layers(list(_layers(base))[start:stop]))
     return part
+
+
+class _Layers(nn.ModuleList):
+    """Models ask for `layers[:n]` at every call, for which a ModuleList would make a new ModuleList."""
+
+    def __getitem__(self, index: Any) -> Any:
+        return tuple(self._modules.values())[index]
 
 
 def _shallow(module: Any) -> Any:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from model_store.bundle import Bundle
 from model_store.catalogue import Item
+from model_store.grounding import Neighbors
 from model_store.inference import (
     GENERATED,
     GROUNDED,
@@ -378,8 +379,7 @@ def test_titles_embed_alike_alone_and_together(bundle: Bundle) -> None:
         assert np.allclose(vector, embed(bundle.lm, [prompt])[0], atol=1e-4), "padding changes a title's vector"
 
 
-def test_popular_items_fill_what_grounding_cannot(bundle: Bundle) -> None:
-    """A thousand and more nearer items, all excluded, hide the allowed ones from the index."""
+def test_nearer_items_that_are_excluded_hide_no_allowed_ones(bundle: Bundle) -> None:
     crowd = [Item(f"new{row}", f"Blue Moon {row}") for row in range(1200)]
     bundle.catalogue = bundle.catalogue.with_items(crowd)
     vectors = bundle.index.vectors(np.zeros(1200, dtype=np.int64))
@@ -387,4 +387,13 @@ def test_popular_items_fill_what_grounding_cannot(bundle: Bundle) -> None:
     allowed = np.arange(1220) < 20
     answer = recommend(bundle, [replace(query(bundle, []), allowed=allowed, num_results=20)])[0]
     assert sorted(rows(answer)) == list(range(20))
-    assert POPULAR in {item.source for item in answer.items}
+    assert {item.source for item in answer.items} == {GENERATED, GROUNDED}
+
+
+def test_popular_items_fill_what_grounding_cannot(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inverted lists may hold too few allowed items where they are searched."""
+    nothing = Neighbors(np.full((1, 80), -1), np.full((1, 80), np.inf, dtype=np.float32))
+    monkeypatch.setattr(bundle.index, "search", lambda *_: nothing)
+    answer = recommend(bundle, [replace(query(bundle, []), allowed=np.ones(20, dtype=bool), num_results=20)])[0]
+    assert sorted(rows(answer)) == list(range(20))
+    assert {item.source for item in answer.items} == {GENERATED, POPULAR}

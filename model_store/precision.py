@@ -1,0 +1,76 @@
+"""How the layers of an opened model multiply on a processor: as they are stored, in bfloat16, or in int8.
+
+`bfloat16`  the matrices of the layers
+`int8`      the same, but the matrices into the middle of the feed-forward parts, which are more than half of a model,
+            with one scale for each output, and what they are multiplied with with one for each token
+
+Embeddings, norms, attention, the residual stream and the head stay as they are stored: a head in bfloat16 alone turns
+three first items in a hundred around. Scores and states change a little all the same.
+"""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model_store.split_lm import SplitLM
+
+Precision = Literal["float32", "bfloat16", "int8"]
+_LARGEST = 127
+_INT8 = ("gate_proj", "up_proj", "gate_up_proj", "dense_h_to_4h")
+
+
+def set_precision(lm: SplitLM, precision: Precision) -> None:
+    """In place, and not to be undone. `float32` leaves the model as it is stored.
+
+    Raises ValueError for an unknown precision, and for a lower one on a device that is no processor.
+    """
+    if precision not in get_args(Precision):
+        raise ValueError(f"unknown precision {precision!r}: choose one of {', '.join(get_args(Precision))}")
+    if precision == "float32":
+        return
+    if lm.device.type != "cpu":
+        raise ValueError(f"{precision} is for processors; on {lm.device} store the model in bfloat16 instead")
+    for parent in list(lm.model.base_model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.Linear):
+                is_int8 = precision == "int8" and name in _INT8
+                setattr(parent, name, Int8Linear(child) if is_int8 else Bfloat16Linear(child))
+
+
+class Bfloat16Linear(nn.Module):
+    """x (…, in) → (…, out) in the dtype of x."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(linear.weight.detach().to(torch.bfloat16), requires_grad=False)
+        self.bias = linear.bias
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs = F.linear(inputs.to(torch.bfloat16), self.weight).to(inputs.dtype)
+        return outputs if self.bias is None else outputs + self.bias
+
+
+class Int8Linear(nn.Module):
+    """x (…, in) → (…, out) in the dtype of x."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight, scale = _rounded(linear.weight.detach())
+        self.weight = nn.Parameter(weight, requires_grad=False)  # (out, in) int8
+        self.scale = nn.Parameter(scale[:, 0].contiguous(), requires_grad=False)  # (out,)
+        self.bias = linear.bias
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        rows, scale = _rounded(inputs.flatten(0, -2))
+        sums = torch._int_mm(rows, self.weight.t())  # exact, in int32
+        outputs = sums.float().mul_(scale).mul_(self.scale).to(inputs.dtype).unflatten(0, inputs.shape[:-1])
+        return outputs if self.bias is None else outputs + self.bias
+
+
+def _rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """(R, C) as int8, and what one step is worth in each row, (R, 1) float32."""
+    rows = rows.float()
+    scale = rows.abs().amax(dim=1, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny * _LARGEST) / _LARGEST
+    return (rows / scale).round_().to(torch.int8), scale
