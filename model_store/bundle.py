@@ -4,6 +4,7 @@
     lm/                    a Hugging Face checkpoint (safetensors) and its tokenizer, adapters merged; see checkpoint.py
     retriever.safetensors
     items.jsonl            the catalogue; line number = row
+    items.safetensors      what follows from the catalogue, to be mapped instead of made again (optional)
     items.faiss            title embeddings; id = row
     neighbors.safetensors  what was read next to what (item vocabulary, optional)
 
@@ -15,6 +16,8 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -44,7 +47,7 @@ from model_store.split_lm import SplitLM
 from model_store.vocabulary import TITLES_FILE
 
 MANIFEST, LM, RETRIEVER, ITEMS, INDEX = "manifest.json", "lm", "retriever.safetensors", "items.jsonl", "items.faiss"
-NEIGHBORS = "neighbors.safetensors"
+COLUMNS, NEIGHBORS = "items.safetensors", "neighbors.safetensors"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
 _WEIGHTS_AND_TOKENS = (".safetensors", "config.json", TITLES_FILE, *_TOKENIZERS)
 
@@ -63,7 +66,9 @@ class Bundle:
 
     @property
     def codec(self) -> StateCodec:
-        return StateCodec(self.manifest.space, self.manifest.backbone.hidden_size)
+        return StateCodec(
+            self.manifest.space, self.manifest.backbone.hidden_size, self.manifest.memory.state_dtype
+        )
 
     @classmethod
     def open(cls, path: Path | str, *, device: torch.device | str = "cpu") -> Self:
@@ -81,7 +86,7 @@ class Bundle:
             prompt=prompt,
             lm=lm,
             retriever=retriever.to(device).eval(),
-            catalogue=Catalogue(read_items(path / ITEMS), prompt),
+            catalogue=_open_catalogue(path, manifest, prompt),
             index=ItemIndex.load(path / INDEX),
             neighbors=Neighbors.load(path / NEIGHBORS) if manifest.generation.neighbor_share else None,
         )
@@ -103,13 +108,12 @@ class Bundle:
             raise BundleCorrupt(f"{path}: neighbours of items that the vocabulary lacks; build the bundle again")
 
     def _check_window(self, path: Path) -> None:
-        """Beams of one step read at most one token less than those of the step before, each padded to the longest."""
-        title = self.prompt.longest_title
-        longest = self.prompt.max_tokens + self.manifest.retriever.top_k + title * (title + 1) // 2
+        """A token may see the prompt, the memory and the title before it. Other beams take columns, not positions."""
+        longest = self.prompt.max_tokens + self.manifest.retriever.top_k + self.prompt.longest_title
         window = self.lm.attention_window
         if window is not None and window < longest:
             raise UnsupportedBackbone(
-                f"{path}: prompt, memory and answer may take {longest} columns, more than the {window} that the model's"
+                f"{path}: prompt, memory and answer may take {longest} tokens, more than the {window} that the model's"
                 " sliding attention sees; lower recent_length or max_title_tokens"
             )
 
@@ -117,6 +121,12 @@ class Bundle:
 def build_retriever(manifest: Manifest) -> Retriever:
     spec = manifest.retriever
     return Retriever(manifest.backbone.hidden_size, width=spec.width, has_null=spec.has_null)
+
+
+def _open_catalogue(path: Path, manifest: Manifest, prompt: Prompt) -> Catalogue:
+    if COLUMNS in manifest.files:
+        return Catalogue.open(path / ITEMS, path / COLUMNS, prompt)
+    return Catalogue(read_items(path / ITEMS), prompt)
 
 
 def _load_weights(retriever: Retriever, file: Path) -> None:
@@ -170,7 +180,9 @@ def verify_files(path: Path, manifest: Manifest) -> None:
             raise BundleCorrupt(f"{path}: {name} is missing; copy the bundle again or build it again")
         if file.stat().st_size != entry.num_bytes:
             raise BundleCorrupt(f"{path}: {name} has {file.stat().st_size} bytes, not {entry.num_bytes}; copy it again")
-        if sha256_of(file) != entry.sha256:
+    digests = sha256_of_all(path / name for name in manifest.files)
+    for (name, entry), digest in zip(manifest.files.items(), digests, strict=True):
+        if digest != entry.sha256:
             raise BundleCorrupt(f"{path}: {name} differs from its checksum; copy the bundle again or build it again")
 
 
@@ -188,6 +200,12 @@ def sha256_of(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def sha256_of_all(files: Iterable[Path]) -> list[str]:
+    """On all cores: hashing lets other threads run."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(sha256_of, files))
+
+
 def weights_sha256(files: dict[str, FileEntry]) -> str:
     """One digest of what the language model computes: weights, configuration and tokenizer."""
     relevant = {Path(name).name: entry.sha256 for name, entry in files.items() if name.endswith(_WEIGHTS_AND_TOKENS)}
@@ -198,8 +216,8 @@ def describe_files(root: Path) -> dict[str, FileEntry]:
     """Size and checksum of every file below `root`, by relative name."""
     files = sorted(file for file in root.rglob("*") if file.is_file() and file.name != MANIFEST)
     return {
-        file.relative_to(root).as_posix(): FileEntry(num_bytes=file.stat().st_size, sha256=sha256_of(file))
-        for file in files
+        file.relative_to(root).as_posix(): FileEntry(num_bytes=file.stat().st_size, sha256=digest)
+        for file, digest in zip(files, sha256_of_all(files), strict=True)
     }
 
 
@@ -207,7 +225,8 @@ class BundleWriter:
     """Collects the parts beside the target, then renames the folder in one step. An existing bundle is replaced.
 
     with BundleWriter(path) as writer:
-        writer.add_lm(directory); writer.add_retriever(retriever); writer.add_items(items); writer.add_index(index)
+        writer.add_lm(directory); writer.add_retriever(retriever); writer.add_catalogue(catalogue)
+        writer.add_index(index)
         writer.finish(manifest)
     """
 
@@ -234,8 +253,13 @@ class BundleWriter:
         weights = {name: tensor.contiguous().cpu() for name, tensor in retriever.state_dict().items()}
         save_file(weights, self._draft / RETRIEVER)
 
-    def add_items(self, items: list[Item]) -> None:
+    def add_items(self, items: Iterable[Item]) -> None:
+        """The items alone: what follows from them is made each time the bundle is opened."""
         write_items(items, self._draft / ITEMS)
+
+    def add_catalogue(self, catalogue: Catalogue) -> None:
+        """The items, and what follows from them."""
+        catalogue.save(self._draft / ITEMS, self._draft / COLUMNS)
 
     def add_index(self, index: ItemIndex) -> None:
         index.save(self._draft / INDEX)

@@ -31,6 +31,8 @@ def derived_event_id(user_id: str, item_id: str, timestamp: int, type: str) -> s
 
 def clean_title(text: str) -> str:
     """One line of visible text: newlines end a title in the prompt, so none may stand inside it. May return ""."""
+    if text.isascii() and text.isprintable() and "  " not in text and text == text.strip():
+        return text  # as most are: a catalogue has millions, and the rest of this looks at each character
     composed = unicodedata.normalize("NFC", text.replace(_SOFT_HYPHEN, ""))
     visible = (" " if _is_invisible(char) else char for char in composed)
     return _BLANK.sub(" ", "".join(visible)).strip(f" {_JOINERS}")

@@ -14,6 +14,8 @@ from transformers import PreTrainedModel
 
 from model_store.vocabulary import ItemVocabulary
 
+_SPARE = 16  # one spare row for so many
+
 
 def spell(text: Tensor, pieces: Sequence[Sequence[int]]) -> Tensor:
     """(W, D) from `text` (P, D) and the pieces of W titles; nothing of a title gives zeros."""
@@ -40,14 +42,26 @@ class ItemEmbedding(nn.Module):
         self.text = nn.Parameter(text, requires_grad=False)
         self.vocabulary = vocabulary
         self.scale = scale
+        self._room: Tensor | None = None  # begins with `weight`, once a title came late
 
     def rows(self) -> Tensor:
         """(V, D) of all tokens there are by now."""
         known, wanted = len(self.weight), len(self.vocabulary)
         if known < wanted:
             late = spell(self.text, self.vocabulary.spelled(known, wanted))
-            self.weight = nn.Parameter(torch.cat([self.weight, late.to(self.weight.dtype)]), requires_grad=False)
+            with torch.inference_mode(False), torch.no_grad():
+                self._room = self._room_for(wanted)
+                self._room[known:wanted] = late
+                self.weight = nn.Parameter(self._room[:wanted], requires_grad=False)
         return self.weight
+
+    def _room_for(self, wanted: int) -> Tensor:
+        """And for some more: a large table is not copied for each title that comes."""
+        room = self._room
+        if room is None or len(room) < wanted or room.data_ptr() != self.weight.data_ptr():
+            room = self.weight.new_empty(wanted + wanted // _SPARE, self.weight.shape[1])
+            room[: len(self.weight)] = self.weight
+        return room
 
     def forward(self, tokens: Tensor) -> Tensor:
         return F.embedding(tokens, self.rows()) * self.scale

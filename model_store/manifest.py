@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from model_store.codec import StateDtype
+
 FORMAT_VERSION = 2
 Vocabulary = Literal["titles", "items"]  # a title is a text, or one token (see `vocabulary.py`)
 
@@ -40,7 +42,7 @@ class BackboneSpec(_Frozen):
 
 class MemorySpec(_Frozen):
     max_elements: int = Field(default=90, ge=0, description="M of the paper")
-    state_dtype: Literal["float16"] = "float16"
+    state_dtype: StateDtype = Field(default="float16", description="of a stored state, see `codec.py`")
 
 
 class RetrieverSpec(_Frozen):

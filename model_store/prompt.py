@@ -9,7 +9,10 @@ lets one window of K + 1 items train all its titles at once. Knows no tensors.
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import chain
 
+import numpy as np
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from model_store.errors import UnsupportedBackbone
@@ -17,9 +20,13 @@ from model_store.history import clean_title
 from model_store.manifest import PromptSpec
 from model_store.vocabulary import BEGIN, ItemVocabulary
 
+_TITLES_PER_CALL = 50_000
+
 
 class Prompt:
     """Thread-safe: tokenisation of a title is pure and cached. Raises UnsupportedBackbone when titles would not end."""
+
+    is_lasting = True  # the tokens of a title are the same in every process
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, spec: PromptSpec) -> None:
         self.spec = spec
@@ -40,6 +47,26 @@ class Prompt:
         """The tokens of one title, cut to `max_title_tokens`, with the terminator."""
         return (*self._encode(clean_title(title))[: self.spec.max_title_tokens], *self.terminator)
 
+    def titles_tokens(self, titles: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Of many titles at once: the tokens of `title_tokens` in a row, and how many each has (N,)."""
+        parts = [
+            self._many(titles[start : start + _TITLES_PER_CALL]) for start in range(0, len(titles), _TITLES_PER_CALL)
+        ]
+        flat = [np.empty(0, dtype=np.int32), *(flat for flat, _ in parts)]
+        return np.concatenate(flat), np.concatenate([np.empty(0, dtype=np.int64), *(counts for _, counts in parts)])
+
+    def _many(self, titles: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        encoded = self.tokenizer(
+            [clean_title(title) for title in titles],
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )
+        rows = [[*pieces[: self.spec.max_title_tokens], *self.terminator] for pieces in encoded["input_ids"]]
+        counts = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+        return np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(counts.sum())), counts
+
     def tokens(self, titles: Sequence[str]) -> list[int]:
         """The prompt of the last `recent_length` of `titles`, oldest first; an empty history is the head alone."""
         recent = titles[-self.spec.recent_length :]
@@ -54,6 +81,8 @@ class Prompt:
 class ItemPrompt(Prompt):
     """With the item vocabulary a title is one token, which needs no terminator; instruction text there is none."""
 
+    is_lasting = False  # those of late titles are numbered as they are asked for
+
     def __init__(self, vocabulary: ItemVocabulary, spec: PromptSpec) -> None:
         self.spec = spec
         self.tokenizer = vocabulary.tokenizer
@@ -63,4 +92,13 @@ class ItemPrompt(Prompt):
         self.title_tokens = lru_cache(maxsize=200_000)(self._title_tokens)
 
     def _title_tokens(self, title: str) -> tuple[int, ...]:
-        return (self.vocabulary.token(clean_title(title)),)
+        return (self._token(title),)
+
+    def _token(self, title: str) -> int:
+        """Known titles are clean; cleaning one costs ten times what looking it up does."""
+        known = self.vocabulary.known(title)
+        return self.vocabulary.token(clean_title(title)) if known is None else known
+
+    def titles_tokens(self, titles: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        flat = np.fromiter(map(self._token, titles), dtype=np.int32, count=len(titles))
+        return flat, np.ones(len(titles), dtype=np.int64)

@@ -46,8 +46,13 @@ class ItemVocabulary:
         """Tokens, the beginning included."""
         return 1 + len(self._titles)
 
+    def known(self, title: str) -> int | None:
+        """The token of a title that has one."""
+        return self._tokens.get(title)
+
     def token(self, title: str) -> int:
-        known = self._tokens.get(title)
+        """Of a clean title; a late one gets the next."""
+        known = self.known(title)
         if known is not None:
             return known
         with self._lock:
@@ -59,5 +64,8 @@ class ItemVocabulary:
     def spelled(self, first: int, stop: int) -> list[list[int]]:
         """The pieces of text of the tokens [first, stop), which must not include the beginning."""
         titles = self._titles[first - 1 : stop - 1]
-        encode = self.tokenizer.encode
-        return [encode(title, add_special_tokens=False, split_special_tokens=True) for title in titles]
+        if not titles:
+            return []
+        encoded = self.tokenizer(titles, add_special_tokens=False, split_special_tokens=True)
+        pieces: list[list[int]] = encoded["input_ids"]
+        return pieces

@@ -1,6 +1,7 @@
 """The catalogue while the service runs: items come, change and go; every replica follows.
 
-A change is written to the store first, then applied to this process: on the engine thread, as one new snapshot. Other
+A change is written to the store first, then applied to this process: as one new snapshot of the catalogue, made on a
+thread of its own while the engine goes on with the old one, which only embeds the titles and takes the new one. Other
 replicas see the store's version grow and load the same changes. An item that is deleted keeps its title, because
 histories speak of it; it is only never recommended again.
 """
@@ -16,7 +17,7 @@ import numpy as np
 import structlog
 
 from model_store.bundle import Bundle
-from model_store.catalogue import Item, clean
+from model_store.catalogue import Catalogue, Item, clean
 from model_store.inference import embed
 from service import schemas
 from service.engine import Engine
@@ -136,7 +137,8 @@ class Items:
     async def _apply(self, changes: Sequence[Change]) -> None:
         items = [change.item for change in changes if self._differs(change.item)]
         if items:
-            await self.engine.call(lambda bundle: _put(bundle, items), cost_tokens=len(items))
+            catalogue = await asyncio.to_thread(self.bundle.catalogue.with_items, items)
+            await self.engine.call(lambda bundle: _put(bundle, catalogue, items), cost_tokens=len(items))
         for change in changes:
             (self._deleted.add if change.is_deleted else self._deleted.discard)(change.item.item_id)
 
@@ -185,9 +187,8 @@ def _shown(item: Item) -> schemas.Item:
     )
 
 
-def _put(bundle: Bundle, items: Sequence[Item]) -> None:
-    """On the engine thread: vectors, then the catalogue, so that no row is without a vector."""
-    catalogue = bundle.catalogue.with_items(items)
+def _put(bundle: Bundle, catalogue: Catalogue, items: Sequence[Item]) -> None:
+    """On the engine thread: vectors, then the catalogue that has the `items`, so that no row is without a vector."""
     rows = np.array([catalogue.rows[item.item_id] for item in items], dtype=np.int64)
     prompts = [bundle.prompt.tokens([item.title]) for item in items]
     for start in range(0, len(items), _TITLES_PER_CALL):
@@ -201,10 +202,9 @@ def _neighbors(bundle: Bundle, item_id: str, k: int) -> schemas.Neighbors:
     row = catalogue.rows[item_id]
     available = catalogue.available(time.time())
     vector = bundle.index.vectors(np.array([row]))
-    num_near = min(len(bundle.index), k + 1 + int((~available).sum()))  # the item itself, and any that is hidden
-    rows, distances = (part[0] for part in bundle.index.search(vector, num_near))
-    pairs = [(int(near), float(distance)) for near, distance in zip(rows, distances, strict=True)]
-    nearest = [(near, distance) for near, distance in pairs if near >= 0 and near != row and available[near]][:k]
+    available[row] = False
+    rows, distances = (part[0] for part in bundle.index.search(vector, min(k, len(bundle.index)), available))
+    nearest = [(int(near), float(distance)) for near, distance in zip(rows, distances, strict=True) if near >= 0]
     return schemas.Neighbors(
         item_id=item_id,
         neighbors=[

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from model_store.bundle import Bundle, BundleWriter, build_retriever, describe_files, weights_sha256
 from model_store.catalogue import Item
 from model_store.checkpoint import save_pieces
+from model_store.codec import StateDtype
 from model_store.grounding import ItemIndex
 from model_store.history import clean_title
 from model_store.manifest import (
@@ -32,6 +34,8 @@ from model_store.manifest import (
 from model_store.neighbors import Neighbors
 from model_store.vocabulary import ItemVocabulary
 
+settings.register_profile("automr", deadline=None)  # a busy machine is no error
+settings.load_profile("automr")
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
@@ -117,6 +121,7 @@ def write_bundle(
     recent_length: int = 3,
     retriever: RetrieverSpec = SMALL_RETRIEVER,
     generation: GenerationSpec = SMALL_GENERATION,
+    state_dtype: StateDtype = "float16",
     cut: str = "time",
     seed: int = 0,
 ) -> Manifest:
@@ -134,7 +139,8 @@ def write_bundle(
         hidden_size=32,
     )
     head = "Chosen:\n" if vocabulary == "titles" else ""
-    prompt, memory = PromptSpec(head=head, recent_length=recent_length), MemorySpec(max_elements=20)
+    prompt = PromptSpec(head=head, recent_length=recent_length)
+    memory = MemorySpec(max_elements=20, state_dtype=state_dtype)
     manifest = Manifest(
         name=path.name,
         created_at="2026-01-01T00:00:00Z",

@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.torch import load_file
 
 from model_store.bundle import MANIFEST, Bundle, BundleWriter, build_retriever, read_manifest
-from model_store.catalogue import Item, clean
+from model_store.catalogue import Catalogue, Item, clean
 from model_store.errors import EmptyCatalogue
 from model_store.grounding import ItemIndex
 from model_store.inference import embed
@@ -65,7 +65,7 @@ def embed_items(backbone: Backbone, items: Sequence[Item]) -> np.ndarray:
 
 def stage_key(dataset: Dataset, upstream: Sequence[dict[str, Any]], recipe: Recipe) -> str:
     """Changes with everything that changes the bundle. `upstream` are the certificates of retriever and mixture."""
-    return digest([upstream, dataset.items.to_dicts(), recipe.num_beams])
+    return digest([upstream, dataset.items.to_dicts(), recipe.num_beams, recipe.state_dtype])
 
 
 def run(
@@ -94,7 +94,7 @@ def run(
     with BundleWriter(out) as writer:
         writer.add_lm(backbone_dir / "lm")
         writer.add_retriever(retriever)
-        writer.add_items(items)
+        writer.add_catalogue(Catalogue(items, backbone.prompt))
         writer.add_index(ItemIndex.build(embed_items(backbone, items)))
         if manifest.generation.neighbor_share:
             writer.add_neighbors(Neighbors.load(mixture_dir / NEIGHBORS_FILE))
@@ -108,7 +108,7 @@ def _facts(out: Path, manifest: Manifest) -> dict[str, Any]:
 
 
 def _manifest(name: str, backbone: Backbone, recipe: Recipe, *, num_items: int, provenance: dict[str, Any]) -> Manifest:
-    memory = MemorySpec(max_elements=recipe.max_memory)
+    memory = MemorySpec(max_elements=recipe.max_memory, state_dtype=recipe.state_dtype)
     return Manifest(
         name=name,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),

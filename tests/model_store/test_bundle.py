@@ -8,11 +8,13 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from model_store.bundle import (
+    COLUMNS,
     INDEX,
     ITEMS,
     MANIFEST,
@@ -25,6 +27,7 @@ from model_store.bundle import (
     read_manifest,
     weights_sha256,
 )
+from model_store.catalogue import Item
 from model_store.errors import (
     BundleCorrupt,
     BundleError,
@@ -33,10 +36,12 @@ from model_store.errors import (
     SpaceMismatch,
     UnsupportedBackbone,
 )
+from model_store.inference import Query, recommend
 from model_store.item_embedding import ItemEmbedding, ItemHead
 from model_store.manifest import FileEntry, GenerationSpec, RetrieverSpec, Vocabulary, space_id
 from tests.conftest import BOTH_VOCABULARIES, ITEMS_ONLY, TITLES, make_model, write_bundle
 
+NO_MEMORY = np.zeros((0, 32), dtype=np.float16)
 FILES = (RETRIEVER, ITEMS, INDEX, "lm/model.safetensors", "lm/config.json", "lm/tokenizer.json")
 TITLES_FILE, PIECES_FILE = "lm/titles.json", "lm/pieces.safetensors"
 EVERY_FILE = pytest.mark.parametrize(
@@ -283,7 +288,7 @@ def test_extra_files_do_not_matter_unless_transformers_would_read_them(copy: Pat
 
 
 def test_a_window_of_attention_that_is_too_short_is_refused(make_bundle: Callable[..., Path]) -> None:
-    """Padding between memory, prompt and answer counts as columns there: scores would be wrong without a sign."""
+    """What it does not see of prompt, memory and title would be missing from scores without a sign."""
     with pytest.raises(UnsupportedBackbone, match=r"recent_length"):
         Bundle.open(make_bundle(architecture="mistral"))
 
@@ -294,13 +299,58 @@ def test_bundles_of_other_architectures_open(make_bundle: Callable[..., Path], a
     assert Bundle.open(make_bundle(architecture=architecture)).lm.hidden_size == 32
 
 
-def fill(writer: BundleWriter, source: Path) -> None:
+def fill(writer: BundleWriter, source: Path, *, with_columns: bool = False) -> None:
     """The parts of another bundle, but its manifest."""
     bundle = Bundle.open(source)
     writer.add_lm(source / "lm")
     writer.add_retriever(bundle.retriever)
-    writer.add_items(bundle.catalogue.items)
+    if with_columns:
+        writer.add_catalogue(bundle.catalogue)
+    else:
+        writer.add_items(bundle.catalogue.items)
     writer.add_index(bundle.index)
+
+
+@pytest.fixture
+def mapped(bundle_path: Path, tmp_path: Path) -> Path:
+    """A bundle with the columns of its catalogue; `bundle_path` has none, as older ones."""
+    path = tmp_path / "mapped"
+    with BundleWriter(path) as writer:
+        fill(writer, bundle_path, with_columns=True)
+        writer.finish(read_manifest(bundle_path))
+    return path
+
+
+@BOTH_VOCABULARIES
+def test_columns_save_work_and_change_nothing(mapped: Path, bundle_path: Path) -> None:
+    with_columns, without = Bundle.open(mapped), Bundle.open(bundle_path)
+    queries = [
+        Query(bundle.prompt.tokens([TITLES[2]]), NO_MEMORY, bundle.catalogue.matching({"even": True}), num_results=8)
+        for bundle in (with_columns, without)
+    ]
+    answers = [recommend(bundle, [query]) for bundle, query in zip((with_columns, without), queries, strict=True)]
+    assert answers[0][0].items == answers[1][0].items
+    assert list(with_columns.catalogue.items) == list(without.catalogue.items)
+    changed = [bundle.catalogue.with_items([Item("new", "Red Tea")]) for bundle in (with_columns, without)]
+    assert changed[0].trie.order.tolist() == changed[1].trie.order.tolist()
+
+
+def test_columns_are_verified_or_not_looked_at(mapped: Path) -> None:
+    content = (mapped / COLUMNS).read_bytes()
+    (mapped / COLUMNS).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(BundleCorrupt, match=f"{COLUMNS} differs from its checksum"):
+        Bundle.open(mapped)
+    files = {key: entry.model_dump() for key, entry in read_manifest(mapped).files.items() if key != COLUMNS}
+    edit_manifest(mapped, files=files)
+    assert len(Bundle.open(mapped).catalogue) == len(TITLES), "a file that nobody vouches for was opened"
+
+
+def test_columns_of_other_items_are_told(mapped: Path) -> None:
+    lines = (mapped / ITEMS).read_text().splitlines(keepends=True)
+    (mapped / ITEMS).write_text("".join([lines[0].replace(TITLES[0], TITLES[1]), *lines[1:]]))
+    vouch(mapped)
+    with pytest.raises(BundleCorrupt, match=COLUMNS):
+        Bundle.open(mapped)
 
 
 def test_a_writer_that_fails_leaves_nothing(bundle_path: Path, tmp_path: Path) -> None:

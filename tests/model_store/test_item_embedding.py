@@ -49,6 +49,19 @@ def test_late_titles_have_one_row_in_whatever_order_they_came() -> None:
         torch.testing.assert_close(*rows, msg=f"{title!r} depends on when it came")
 
 
+def test_rows_that_were_handed_out_stay_whatever_comes_later() -> None:
+    """Also where some came in inference mode and some did not, and when the module moves in between."""
+    embedding, expected = make_embedding(), []
+    for number in range(40):
+        token = embedding.vocabulary.token(f"late {number}")
+        expected.append(spell(embedding.text, embedding.vocabulary.spelled(token, token + 1))[0])
+        with torch.inference_mode(number % 3 == 0):
+            rows = embedding.rows()
+        if number == 20:
+            embedding.to(torch.float64).to(torch.float32)
+        torch.testing.assert_close(rows[6:], torch.stack(expected), msg=f"after late title {number}")
+
+
 def test_the_head_scores_all_there_are_and_only_the_input_is_scaled() -> None:
     embedding = make_embedding()
     head, hidden = ItemHead(embedding), torch.randn(2, D)

@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model_store import trie as module
 from model_store.trie import Allowed, Edge, Node, Trie
 
 END = 0
@@ -67,6 +69,74 @@ def test_forced_tokens_are_taken_in_one_step(sequences: list[tuple[int, ...]]) -
             num_children = len(edges_of(trie, edge.child))
             assert num_children == 0 if edge.is_leaf else num_children > 1, "a forced token was left for the next step"
             stack.append(edge.child)
+
+
+def nested(sequences: list[tuple[int, ...]]) -> dict[int, object]:
+    """The plain trie: a dictionary of dictionaries."""
+    root: dict[int, object] = {}
+    for sequence in sequences:
+        node = root
+        for token in sequence:
+            child = node.setdefault(token, {})
+            assert isinstance(child, dict)
+            node = child
+    return root
+
+
+@given(catalogues)
+def test_it_is_the_trie_of_nested_dictionaries(sequences: list[tuple[int, ...]]) -> None:
+    trie = Trie(sequences)
+    stack: list[tuple[Node, object]] = [(trie.root, nested(sequences))]
+    while stack:
+        node, plain = stack.pop()
+        assert isinstance(plain, dict)
+        edges = edges_of(trie, node)
+        assert {edge.tokens[0] for edge in edges} == set(plain), "a node has other children"
+        for edge in edges:
+            inner: object = plain
+            for token in edge.tokens:
+                assert isinstance(inner, dict) and token in inner, "a forced token that is none"
+                inner = inner[token]
+            stack.append((edge.child, inner))
+
+
+masks = st.lists(st.lists(st.booleans(), min_size=25, max_size=25), min_size=1, max_size=8)
+
+
+@pytest.mark.parametrize("few", [0, 3, 25], ids=["all counted", "some", "none counted"])
+@settings(deadline=None)
+@given(sequences=catalogues, flags=masks)
+def test_counting_all_and_telling_from_differences_agree(
+    few: int, sequences: list[tuple[int, ...]], flags: list[list[bool]]
+) -> None:
+    """Whatever masks came before, whose counts are remembered."""
+    trie = Trie(sequences)
+    nodes = [trie.root]
+    for node in nodes:
+        nodes += [edge.child for edge in edges_of(trie, node)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_FEW_ROWS", few)
+        for wanted in ([True] * 25, *flags):
+            mask = np.array(wanted[: len(sequences)], dtype=bool)
+            allowed = trie.allow(mask)
+            for node in nodes:
+                children = trie.children(node)
+                pairs = zip(children.starts.tolist(), children.stops.tolist(), strict=True)
+                ranges = [trie.order[start:stop] for start, stop in pairs]
+                expected = [place for place, rows in enumerate(ranges) if mask[rows].any()]
+                assert allowed.among(children).tolist() == expected, f"{mask} below {node}"
+                below = trie.order[node.start : node.stop]
+                assert allowed.rows(node).tolist() == below[mask[below]].tolist()
+
+
+@given(catalogues)
+def test_all_are_allowed_whatever_was_asked_before(sequences: list[tuple[int, ...]]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_FEW_ROWS", 0)
+        trie = Trie(sequences)
+        for number in range(6):
+            trie.allow(np.arange(len(sequences)) % 7 == number)
+    assert sorted(trie.allow().rows(trie.root).tolist()) == list(range(len(sequences)))
 
 
 def test_a_title_that_begins_another_one_is_found() -> None:
