@@ -6,11 +6,14 @@ Nobody waits for it, and what is lost with a store that is away does no harm: th
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 
+import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from service.errors import StoreUnavailable
+from service.events import Event
 from service.memory import MemoryStore
 
 log = structlog.get_logger("service.afterwards")
@@ -22,7 +25,7 @@ _ASK_AGAIN_S = 30.0
 class Afterwards:
     def __init__(self, store: MemoryStore, space: str) -> None:
         self.store, self.space = store, space
-        self._weights: dict[str, Mapping[str, float]] = {}
+        self._weights: dict[str, tuple[Sequence[Event], NDArray[np.float32]]] = {}
         self._unencoded: set[str] = set()
         self._asked: set[str] = set()
         self._forget_asked_at = 0.0
@@ -35,9 +38,9 @@ class Afterwards:
         if self._task is not None:
             await self._task
 
-    def keep_weights(self, user_id: str, weights: Mapping[str, float]) -> None:
-        """Event id -> weight; `GET /users` shows those of the last retrieval."""
-        self._weights[user_id] = weights
+    def keep_weights(self, user_id: str, events: Sequence[Event], weights: NDArray[np.float32]) -> None:
+        """One weight for each event; `GET /users` shows those of the last retrieval."""
+        self._weights[user_id] = events, weights
         self._write_soon()
 
     def request_encoding(self, user_id: str) -> None:
@@ -61,10 +64,15 @@ class Afterwards:
                     await self._is_stopping.wait()
             except TimeoutError:
                 pass
-            weights, self._weights = self._weights, {}
+            weights = {user_id: _by_event(*each) for user_id, each in self._weights.items()}
+            self._weights = {}
             unencoded, self._unencoded = self._unencoded, set()
             try:
                 await self.store.save_retrievals(self.space, weights)
                 await self.store.request_encoding(unencoded)
             except StoreUnavailable:
                 log.warning("writes that nobody waits for were lost: store away")
+
+
+def _by_event(events: Sequence[Event], weights: NDArray[np.float32]) -> dict[str, float]:
+    return {event.event_id: round(weight, 4) for event, weight in zip(events, weights.tolist(), strict=True)}

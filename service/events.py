@@ -6,18 +6,22 @@ it answers None instead of raising.
 """
 
 import base64
+import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+from pydantic_core import from_json
 
 from service.errors import BadRequest
 
+DIGEST_BYTES = 8
 _SCORE = re.compile(rb"-?(\d+(\.\d+)?(e[+-]?\d+)?|inf)")
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """`timestamp` is in seconds, |timestamp| < 2**53 (Redis orders by a double)."""
 
     event_id: str
@@ -28,14 +32,35 @@ class Event:
     value: float | None = None
 
 
-@dataclass(frozen=True)
-class Remembered:
+class Remembered(NamedTuple):
     """`record` is the stored state in the asked space (see `model_store.codec`), None while it is not yet
     encoded.
     """
 
     event: Event
     record: bytes | None
+
+
+class Recalled(NamedTuple):
+    """A user's newest events, oldest first. `log` names them and their order."""
+
+    events: list[Remembered]
+    log: bytes
+
+
+class Saved(NamedTuple):
+    """How many states were written, and the `log` of `Recalled` at that moment: if it is another, look again."""
+
+    num_states: int
+    log: bytes
+
+
+class UserStates(NamedTuple):
+    """States to be saved: event id -> record, and of how many of the user's newest events states are kept."""
+
+    user_id: str
+    records: Mapping[str, bytes]
+    keep: int
 
 
 @dataclass(frozen=True)
@@ -76,10 +101,15 @@ def encode_event(event: Event) -> bytes:
     return encode_text(json.dumps(fields, ensure_ascii=False, separators=(",", ":")))
 
 
+def item_digest(item_id: str) -> bytes:
+    """Stands for an item id in `seen`: 64 bits, so that of a million items hardly two will ever be alike."""
+    return hashlib.sha1(encode_text(item_id), usedforsecurity=False).digest()[:DIGEST_BYTES]
+
+
 def decode_event(user_id: str, event_id: bytes, raw: bytes | None) -> Event | None:
     """None when the bytes are not an event of ours."""
     try:
-        fields = json.loads(raw or b"")
+        fields = _parse(raw or b"")
         item_id, timestamp, kind, value = fields["item_id"], fields["timestamp"], fields["type"], fields["value"]
         identity = event_id.decode("utf-8", "surrogatepass")
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -88,6 +118,13 @@ def decode_event(user_id: str, event_id: bytes, raw: bytes | None) -> Event | No
     if not is_valid or not (value is None or _is_number(value, (int, float))):
         return None
     return Event(identity, user_id, item_id, timestamp, kind, value)
+
+
+def _parse(raw: bytes) -> Any:
+    try:
+        return from_json(raw)  # several times faster than `json`, but it wants true UTF-8
+    except ValueError:
+        return json.loads(raw)
 
 
 def _is_number(value: object, kind: type | tuple[type, ...]) -> bool:

@@ -4,7 +4,7 @@
     automr:{<uid>}:events             HASH    event_id -> JSON item_id, timestamp, type,   the user's log,
                                               value                                        source of truth
     automr:{<uid>}:order              ZSET    "<tie_key>:<event_id>" by timestamp          as events
-    automr:{<uid>}:seen               HASH    item_id -> how many events                   as events
+    automr:{<uid>}:seen               STRING  8 bytes for the item of each event           as events
     automr:{<uid>}:states:<space>     HASH    sha1(event_id)[:20] -> state record, bytes   newest `keep`
     automr:{<uid>}:spaces             SET     spaces with states or a retrieval            bundles served
     automr:{<uid>}:retrieval:<space>  STRING  JSON event_id -> weight, the last retrieval  one per space
@@ -17,14 +17,15 @@ No key expires. <uid> is percent-quoted, so any id is a safe key, and braced, so
 Redis Cluster.
 """
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
 from model_store.history import tie_key
 from service import scripts
 from service.errors import BadRequest
-from service.events import Event, encode_event, encode_text
+from service.events import Event, UserStates, encode_event, encode_text, item_digest
 
 ENCODE, GROUP = "automr:encode", "encoders"
 ITEMS, ITEMS_VERSION = "automr:items", "automr:items:version"
@@ -54,9 +55,22 @@ def append_command(events: Sequence[Event]) -> Command:
     keys = user_keys(events[0].user_id)[:3]
     args: list[Any] = []
     for event in events:
-        identity, item = encode_text(event.event_id), encode_text(event.item_id)
-        args += (identity, encode_event(event), event.timestamp, order_member(event), item)
+        identity, digest = encode_text(event.event_id), item_digest(event.item_id)
+        args += (identity, encode_event(event), event.timestamp, order_member(event), digest)
     return script_command(scripts.APPEND, keys, *args)
+
+
+def save_states_command(states: UserStates, space: str, limit: int) -> Command:
+    keep = max(states.keep, 1)
+    args: list[Any] = [keep, space, max(limit, keep)]
+    for event_id, record in states.records.items():
+        args += (encode_text(event_id), record)
+    return script_command(scripts.SAVE_STATES, user_keys(states.user_id, space), *args)
+
+
+def save_retrieval_command(user_id: str, space: str, weights: Mapping[str, float]) -> Command:
+    body = encode_text(json.dumps(dict(weights)))
+    return script_command(scripts.SAVE_RETRIEVAL, user_keys(user_id, space), space, body)
 
 
 def encode_commands(user_ids: Iterable[str]) -> list[Command]:

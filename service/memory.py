@@ -24,9 +24,12 @@ from service import scripts
 from service.errors import BadRequest, StartupError, StoreUnavailable
 from service.events import (
     Event,
+    Recalled,
     Receipt,
     Remembered,
+    Saved,
     UserCounts,
+    UserStates,
     decode_event,
     decode_text,
     encode_text,
@@ -42,6 +45,8 @@ from service.keys import (
     Command,
     append_command,
     encode_commands,
+    save_retrieval_command,
+    save_states_command,
     script_command,
     user_keys,
     user_prefix,
@@ -115,13 +120,18 @@ class MemoryStore:
 
     async def recall(self, user_id: str, space: str, limit: int) -> list[Remembered]:
         """The newest `limit` events, oldest first, with their records. One round trip, O(limit)."""
-        if limit <= 0:
-            return []
-        ids, bodies, records = await self._script(scripts.RECALL, user_keys(user_id, space), limit)
-        events = [decode_event(user_id, *pair) for pair in zip(ids, bodies, strict=True)]
-        _report_skipped(events)
-        pairs = zip(events, records, strict=True)
-        return [Remembered(event, record) for event, record in pairs if event is not None][::-1]
+        return (await self.recall_many([user_id], space, limit))[0].events
+
+    async def recall_and_seen(self, user_id: str, space: str, limit: int) -> tuple[list[Remembered], bytes]:
+        """As `recall`, and the `item_digest` of every event, end to end in any order. One round trip."""
+        answer = await self._script(scripts.RECALL, user_keys(user_id, space), max(limit, 0), "1")
+        return (await _recalled(user_id, answer)).events, answer[-1] or b""
+
+    async def recall_many(self, user_ids: Sequence[str], space: str, limit: int) -> list[Recalled]:
+        """As `recall` for each of the users, in order, in one round trip."""
+        keys = [user_keys(user_id, space) for user_id in user_ids]
+        answers = await self._run([script_command(scripts.RECALL, each, max(limit, 0), "") for each in keys])
+        return [await _recalled(*each) for each in zip(user_ids, answers, strict=True)]
 
     async def events(self, user_id: str, *, before: str | None = None, limit: int) -> tuple[list[Event], str | None]:
         """A page, newest first, and the cursor of the next. What comes or goes meanwhile disturbs nothing."""
@@ -131,14 +141,9 @@ class MemoryStore:
         keys = user_keys(user_id)
         members, bodies, score = await self._script(scripts.PAGE, keys, limit, *place)
         ids = [member[17:] for member in members[:limit]]
-        page = [decode_event(user_id, *pair) for pair in zip(ids, bodies, strict=False)]
-        _report_skipped(page)
+        page = _decoded(user_id, ids, bodies[: len(ids)])
         next_cursor = make_cursor(score, members[limit - 1]) if len(members) > limit else None
         return [event for event in page if event is not None], next_cursor
-
-    async def seen(self, user_id: str) -> set[str]:
-        names = await self._call("HKEYS", user_prefix(user_id) + "seen")
-        return {decode_text(name) for name in names}
 
     async def counts(self, user_id: str, space: str) -> UserCounts:
         prefix = user_prefix(user_id)
@@ -162,21 +167,16 @@ class MemoryStore:
 
     # ---- what was derived from them
 
-    async def save_states(self, user_id: str, space: str, records: Mapping[str, bytes], *, keep: int) -> int:
-        """How many were written: those whose event is still among the newest `keep`. Other states go."""
-        pairs = [part for event_id, record in records.items() for part in (encode_text(event_id), record)]
-        keys = user_keys(user_id, space)
-        return int(await self._script(scripts.SAVE_STATES, keys, max(keep, 1), space, *pairs))
+    async def save_states(self, space: str, states: Sequence[UserStates], limit: int) -> list[Saved]:
+        """Of each user those whose event is still among its newest `keep`; others go. One round trip.
+
+        `limit` as in the `recall_many` that they follow from.
+        """
+        return [Saved(*each) for each in await self._run([save_states_command(each, space, limit) for each in states])]
 
     async def save_retrievals(self, space: str, weights: Mapping[str, Mapping[str, float]]) -> None:
         """User id -> event id -> weight, for many users in one round trip; those who are unknown stay so."""
-        bodies = {user_id: encode_text(json.dumps(dict(each))) for user_id, each in weights.items()}
-        commands = [
-            script_command(scripts.SAVE_RETRIEVAL, user_keys(user_id, space), space, body)
-            for user_id, body in bodies.items()
-        ]
-        if commands:
-            await self._run(commands)
+        await self._run([save_retrieval_command(user_id, space, each) for user_id, each in weights.items()])
 
     async def last_retrieval(self, user_id: str, space: str) -> dict[str, float]:
         """Event id -> weight; empty when there was none."""
@@ -239,6 +239,8 @@ class MemoryStore:
 
     async def _run(self, commands: Sequence[Command]) -> list[Any]:
         """All answers, or the first error."""
+        if not commands:
+            return []
         with _translated():
             if not isinstance(self._client, RedisCluster):
                 return await self._send(commands)
@@ -280,7 +282,17 @@ def _translated() -> Iterator[None]:
         raise StoreUnavailable(f"The memory store does not answer ({type(error).__name__}).") from error
 
 
-def _report_skipped(events: Sequence[Event | None]) -> None:
+async def _recalled(user_id: str, answer: Sequence[Any]) -> Recalled:
+    """What RECALL answered, with the oldest event first. Gives way, since of many users it takes long."""
+    await asyncio.sleep(0)
+    ids, bodies, records, log_name, _ = answer
+    pairs = zip(reversed(_decoded(user_id, ids, bodies)), reversed(records), strict=True)
+    return Recalled([Remembered(event, record) for event, record in pairs if event is not None], log_name)
+
+
+def _decoded(user_id: str, ids: Sequence[bytes], bodies: Sequence[bytes | None]) -> list[Event | None]:
+    events = [decode_event(user_id, *pair) for pair in zip(ids, bodies, strict=True)]
     skipped = sum(event is None for event in events)
     if skipped:
         log.warning("skipped %d of %d stored events: not readable", skipped, len(events))
+    return events

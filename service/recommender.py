@@ -10,7 +10,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -22,24 +22,28 @@ from model_store.inference import Answer, Query, Ranked, Stopwatch, popular
 from service.afterwards import Afterwards
 from service.engine import Engine
 from service.errors import DeadlineExceeded, StoreUnavailable
+from service.events import Remembered
 from service.memory import MemoryStore
 from service.metrics import Metrics
 from service.schemas import MemoryElement, ModelName, RecommendedItem, RecommendRequest, RecommendResponse
+from service.seen import SeenRows
 from service.settings import Settings
-from service.timeline import Element, Timeline, events_needed, title_of
+from service.timeline import Memory, Timeline, events_needed, title_of
 
 log = structlog.get_logger("service.recommender")
 
 Fallback = Literal["cold_start", "memory_unavailable", "deadline"]
 
+_NO_ROWS = np.zeros(0, dtype=np.int64)
+
 
 @dataclass(frozen=True)
 class Context:
-    """What is known about the user at this moment. `recent` are titles, oldest first, at most K."""
+    """What is known about the user at this moment: titles, oldest first, at most K; memory; rows of seen items."""
 
-    recent: list[str] = field(default_factory=list)
-    memory: list[Element] = field(default_factory=list)
-    seen: frozenset[str] = frozenset()
+    recent: list[str]
+    memory: Memory
+    seen: NDArray[np.int64]
     fallback: Fallback | None = None
 
 
@@ -50,11 +54,12 @@ class Recommender:
         self.bundle, self.engine, self.store, self.metrics = bundle, engine, store, metrics
         self._deadline_ms = settings.deadline_ms
         self._afterwards = Afterwards(store, bundle.manifest.space)
+        self._seen_rows = SeenRows(bundle.catalogue)
 
     async def recommend(self, request: RecommendRequest) -> RecommendResponse:
         """Raises Overloaded and Draining; everything else that can go wrong becomes a fallback."""
         watch = Stopwatch()
-        context = Context(seen=frozenset(item.item_id for item in request.recent))
+        context: Context | None = None
         patience_s = (request.deadline_ms or self._deadline_ms) / 1000
         try:
             async with asyncio.timeout(patience_s):
@@ -66,7 +71,7 @@ class Recommender:
                 watch.lap("prepare")
                 answer = await self.engine.recommend(query, timeout_s=max(0.001, patience_s - watch.elapsed_s))
         except (TimeoutError, DeadlineExceeded):
-            return self._popular(request, context, "deadline", watch)
+            return self._popular(request, context or self._context(request), "deadline", watch)
         watch.lap("queue")
         watch.laps["queue"] = max(0.0, watch.laps["queue"] - sum(answer.timings_s.values()))
         watch.laps |= answer.timings_s
@@ -79,31 +84,48 @@ class Recommender:
 
     async def _remember(self, request: RecommendRequest) -> Context:
         """Recent items and memory from the store, with the request's own recent items on top."""
-        rows = self.bundle.catalogue.rows
-        session = [(item.timestamp, item.item_id) for item in request.recent if item.item_id in rows]
         if request.user_id is None:
-            return _context(Timeline([], self.bundle), session, set(), self.bundle)
+            return self._context(request)
         try:
-            remembered, seen = await asyncio.gather(
-                self.store.recall(request.user_id, self.bundle.manifest.space, events_needed(self.bundle)),
-                self._seen(request),
-            )
+            remembered, seen = await self._recall(request.user_id, with_seen=request.exclude_seen)
         except StoreUnavailable:
             log.warning("store away, answering without memory")
-            context = _context(Timeline([], self.bundle), session, set(), self.bundle)
-            return replace(context, fallback="memory_unavailable")
+            return self._context(request, fallback="memory_unavailable")
         timeline = Timeline(remembered, self.bundle)
         if timeline.is_incomplete():
             self._afterwards.request_encoding(request.user_id)
-        return _context(timeline, session, seen, self.bundle)
+        return self._context(request, timeline, self._seen_rows.of(seen, self.bundle.catalogue))
 
-    async def _seen(self, request: RecommendRequest) -> set[str]:
-        return await self.store.seen(request.user_id) if request.user_id and request.exclude_seen else set()
+    async def _recall(self, user_id: str, *, with_seen: bool) -> tuple[list[Remembered], bytes]:
+        space, limit = self.bundle.manifest.space, events_needed(self.bundle)
+        if with_seen:
+            return await self.store.recall_and_seen(user_id, space, limit)
+        return await self.store.recall(user_id, space, limit), b""
+
+    def _context(
+        self,
+        request: RecommendRequest,
+        timeline: Timeline | None = None,
+        seen: NDArray[np.int64] = _NO_ROWS,
+        *,
+        fallback: Fallback | None = None,
+    ) -> Context:
+        """The last K of stored events and session items by time; session items without a time are the newest."""
+        timeline = timeline or Timeline([], self.bundle)
+        rows = self.bundle.catalogue.rows
+        session = [(item.timestamp, item.item_id) for item in request.recent if item.item_id in rows]
+        recent = _newest(timeline, session, self.bundle.prompt.spec.recent_length)
+        return Context(
+            recent=[title_of(item_id, self.bundle) for item_id, _ in recent],
+            memory=timeline.memory(num_recent=sum(is_stored for _, is_stored in recent)),
+            seen=np.append(seen, [rows[item_id] for _, item_id in session]).astype(np.int64),
+            fallback=fallback,
+        )
 
     def _query(self, request: RecommendRequest, context: Context) -> Query:
         return Query(
             prompt=self.bundle.prompt.tokens(context.recent),
-            memory=_states(context.memory, self.bundle),
+            memory=context.memory.states,
             allowed=self._allowed(request, context),
             num_results=request.k,
         )
@@ -119,7 +141,7 @@ class Recommender:
         if request.filter:
             allowed &= catalogue.matching(request.filter)
         if request.exclude_seen:
-            allowed[[catalogue.rows[item_id] for item_id in context.seen if item_id in catalogue.rows]] = False
+            allowed[context.seen] = False
         return allowed
 
     def _popular(
@@ -143,7 +165,7 @@ class Recommender:
                 weight=round(float(answer.weights[index]), 4),
             )
             for index in chosen
-            for event in [context.memory[index].event]
+            for event in [context.memory.events[index]]
         ]
 
     def _respond(
@@ -191,27 +213,18 @@ class Recommender:
             self.metrics.fallback_total.labels(fallback).inc()
 
     def _keep_weights(self, request: RecommendRequest, context: Context, answer: Answer) -> None:
-        if request.user_id is not None and context.memory:
-            pairs = zip(context.memory, answer.weights.tolist(), strict=True)
-            weights = {element.event.event_id: round(weight, 4) for element, weight in pairs}
-            self._afterwards.keep_weights(request.user_id, weights)
+        if request.user_id is not None and context.memory.events:
+            self._afterwards.keep_weights(request.user_id, context.memory.events, answer.weights)
 
 
-def _context(timeline: Timeline, session: list[tuple[int | None, str]], seen: set[str], bundle: Bundle) -> Context:
-    """The last K of stored events and session items by time; session items without a time are the newest."""
-    stored = {(event.item_id, event.timestamp) for event in timeline.events}
-    fresh = [(timestamp, item_id) for timestamp, item_id in session if (item_id, timestamp) not in stored]
-    placed = [(float(event.timestamp), event.item_id, True) for event in timeline.events]
-    placed += [(float("inf") if timestamp is None else timestamp, item_id, False) for timestamp, item_id in fresh]
+def _newest(timeline: Timeline, session: list[tuple[int | None, str]], count: int) -> list[tuple[str, bool]]:
+    """Item ids, oldest first, and whether each is a stored event, at most `count`."""
+    stored = {(event.item_id, event.timestamp) for event in timeline.events} if session else set()
+    placed = [(float(event.timestamp), event.item_id, True) for event in timeline.events[-count:]]
+    placed += [
+        (float("inf") if timestamp is None else timestamp, item_id, False)
+        for timestamp, item_id in session
+        if (item_id, timestamp) not in stored
+    ]
     placed.sort(key=lambda place: place[0])  # stable: equal times keep the documented order of the store
-    recent = placed[-bundle.prompt.spec.recent_length :]
-    return Context(
-        recent=[title_of(item_id, bundle) for _, item_id, _ in recent],
-        memory=timeline.memory(num_recent=sum(is_stored for *_, is_stored in recent)),
-        seen=frozenset(seen | {item_id for _, item_id in session}),
-    )
-
-
-def _states(memory: list[Element], bundle: Bundle) -> NDArray[np.float16]:
-    empty = np.zeros((0, bundle.manifest.backbone.hidden_size), dtype=np.float16)
-    return np.stack([element.state for element in memory]) if memory else empty
+    return [(item_id, is_stored) for _, item_id, is_stored in placed[-count:]]

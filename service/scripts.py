@@ -46,15 +46,15 @@ local function hmget(key, fields)
 end
 """
 
-# ARGV: (event_id, body, timestamp, order member, item_id)*  ->  1 new | 0 duplicate, for each
+# ARGV: (event_id, body, timestamp, order member, item digest)*  ->  1 new | 0 duplicate, for each
 APPEND = _script("""
 local answer = {}
 for i = 1, #ARGV, 5 do
-  local id, body, timestamp, member, item = unpack(ARGV, i, i + 4)
+  local id, body, timestamp, member, digest = unpack(ARGV, i, i + 4)
   local is_new = redis.call('HEXISTS', KEYS[1], id) == 0
   if is_new then
     redis.call('ZADD', KEYS[2], timestamp, member)
-    redis.pcall('HINCRBY', KEYS[3], item, 1)
+    redis.pcall('APPEND', KEYS[3], digest)
     redis.call('HSET', KEYS[1], id, body)
   end
   answer[#answer + 1] = is_new and 1 or 0
@@ -62,16 +62,51 @@ end
 return answer
 """)
 
-# ARGV: limit  ->  ids, bodies, records; newest first, nil where missing
+# `seen` has 8 bytes for each event, in any order. It is made anew from the log when it has another size: after an
+# event was forgotten, and where an earlier version left a hash. `item_digest` of `events.py` does the same.
+_SEEN = """
+local function digest(body)
+  local is_json, fields = pcall(cjson.decode, body)
+  local item = is_json and type(fields) == 'table' and fields['item_id']
+  if type(item) ~= 'string' then return string.rep('\\0', 8) end
+  local bytes = string.gsub(string.sub(redis.sha1hex(item), 1, 16), '..', function(byte)
+    return string.char(tonumber(byte, 16))
+  end)
+  return bytes
+end
+local function seen()
+  local num_events = redis.call('HLEN', KEYS[1])
+  if num_events > 0 and redis.pcall('STRLEN', KEYS[3]) ~= 8 * num_events then
+    local digests = {}
+    for i, body in ipairs(redis.call('HVALS', KEYS[1])) do digests[i] = digest(body) end
+    redis.call('SET', KEYS[3], table.concat(digests))
+  end
+  return redis.call('GET', KEYS[3])
+end
+"""
+
+# Names the newest events and their order: states made of windows over them are right while it stays the same.
+_LOG = """
+local function log_of(members) return redis.sha1hex(table.concat(members, '\\n')) end
+"""
+
+# ARGV: limit, '1' for `seen`  ->  ids, bodies, records, log, seen; newest first, nil where missing. All states
+# are read at once, since finding them one by one in a listpack takes longer.
 RECALL = _script(
     _EVENT_ID,
     _FIELD,
     _HMGET,
+    _SEEN,
+    _LOG,
     """
-local ids = event_ids(redis.call('ZREVRANGE', KEYS[2], 0, ARGV[1] - 1))
-local fields = {}
-for i, id in ipairs(ids) do fields[i] = field(id) end
-return {ids, hmget(KEYS[1], ids), hmget(KEYS[5], fields)}
+local limit = tonumber(ARGV[1])
+local members = limit > 0 and redis.call('ZREVRANGE', KEYS[2], 0, limit - 1) or {}
+local ids = event_ids(members)
+local states, pairs_of_states = {}, redis.call('HGETALL', KEYS[5])
+for i = 1, #pairs_of_states, 2 do states[pairs_of_states[i]] = pairs_of_states[i + 1] end
+local records = {}
+for i, id in ipairs(ids) do records[i] = states[field(id)] or false end
+return {ids, hmget(KEYS[1], ids), records, log_of(members), ARGV[2] == '1' and seen()}
 """,
 )
 
@@ -102,17 +137,17 @@ return {members, hmget(KEYS[1], event_ids(members)), score or false}
 """,
 )
 
-# ARGV: keep, space, (event_id, record)*  ->  how many were written. Only events that exist and are among the
-# newest `keep` have a state; the rest is trimmed here, which bounds the memory of a user.
+# ARGV: keep, space, limit, (event_id, record)*  ->  how many were written, log of the newest `limit`. Only events
+# that exist and are among the newest `keep` have a state; the rest is trimmed here, which bounds the memory of a user.
 SAVE_STATES = _script(
     _EVENT_ID,
     _FIELD,
+    _LOG,
     """
 local is_kept, written = {}, 0
-for _, member in ipairs(redis.call('ZREVRANGE', KEYS[2], 0, ARGV[1] - 1)) do
-  is_kept[field(event_id(member))] = true
-end
-for i = 3, #ARGV, 2 do
+local members = redis.call('ZREVRANGE', KEYS[2], 0, ARGV[3] - 1)
+for i = 1, math.min(tonumber(ARGV[1]), #members) do is_kept[field(event_id(members[i]))] = true end
+for i = 4, #ARGV, 2 do
   if is_kept[field(ARGV[i])] and redis.call('HEXISTS', KEYS[1], ARGV[i]) == 1 then
     redis.call('HSET', KEYS[5], field(ARGV[i]), ARGV[i + 1])
     written = written + 1
@@ -122,7 +157,7 @@ for _, name in ipairs(redis.call('HKEYS', KEYS[5])) do
   if not is_kept[name] then redis.call('HDEL', KEYS[5], name) end
 end
 redis.call(redis.call('EXISTS', KEYS[5]) == 1 and 'SADD' or 'SREM', KEYS[4], ARGV[2])
-return written
+return {written, log_of(members)}
 """,
 )
 
@@ -165,16 +200,11 @@ FORGET_EVENT = _script(
     _FORGET_ALL,
     """
 local prefix, id = ARGV[1], ARGV[2]
-local body = redis.call('HGET', KEYS[1], id)
-if not body then return 0 end
+if redis.call('HEXISTS', KEYS[1], id) == 0 then return 0 end
 for _, member in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
   if event_id(member) == id then redis.call('ZREM', KEYS[2], member) end
 end
-local is_json, fields = pcall(cjson.decode, body)
-local item = is_json and type(fields) == 'table' and fields['item_id']
-if type(item) == 'string' and tonumber(redis.pcall('HINCRBY', KEYS[3], item, -1)) == 0 then
-  redis.call('HDEL', KEYS[3], item)
-end
+redis.call('UNLINK', KEYS[3])
 for _, space in ipairs(redis.call('SMEMBERS', KEYS[4])) do
   redis.call('HDEL', prefix .. 'states:' .. space, field(id))
   redis.call('UNLINK', prefix .. 'retrieval:' .. space)

@@ -5,22 +5,22 @@ window, depends on the event log and the catalogue alone, never on the order of 
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model_store.bundle import Bundle
-from model_store.errors import StateCorrupt
 from model_store.history import window_ending_at, window_fingerprint
 from service.events import Event, Remembered
 
 
-class Element(NamedTuple):
-    """One event with a valid state (D,) float16."""
+class Memory(NamedTuple):
+    """Events with valid states, oldest first: `states` (M, D) float16."""
 
-    event: Event
-    state: NDArray[np.float16]
+    events: list[Event]
+    states: NDArray[np.float16]
 
 
 class Unencoded(NamedTuple):
@@ -46,64 +46,60 @@ class Timeline:
     """Made from what `MemoryStore.recall` returned for `events_needed`. Events of unknown items are left out."""
 
     def __init__(self, remembered: Sequence[Remembered], bundle: Bundle) -> None:
-        places = [place for place, part in enumerate(remembered) if part.event.item_id in bundle.catalogue.rows]
+        titles = [title_of(part.event.item_id, bundle) for part in remembered]
+        places = [place for place, title in enumerate(titles) if title]
         self.events = [remembered[place].event for place in places]
-        self.titles = [title_of(event.item_id, bundle) for event in self.events]
-        self._records = [remembered[place].record for place in places]
-        self._codec = bundle.codec
+        self.titles = [titles[place] for place in places]
         self._recent_length = bundle.prompt.spec.recent_length
         self._max_memory = bundle.manifest.memory.max_elements
-        self._states: dict[int, NDArray[np.float16] | None] = {}
         # Where older events were not recalled, the windows of the first K − 1 may be cut short: those have no state.
         num_cut = self._recent_length - 1 if len(remembered) >= events_needed(bundle) else 0
         self._first = min(max(num_cut, len(places) - states_kept(bundle)), len(places))
         self.num_kept = len(remembered) - places[self._first] if self._first < len(places) else 0
+        # Of the events from `_first` on:
+        self._records = [remembered[place].record for place in places[self._first :]]
+        self._decoded = bundle.codec.decode_many(self._records)
 
-    def memory(self, *, num_recent: int | None = None) -> list[Element]:
-        """Elements older than the newest `num_recent` events (K when None), oldest first."""
-        positions = self._memory_positions(self._recent_length if num_recent is None else num_recent)
-        states = ((position, self._state(position)) for position in positions)
-        return [Element(self.events[position], state) for position, state in states if state is not None]
+    def memory(self, *, num_recent: int | None = None) -> Memory:
+        """Elements older than the newest `num_recent` events (K when None)."""
+        kept = self._memory_slice(self._recent_length if num_recent is None else num_recent)
+        rows = np.arange(len(self._records))[kept][self._is_valid[kept]]
+        return Memory([self.events[self._first + row] for row in rows.tolist()], self._decoded.states[rows])
 
     def is_incomplete(self) -> bool:
         """Whether an event that is memory by now has no valid state: lost, stale, or never made in this space."""
-        return any(self._state(position) is None for position in self._memory_positions(self._recent_length))
+        return not self._is_valid[self._memory_slice(self._recent_length)].all()
 
     def unencoded(self) -> list[Unencoded]:
         """What a worker has to do for this user."""
         return [
             Unencoded(
-                event=self.events[position],
-                titles=self._window(position),
-                fingerprint=window_fingerprint(self._window(position)),
-                is_stale=self._records[position] is not None,
+                event=self.events[self._first + row],
+                titles=self._window(row),
+                fingerprint=self._fingerprints[row],
+                is_stale=self._records[row] is not None,
             )
-            for position in range(self._first, len(self.events))
-            if self._state(position) is None
+            for row in np.flatnonzero(~self._is_valid).tolist()
         ]
 
-    def _memory_positions(self, num_recent: int) -> range:
-        end = max(0, len(self.events) - num_recent)
-        return range(max(self._first, end - self._max_memory), end)
+    def _memory_slice(self, num_recent: int) -> slice:
+        """Of `_records`."""
+        end = max(0, len(self._records) - num_recent)
+        return slice(max(0, end - self._max_memory), end)
 
-    def _window(self, position: int) -> Sequence[str]:
-        return window_ending_at(self.titles, position, self._recent_length)
+    def _window(self, row: int) -> Sequence[str]:
+        return window_ending_at(self.titles, self._first + row, self._recent_length)
 
-    def _state(self, position: int) -> NDArray[np.float16] | None:
-        if position not in self._states:
-            self._states[position] = self._decode(position)
-        return self._states[position]
+    @cached_property
+    def _fingerprints(self) -> list[bytes]:
+        return [window_fingerprint(self._window(row)) for row in range(len(self._records))]
 
-    def _decode(self, position: int) -> NDArray[np.float16] | None:
-        """None when there is none, when it is not readable, or when it was made from another window."""
-        record = self._records[position]
-        if record is None:
-            return None
-        try:
-            state, fingerprint = self._codec.decode(record)
-        except StateCorrupt:
-            return None
-        return state if fingerprint == window_fingerprint(self._window(position)) else None
+    @cached_property
+    def _is_valid(self) -> NDArray[np.bool_]:
+        """Whether there is a state, it is readable, and it was made from the window of today."""
+        of_windows = np.frombuffer(b"".join(self._fingerprints), dtype="<u8")
+        is_valid: NDArray[np.bool_] = self._decoded.is_whole & (self._decoded.fingerprints == of_windows)
+        return is_valid
 
 
 def title_of(item_id: str, bundle: Bundle) -> str:

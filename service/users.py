@@ -74,7 +74,7 @@ class Users:
                 timestamp=event.timestamp,
                 weight=weights.get(event.event_id),
             )
-            for event, _ in Timeline(remembered, self.bundle).memory()
+            for event in Timeline(remembered, self.bundle).memory().events
         ]
 
     def _shown(self, event: Event) -> schemas.UserEvent:

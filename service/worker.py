@@ -8,14 +8,16 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
+import numpy as np
 import structlog
 
 from model_store.bundle import Bundle
 from service.engine import Engine
 from service.errors import StoreUnavailable, Unavailable
+from service.events import Recalled, Saved, UserStates
 from service.items import Items
 from service.memory import MemoryStore
 from service.metrics import Metrics
@@ -23,11 +25,21 @@ from service.timeline import Timeline, Unencoded, events_needed
 
 log = structlog.get_logger("service.worker")
 
-T = TypeVar("T")
-
 _USERS_PER_ROUND = 32
 _POLL_MS = 1000
 _BACKOFF_S = 1.0
+
+
+class Todo(NamedTuple):
+    """Windows of one user that have no state of today, of the events that `log` names; see `Recalled`.
+
+    States are kept of its newest `num_kept` events.
+    """
+
+    user_id: str
+    windows: Sequence[Unencoded]
+    num_kept: int
+    log: bytes = b""
 
 
 class Worker:
@@ -51,52 +63,71 @@ class Worker:
         """One round: entries are acknowledged when their users are done, so a crash leaves them to the next worker."""
         entries = await self.store.next_encodings(self._consumer, count=_USERS_PER_ROUND, block_ms=block_ms)
         if entries:
-            by_user: dict[str, list[str]] = {}
-            for entry_id, user_id in entries:
-                by_user.setdefault(user_id, []).append(entry_id)
             await self.items.catch_up()  # an event may speak of an item that is a moment old
-            await _all(self._settle(user_id, entry_ids) for user_id, entry_ids in by_user.items())
+            await self._settle({user_id for _, user_id in entries})
+            await self.store.encoded([entry_id for entry_id, _ in entries])
+            for entry_id, _ in entries:
+                queued_at_s = int(entry_id.partition("-")[0]) / 1000  # a stream id begins with the server's clock
+                self.metrics.ingest_visible_lag_seconds.observe(max(0.0, time.time() - queued_at_s))
         return len(entries)
 
-    async def _settle(self, user_id: str, entry_ids: Sequence[str]) -> None:
+    async def _settle(self, user_ids: Collection[str]) -> None:
         """A user that cannot be encoded is logged and let go: the next event or request asks again."""
         try:
-            await self.reconcile(user_id)
+            await self.reconcile(user_ids)
         except Unavailable:
             raise
         except Exception:
-            log.exception("a user could not be encoded")
-        await self.store.encoded(entry_ids)
-        for entry_id in entry_ids:
-            queued_at_s = int(entry_id.partition("-")[0]) / 1000  # a stream id begins with the server's clock
-            self.metrics.ingest_visible_lag_seconds.observe(max(0.0, time.time() - queued_at_s))
+            if len(user_ids) == 1:
+                log.exception("a user could not be encoded")
+                return
+            for user_id in user_ids:
+                await self._settle([user_id])
 
     async def reconcile_all(self, user_ids: Iterable[str]) -> int:
-        return sum(await _all(self.reconcile(user_id) for user_id in sorted(set(user_ids))))
+        """As `reconcile`, for any number of users."""
+        return sum([await self.reconcile(users) for users in _pieces(sorted(set(user_ids)), _USERS_PER_ROUND)])
 
-    async def reconcile(self, user_id: str) -> int:
-        """Encodes what is missing or stale; returns how many states were written.
+    async def reconcile(self, user_ids: Collection[str]) -> int:
+        """Encodes what is missing or stale of these users, all windows together; returns how many states were written.
 
-        Looks again after writing: events that came meanwhile make some of these states stale, and whoever writes last
-        must be the one to see it.
+        Looks again where the log had changed when the states were written: events that came meanwhile make some of
+        these states stale, and whoever writes last must be the one to see it. So does a changed catalogue.
         """
         space, limit = self.bundle.manifest.space, events_needed(self.bundle)
-        num_written = 0
-        while True:
-            timeline = Timeline(await self.store.recall(user_id, space, limit), self.bundle)
-            todo = timeline.unencoded()
-            written = await self._encode(user_id, todo, timeline.num_kept) if todo else 0
-            if not written:
-                return num_written
-            num_written += written
+        waiting, num_written = list(user_ids), 0
+        while waiting:
+            catalogue = self.bundle.catalogue
+            recalled = zip(waiting, await self.store.recall_many(waiting, space, limit), strict=True)
+            todo = [each for pair in recalled if (each := await self._todo(*pair)).windows]
+            saved = await self._encode(todo)
+            is_same = self.bundle.catalogue is catalogue
+            pairs = zip(todo, saved, strict=True)
+            waiting = [each.user_id for each, now in pairs if now.num_states and not (is_same and now.log == each.log)]
+            num_written += sum(each.num_states for each in saved)
+        return num_written
 
-    async def _encode(self, user_id: str, todo: Sequence[Unencoded], num_kept: int) -> int:
-        self.metrics.stale_states_total.inc(sum(part.is_stale for part in todo))
-        states = await self.engine.encode([self.bundle.prompt.tokens(part.titles) for part in todo])
-        codec = self.bundle.codec
-        pairs = zip(todo, states, strict=True)
-        records = {part.event.event_id: codec.encode(state, part.fingerprint) for part, state in pairs}
-        return await self.store.save_states(user_id, self.bundle.manifest.space, records, keep=num_kept)
+    async def _todo(self, user_id: str, recalled: Recalled) -> Todo:
+        await asyncio.sleep(0)  # others wait for the event loop, too
+        timeline = Timeline(recalled.events, self.bundle)
+        return Todo(user_id, timeline.unencoded(), timeline.num_kept, recalled.log)
+
+    async def _encode(self, todo: Sequence[Todo]) -> list[Saved]:
+        """What was written of each user. Short windows go first, so that equal lengths meet in a batch."""
+        if not todo:
+            return []
+        windows = [window for each in todo for window in each.windows]
+        self.metrics.stale_states_total.inc(sum(window.is_stale for window in windows))
+        prompts = [self.bundle.prompt.tokens(window.titles) for window in windows]
+        order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+        states = np.empty((len(prompts), self.bundle.manifest.backbone.hidden_size), dtype=np.float16)
+        states[order] = await self.engine.encode([prompts[place] for place in order])
+        records = iter(self.bundle.codec.encode_many(states, [window.fingerprint for window in windows]))
+        saves = [
+            UserStates(each.user_id, {window.event.event_id: next(records) for window in each.windows}, each.num_kept)
+            for each in todo
+        ]
+        return await self.store.save_states(self.bundle.manifest.space, saves, events_needed(self.bundle))
 
 
 async def backfill(worker: Worker) -> dict[str, int]:
@@ -120,11 +151,5 @@ async def _rounds(users: AsyncIterator[str]) -> AsyncIterator[set[str]]:
         yield round_
 
 
-async def _all(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results when all are done; the first error only then, so that one failure stops no other."""
-    results: list[T] = []
-    for outcome in await asyncio.gather(*works, return_exceptions=True):
-        if isinstance(outcome, BaseException):
-            raise outcome
-        results.append(outcome)
-    return results
+def _pieces(users: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    return (users[start : start + size] for start in range(0, len(users), size))

@@ -125,7 +125,7 @@ class Contest:
 
         def query(place: int) -> Query:
             example = self.examples[place]
-            memory = self.states.at(example.user, example.memory_positions)
+            memory = self.bundle.codec.as_stored(self.states.at(example.user, example.memory_positions))
             return self._query(place, example.prompt, memory, choose(example))
 
         longest = max(len(example.prompt) for example in self.examples)

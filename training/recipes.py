@@ -10,6 +10,7 @@
 
 from dataclasses import dataclass, field
 
+from model_store.codec import StateDtype
 from model_store.manifest import Vocabulary
 from training.loop import Schedule
 from training.stage import StageError
@@ -37,6 +38,7 @@ class Recipe:
     split_layer: int | None = None  # L; None = half of the layers
     recent_length: int = 10  # K
     max_memory: int = 90  # M
+    state_dtype: StateDtype = "float16"  # of stored memory; "int8" takes half the bytes
     max_title_tokens: int = 24
     num_beams: int = 20
     top_ks: tuple[int, ...] = (1,)  # memories that reach the top half; the best on the valid period is kept

@@ -24,6 +24,7 @@ from service.memory import MemoryStore
 from service.metrics import Metrics
 from service.recommender import Recommender
 from service.resources import open_resources
+from service.seen import SeenRows
 from service.settings import Settings
 from service.timeline import Timeline, events_needed, title_of
 from service.users import Users
@@ -51,6 +52,12 @@ class Service:
 
     async def timeline(self, user_id: str) -> Timeline:
         return Timeline(await self.store.recall(user_id, self.space, events_needed(self.bundle)), self.bundle)
+
+    async def seen(self, user_id: str) -> set[str]:
+        """Ids of the items that the user has had."""
+        digests = (await self.store.recall_and_seen(user_id, self.space, 1))[1]
+        rows = SeenRows(self.bundle.catalogue).of(digests, self.bundle.catalogue)
+        return {self.bundle.catalogue.items[row].item_id for row in rows.tolist()}
 
     async def work_off(self) -> None:
         """Until the encode queue is empty."""

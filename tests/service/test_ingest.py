@@ -16,10 +16,10 @@ from redis.asyncio import Redis
 from service import schemas
 from service.embedded import EmbeddedServer
 from service.errors import SettingsError, StoreUnavailable
-from service.events import Event
+from service.events import Event, Saved
 from service.ingest import import_file
 from service.timeline import Unencoded
-from service.worker import backfill
+from service.worker import Todo, backfill
 from tests.conftest import BOTH_VOCABULARIES, TITLES, write_bundle
 from tests.service.real import NOW, K, M, Service, history, in_order, interaction, open_service, states_from_scratch
 
@@ -89,7 +89,7 @@ class Play:
     async def finish(self) -> None:
         for todo, num_kept in self.stalled:
             if todo:
-                await self.service.worker._encode("u", todo, num_kept)
+                await self.service.worker._encode([Todo("u", todo, num_kept)])
         await self.service.store.request_encoding(["u"])  # what a slow worker does when it looks again
         await self.service.work_off()
 
@@ -127,7 +127,7 @@ def test_memory_equals_a_backfill_of_the_log(
             if service.engine._batcher.max_batch == 1:
                 assert records[name] == service.bundle.codec.encode(state, fingerprint), "not the same bytes"
         memory = (await service.timeline("u")).memory()
-        assert [each.event for each in memory] == in_order(events)[:-K][-M:]
+        assert memory.events == in_order(events)[:-K][-M:]
 
     runner.run(play())
 
@@ -167,11 +167,40 @@ async def test_writers_at_once_leave_nothing_stale(bundle_path: Path, valkey: Em
         assert (await one.timeline("u")).unencoded() == []
 
 
+async def test_a_burst_of_many_users_is_one_round(service: Service, raw: Redis) -> None:
+    users = [f"u{number}" for number in range(30)]
+    await service.ingest.submit([interaction(number, user) for user in users for number in range(5)], "durable")
+    await raw.config_resetstat()
+    batches = service.metric("batch_size_count")
+    assert await service.worker.work(block_ms=1) == len(users) and not await service.store.backlog()
+    stats = await raw.info("commandstats")
+    assert stats["cmdstat_evalsha"]["calls"] < 2.5 * len(users), "each user is recalled and saved, not looked at again"
+    assert service.metric("batch_size_count") - batches <= 5 * len(users) / 4, "windows were not encoded together"
+    for user in users:
+        assert not (await service.timeline(user)).unencoded()
+
+
+async def test_one_user_that_cannot_be_encoded_stops_no_other(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await service.ingest.submit([interaction(number, user) for user in "abc" for number in range(5)], "durable")
+    encode = service.worker._encode
+
+    async def fails(todo: Sequence[Todo]) -> list[Saved]:
+        if "b" in {each.user_id for each in todo}:
+            raise RuntimeError("cannot encode b")
+        return await encode(todo)
+
+    monkeypatch.setattr(service.worker, "_encode", fails)
+    assert await service.worker.work(block_ms=1) == 3 and not await service.store.backlog()
+    assert [bool((await service.timeline(user)).unencoded()) for user in "abc"] == [False, True, False]
+
+
 async def test_a_slow_worker_sees_what_came_meanwhile(service: Service) -> None:
     await service.ingest.submit(history(12), "durable")
     release = threading.Event()
     busy = asyncio.create_task(service.engine.call(lambda bundle: release.wait(10)))
-    slow = asyncio.create_task(service.worker.reconcile("u"))
+    slow = asyncio.create_task(service.worker.reconcile(["u"]))
     while not service.metric("queue_depth"):
         await asyncio.sleep(0.005)
     await service.ingest.submit([interaction(99, timestamp=NOW + 5)], "durable")
@@ -187,7 +216,7 @@ async def test_a_late_event_re_encodes_only_the_windows_it_falls_into(service: S
     await service.ingest.submit([interaction(99, timestamp=NOW + 10, item_id="i19")], "durable")
     timeline = await service.timeline("u")
     assert 1 <= len(timeline.unencoded()) <= K, "the new one, and windows over it"
-    known = {element.event.event_id for element in timeline.memory()}
+    known = {event.event_id for event in timeline.memory().events}
     assert not known & {todo.event.event_id for todo in timeline.unencoded()}, "a stale state was used"
     await service.work_off()
     after = dict(await snapshot(service))
@@ -248,9 +277,9 @@ async def test_a_new_space_leaves_the_old_one_intact(service: Service, tmp_path:
     write_bundle(tmp_path / "other", titles=TITLES, architecture="qwen2")
     async with open_service(tmp_path / "other", valkey.url) as other:
         assert other.space != service.space
-        assert (await other.timeline("u")).memory() == []
+        assert (await other.timeline("u")).memory().events == []
         await backfill(other.worker)
-        assert len((await other.timeline("u")).memory()) == 15 - K
+        assert len((await other.timeline("u")).memory().events) == 15 - K
     assert await snapshot(service) == before
 
 

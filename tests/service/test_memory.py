@@ -23,7 +23,7 @@ from redis.exceptions import RedisError
 from model_store.history import tie_key
 from service.embedded import EmbeddedServer
 from service.errors import BadRequest, StartupError, StoreUnavailable
-from service.events import Event, Receipt, UserCounts
+from service.events import DIGEST_BYTES, Event, Receipt, UserCounts, UserStates, item_digest
 from service.keys import ENCODE
 from service.memory import CLAIM_AFTER_MS, MemoryStore
 
@@ -51,13 +51,23 @@ def in_order(events: list[Event]) -> list[Event]:
     return sorted(events, key=lambda e: (e.timestamp, tie_key(e.user_id, e.item_id), e.event_id.encode()))
 
 
+async def seen(store: MemoryStore, user_id: str) -> set[bytes]:
+    digests = (await store.recall_and_seen(user_id, "s", 1))[1]
+    assert len(digests) % DIGEST_BYTES == 0
+    return {digests[start : start + DIGEST_BYTES] for start in range(0, len(digests), DIGEST_BYTES)}
+
+
+async def save(store: MemoryStore, user_id: str, space: str, records: dict[str, bytes], *, keep: int) -> int:
+    return (await store.save_states(space, [UserStates(user_id, records, keep)], keep))[0].num_states
+
+
 async def recalled(store: MemoryStore, user_id: str = "u", limit: int = 100) -> list[Event]:
     return [memory.event for memory in await store.recall(user_id, "s", limit)]
 
 
 async def fill(store: MemoryStore, events: list[Event], space: str = "s") -> None:
     await store.append(events)
-    await store.save_states(events[0].user_id, space, {e.event_id: b"state" for e in events}, keep=100)
+    await save(store, events[0].user_id, space, {e.event_id: b"state" for e in events}, keep=100)
 
 
 # ---- append and recall
@@ -79,7 +89,7 @@ def test_order_duplication_and_batching_of_arrival_do_not_matter(
             await store.append(arrivals[:size])
             del arrivals[:size]
         found = await recalled(store)
-        assert await store.seen("u") == {event.item_id for event in events}
+        assert await seen(store, "u") == {item_digest(event.item_id) for event in events}
         await store.close()
         return found
 
@@ -90,7 +100,7 @@ async def test_the_first_of_equal_event_ids_wins(store: MemoryStore) -> None:
     first, second = Event("e", "u", "i1", 1, "view", 2.5), Event("e", "u", "i2", 2)
     assert await store.append([first, second, Event("e", "v", "i2", 2)]) == [True, False, True]
     assert await store.append([second]) == [False]
-    assert await recalled(store) == [first] and await store.seen("u") == {"i1"}
+    assert await recalled(store) == [first] and await seen(store, "u") == {item_digest("i1")}
 
 
 async def test_a_batch_over_many_users_is_answered_in_its_order(store: MemoryStore) -> None:
@@ -110,7 +120,7 @@ async def test_recall_gives_the_newest_with_their_states(store: MemoryStore) -> 
     events = make_events(30)
     await store.append(events)
     expected = in_order(events)
-    await store.save_states("u", "s", {expected[-2].event_id: b"\0state\xff"}, keep=100)
+    await save(store, "u", "s", {expected[-2].event_id: b"\0state\xff"}, keep=100)
     found = await store.recall("u", "s", 5)
     assert [memory.event for memory in found] == expected[-5:]
     assert [memory.record for memory in found] == [None, None, None, b"\0state\xff", None]
@@ -132,8 +142,72 @@ async def test_recall_is_one_command_whatever_the_history(store: MemoryStore, ra
         "cmdstat_evalsha",
         "cmdstat_zrevrange",
         "cmdstat_hmget",
+        "cmdstat_hgetall",
     }
     assert stats["cmdstat_evalsha"]["usec"] < 20_000, "recall walked the whole history"
+
+
+async def test_the_seen_items_come_with_the_events(store: MemoryStore, raw: Redis) -> None:
+    """However long the history and wherever it came from: 8 bytes an event, in the answer of the one command."""
+    events = [Event(f"e{i}", "u", f"i{i}", i) for i in range(5000)]
+    for start in range(0, 5000, 500):
+        await store.append(events[start : start + 500])
+    await raw.config_resetstat()
+    assert await seen(store, "u") == {item_digest(event.item_id) for event in events}
+    stats = await raw.info("commandstats")
+    assert stats["cmdstat_evalsha"]["calls"] == 1 and not {"cmdstat_hvals", "cmdstat_set"} & stats.keys()
+    assert await raw.strlen("automr:{u}:seen") == DIGEST_BYTES * 5000
+
+
+@pytest.mark.parametrize("loss", ["hash of an earlier version", "lost", "torn"])
+async def test_what_was_seen_follows_from_the_log(store: MemoryStore, raw: Redis, loss: str) -> None:
+    events = [Event(f"e{number}", "u", name, number) for number, name in enumerate([*STRANGE, *STRANGE[:3]])]
+    await store.append(events)
+    before = await seen(store, "u")
+    await raw.delete("automr:{u}:seen")
+    if loss == "hash of an earlier version":
+        await raw.hset("automr:{u}:seen", mapping={"i": 1})
+        await store.append([Event("another", "u", STRANGE[0], 99)])
+    elif loss == "torn":
+        await raw.set("automr:{u}:seen", b"torn")
+    assert await seen(store, "u") == before == {item_digest(name) for name in STRANGE}
+    await raw.config_resetstat()
+    assert await seen(store, "u") == before
+    assert "cmdstat_hvals" not in await raw.info("commandstats"), "it is made anew again and again"
+
+
+async def test_many_users_are_recalled_and_saved_in_one_round_trip(store: MemoryStore, raw: Redis) -> None:
+    await store.append([Event(f"e{number}", user, "i", number) for user in "abc" for number in range(5)])
+    states = [UserStates(user, {"e4": user.encode(), "unknown": b"x"}, 10) for user in "abc"]
+    saved = await store.save_states("s", states, 2)
+    assert [each.num_states for each in saved] == [1, 1, 1]
+    recalled_at_once = await store.recall_many(["c", "nobody", "a", "c"], "s", 2)
+    found = [each.events for each in recalled_at_once]
+    assert found == [await store.recall(user, "s", 2) for user in ("c", "nobody", "a", "c")]
+    assert [[each.record for each in one] for one in found] == [[None, b"c"], [], [None, b"a"], [None, b"c"]]
+    assert await store.recall_many([], "s", 2) == [] and await store.save_states("s", [], 2) == []
+
+
+async def test_the_log_is_named_by_its_events_and_their_order(store: MemoryStore) -> None:
+    async def name(limit: int = 3) -> bytes:
+        return (await store.recall_many(["u"], "s", limit))[0].log
+
+    await store.append([Event(f"e{number}", "u", "i", number) for number in range(5)])
+    before = await name(10)
+    assert (await store.save_states("s", [UserStates("u", {"e3": b"x"}, 2)], 10))[0] == (1, before)
+    names = {before, await name(), await name(4)}
+    await store.append([Event("e2", "u", "i", 99)])
+    assert await name(10) == before, "a duplicate changes nothing"
+    for change in (Event("late", "u", "i", 3), Event("e5", "u", "i", 5), Event("early", "u", "i", -1)):
+        await store.append([change])
+        names.add(await name(10))
+    await store.forget_event("u", "early")
+    assert await name(10) in names
+    await store.forget_event("u", "late")
+    await store.append([Event("late", "u", "another", 3)])
+    names.add(await name(10))
+    assert len(names) == 7, "a changed log goes unnoticed"
+    assert (await store.save_states("s", [UserStates("u", {}, 2)], 10))[0].log == await name(10)
 
 
 async def test_bytes_of_others_are_skipped_and_counted(
@@ -156,12 +230,12 @@ async def test_bytes_of_others_are_skipped_and_counted(
         await raw.zadd("automr:{u}:order", {f"{'0' * 16}:bad{number}": number})
     await raw.zadd("automr:{u}:order", {b"\xff": 7})
     await raw.zadd("automr:{u}:order", {f"{'0' * 16}:without a body": 8})
-    await raw.hset("automr:{u}:seen", b"\xff", "not a number")
+    await raw.set("automr:{u}:seen", b"\xff")
     with caplog.at_level(logging.WARNING, "service.memory"):
         assert await recalled(store) == [good]
         assert await store.events("u", limit=50) == ([good], None)
     assert f"skipped {len(bad) + 2} of {len(bad) + 3}" in caplog.text
-    assert "i" in await store.seen("u")
+    assert item_digest("i") in await seen(store, "u")
     assert await store.forget_event("u", "bad0") and (await store.forget_user("u")).events == len(bad)
 
 
@@ -171,7 +245,7 @@ async def test_any_text_is_a_name(store: MemoryStore, raw: Redis, name: str) -> 
     await fill(store, [event])
     await store.save_retrievals("s", {name: {name: 0.5}})
     assert [(m.event, m.record is None) for m in await store.recall(name, "s", 10)] == [(event, False)]
-    assert await store.seen(name) == {name} and [user async for user in store.users()] == [name]
+    assert await seen(store, name) == {item_digest(name)} and [user async for user in store.users()] == [name]
     assert await store.last_retrieval(name, "s") == {name: 0.5}
     assert {user for _, user in await store.next_encodings("c", count=9, block_ms=1)} == {name}
     await store.put_items({name: {"title": name}})
@@ -217,10 +291,10 @@ async def test_states_of_the_newest_are_kept_and_the_others_trimmed(store: Memor
     events = make_events(30)
     await store.append(events)
     everything = {event.event_id: b"x" for event in events} | {"unknown": b"x"}
-    assert await store.save_states("u", "s", everything, keep=20) == 20
+    assert await save(store, "u", "s", everything, keep=20) == 20
     assert await store.counts("u", "s") == UserCounts(30, 20)
     await store.append([Event("newer", "u", "i", 9999)])
-    assert await store.save_states("u", "s", {}, keep=20) == 0
+    assert await save(store, "u", "s", {}, keep=20) == 0
     assert [m.record for m in await store.recall("u", "s", 30)] == [None] * 10 + [b"x"] * 19 + [None]
 
 
@@ -240,7 +314,7 @@ async def test_forgetting_leaves_no_key_and_says_what_went(store: MemoryStore, r
 async def test_late_writes_do_not_bring_a_user_back(store: MemoryStore, raw: Redis) -> None:
     await fill(store, make_events(5))
     await store.forget_user("u")
-    assert await store.save_states("u", "s", {"e0001": b"x"}, keep=9) == 0
+    assert await save(store, "u", "s", {"e0001": b"x"}, keep=9) == 0
     await store.save_retrievals("s", {"u": {"e0001": 1.0}})
     assert not [key async for key in raw.scan_iter() if b"{u}" in key]
 
@@ -251,7 +325,7 @@ async def test_forgetting_an_event_forgets_what_came_of_it(store: MemoryStore, r
     await store.save_retrievals("s", {"u": {"e3": 1.0}})
     assert await store.forget_event("u", "e3") and not await store.forget_event("u", "e3")
     assert await store.forget_event("u", "e2")
-    assert await recalled(store) == events[:1] and await store.seen("u") == {"twice"}
+    assert await recalled(store) == events[:1] and await seen(store, "u") == {item_digest("twice")}
     assert await store.counts("u", "s") == UserCounts(1, 1) and await store.last_retrieval("u", "s") == {}
     await store.forget_event("u", "e1")
     assert not [key async for key in raw.scan_iter() if b"{u}" in key], "the last event left keys behind"
@@ -262,7 +336,7 @@ async def test_a_memory_element_costs_little_more_than_its_record(store: MemoryS
     events = [Event(os.urandom(16).hex(), "u", f"i{i}", i) for i in range(90)]
     await store.append(events)
     records = {event.event_id: os.urandom(header_bytes + 2 * hidden_size) for event in events}
-    await store.save_states("u", "s", records, keep=100)
+    await save(store, "u", "s", records, keep=100)
     usage = await raw.memory_usage("automr:{u}:states:s", samples=0) or 0
     assert 0 < usage / 90 <= 2 * hidden_size + 64, f"{usage / 90:.0f} bytes for each element"
 
@@ -439,13 +513,19 @@ async def test_all_of_it_works_on_a_cluster(cluster_store: MemoryStore) -> None:
     assert await store.append(batch) == [True] * 100 and await store.append(batch) == [False] * 100
     assert sorted([user async for user in store.users()]) == sorted({event.user_id for event in batch})
     for user in ("u1", "u2", "u3", "u4"):
-        assert await store.save_states(user, "s", {f"e{user[1:]}": b"state"}, keep=100) == 1
+        assert await save(store, user, "s", {f"e{user[1:]}": b"state"}, keep=100) == 1
         assert [m.record for m in await store.recall(user, "s", 100)] == [b"state"] + [None] * 4
         assert len((await store.events(user, limit=3))[0]) == 3
         assert await store.forget_event(user, f"e{user[1:]}")
         await store.save_retrievals("s", {user: {"e": 1.0}})
         assert (await store.forget_user(user)).events == 4
         assert await store.recall(user, "s", 5) == []
+    others = [f"u{number}" for number in range(5, 20)]
+    saved = await store.save_states("s", [UserStates(user, {f"e{user[1:]}": b"x"}, 9) for user in others], 9)
+    assert [each.num_states for each in saved] == [1] * 15
+    recalled_at_once = await store.recall_many(others, "s", 100)
+    assert [each.events[0].record for each in recalled_at_once] == [b"x"] * 15, "not in the order of the users"
+    assert await seen(store, "u7") == {item_digest("i")}
     entries = await store.next_encodings("c", count=100, block_ms=10)
     assert len(entries) == await store.backlog() == 40
     await store.encoded([entry for entry, _ in entries])

@@ -113,11 +113,24 @@ async def test_recent_stands_on_top_of_the_store(service: Service) -> None:
     assert ids(again) == ids(plain), "an item of the store, sent once more, changes nothing"
     context = await service.recommender._remember(RecommendRequest(user_id="u", recent=[RecentItem(item_id="i9")]))
     assert context.recent == [TITLES[3], TITLES[4], TITLES[9]]
-    assert [element.event.event_id for element in context.memory] == ["e000", "e001", "e002"]
+    assert [event.event_id for event in context.memory.events] == ["e000", "e001", "e002"]
     old = [RecentItem(item_id="i9", timestamp=NOW - number) for number in range(1, 3)]
     context = await service.recommender._remember(RecommendRequest(user_id="u", recent=old))
     assert context.recent == TITLES[2:5], "what is older than the store's newest does not push them out"
-    assert [element.event.event_id for element in context.memory] == ["e000", "e001"], "recent is not memory, too"
+    assert [event.event_id for event in context.memory.events] == ["e000", "e001"], "recent is not memory, too"
+
+
+async def test_a_recommendation_asks_the_store_once(service: Service, raw: Redis) -> None:
+    await service.ingest.submit(history(30), "visible")
+    for request in ({}, {"exclude_seen": False}, {"recent": recent("i3")}):
+        await raw.config_resetstat()
+        await ask(service, user_id="u", **request)
+        calls = {name: each["calls"] for name, each in (await raw.info("commandstats")).items()}
+        assert calls["cmdstat_evalsha"] == 1 and calls.keys() <= {
+            "cmdstat_config|resetstat",
+            *(f"cmdstat_{name}" for name in ("evalsha", "zrevrange", "hmget", "hgetall", "hlen", "strlen", "get")),
+        }
+        await asyncio.sleep(0.3)  # until the weights are written
 
 
 async def test_weights_of_the_last_retrieval_are_shown(tmp_path: Path, valkey: EmbeddedServer, raw: Redis) -> None:

@@ -28,7 +28,7 @@ def remembered(bundle: Bundle, item_ids: list[str], *, encoded: set[int]) -> lis
 def test_every_event_is_recent_or_memory_or_too_old(bundle: Bundle, count: int, encoded: set[int]) -> None:
     timeline = Timeline(remembered(bundle, [f"i{n % 9}" for n in range(count)], encoded=encoded), bundle)
     memory = range(max(0, count - K - M), max(0, count - K))
-    assert [int(element.state[0]) for element in timeline.memory()] == [n for n in memory if n in encoded]
+    assert timeline.memory().states[:, 0].tolist() == [n for n in memory if n in encoded]
     assert timeline.is_incomplete() == any(n not in encoded for n in memory)
     kept = range(max(0, count - K - M), count)
     assert [todo.event.event_id for todo in timeline.unencoded()] == [f"e{n}" for n in kept if n not in encoded]
@@ -41,9 +41,9 @@ def test_a_state_that_is_not_that_of_its_window_is_never_used(bundle: Bundle, sp
     good = parts[1].record or b""
     other = {"window": parts[2].record, "space": good[:8] + b"another!" + good[16:], "bytes": good[:-1]}
     spoilt = other.get(spoil, good[:24] + b"\x00\x7c" * 32)
-    parts[1] = parts[1]._replace(record=spoilt) if hasattr(parts[1], "_replace") else Remembered(parts[1].event, spoilt)
+    parts[1] = parts[1]._replace(record=spoilt)
     timeline = Timeline(parts, bundle)
-    assert [element.event.event_id for element in timeline.memory()] == ["e0", "e2", "e3", "e4"]
+    assert [event.event_id for event in timeline.memory().events] == ["e0", "e2", "e3", "e4"]
     assert [(todo.event.event_id, todo.is_stale) for todo in timeline.unencoded()] == [("e1", True)]
 
 
@@ -59,5 +59,6 @@ def test_events_of_unknown_items_are_left_out(bundle: Bundle) -> None:
 def test_nothing_known_is_nothing_to_do(bundle: Bundle) -> None:
     for names in ([], ["gone"] * 40):
         timeline = Timeline(remembered(bundle, names, encoded=set()), bundle)
-        assert (timeline.memory(), timeline.unencoded(), timeline.num_kept) == ([], [], 0)
+        assert (timeline.memory().events, timeline.unencoded(), timeline.num_kept) == ([], [], 0)
+        assert timeline.memory().states.shape == (0, 32)
         assert not timeline.is_incomplete()

@@ -56,7 +56,7 @@ async def test_the_forgotten_leave_no_key_and_may_come_back(service: Service, ra
     await service.ingest.submit(history(2, "someone"), "visible")
     page = await service.users.get("someone", None, 10)
     assert (page.counts.events, page.counts.states, page.memory) == (2, 2, [])
-    assert await service.store.seen("someone") == {"i0", "i1"}
+    assert await service.seen("someone") == {"i0", "i1"}
 
 
 async def test_who_is_forgotten_while_encoded_stays_forgotten(
@@ -65,7 +65,7 @@ async def test_who_is_forgotten_while_encoded_stays_forgotten(
     async with open_service(bundle_path, valkey.url, encode_in_process=True) as service:
         for attempt in range(8):
             await service.ingest.submit(history(30, "someone"), "durable")
-            encoding = asyncio.create_task(service.worker.reconcile("someone"))
+            encoding = asyncio.create_task(service.worker.reconcile(["someone"]))
             await asyncio.sleep(attempt / 200)
             await service.users.forget("someone")
             await encoding
@@ -76,7 +76,7 @@ async def test_forgetting_an_event_derives_memory_anew(service: Service) -> None
     await service.ingest.submit(history(12), "visible")
     assert (await service.users.forget_event("u", "e004")).forgotten
     assert not (await service.users.forget_event("u", "e004")).forgotten
-    used = [element.event.event_id for element in (await service.timeline("u")).memory()]
+    used = [event.event_id for event in (await service.timeline("u")).memory().events]
     assert not {"e004", "e005", "e006"} & set(used), "states of windows over it are not used any more"
     await service.work_off()
     remembered = await service.store.recall("u", service.space, 100)
@@ -84,6 +84,6 @@ async def test_forgetting_an_event_derives_memory_anew(service: Service) -> None
     assert len(remembered) == len(expected) == 11
     for each in remembered:
         assert each.record and service.bundle.codec.decode(each.record)[1] == expected[each.event.event_id][1]
-    assert "i4" in await service.store.seen("u"), "e011 speaks of the same item"
+    assert "i4" in await service.seen("u"), "e011 speaks of the same item"
     await service.users.forget_event("u", "e011")
-    assert "i4" not in await service.store.seen("u")
+    assert "i4" not in await service.seen("u")
