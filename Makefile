@@ -15,7 +15,7 @@ STORE  := var/demo
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint format clean
+.PHONY: help demo test bench growth lint format clean
 .SUFFIXES:
 
 help: ## this list
@@ -35,10 +35,11 @@ $(READERS): | $(VENV)/.demo
 test: lint ## lint, types and all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(PYTEST)
 
-bench: $(VENV)/.test $(READERS) ## the benchmarks: a table each, and one last line of JSON
-	@set -e; for file in tests/benchmarks/benchmark_*.py; do \
-		echo "--- $$file"; PYTHONPATH=. $(BIN)/python "$$file"; \
-	done
+bench: $(VENV)/.test $(READERS) ## the benchmarks (ten minutes on an idle machine), then what of the goals they reach
+	@PYTHONPATH=. $(BIN)/python tests/benchmarks/summary.py
+
+growth: $(VENV)/.test $(READERS) ## how latency and bytes grow with histories, items and load: figures in tests/benchmarks/results
+	@PYTHONPATH=. $(BIN)/python tests/benchmarks/growth.py
 
 lint: $(VENV)/.test ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .

@@ -16,12 +16,8 @@ measured rate of one large product of matrices. Prints a table and, last, one li
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -30,11 +26,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from model_store.split_lm import SplitLM
-from tests.benchmarks.benchmark_service import commit
+from tests.benchmarks.machine import last_line, matrix_rate, table, timed
 from training.annotate import annotate
 from training.likelihood import answer_log_probs, read
 from training.states import States, encode_prompts
@@ -154,20 +149,7 @@ def num_operations(size: Size, reader: Reader) -> float:
     return layer * (size.split_layer * bottom + (size.num_layers - size.split_layer) * top) + head
 
 
-def matrix_rate(hidden_size: int) -> float:
-    """Operations per second of a large product as wide as the model's."""
-    rows, weights = torch.randn(2048, hidden_size), torch.randn(2 * hidden_size, hidden_size)
-    laps = [timed(lambda: functional.linear(rows, weights))[0] for _ in range(20)]
-    return 2 * rows.numel() * len(weights) / statistics.median(laps)
-
-
 # --- measuring -------------------------------------------------------------------------------------------------------
-
-
-def timed(function: Callable[[], Any]) -> tuple[float, Any]:
-    started = time.perf_counter()
-    result = function()
-    return time.perf_counter() - started, result
 
 
 def measure(size: Size, *, num_targets: int, num_elements: int, num_laps: int) -> dict[str, float]:
@@ -188,7 +170,7 @@ def measure(size: Size, *, num_targets: int, num_elements: int, num_laps: int) -
             seconds, found = timed(function)
             laps[name].append(1000 * seconds / count)
             must_agree(name, found, scores)
-    rate = matrix_rate(size.hidden_size)
+    rate = matrix_rate()
     medians = {f"{name}_ms": statistics.median(values) for name, values in laps.items()}
     return {
         **medians,
@@ -196,6 +178,7 @@ def measure(size: Size, *, num_targets: int, num_elements: int, num_laps: int) -
         "times_faster_states_kept": medians["each_ms"] / medians["states_kept_ms"],
         "times_faster_than_batched": medians["batched_ms"] / medians["shared_ms"],
         "floor_ms": 1000 * num_operations(size, reader) / rate / num_targets,
+        "times_floor": medians["shared_ms"] / (1000 * num_operations(size, reader) / rate / num_targets),
         "matrix_gflops": rate / 1e9,
     }
 
@@ -210,22 +193,20 @@ def must_agree(name: str, found: Sequence[Sequence[float]], expected: Sequence[S
         raise SystemExit(f"{name} differs from the shared way by {worst:.2g} nats")
 
 
-def table(results: dict[str, dict[str, float]]) -> str:
-    heads = ("per target, ms", "each", "batched", "shared", "states kept", "floor", "each/shared", "each/kept")
-    lines = ["{:18} {:>9} {:>9} {:>9} {:>12} {:>8} {:>12} {:>10}".format(*heads)]
-    columns = (
-        "each_ms",
-        "batched_ms",
-        "shared_ms",
-        "states_kept_ms",
-        "floor_ms",
-        "times_faster",
-        "times_faster_states_kept",
-    )
-    for name, result in results.items():
-        values = [result[column] for column in columns]
-        lines.append("{:18} {:9.1f} {:9.1f} {:9.2f} {:12.2f} {:8.2f} {:12.1f} {:10.1f}".format(name, *values))
-    return "\n".join(lines)
+_COLUMNS = {
+    "each": "each_ms",
+    "batched": "batched_ms",
+    "shared": "shared_ms",
+    "states kept": "states_kept_ms",
+    "floor": "floor_ms",
+    "each/shared": "times_faster",
+    "each/kept": "times_faster_states_kept",
+}
+
+
+def report(results: dict[str, dict[str, float]]) -> str:
+    rows = [(name, *(result[column] for column in _COLUMNS.values())) for name, result in results.items()]
+    return table([("per target, ms", *_COLUMNS), *rows])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -236,10 +217,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     counts = {"num_targets": arguments.targets, "num_elements": arguments.elements}
     results = {size.name: measure(size, num_laps=arguments.laps, **counts) for size in SIZES}
-    rounded = {size: {name: round(value, 2) for name, value in result.items()} for size, result in results.items()}
-    machine = {"commit": commit(), "cores": os.cpu_count(), "machine": platform.processor() or platform.machine()}
-    print(table(results))
-    print(json.dumps({"benchmark": "annotation", **counts, "threads": torch.get_num_threads(), **rounded, **machine}))
+    print(report(results))
+    print(last_line("annotation", {**counts, **results}))
     return 0
 
 

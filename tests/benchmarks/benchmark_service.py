@@ -1,223 +1,258 @@
-"""What one client sees of the demo: latency of /recommend, ingest, lag until memory is visible, bytes, server memory.
+"""What clients see of the service: latency of /recommend alone and under load, ingest, lag, bytes, server memory.
 
-Starts a real server process on a bundle (default: the demo's) with a store of its own. Prints a table and, last, one
-line of JSON.
+Starts real server processes on a bundle (default: the demo's) with stores of their own. Prints a table and, last, one
+line of JSON. Load comes from a process of its own (`load.py`). About two minutes.
 
-    python tests/benchmarks/benchmark_service.py [--bundle DIR] [--requests 500]
+    python tests/benchmarks/benchmark_service.py [--bundle DIR] [--requests 300]
 """
 
 import argparse
 import asyncio
-import json
-import os
-import platform
-import signal
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
-import redis.asyncio
-
 from model_store.bundle import read_manifest
 from model_store.manifest import Manifest
-from service.embedded import EmbeddedServer
-from service.keys import user_prefix
-from service.server import bound_socket
+from tests.benchmarks.load import Load, Outcome, generate
+from tests.benchmarks.machine import last_line, median_ms, percentile_ms, table
+from tests.benchmarks.serving import (
+    ROOT,
+    Server,
+    bytes_per_element,
+    demo_events,
+    ingest,
+    quantile_between,
+    running_server,
+    wait_until_encoded,
+)
 
-ROOT = Path(__file__).resolve().parents[2]
-START_TIMEOUT_S = 120
+ENGINE_STAGES = ("encode", "retrieve", "generate", "ground")
+CLIENTS = (1, 4, 16, 64)
+ROUNDS = 3  # of all numbers of clients in turn, so that a busy machine is busy for all of them
+ROUND_S = 2.0
+OVERLOAD_S = 6.0
+DEADLINE_MS = 500
+LONG_HISTORY, SHORT_HISTORY = 5000, 10
+LAG_S = 10.0
+LAG_USERS, BURST_POSTS = 200, 100
+EVENTS_PER_POST = 20
+NOW = 1_750_000_000
 
-
-@contextmanager
-def running_server(bundle: Path, store_url: str) -> Iterator[tuple[str, int]]:
-    """Address and process id of a server that is ready."""
-    with bound_socket("127.0.0.1", 0) as probe:
-        port = probe.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "service",
-        "serve",
-        "--bundle",
-        str(bundle),
-        "--store",
-        store_url,
-        "--port",
-        str(port),
-    ]
-    process = subprocess.Popen([*command, "--log-level", "warning"], cwd=ROOT)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        _wait_until_ready(address, process)
-        yield address, process.pid
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=60)
+Events = list[dict[str, Any]]
 
 
-def _wait_until_ready(address: str, process: "subprocess.Popen[bytes]") -> None:
-    ends = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < ends and process.poll() is None:
-        try:
-            if httpx.get(f"{address}/readyz").status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.1)
-    raise SystemExit("the server did not become ready")
-
-
-def percentiles(seconds: Sequence[float]) -> tuple[float, float]:
-    """p50 and p99 in milliseconds."""
-    cuts = statistics.quantiles(seconds, n=100)
-    return 1000 * statistics.median(seconds), 1000 * cuts[98]
-
-
-def timed(client: httpx.Client, path: str, body: dict[str, Any]) -> tuple[float, dict[str, Any]]:
-    started = time.perf_counter()
-    answer = client.post(path, json=body)
-    seconds = time.perf_counter() - started
-    answer.raise_for_status()
-    return seconds, answer.json()
-
-
-def ingest(client: httpx.Client, events: list[dict[str, Any]]) -> float:
-    """Events acknowledged per second, in batches of 100."""
-    started = time.perf_counter()
-    for start in range(0, len(events), 100):
-        timed(client, "/interactions", {"interactions": events[start : start + 100]})
-    return len(events) / (time.perf_counter() - started)
-
-
-def wait_for_memory(client: httpx.Client, user_id: str, num_states: int) -> float:
-    """Seconds until the user has that many states."""
-    started = time.perf_counter()
-    while client.get(f"/users/{user_id}").json()["counts"]["states"] < num_states:
-        time.sleep(0.005)
-    return time.perf_counter() - started
-
-
-def recommend(
-    client: httpx.Client, users: Sequence[str], num_requests: int
-) -> tuple[list[float], dict[str, list[float]]]:
-    """Seconds of each request, and of each stage in milliseconds."""
-    seconds: list[float] = []
+def alone(server: Server, users: Sequence[str], num_requests: int) -> dict[str, Any]:
+    """One client, one request after the other. Overhead is what the client waits beyond the engine's own time."""
+    seconds, overheads = [], []
     stages: dict[str, list[float]] = {}
     for number in range(num_requests):
-        lap, answer = timed(client, "/recommend", {"user_id": users[number % len(users)], "k": 10})
-        seconds.append(lap)
-        for stage, milliseconds in answer["timings_ms"].items():
+        started = time.perf_counter()
+        answer = server.post("/recommend", {"user_id": users[number % len(users)], "k": 10})
+        seconds.append(time.perf_counter() - started)
+        timings = answer["timings_ms"]
+        overheads.append(1000 * seconds[-1] - sum(timings.get(stage, 0.0) for stage in ENGINE_STAGES))
+        for stage, milliseconds in timings.items():
             stages.setdefault(stage, []).append(milliseconds)
-    return seconds, stages
-
-
-def visible_lags(client: httpx.Client, events: list[dict[str, Any]]) -> list[float]:
-    """Seconds from the acknowledgement of one event to its state, for fresh users one after the other."""
-    lags = []
-    for number, event in enumerate(events):
-        user_id = f"lag-{number}"
-        timed(client, "/interactions", {"interactions": [{**event, "user_id": user_id}]})
-        lags.append(wait_for_memory(client, user_id, 1))
-    return lags
-
-
-async def bytes_per_element(store_url: str, space: str, user_id: str) -> float:
-    """What the server says a user's states take, by element, overhead included."""
-    client = redis.asyncio.Redis.from_url(store_url)
-    key = f"{user_prefix(user_id)}states:{space}"
-    total, count = await client.execute_command("MEMORY", "USAGE", key, "SAMPLES", 0), await client.hlen(key)
-    await client.aclose()
-    return float(total) / int(count)
-
-
-def resident_mib(pid: int) -> float:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0]) / 1024
-
-
-def measure(bundle: Path, num_requests: int) -> dict[str, Any]:
-    events = [json.loads(line) for line in (bundle / "demo-interactions.jsonl").read_text().splitlines()]
-    with (
-        tempfile.TemporaryDirectory() as directory,
-        EmbeddedServer(Path(directory)) as store,
-        running_server(bundle, store.url) as (address, pid),
-        httpx.Client(base_url=address, timeout=30) as client,
-    ):
-        return _measure(client, events, read_manifest(bundle), num_requests, store_url=store.url, pid=pid)
-
-
-def _measure(
-    client: httpx.Client,
-    events: list[dict[str, Any]],
-    manifest: Manifest,
-    num_requests: int,
-    *,
-    store_url: str,
-    pid: int,
-) -> dict[str, Any]:
-    counts = Counter(event["user_id"] for event in events)
-    longest, num_events = counts.most_common(1)[0]
-    rate = ingest(client, events)
-    wait_for_memory(client, longest, min(num_events, manifest.memory.max_elements + manifest.prompt.recent_length))
-    recommend(client, sorted(counts), len(counts))  # warm
-    seconds, stages = recommend(client, sorted(counts), num_requests)
-    p50, p99 = percentiles(seconds)
-    visible_p50, visible_p99 = percentiles(visible_lags(client, events[:100]))
     return {
-        "recommend_p50_ms": round(p50, 2),
-        "recommend_p99_ms": round(p99, 2),
-        "stages_p50_ms": {stage: round(statistics.median(laps), 2) for stage, laps in stages.items()},
-        "ingest_events_per_s": round(rate),
-        "visible_p50_ms": round(visible_p50, 1),
-        "visible_p99_ms": round(visible_p99, 1),
-        "bytes_per_element": round(asyncio.run(bytes_per_element(store_url, manifest.space, longest)), 1),
-        "bytes_allowed": 2 * manifest.backbone.hidden_size + 64,
-        "server_mib": round(resident_mib(pid)),
+        "p50_ms": median_ms(seconds),
+        "p99_ms": percentile_ms(seconds, 99),
+        "overhead_p50_ms": statistics.median(overheads),
+        "stages_p50_ms": {stage: statistics.median(laps) for stage, laps in stages.items()},
     }
 
 
-def table(result: dict[str, Any], num_requests: int) -> str:
-    stages = ", ".join(f"{stage} {laps}" for stage, laps in result["stages_p50_ms"].items())
-    rows = [
-        (
-            f"/recommend, k = 10, {num_requests} requests",
-            f"p50 {result['recommend_p50_ms']} ms, p99 {result['recommend_p99_ms']} ms",
-        ),
-        ("  stages, p50 in ms", stages),
-        ("/interactions in batches of 100, fsynced", f"{result['ingest_events_per_s']} events/s"),
-        ("acknowledged → memory visible", f"p50 {result['visible_p50_ms']} ms, p99 {result['visible_p99_ms']} ms"),
-        ("memory element in the store", f"{result['bytes_per_element']} bytes (2·D + 64 = {result['bytes_allowed']})"),
-        ("server process", f"{result['server_mib']} MiB resident"),
+def history(user_id: str, length: int, items: Sequence[str], start: int = NOW) -> Events:
+    return [
+        {"user_id": user_id, "item_id": items[place % len(items)], "timestamp": start + place}
+        for place in range(length)
     ]
-    return "\n".join(f"{name:45} {value}" for name, value in rows)
 
 
-def commit() -> str:
-    found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip() or "unknown"
+def long_against_short(server: Server, items: Sequence[str], num_pairs: int) -> dict[str, Any]:
+    """Two users with the same newest items, asked for in turn; nothing is excluded as seen, so that both rank all."""
+    lengths = {"long": LONG_HISTORY, "short": SHORT_HISTORY}
+    for user_id, length in lengths.items():
+        ingest(server, history(user_id, LONG_HISTORY, items)[-length:], size=500)
+    wait_until_encoded(server)
+    seconds: dict[str, list[float]] = {user_id: [] for user_id in lengths}
+    for _ in range(num_pairs):
+        for user_id, laps in seconds.items():
+            started = time.perf_counter()
+            server.post("/recommend", {"user_id": user_id, "k": 10, "exclude_seen": False})
+            laps.append(time.perf_counter() - started)
+    return {
+        "long_p50_ms": median_ms(seconds["long"]),
+        "short_p50_ms": median_ms(seconds["short"]),
+        "ratio": statistics.median(seconds["long"]) / statistics.median(seconds["short"]),
+    }
+
+
+def saturated(server: Server, bodies: Events) -> dict[str, Any]:
+    """Closed loops of more and more clients: medians over rounds, and throughput relative to one client."""
+    generate(Load(server.port, "/recommend", bodies, 1.0, num_clients=16))  # warm
+    before = server.metrics()
+    rounds = [
+        {clients: generate(Load(server.port, "/recommend", bodies, ROUND_S, clients)) for clients in CLIENTS}
+        for _ in range(ROUNDS)
+    ]
+    after = server.metrics()
+    found = {str(clients): _over_rounds([outcomes[clients] for outcomes in rounds]) for clients in CLIENTS}
+    for clients in CLIENTS:
+        ratios = [outcomes[clients].rate / outcomes[1].rate for outcomes in rounds]
+        found[str(clients)]["against_one"] = statistics.median(ratios)
+    jobs, batches = (after[f"batch_size_{part}"] - before[f"batch_size_{part}"] for part in ("sum", "count"))
+    return {**found, "mean_batch": jobs / batches}
+
+
+def _over_rounds(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    return {
+        "per_s": statistics.median(outcome.rate for outcome in outcomes),
+        "p50_ms": statistics.median(percentile_ms(outcome.answered_s, 50) for outcome in outcomes),
+        "p99_ms": statistics.median(percentile_ms(outcome.answered_s, 99) for outcome in outcomes),
+        **_kinds(outcomes),
+    }
+
+
+def _kinds(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """What became of the requests; of 200s, those that are no fallback are counted apart."""
+    statuses, fallbacks = Counter[str](), Counter[str]()
+    for outcome in outcomes:
+        statuses.update(outcome.statuses)
+        fallbacks.update(outcome.fallbacks)
+    return {"statuses": dict(statuses), "fallbacks": dict(fallbacks), "lost": sum(each.lost for each in outcomes)}
+
+
+def overloaded(server: Server, bodies: Events, rate: float) -> dict[str, Any]:
+    """Twice as many requests as can be answered, each with a deadline."""
+    asked = [{**body, "deadline_ms": DEADLINE_MS} for body in bodies]
+    outcome = generate(Load(server.port, "/recommend", asked, OVERLOAD_S, rate=2 * rate))
+    refused = outcome.refused_s or [0.0]
+    return {
+        "offered_per_s": 2 * rate,
+        "per_s": outcome.rate,
+        "p50_ms": percentile_ms(outcome.answered_s, 50),
+        "p99_ms": percentile_ms(outcome.answered_s, 99),
+        "refused_p99_ms": percentile_ms(refused, 99),
+        "deadline_ms": DEADLINE_MS,
+        **_kinds([outcome]),
+    }
+
+
+def encoding(server: Server, items: Sequence[str]) -> dict[str, Any]:
+    """Events of many users in small posts: how many a second become memory, then the lag at half of that."""
+    for user in range(LAG_USERS):
+        ingest(server, history(f"lag-{user}", 20, items), size=500)
+    wait_until_encoded(server)
+    burst = _posts(items, BURST_POSTS, NOW + 1000)
+    started = time.perf_counter()
+    for body in burst:
+        server.post("/interactions", body)
+    wait_until_encoded(server)
+    capacity = EVENTS_PER_POST * len(burst) / (time.perf_counter() - started)
+    rate = capacity / 2 / EVENTS_PER_POST
+    posts = _posts(items, 2 * round(LAG_S * rate) + 2, NOW + 100_000)
+    before = server.metrics()
+    outcome = generate(Load(server.port, "/interactions", posts, LAG_S, rate=rate))
+    wait_until_encoded(server)
+    after = server.metrics()
+    name = "ingest_visible_lag_seconds"
+    return {
+        "capacity_events_per_s": capacity,
+        "offered_events_per_s": EVENTS_PER_POST * len(outcome.answered_s) / outcome.elapsed_s,
+        "visible_p50_ms": 1000 * quantile_between(before, after, name, 0.5),
+        "visible_p99_ms": 1000 * quantile_between(before, after, name, 0.99),
+        **_kinds([outcome]),
+    }
+
+
+def _posts(items: Sequence[str], num_posts: int, start: int) -> Events:
+    """Bodies with the next events of users who take turns."""
+    events = [
+        {"user_id": f"lag-{number % LAG_USERS}", "item_id": items[number % len(items)], "timestamp": start + number}
+        for number in range(num_posts * EVENTS_PER_POST)
+    ]
+    starts = range(0, len(events), EVENTS_PER_POST)
+    return [{"interactions": events[place : place + EVENTS_PER_POST]} for place in starts]
+
+
+def measure(bundle: Path, num_requests: int) -> dict[str, Any]:
+    manifest, events = read_manifest(bundle), demo_events(bundle)
+    counts = Counter(event["user_id"] for event in events)
+    users, items = sorted(counts), sorted({event["item_id"] for event in events})
+    bodies = [{"user_id": user_id, "k": 10} for user_id in users]
+    with running_server(bundle) as server:
+        ingest(server, events)
+        wait_until_encoded(server)
+        alone(server, users, len(users))  # warm
+        result: dict[str, Any] = {"alone": alone(server, users, num_requests)}
+        result["saturated"] = saturated(server, bodies)
+        best = max(result["saturated"][str(clients)]["per_s"] for clients in CLIENTS)
+        result["overloaded"] = overloaded(server, bodies, best)
+        result["history"] = long_against_short(server, items, num_requests // 4)
+        result["ingest_events_per_s"] = ingest(server, history("many", 3000, items))
+        wait_until_encoded(server)
+        result["encoding"] = encoding(server, items)
+        return {**result, **sizes(server, manifest, counts.most_common(1)[0][0])}
+
+
+def sizes(server: Server, manifest: Manifest, user_id: str) -> dict[str, Any]:
+    return {
+        "bytes_per_element": asyncio.run(bytes_per_element(server.store_url, manifest.space, user_id)),
+        "server_mib": server.resident_mib,
+    }
+
+
+def figures(result: dict[str, Any]) -> list[tuple[object, ...]]:
+    one, histories, lag = (result[name] for name in ("alone", "history", "encoding"))
+    return [
+        ("one client, one request after the other", "p50", "p99", ""),
+        ("/recommend", one["p50_ms"], one["p99_ms"], "ms"),
+        *((f"  {stage}", laps, None, "ms") for stage, laps in one["stages_p50_ms"].items()),
+        ("  what the client waits beyond the engine's time", one["overhead_p50_ms"], None, "ms"),
+        (f"  with {LONG_HISTORY} events behind", histories["long_p50_ms"], None, "ms"),
+        (f"  with {SHORT_HISTORY}", histories["short_p50_ms"], None, "ms"),
+        ("  ratio of the two", histories["ratio"], None, "×"),
+        ("/interactions by 100, fsynced", result["ingest_events_per_s"], None, "events/s"),
+        ("events made memory, at most", lag["capacity_events_per_s"], None, "events/s"),
+        (f"visible, at {lag['offered_events_per_s']:.0f} events/s", lag["visible_p50_ms"], lag["visible_p99_ms"], "ms"),
+        ("memory element in the store", result["bytes_per_element"], None, "bytes"),
+        ("server process, resident", result["server_mib"], None, "MiB"),
+    ]
+
+
+def loads(result: dict[str, Any]) -> list[tuple[object, ...]]:
+    over = result["overloaded"]
+    name = f"{over['offered_per_s']:.0f}/s, {over['deadline_ms']} ms each"
+    kinds = ("200", "429")
+    return [
+        ("load", "answers/s", "× one", "p50 ms", "p99 ms", *kinds, "fallbacks", "lost"),
+        *((f"{clients} clients", *_cells(result["saturated"][str(clients)], kinds)) for clients in CLIENTS),
+        (name, *_cells(over, kinds)),
+    ]
+
+
+def _cells(found: dict[str, Any], kinds: Sequence[str]) -> tuple[object, ...]:
+    measured = [found.get(name) for name in ("per_s", "against_one", "p50_ms", "p99_ms")]
+    counted = [found["statuses"].get(kind, 0) for kind in kinds]
+    return (*measured, *counted, sum(found["fallbacks"].values()), found["lost"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, default=ROOT / "model_store/bundles/demo")
-    parser.add_argument("--requests", type=int, default=500)
+    parser.add_argument("--requests", type=int, default=300)
     arguments = parser.parse_args(argv)
     if not (arguments.bundle / "demo-interactions.jsonl").is_file():
         print(f"{arguments.bundle}: not a demo bundle; make one with `make demo`", file=sys.stderr)
         return 2
     result = measure(arguments.bundle, arguments.requests)
-    machine = {"commit": commit(), "cores": os.cpu_count(), "machine": platform.processor() or platform.machine()}
-    print(table(result, arguments.requests))
-    print(json.dumps({"benchmark": "service", **result, **machine}))
+    print(table(figures(result)), table(loads(result)), sep="\n\n")
+    print(last_line("service", result))
     return 0
 
 

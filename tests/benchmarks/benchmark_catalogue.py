@@ -1,0 +1,349 @@
+"""A catalogue of a million titles: building it, asking it, changing it, and starting a server with it.
+
+Titles are three to eight words, common ones more often; one item in fifty is hidden. Vectors are clustered as those of
+titles are: around 20 000 centres, most of their variance in few directions; queries are vectors of items and some
+noise. Prints a table and, last, one line of JSON. Needs 3 GB of disk below `--directory` and 4 GB of memory; about four
+minutes on two idle cores.
+
+    python tests/benchmarks/benchmark_catalogue.py [--items 1000000] [--dimension 256] [--directory DIR]
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from model_store.bundle import BundleWriter, build_retriever, describe_files, weights_sha256
+from model_store.catalogue import Catalogue, Item
+from model_store.grounding import ItemIndex
+from model_store.manifest import BackboneSpec, Manifest, MemorySpec, PromptSpec, RetrieverSpec, space_id
+from model_store.paths import Paths
+from model_store.prompt import Prompt
+from model_store.trie import Allowed, Node, Trie
+from tests.benchmarks.machine import bandwidth, last_line, median_ms, percentile_ms, table
+from tests.benchmarks.serving import running_server
+
+NUM_WORDS, NUM_SHELVES = 30_000, 1000
+NUM_CENTRES, SPREAD, QUERY_NOISE = 20_000, 0.7, 0.2
+NUM_SEEN, NUM_CANDIDATES = 5000, 100
+NUM_QUERIES, NUM_NEAREST, REPEATS, NUM_PUTS = 100, 10, 100, 5
+MAX_NOISE_ITEMS = 100_000
+SPECIAL = ["<unk>", "<s>", "\n"]
+
+Results = dict[str, Any]
+
+
+def titles_of(num_items: int, rng: np.random.Generator) -> list[str]:
+    """Words are drawn with a density that falls with their number."""
+    words = np.array([f"w{number}" for number in range(NUM_WORDS)], dtype=object)
+    drawn = words[(NUM_WORDS * rng.random((num_items, 8)) ** 3).astype(int)]
+    return [" ".join(row[:length]) for row, length in zip(drawn, rng.integers(3, 9, num_items), strict=True)]
+
+
+def items_of(titles: Sequence[str], rng: np.random.Generator) -> list[Item]:
+    popularity, shelf = rng.geometric(0.05, len(titles)).tolist(), rng.integers(NUM_SHELVES, size=len(titles)).tolist()
+    hidden = (rng.random(len(titles)) < 0.02).tolist()
+    return [
+        Item(f"item{row}", title, count, {"shelf": f"s{on}"}, is_hidden)
+        for row, (title, count, on, is_hidden) in enumerate(zip(titles, popularity, shelf, hidden, strict=True))
+    ]
+
+
+def vectors_of(
+    num_items: int, dimension: int, rng: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Vectors (N, D), and queries (Q, D) near some of them."""
+    scale = 1 / np.sqrt(1 + np.arange(dimension, dtype=np.float32))
+    vectors = rng.standard_normal((num_items, dimension), dtype=np.float32)
+    vectors *= SPREAD * scale
+    centres = scale * rng.standard_normal((NUM_CENTRES, dimension), dtype=np.float32)
+    for part in np.array_split(np.arange(num_items), 16):
+        vectors[part] += centres[rng.integers(NUM_CENTRES, size=len(part))]
+    noise = rng.standard_normal((NUM_QUERIES, dimension), dtype=np.float32)
+    noise *= QUERY_NOISE * scale
+    return vectors, vectors[rng.choice(num_items, NUM_QUERIES)] + noise
+
+
+def make_prompt() -> Prompt:
+    texts = [*SPECIAL, *(f"w{number}" for number in range(NUM_WORDS))]
+    tokenizer = Tokenizer(models.WordLevel({text: place for place, text in enumerate(texts)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", behavior="removed")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>")
+    return Prompt(fast, PromptSpec(head=""))
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    started = time.perf_counter()
+    result = work()
+    return time.perf_counter() - started, result
+
+
+def each_ms(work: Callable[[int], object], count: int = REPEATS) -> dict[str, float]:
+    seconds = [timed(partial(work, number))[0] for number in range(count)]
+    return {"p50": median_ms(seconds), "p99": percentile_ms(seconds, 99)}
+
+
+def building(titles: Sequence[str], prompt: Prompt) -> Results:
+    tokenising_s, flat = timed(lambda: prompt.titles_tokens(titles))
+    sorting_s, paths = timed(lambda: Paths.from_flat(*flat))
+    walking_s, trie = timed(lambda: Trie(paths))
+    children_s, children = timed(lambda: trie.children(trie.root))
+    sizes = [paths.tokens, paths.order, paths.places, children.tokens, children.starts, children.stops]
+    return {
+        "tokenising_s": tokenising_s,
+        "trie_s": sorting_s + walking_s + children_s,
+        "trie_mib": sum(array.nbytes for array in sizes) / 2**20,
+        "first_tokens": len(children.tokens),
+    }
+
+
+def masks(catalogue: Catalogue, rng: np.random.Generator) -> dict[str, list[NDArray[np.bool_]]]:
+    """What requests of several kinds allow."""
+    size = len(catalogue)
+
+    def seen() -> NDArray[np.bool_]:
+        mask = catalogue.available(0)
+        mask[rng.choice(size, min(NUM_SEEN, size))] = False
+        return mask
+
+    def candidates() -> NDArray[np.bool_]:
+        mask = np.zeros(size, dtype=bool)
+        mask[rng.choice(size, min(NUM_CANDIDATES, size))] = True
+        return mask
+
+    some_shelves = [f"s{shelf}" for shelf in range(NUM_SHELVES // 10)]
+    return {
+        "nothing seen": [catalogue.available(0)],
+        f"{NUM_SEEN:,} seen": [seen() for _ in range(REPEATS)],
+        f"{NUM_CANDIDATES} candidates": [candidates() for _ in range(REPEATS)],
+        "a tenth, by a filter": [catalogue.available(0) & catalogue.matching({"shelf": some_shelves})],
+    }
+
+
+def mask_steps(catalogue: Catalogue, rng: np.random.Generator) -> Results:
+    """One request: what it allows, the first tokens among that, then the children of a node further down."""
+    trie, nodes = catalogue.trie, below_root(catalogue.trie, rng)
+    results: Results = {}
+    for name, found in masks(catalogue, rng).items():
+        first_s, _ = timed(partial(trie.allow, found[0]))
+        allowed = [trie.allow(mask) for mask in found]
+        from_root = partial(first_tokens, trie, found)
+        further = partial(children_among, trie, nodes, allowed)
+        results[name] = {
+            "first_allow_ms": 1000 * first_s,
+            "allow_and_root_ms": each_ms(from_root),
+            "node_ms": each_ms(further),
+        }
+    return results
+
+
+def first_tokens(trie: Trie, found: Sequence[NDArray[np.bool_]], number: int) -> NDArray[np.int64]:
+    return trie.allow(found[number % len(found)]).among(trie.children(trie.root))
+
+
+def children_among(trie: Trie, nodes: Sequence[Node], allowed: Sequence[Allowed], number: int) -> NDArray[np.int64]:
+    return allowed[number % len(allowed)].among(trie.children(nodes[number % len(nodes)]))
+
+
+def below_root(trie: Trie, rng: np.random.Generator) -> list[Node]:
+    """Children of the root, the larger the likelier."""
+    children = trie.children(trie.root)
+    places = children.starts.searchsorted(rng.integers(trie.root.stop, size=REPEATS), side="right") - 1
+    return [trie.edge(children, int(place), 0).child for place in places]
+
+
+def changes(catalogue: Catalogue, index: ItemIndex, rng: np.random.Generator) -> Results:
+    """One PUT: the new snapshot, made beside the engine, then the vector, on its thread."""
+    vector = rng.standard_normal((1, index.dimension), dtype=np.float32)
+    renamed = each_ms(lambda number: catalogue.with_items([Item(f"item{number}", f"w{number} w7 w9")]), NUM_PUTS)
+    new = each_ms(lambda number: catalogue.with_items([Item(f"new{number}", f"w{number} w7 w9")]), NUM_PUTS)
+    hidden = each_ms(
+        lambda number: catalogue.with_items([Item(f"item{number}", catalogue.items[number].title, hidden=True)]),
+        NUM_PUTS,
+    )
+    rows = np.array([len(catalogue)])
+    put = each_ms(lambda number: index.put(rows + number, vector), NUM_PUTS)
+    return {"renamed_ms": renamed, "new_ms": new, "hidden_ms": hidden, "vector_ms": put}
+
+
+def grounding(
+    index: ItemIndex, vectors: NDArray[np.float32], queries: NDArray[np.float32], floor_bytes: float
+) -> Results:
+    """Beside Faiss Flat, one thread each."""
+    faiss.omp_set_num_threads(1)
+    flat = faiss.IndexFlatL2(vectors.shape[1])
+    flat.add(vectors)
+    found: list[NDArray[np.int64]] = []
+    search = each_ms(lambda number: found.append(index.search(queries[[number]], NUM_NEAREST).rows[0]), len(queries))
+    peer = each_ms(lambda number: flat.search(queries[[number]], NUM_NEAREST), 5)
+    faiss.omp_set_num_threads(2)
+    truth = flat.search(queries, NUM_NEAREST)[1]
+    recall = np.mean([len(set(one) & set(other)) / NUM_NEAREST for one, other in zip(found, truth, strict=True)])
+    return {
+        "search_ms": search,
+        "flat_ms": peer,
+        "recall_at_10": float(recall),
+        "floor_ms": 1000 * floor_bytes / bandwidth(1),
+    }
+
+
+def probed_bytes(num_items: int, dimension: int) -> float:
+    """Codes in the lists that are probed, the centres of all lists, and the vectors that are compared."""
+    return min(num_items, 200_000) * dimension / 4 + 4 * dimension * (num_items**0.5 + 200)
+
+
+def on_noise(num_items: int, dimension: int, rng: np.random.Generator) -> Results:
+    """The worst case: nothing is near anything, so no list is likelier than another."""
+    vectors = rng.standard_normal((num_items, dimension), dtype=np.float32)
+    queries = rng.standard_normal((NUM_QUERIES, dimension), dtype=np.float32)
+    floor_bytes = probed_bytes(num_items, dimension)
+    near = vectors[:NUM_QUERIES] + QUERY_NOISE * queries
+    index = ItemIndex.build(vectors)
+    far_recall = grounding(index, vectors, queries, floor_bytes)["recall_at_10"]
+    return {
+        "items": num_items,
+        "recall_at_10": far_recall,
+        "near_items_recall_at_10": grounding(index, vectors, near, floor_bytes)["recall_at_10"],
+    }
+
+
+def write_bundle(path: Path, catalogue: Catalogue, index: ItemIndex, prompt: Prompt) -> None:
+    """With a language model of random weights."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(SPECIAL) + NUM_WORDS,
+        hidden_size=index.dimension,
+        intermediate_size=2 * index.dimension,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        bos_token_id=1,
+        eos_token_id=None,
+        tie_word_embeddings=True,
+    )
+    checkpoint = path.with_name("checkpoint")
+    LlamaForCausalLM(config).save_pretrained(checkpoint)
+    prompt.tokenizer.save_pretrained(checkpoint)
+    weights = weights_sha256(describe_files(checkpoint))
+    backbone = BackboneSpec(
+        base_model="random", weights_sha256=weights, split_layer=2, num_layers=4, hidden_size=index.dimension
+    )
+    memory = MemorySpec()
+    manifest = Manifest(
+        name=path.name,
+        created_at="2026-01-01T00:00:00Z",
+        backbone=backbone,
+        prompt=prompt.spec,
+        memory=memory,
+        retriever=RetrieverSpec(width=64),
+        num_items=len(catalogue),
+        space=space_id(backbone, prompt.spec, memory),
+    )
+    with BundleWriter(path) as writer:
+        writer.add_lm(checkpoint)
+        writer.add_retriever(build_retriever(manifest))
+        writer.add_catalogue(catalogue)
+        writer.add_index(index)
+        writer.finish(manifest)
+
+
+def serving(path: Path) -> Results:
+    started = time.perf_counter()
+    with running_server(path) as server:
+        ready_s = time.perf_counter() - started
+        body = {"recent": [{"item_id": "item3"}, {"item_id": "item5"}], "k": 10}
+        answers = [timed(lambda: server.post("/recommend", body))[0] for _ in range(20)]
+        put_s, _ = timed(lambda: server.ask("PUT", "/items/new", {"title": "w1 w2 w3"}))
+        status = Path(f"/proc/{server.pid}/status").read_text()
+        own = int(status.split("RssAnon:")[1].split()[0]) / 1024
+        return {
+            "start_to_ready_s": ready_s,
+            "resident_mib": server.resident_mib,
+            "own_mib": own,
+            "recommend_ms": median_ms(answers),
+            "put_ms": 1000 * put_s,
+        }
+
+
+def measure(num_items: int, dimension: int, directory: Path) -> Results:
+    """What fills memory is gone before the server starts."""
+    results = made(num_items, dimension, directory / "bundle")
+    return {**results, "server": serving(directory / "bundle")}
+
+
+def made(num_items: int, dimension: int, bundle: Path) -> Results:
+    rng, prompt = np.random.default_rng(0), make_prompt()
+    titles = titles_of(num_items, rng)
+    results: Results = {"items": num_items, "dimension": dimension, "trie": building(titles, prompt)}
+    results["catalogue_s"], catalogue = timed(lambda: Catalogue(items_of(titles, rng), prompt))
+    results["mask"] = mask_steps(catalogue, rng)
+    vectors, queries = vectors_of(num_items, dimension, rng)
+    results["index_s"], index = timed(lambda: ItemIndex.build(vectors))
+    results["grounding"] = grounding(index, vectors, queries, probed_bytes(num_items, dimension))
+    results["noise"] = on_noise(min(num_items, MAX_NOISE_ITEMS), dimension, rng)
+    results["write_s"], _ = timed(lambda: write_bundle(bundle, catalogue, index, prompt))
+    results["bundle_mib"] = sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file()) / 2**20
+    results["put"] = changes(catalogue, index, rng)
+    return results
+
+
+def rows_of(results: Results) -> list[list[object]]:
+    """The table. The last column is the most that is wanted at a million items, recall the least."""
+    trie, ground, put, server = (results[name] for name in ("trie", "grounding", "put", "server"))
+    rows: list[list[object]] = [
+        ["", "p50", "p99", "wanted"],
+        ["titles to tokens, s", trie["tokenising_s"], None, None],
+        ["trie, s", trie["trie_s"], None, 60],
+        ["trie, MiB", trie["trie_mib"], None, 1024],
+    ]
+    for name, steps in results["mask"].items():
+        rows.append([f"first mask of its kind, ms: {name}", steps["first_allow_ms"], None, None])
+        rows.append([f"mask + first tokens, ms: {name}", *steps["allow_and_root_ms"].values(), 1])
+        rows.append([f"children of a node, ms: {name}", *steps["node_ms"].values(), 1])
+    rows += [[f"one change, ms: {name.removesuffix('_ms')}", *found.values(), None] for name, found in put.items()]
+    return [
+        *rows,
+        ["index, s", results["index_s"], None, None],
+        ["grounding, ms", *ground["search_ms"].values(), 5],
+        ["  its floor by bytes, ms", ground["floor_ms"], None, None],
+        ["  Faiss Flat, ms", *ground["flat_ms"].values(), None],
+        ["  recall@10", ground["recall_at_10"], None, 0.98],
+        [f"  on noise, {results['noise']['items']:,} items", results["noise"]["recall_at_10"], None, None],
+        ["  on noise, queries near items", results["noise"]["near_items_recall_at_10"], None, None],
+        ["bundle written, s", results["write_s"], None, None],
+        ["bundle, MiB", results["bundle_mib"], None, None],
+        ["server: start to ready, s", server["start_to_ready_s"], None, 20],
+        ["server: resident, MiB", server["resident_mib"], None, None],
+        ["  of that its own, not mapped files", server["own_mib"], None, None],
+        ["server: /recommend, ms", server["recommend_ms"], None, None],
+        ["server: PUT /items/X, ms", server["put_ms"], None, None],
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--items", type=int, default=1_000_000)
+    parser.add_argument("--dimension", type=int, default=256)
+    parser.add_argument("--directory", type=Path, help="where the bundle is made and removed again (default: TMPDIR)")
+    arguments = parser.parse_args(argv)
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
+        results = measure(arguments.items, arguments.dimension, Path(directory))
+    print(table(rows_of(results)))
+    print(last_line("catalogue", {**results, "seconds": time.perf_counter() - started}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,303 @@
+"""The store beside its floor: bytes per user, memory fetch and scoring, reads and writes, durable ingest.
+
+Starts Valkey servers of its own. The floor of an operation is redis-py moving the same bytes, pipelined, in plain
+commands; ours and the floor take turns. Less than a minute. Prints tables and, last, one line of JSON.
+
+    python tests/benchmarks/benchmark_store.py [--repeats 300]
+"""
+
+import argparse
+import asyncio
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import torch
+import uvloop
+from redis.asyncio import Redis
+
+from model_store.bundle import Bundle
+from model_store.codec import StateCodec, StateDtype
+from model_store.history import window_ending_at, window_fingerprint
+from model_store.retriever import Retriever
+from service.embedded import EmbeddedServer
+from service.events import Event, UserStates, encode_event
+from service.keys import order_member, user_keys
+from service.memory import MemoryStore
+from service.seen import SeenRows
+from service.timeline import Timeline, events_needed
+from tests.benchmarks.machine import last_line, median_ms, percentile_ms, table
+
+K, M = 10, 90
+SPACE = "0123456789ab"
+DTYPES: tuple[StateDtype, ...] = ("float16", "int8")
+SIZES, MEMORIES = (64, 128, 896, 4096), (90, 500)
+NUM_ITEMS = 20_000
+BATCH = 100
+
+Work = Callable[[], Awaitable[Any]]
+
+
+@dataclass
+class World:
+    """As much of a bundle as the store's side of a recommendation asks for."""
+
+    bundle: Bundle
+    hidden_size: int
+
+    @classmethod
+    def make(cls, hidden_size: int, dtype: StateDtype = "float16", max_memory: int = M) -> "World":
+        items = [SimpleNamespace(item_id=f"item-{row:06}", title=f"Title number {row}") for row in range(NUM_ITEMS)]
+        parts = SimpleNamespace(
+            catalogue=_Catalogue(items),
+            codec=StateCodec(SPACE, hidden_size, dtype),
+            prompt=SimpleNamespace(spec=SimpleNamespace(recent_length=K)),
+            manifest=SimpleNamespace(memory=SimpleNamespace(max_elements=max_memory)),
+        )
+        return cls(cast(Bundle, parts), hidden_size)
+
+    def events(self, user_id: str, count: int) -> list[Event]:
+        """Of distinct items while there are enough; ids as long as those that are derived."""
+        items = self.bundle.catalogue.items
+        return [
+            Event(os.urandom(16).hex(), user_id, items[number % NUM_ITEMS].item_id, 1_700_000_000 + 60 * number)
+            for number in range(count)
+        ]
+
+    def states(self, events: Sequence[Event]) -> UserStates:
+        """Random ones for the newest K + M events, of the right windows."""
+        rows, items = self.bundle.catalogue.rows, self.bundle.catalogue.items
+        titles = [items[rows[event.item_id]].title for event in events]
+        first = max(0, len(events) - K - self.bundle.manifest.memory.max_elements)
+        fingerprints = [window_fingerprint(window_ending_at(titles, at, K)) for at in range(first, len(events))]
+        states = np.random.default_rng(0).normal(size=(len(fingerprints), self.hidden_size)).astype(np.float16)
+        records = self.bundle.codec.encode_many(states, fingerprints)
+        pairs = zip(events[first:], records, strict=True)
+        return UserStates(events[0].user_id, {event.event_id: record for event, record in pairs}, keep=len(records))
+
+
+class _Catalogue:
+    def __init__(self, items: Sequence[Any]) -> None:
+        self.items, self.rows = items, {item.item_id: row for row, item in enumerate(items)}
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+async def take_turns(works: Sequence[Work], repeats: int) -> list[list[float]]:
+    """Seconds of each run of each; the first three rounds are not counted."""
+    laps: list[list[float]] = [[] for _ in works]
+    for number in range(repeats + 3):
+        for place, work in enumerate(works):
+            started = time.perf_counter()
+            await work()
+            if number >= 3:
+                laps[place].append(time.perf_counter() - started)
+    return laps
+
+
+async def put(store: MemoryStore, world: World, user_id: str, num_events: int) -> list[Event]:
+    events = world.events(user_id, num_events)
+    for start in range(0, num_events, 500):
+        await store.append(events[start : start + 500])
+    await store.save_states(SPACE, [world.states(events)], events_needed(world.bundle))
+    return events
+
+
+# ---- bytes
+
+
+async def capacity(store: MemoryStore, raw: Redis) -> list[dict[str, Any]]:
+    """Of a user with M + K events, all keys, as the server counts them."""
+    found = []
+    for max_memory in MEMORIES:
+        for hidden_size in SIZES:
+            for dtype in DTYPES:
+                await raw.flushall()
+                await put(store, World.make(hidden_size, dtype, max_memory), "u", max_memory + K)
+                keys = user_keys("u", SPACE)[:5]
+                sizes = [int(await raw.memory_usage(key, samples=0) or 0) for key in keys]
+                total = sum(sizes)
+                facts = {"M": max_memory, "D": hidden_size, "dtype": dtype, "states_bytes": sizes[4]}
+                found.append(facts | {"log_bytes": total - sizes[4], "bytes": total, "users_per_gib": 2**30 // total})
+    return found
+
+
+# ---- time
+
+
+async def fetch_and_score(store: MemoryStore, raw: Redis, hidden_size: int, repeats: int) -> dict[str, float]:
+    """Round trip, events, states and their windows checked, scores of 90 elements: what /recommend does of it."""
+    await raw.flushall()
+    world = World.make(hidden_size)
+    await put(store, world, "u", K + M)
+    torch.manual_seed(0)
+    retriever, query = Retriever(hidden_size).eval(), torch.randn(1, hidden_size)
+    limit = events_needed(world.bundle)
+
+    async def fetch() -> Any:
+        remembered, _ = await store.recall_and_seen("u", SPACE, limit)
+        return Timeline(remembered, world.bundle).memory().states
+
+    async def fetch_then_score() -> None:
+        states = torch.from_numpy(await fetch()).float()
+        if states.shape != (M, hidden_size):
+            raise RuntimeError(f"{len(states)} of {M} elements are valid")
+        with torch.inference_mode():
+            retriever(query, states[None], torch.ones(1, M))
+
+    both, alone = await take_turns([fetch_then_score, fetch], repeats)
+    facts = {"p50_ms": median_ms(both), "p99_ms": percentile_ms(both, 99)}
+    return facts | {"fetch_p50_ms": median_ms(alone), "fetch_p99_ms": percentile_ms(alone, 99)}
+
+
+async def long_histories(store: MemoryStore, raw: Redis, repeats: int) -> dict[str, float]:
+    """What the store's part of /recommend takes by length of the history; all items of 5,000 events are distinct."""
+    await raw.flushall()
+    world = World.make(64)
+    seen_rows = SeenRows(cast(Any, world.bundle.catalogue))
+    limit = events_needed(world.bundle)
+
+    def remember(user_id: str) -> Work:
+        async def work() -> None:
+            remembered, seen = await store.recall_and_seen(user_id, SPACE, limit)
+            Timeline(remembered, world.bundle).memory()
+            seen_rows.of(seen, world.bundle.catalogue)
+
+        return work
+
+    counts = (10, 100, 1000, 5000)
+    for count in counts:
+        await put(store, world, f"u{count}", count)
+    laps = await take_turns([remember(f"u{count}") for count in counts], repeats)
+    return {f"{count}_events_ms": median_ms(each) for count, each in zip(counts, laps, strict=True)}
+
+
+async def against_floor(store: MemoryStore, raw: Redis, repeats: int) -> dict[str, dict[str, float]]:
+    """Ours and plain commands for the same bytes. D = 896, float16; a batch of events is of 20 users."""
+    await raw.flushall()
+    world = World.make(896)
+    events = await put(store, world, "u", K + M)
+    states, limit = world.states(events), events_needed(world.bundle)
+    bodies = {event.event_id: encode_event(event) for event in events}
+    members = b"".join(order_member(event) for event in events)
+    await raw.hset("raw:bodies", mapping=cast(Any, bodies))
+    await raw.hset("raw:records", mapping=cast(Any, states.records))
+    numbers = iter(range(10**9))
+
+    def batch() -> list[Event]:
+        first = next(numbers) * BATCH
+        return [Event(f"event {first + at:026}", f"v{at % 20}", f"item-{at:06}", first + at) for at in range(BATCH)]
+
+    async def append() -> None:
+        await store.append(batch())
+
+    async def raw_append() -> None:
+        pipeline = raw.pipeline(transaction=False)
+        by_user: dict[str, dict[str, bytes]] = {}
+        for event in batch():
+            by_user.setdefault(event.user_id, {})[event.event_id] = encode_event(event) + order_member(event)
+        for user_id, fields in by_user.items():
+            pipeline.hset(f"raw:{user_id}", mapping=cast(Any, fields))
+        await pipeline.execute()
+
+    async def recall() -> None:
+        await store.recall("u", SPACE, limit)
+
+    async def raw_recall() -> None:
+        pipeline = raw.pipeline(transaction=False)
+        pipeline.hmget("raw:bodies", list(bodies))
+        pipeline.hmget("raw:records", list(states.records))
+        await pipeline.execute()
+
+    async def save() -> None:
+        await store.save_states(SPACE, [states], limit)
+
+    async def raw_save() -> None:
+        pipeline = raw.pipeline(transaction=False)
+        pipeline.hset("raw:records", mapping=cast(Any, states.records))
+        await pipeline.execute()
+
+    await raw.set("raw:members", members)
+    works = [append, raw_append, recall, raw_recall, save, raw_save]
+    medians = [median_ms(laps) for laps in await take_turns(works, repeats)]
+    names = ("append_100_events", "recall_100_events_and_states", "save_100_states")
+    return {
+        name: {"ours_ms": medians[2 * place], "floor_ms": medians[2 * place + 1]} for place, name in enumerate(names)
+    }
+
+
+async def ingest_rate(fsync: str, seconds: float = 2.0) -> float:
+    """Events acknowledged per second in batches of 100 over 20 users, four batches under way at once."""
+    with tempfile.TemporaryDirectory() as directory, EmbeddedServer(Path(directory), fsync=fsync) as server:
+        store = await MemoryStore.connect(server.url)
+        done = 0
+        ends = time.perf_counter() + seconds
+
+        async def send(lane: int) -> None:
+            nonlocal done
+            while time.perf_counter() < ends:
+                at = range(done, done + BATCH)
+                await store.append([Event(f"{lane} {each}", f"u{each % 20}", f"i{each % 500}", each) for each in at])
+                done += BATCH
+
+        started = time.perf_counter()
+        await asyncio.gather(*(send(lane) for lane in range(4)))
+        rate = done / (time.perf_counter() - started)
+        await store.close()
+    return rate
+
+
+# ---- all of it
+
+
+async def measure(repeats: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as directory, EmbeddedServer(Path(directory)) as server:
+        store, raw = await MemoryStore.connect(server.url), Redis.from_url(server.url)
+        results = {
+            "capacity": await capacity(store, raw),
+            "fetch_and_score": {f"D={size}": await fetch_and_score(store, raw, size, repeats) for size in (64, 896)},
+            "remember": await long_histories(store, raw, repeats),
+            "floor": await against_floor(store, raw, repeats),
+        }
+        await raw.aclose()
+        await store.close()
+    return results | {"ingest_events_per_s": {fsync: await ingest_rate(fsync) for fsync in ("always", "everysec")}}
+
+
+def report(results: dict[str, Any]) -> str:
+    capacity_rows = [list(row.values()) for row in results["capacity"]]
+    scores = [[name, *each.values()] for name, each in results["fetch_and_score"].items()]
+    floors = [
+        [name.replace("_", " "), each["ours_ms"], each["floor_ms"], each["ours_ms"] / each["floor_ms"]]
+        for name, each in results["floor"].items()
+    ]
+    parts = [
+        [["M", "D", "dtype", "states, bytes", "log, bytes", "bytes per user", "users per GiB"], *capacity_rows],
+        [["fetch and score 90", "p50 ms", "p99 ms", "fetch p50 ms", "fetch p99 ms"], *scores],
+        [["history", "ms"], *([name, value] for name, value in results["remember"].items())],
+        [["operation", "ours, ms", "floor, ms", "ratio"], *floors],
+        [["fsync", "events per s"], *([name, value] for name, value in results["ingest_events_per_s"].items())],
+    ]
+    return "\n\n".join(table(rows) for rows in parts)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=300)
+    torch.set_num_threads(1)
+    results = uvloop.run(measure(parser.parse_args(argv).repeats))
+    print(report(results))
+    print(last_line("store", results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""Callers of all kinds for the soak: good requests, bad ones, and callers who leave in the middle.
+
+A ledger remembers what was answered and what was acknowledged. Each caller writes about users of its own, so that what
+it deletes is nobody else's.
+"""
+
+import asyncio
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.benchmarks.load import Connection, Reply
+
+PATIENCE_S = 30.0
+PAUSE_S = 0.02  # between requests of a caller, on average: the service should be busy, not only refuse
+USERS_PER_CALLER = 20
+ITEMS_PUT = 10  # items that callers write: few, or the catalogue's growth would look like a leak
+NOW = 1_760_000_000
+
+
+@dataclass
+class Ledger:
+    """`lost`: requests that we waited for and that got no complete answer. `surprises`: 5xx other than 503."""
+
+    statuses: Counter[str] = field(default_factory=Counter)  # by what was asked and status
+    by_us: Counter[str] = field(default_factory=Counter)  # requests that we broke off, by how
+    lost: int = 0
+    surprises: list[str] = field(default_factory=list)
+    acknowledged: dict[str, set[str]] = field(default_factory=dict)  # user -> event ids
+    seconds: list[float] = field(default_factory=list)  # of /recommend answered since someone looked
+
+    def count(self, what: str, reply: Reply) -> None:
+        self.statuses[f"{what} {reply.status}"] += 1
+        if reply.status >= 500 and reply.status != 503:
+            self.surprises.append(f"{what}: {reply.status} {reply.body[:200].decode(errors='replace')}")
+
+
+class Caller:
+    """One request after the other until `run`'s end, on a connection that is opened anew after every break."""
+
+    def __init__(self, port: int, items: Sequence[str], ledger: Ledger, seed: int) -> None:
+        self.port, self.items, self.ledger, self.seed = port, items, ledger, seed
+        self.dice = random.Random(seed)
+        self.number = 0
+        self.connection: Connection | None = None
+        self.kinds: list[tuple[Callable[[], Awaitable[None]], int]] = [
+            (self._recommend, 50),
+            (self._interactions, 20),
+            (self._delete_user, 1),
+            (self._delete_event, 2),
+            (self._put_item, 1),
+            (self._invalid, 5),
+            (self._oversized, 2),
+            (self._leave_while_it_works, 8),
+            (self._leave_within_the_body, 5),
+        ]
+
+    async def run(self, ends: float) -> None:
+        actions, weights = zip(*self.kinds, strict=True)
+        while time.monotonic() < ends:
+            await self.dice.choices(actions, weights)[0]()
+            await asyncio.sleep(self.dice.expovariate(1 / PAUSE_S))
+        self._hang_up()
+
+    def _user(self) -> str:
+        return f"soak-{self.seed}-{self.dice.randrange(USERS_PER_CALLER)}"
+
+    def _request(self) -> dict[str, Any]:
+        options: list[dict[str, Any]] = [
+            {},
+            {"k": 30},
+            {"explain": False},
+            {"recent": [{"item_id": item} for item in self.dice.sample(self.items, 3)]},
+            {"exclude_seen": False, "candidates": self.dice.sample(self.items, 20)},
+            {"deadline_ms": self.dice.choice((1, 20, 200))},
+        ]
+        return {"user_id": self._user(), "k": 10, **self.dice.choice(options)}
+
+    async def _recommend(self) -> None:
+        started = time.perf_counter()
+        if (reply := await self._ask("recommend", "POST", "/recommend", self._request())) and reply.status == 200:
+            self.ledger.seconds.append(time.perf_counter() - started)
+
+    async def _interactions(self) -> None:
+        events = [self._event() for _ in range(self.dice.randint(1, 20))]
+        wait = self.dice.choice(("durable", "durable", "visible"))
+        reply = await self._ask("interactions", "POST", "/interactions", {"interactions": events, "wait": wait})
+        if reply and reply.status < 300:
+            for event in events:
+                self.ledger.acknowledged.setdefault(event["user_id"], set()).add(event["event_id"])
+
+    def _event(self) -> dict[str, Any]:
+        self.number += 1
+        facts = {"item_id": self.dice.choice(self.items), "timestamp": NOW + self.number}
+        return {"event_id": f"{self.seed}-{self.number}", "user_id": self._user(), **facts}
+
+    async def _delete_user(self) -> None:
+        """Forgotten from the moment the request leaves: whether it is answered or not, nothing more is expected."""
+        user_id = self._user()
+        self.ledger.acknowledged.pop(user_id, None)
+        await self._ask("delete user", "DELETE", f"/users/{user_id}")
+
+    async def _delete_event(self) -> None:
+        user_id = self._user()
+        if event_ids := self.ledger.acknowledged.get(user_id):
+            await self._ask("delete event", "DELETE", f"/users/{user_id}/interactions/{event_ids.pop()}")
+
+    async def _put_item(self) -> None:
+        number = self.dice.randrange(ITEMS_PUT)
+        await self._ask("put item", "PUT", f"/items/soak-{number}", {"title": f"A late item, number {number}"})
+
+    async def _invalid(self) -> None:
+        bodies: list[bytes] = [b"{", b"[]", b'{"k": -1}', b'{"user_id": 3}', b'{"user_id": "u", "what": 1}', b"\xff"]
+        path = self.dice.choice(("/recommend", "/interactions"))
+        await self._ask("invalid", "POST", path, self.dice.choice(bodies))
+
+    async def _oversized(self) -> None:
+        """The server may answer 413 and hang up while we still send."""
+        body = json.dumps({"user_id": "x" * (2 << 20)}).encode()
+        await self._ask("oversized", "POST", "/recommend", body)
+        self._hang_up()
+
+    async def _leave_while_it_works(self) -> None:
+        connection = await self._connected()
+        connection.send("POST", "/recommend", json.dumps(self._request()).encode())
+        await asyncio.sleep(self.dice.uniform(0, 0.05))
+        self.ledger.by_us["left while it worked"] += 1
+        self._hang_up()
+
+    async def _leave_within_the_body(self) -> None:
+        connection = await self._connected()
+        whole = json.dumps({"interactions": [self._unsent() for _ in range(50)]}).encode()
+        connection.send("POST", "/interactions", whole, self.dice.randrange(1, len(whole)))
+        await asyncio.sleep(self.dice.uniform(0, 0.02))
+        self.ledger.by_us["left within the body"] += 1
+        self._hang_up()
+
+    def _unsent(self) -> dict[str, Any]:
+        return {"user_id": "soak-nobody", "item_id": self.items[0], "timestamp": NOW}
+
+    async def _ask(self, what: str, method: str, path: str, body: Any = None) -> Reply | None:
+        """The answer; None, counted as lost, where none came."""
+        content = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+        connection = await self._connected()
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                reply = await connection.ask(method, path, content)
+        except (OSError, EOFError):  # a TimeoutError is an OSError
+            self.ledger.lost += 1
+            self.ledger.statuses[f"{what} lost"] += 1
+            self._hang_up()
+            return None
+        self.ledger.count(what, reply)
+        return reply
+
+    async def _connected(self) -> Connection:
+        if self.connection is None or not self.connection.is_open:
+            self._hang_up()
+            self.connection = await Connection.open(self.port)
+        return self.connection
+
+    def _hang_up(self) -> None:
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
