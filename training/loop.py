@@ -61,10 +61,12 @@ def fit(
     *,
     checkpoints: Path,
     label: str,
+    choose_after: int = 0,
 ) -> Progress:
     """Minimises `loss_at(batch)` and leaves the best parameters in place; the caller deletes `checkpoints` in the end.
 
-    With one batch per step, a batch's number is the step's. Raises StageError when training diverges.
+    With one batch per step, a batch's number is the step's. Parameters of up to `choose_after` steps are neither the
+    best nor a reason to stop, unless there are no later ones. Raises StageError when training diverges.
     """
     trainer = _Trainer(parameters, schedule, checkpoints)
     state = trainer.resume()
@@ -75,7 +77,7 @@ def fit(
         state.step += 1
         bar.update()
         if state.step % schedule.evaluate_every == 0 or state.step == schedule.max_steps:
-            trainer.judge(state, on_main(validate))
+            trainer.judge(state, on_main(validate), counts=state.step > min(choose_after, schedule.max_steps - 1))
             bar.set_postfix(loss=f"{loss:.3f}", valid=f"{state.best_loss:.4f}@{state.best_step}")
     bar.close()
     if is_main():
@@ -115,16 +117,16 @@ class _Trainer:
         self.optimizer.step()
         return sum(losses) / len(losses)
 
-    def judge(self, state: Progress, valid_loss: float) -> None:
+    def judge(self, state: Progress, valid_loss: float, *, counts: bool) -> None:
         if not math.isfinite(valid_loss):
             raise StageError(
                 f"validation loss is {valid_loss} after {state.step} steps: training diverged; lower the learning rate"
             )
-        is_best = valid_loss < state.best_loss
+        is_best = counts and valid_loss < state.best_loss
         if is_best:
             state.best_loss, state.best_step, state.num_bad = valid_loss, state.step, 0
         else:
-            state.num_bad += 1
+            state.num_bad += counts
         if is_main():
             self._write(state, is_best=is_best)
 

@@ -158,7 +158,15 @@ def _fit(lm: SplitLM, tuned: Tuned, windows: Windows, recipe: Recipe, *, seed: i
     lm.model.train()
     loss_at = training_loss(lm, windows, recipe, seed)
     validate = validation(lm, windows, recipe, seed)
-    return fit(trainable(tuned.model), loss_at, validate, recipe.sft, checkpoints=checkpoints, label="sft")
+    return fit(
+        trainable(tuned.model),
+        loss_at,
+        validate,
+        recipe.sft,
+        checkpoints=checkpoints,
+        label="sft",
+        choose_after=recipe.memory_from if recipe.memory_share else 0,  # before, it has not learned to read memory
+    )
 
 
 def _base_model(recipe: Recipe, model_name: str | None) -> str:

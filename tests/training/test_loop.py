@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -173,3 +174,32 @@ def test_learning_rate_warms_up_then_falls_to_a_tenth() -> None:
     assert rates[:3] == pytest.approx([0.05 / 3, 0.1 / 3, 0.05])
     assert all(later <= earlier for earlier, later in pairwise(rates[3:]))
     assert rates[-1] == pytest.approx(0.005)
+
+
+@pytest.mark.parametrize("stop_before", [None, 6, 14])
+def test_what_comes_too_early_is_neither_the_best_nor_a_reason_to_stop(stop_before: int | None, tmp_path: Path) -> None:
+    """Validation only gets worse: the first evaluation that counts is the best, also of a resumed run."""
+
+    def run(problem: Problem) -> Progress:
+        return fit(
+            dict(problem.net.named_parameters()),
+            problem.loss_at,
+            lambda: float(problem.steps[-1]),
+            replace(SCHEDULE, patience=1),
+            checkpoints=tmp_path,
+            label="test",
+            choose_after=8,
+        )
+
+    if stop_before is not None:
+        with pytest.raises(KeyboardInterrupt):
+            run(Problem(stop_before))
+    state = run(Problem())
+    assert (state.best_step, state.step) == (12, 16), "evaluations at 4 and 8 do not count"
+
+
+def test_the_last_step_counts_where_no_other_may(tmp_path: Path) -> None:
+    problem = Problem()
+    parameters = dict(problem.net.named_parameters())
+    options: dict[str, Any] = {"checkpoints": tmp_path, "label": "test", "choose_after": 1000}
+    assert fit(parameters, problem.loss_at, problem.validate, SCHEDULE, **options).best_step == SCHEDULE.max_steps
