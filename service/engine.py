@@ -1,14 +1,19 @@
-"""The one torch thread: takes batches of jobs, runs them on the bundle, answers futures.
+"""The one place where torch runs: takes batches of jobs, runs them on the bundle, answers futures.
 
 Handlers await `recommend`, `encode` and `call`; nothing else may touch the bundle's model or index, so neither needs a
 lock. Which jobs run together is decided in `batching.py`; what a job computes, in `model_store`.
+
+A model has a thread of its own, so that the event loop stays awake. Unless it is quick: then its many small products
+and the handlers would fight for Python's lock, which costs both more than taking turns on one thread does.
 """
 
 import asyncio
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -19,6 +24,7 @@ from numpy.typing import NDArray
 
 from model_store.bundle import Bundle
 from model_store.inference import Answer, Query, encode, recommend
+from model_store.window_cache import WindowCache
 from service.batching import Batcher, Job
 from service.metrics import Metrics
 from service.settings import Settings
@@ -26,7 +32,13 @@ from service.settings import Settings
 log = structlog.get_logger("service.engine")
 
 _IDLE_S = 0.5
+# How long one thread may keep Python's lock from the other. With the default, 5 ms, a flood of requests on the event
+# loop (refusing them is enough) brings the engine thread to a halt: it wants the lock again after each product.
+_SWITCH_INTERVAL_S = 0.0005
+_QUICK_S = 0.1  # a full batch; for that long nobody minds that the event loop stands still
+_TURNS = 10  # of the event loop between two batches: enough for a handler to come from one await to the next few
 _WARM_BATCHES = (1, 4)
+_SMALL_MODEL = 2**24  # parameters; below, products are so small that sharing them among cores costs more than it saves
 
 T = TypeVar("T")
 States = NDArray[np.float16]
@@ -45,7 +57,7 @@ class EnginePlan:
         """The token budget is never below one full prompt, or that prompt could never run."""
         return cls(
             device=str(bundle.lm.device),
-            num_threads=settings.threads or os.cpu_count() or 1,
+            num_threads=settings.threads or _default_threads(bundle),
             max_batch_tokens=max(settings.max_batch_tokens, bundle.prompt.max_tokens),
         )
 
@@ -63,34 +75,74 @@ class Engine:
             max_batch_tokens=self.plan.max_batch_tokens,
             wait_s=settings.batch_wait_ms / 1000,
         )
+        metrics.queue_depth.set_function(lambda: self._batcher.depth)
+        metrics.expected_wait_seconds.set_function(lambda: self.expected_wait_s)
+        self._windows = WindowCache(
+            settings.window_cache_mib * 2**20, has_layers=bundle.manifest.vocabulary == "titles"
+        )
+        metrics.window_cache_bytes.set_function(lambda: self._windows.num_bytes)
         self._background_room = asyncio.Semaphore(settings.max_queue)
-        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+        self._where = settings.engine_thread
+        self._thread = threading.Thread(target=self._run_on_thread, name="engine", daemon=True)
+        self._task: asyncio.Task[None] | None = None  # instead of the thread
+        self._has_work = asyncio.Event()
+        self._counted_windows = {"hit": 0, "miss": 0}
         self._is_warm = False
 
     @property
     def is_ready(self) -> bool:
-        return self._is_warm and self._thread.is_alive()
+        return self._is_warm and (self._thread.is_alive() if self._task is None else not self._task.done())
+
+    @property
+    def expected_wait_s(self) -> float:
+        """Until a request that comes now would be answered; 0 when nothing is ahead of it."""
+        return self._batcher.expected_s
 
     async def start(self) -> None:
-        """Returns when warm: the first request must not pay for lazy initialisation."""
-        self._thread.start()
-        await self.call(_warm_up, cost_tokens=1)
+        """Returns when warm: the first request must not pay for lazy initialisation.
+
+        What is run after it has been paid for teaches the batcher the engine's pace.
+        """
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        torch.set_num_threads(self.plan.num_threads)
+        query = _warm_up(self.bundle)
+        if self._where == "auto":
+            self._where = "event-loop" if _is_quick(self.bundle, query, self._batcher.max_batch) else "own"
+        if self._where == "event-loop":
+            self._task = asyncio.create_task(self._run_on_event_loop(), name="engine")
+        else:
+            self._thread.start()
+        for size in _WARM_BATCHES:
+            jobs = [self._job(query) for _ in range(min(size, self._batcher.max_queue))]
+            await asyncio.gather(*map(self._submit, jobs))
         self._is_warm = True
-        log.info("engine ready", device=self.plan.device, threads=self.plan.num_threads)
+        log.info("engine ready", device=self.plan.device, threads=self.plan.num_threads, thread=self._where)
 
     async def stop(self, drain_s: float) -> None:
         """Finishes what is queued within `drain_s`, then fails the rest with Draining."""
         self._is_warm = False
         self._batcher.close()
-        await asyncio.to_thread(self._thread.join, drain_s)
+        self._has_work.set()
+        if self._task is not None:
+            await asyncio.wait([self._task], timeout=drain_s)
+        elif self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join, drain_s)
         self._batcher.close(drop=True)
+
+    def admission(self, timeout_s: float) -> AbstractContextManager[None]:
+        """Around all of a request that will ask for one recommendation. Raises Overloaded when it would be late."""
+        return self._batcher.admission(timeout_s)
 
     async def recommend(self, query: Query, *, timeout_s: float) -> Answer:
         """Raises Overloaded, Draining, or TimeoutError when the answer is not there in time."""
-        job = Job("recommend", query, len(query.prompt) + len(query.memory), deadline=time.monotonic() + timeout_s)
         async with asyncio.timeout(timeout_s):
-            answer: Answer = await self._submit(job)
+            answer: Answer = await self._submit(self._job(query, deadline=time.monotonic() + timeout_s))
         return answer
+
+    def _job(self, query: Query, deadline: float | None = None) -> Job:
+        """It costs what it computes: the prompt, the scores of the memory, a token at least for each beam."""
+        num_beams = self.bundle.manifest.generation.num_beams
+        return Job("recommend", query, len(query.prompt) + len(query.memory) + num_beams, deadline)
 
     async def encode(self, prompts: Sequence[Sequence[int]]) -> list[States]:
         """States (D,), one per prompt, in the background lane; waits for room there, since nobody waits for it."""
@@ -102,28 +154,48 @@ class Engine:
         return state
 
     async def call(self, work: Callable[[Bundle], T], *, cost_tokens: int = 1) -> T:
-        """Runs `work` alone on the engine thread."""
+        """Runs `work` alone, while nothing else touches the bundle's model or index."""
         result: T = await self._submit(Job("call", work, max(cost_tokens, 1)))
         return result
 
     async def _submit(self, job: Job) -> Any:
         future = self._batcher.submit(job)
-        self._metrics.queue_depth.set(self._batcher.depth)
+        self._has_work.set()
         return await asyncio.wrap_future(future)
 
-    def _loop(self) -> None:
+    def _run_on_thread(self) -> None:
         torch.set_num_threads(self.plan.num_threads)
         while not self._batcher.is_done:
             if batch := self._batcher.next_batch(_IDLE_S):
-                self._metrics.queue_depth.set(self._batcher.depth)
-                self._metrics.batch_size.observe(len(batch))
-                self._run(batch)
+                self._run_counted(batch)
+
+    async def _run_on_event_loop(self) -> None:
+        while not self._batcher.is_done:
+            self._has_work.clear()
+            while batch := self._batcher.next_batch(0):
+                self._run_counted(batch)
+                for _ in range(_TURNS):
+                    await asyncio.sleep(0)
+            if not self._batcher.is_done:
+                await self._has_work.wait()
+
+    def _run_counted(self, batch: list[Job]) -> None:
+        self._metrics.batch_size.observe(len(batch))
+        self._run(batch)
+        self._batcher.ran(batch)
+        self._count_windows()
+
+    def _count_windows(self) -> None:
+        for result, count in (("hit", self._windows.num_hits), ("miss", self._windows.num_misses)):
+            counter = self._metrics.window_cache_total.labels(result)
+            counter.inc(count - self._counted_windows[result])
+            self._counted_windows[result] = count
 
     def _run(self, batch: list[Job]) -> None:
         """A batch that fails is tried job by job, so that one bad job does not fail its companions."""
         started = time.monotonic()
         try:
-            results = list(_RUNNERS[batch[0].kind](self.bundle, [job.payload for job in batch]))
+            results = list(_RUNNERS[batch[0].kind](self.bundle, self._windows, [job.payload for job in batch]))
             if len(results) != len(batch):
                 raise RuntimeError(f"{len(batch)} jobs of kind {batch[0].kind} gave {len(results)} results")
         except Exception as error:
@@ -139,30 +211,48 @@ class Engine:
             job.future.set_result(result)
 
 
-def _recommend(bundle: Bundle, queries: Sequence[Query]) -> list[Answer]:
+def _recommend(bundle: Bundle, windows: WindowCache, queries: Sequence[Query]) -> list[Answer]:
     """Items that came after a query was asked are not for it: `allowed` grows to today's catalogue."""
     num_items = len(bundle.catalogue)
     grown = [np.pad(query.allowed, (0, num_items - len(query.allowed))) for query in queries]
-    return recommend(bundle, [replace(query, allowed=allowed) for query, allowed in zip(queries, grown, strict=True)])
+    asked = [replace(query, allowed=allowed) for query, allowed in zip(queries, grown, strict=True)]
+    return recommend(bundle, asked, windows)
 
 
-def _call(bundle: Bundle, works: Sequence[Callable[[Bundle], Any]]) -> list[Any]:
+def _call(bundle: Bundle, _: WindowCache, works: Sequence[Callable[[Bundle], Any]]) -> list[Any]:
     return [work(bundle) for work in works]
 
 
-def _encode(bundle: Bundle, prompts: Sequence[Sequence[int]]) -> list[States]:
-    return list(encode(bundle.lm, prompts))
+def _encode(bundle: Bundle, windows: WindowCache, prompts: Sequence[Sequence[int]]) -> list[States]:
+    """The next request of the user will ask for the newest of these windows: they are kept."""
+    return list(encode(bundle.lm, prompts, windows))
 
 
-_Runner = Callable[[Bundle, Any], Sequence[Any]]
+_Runner = Callable[[Bundle, WindowCache, Any], Sequence[Any]]
 _RUNNERS: dict[str, _Runner] = {"recommend": _recommend, "encode": _encode, "call": _call}
 
 
-def _warm_up(bundle: Bundle) -> None:
-    """Full prompts with full memory, in the batch sizes that matter most."""
+def _warm_up(bundle: Bundle) -> Query:
+    """Answers a full prompt with full memory, and returns it."""
     rows = bundle.catalogue.by_popularity[: bundle.manifest.prompt.recent_length]
     prompt = bundle.prompt.tokens([bundle.catalogue.items[row].title for row in rows])
     memory = np.repeat(encode(bundle.lm, [prompt]), bundle.manifest.memory.max_elements, axis=0)
     query = Query(prompt, memory, np.ones(len(bundle.catalogue), dtype=bool), num_results=10)
-    for size in _WARM_BATCHES:
+    recommend(bundle, [query])
+    return query
+
+
+def _is_quick(bundle: Bundle, query: Query, max_batch: int) -> bool:
+    """Whether a full batch is over soon; one alone is tried first, since a large model takes minutes for the batch."""
+    for size, limit_s in ((1, _QUICK_S / 2), (max_batch, _QUICK_S)):
+        started = time.perf_counter()
         recommend(bundle, [query] * size)
+        if time.perf_counter() - started > limit_s:
+            return False
+    return True
+
+
+def _default_threads(bundle: Bundle) -> int:
+    """One for a small model, which leaves the other cores to the event loop and the store; otherwise all."""
+    num_parameters = sum(parameter.numel() for parameter in bundle.lm.model.parameters())
+    return 1 if num_parameters < _SMALL_MODEL else os.cpu_count() or 1

@@ -50,11 +50,25 @@ class Settings(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="where the model runs: auto, cpu or cuda"
     )
-    threads: int = Field(default=0, ge=0, le=1024, description="CPU threads of the model, 0 = all cores")
+    precision: Literal["bundle", "bfloat16", "int8"] = Field(
+        default="bundle", description="how a processor multiplies: as the bundle says, or faster: bfloat16 or int8"
+    )
+    threads: int = Field(
+        default=0, ge=0, le=1024, description="CPU threads of the model, 0 = all cores, or one for a small model"
+    )
+    engine_thread: Literal["auto", "own", "event-loop"] = Field(
+        default="auto",
+        description="where the model runs: on its own thread, or the event loop's (auto: if a batch takes under 0.1 s)",
+    )
     max_queue: int = Field(default=256, ge=1, le=100_000, description="waiting requests before 429")
-    max_batch: int = Field(default=16, ge=1, le=1024, description="requests in one model call")
+    max_batch: int = Field(default=32, ge=1, le=1024, description="requests in one model call")
     max_batch_tokens: int = Field(default=8192, ge=1, description="tokens in one model call")
-    batch_wait_ms: float = Field(default=2.0, ge=0, le=1000, description="how long a request waits for company, in ms")
+    batch_wait_ms: float = Field(
+        default=0.0, ge=0, le=1000, description="how long an idle engine waits for a second request, in ms"
+    )
+    window_cache_mib: int = Field(
+        default=256, ge=0, le=1 << 20, description="memory for windows that were read already, in MiB, 0 = none"
+    )
     deadline_ms: int = Field(
         default=2000, ge=1, le=60_000, description="time for a request that names no deadline, in ms"
     )

@@ -69,10 +69,9 @@ class Service:
 
 
 def settings_for(bundle: Path, url: str, **settings: Any) -> Settings:
-    """Encoding happens when the test says so, unless it says otherwise."""
-    return Settings.from_env(
-        {}, **{"bundle": bundle, "store": url, "threads": 1, "encode_in_process": False} | settings
-    )
+    """Encoding happens when the test says so, unless it says otherwise; so does what engine and handlers share."""
+    chosen = {"threads": 1, "encode_in_process": False, "engine_thread": "own"} | settings
+    return Settings.from_env({}, bundle=bundle, store=url, **chosen)
 
 
 def parts_of(resources: Resources) -> Service:
