@@ -66,9 +66,7 @@ class Bundle:
 
     @property
     def codec(self) -> StateCodec:
-        return StateCodec(
-            self.manifest.space, self.manifest.backbone.hidden_size, self.manifest.memory.state_dtype
-        )
+        return StateCodec(self.manifest.space, self.manifest.backbone.hidden_size, self.manifest.memory.state_dtype)
 
     @classmethod
     def open(cls, path: Path | str, *, device: torch.device | str = "cpu") -> Self:

@@ -3,21 +3,28 @@
 The event loop submits jobs, the engine thread takes batches; both may do so at any time. Two lanes: someone
 waits for an interactive job, nobody for a background one. A batch holds jobs of one kind within a token
 budget. The oldest job of a lane leads the next batch of that lane; jobs of a kind leave as they came.
+
+A request that would be late is refused before it costs anything: what is ahead of it, at the pace of the last batches,
+says how long it would take. An idle engine refuses nothing, so that a pace that was wrong is always measured again.
 """
 
+import math
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from service.errors import DeadlineExceeded, Draining, Overloaded, ServiceError
+from service.pace import Correction, Pace
 
 INTERACTIVE_KINDS = frozenset({"recommend", "call"})
 BACKGROUND_KINDS = frozenset({"encode"})
 BACKGROUND_SHARE = 8  # under load at least one batch in this many is a background one
+_CAUTION = 1.2  # on top of what is expected: batches vary, and an answer still has to be written and sent
 
 
 @dataclass(eq=False)
@@ -44,7 +51,10 @@ class Job:
 
 
 class Batcher:
-    """A bounded queue with two lanes. Thread-safe; each lane holds at most `max_queue` jobs."""
+    """A bounded queue with two lanes. Thread-safe; each lane holds at most `max_queue` jobs.
+
+    One thread takes batches and says with `ran` when it has run one.
+    """
 
     def __init__(
         self,
@@ -65,6 +75,11 @@ class Batcher:
         self._changed = threading.Condition()
         self._is_closed = False
         self._passed_over = 0  # interactive batches given since background work began to wait
+        self._paces = {kind: Pace() for kind in INTERACTIVE_KINDS | BACKGROUND_KINDS}
+        self._correction = Correction()
+        self._running: list[Job] = []
+        self._running_since = 0.0
+        self._num_admitted = 0  # requests whose job is still to come, waits or runs
 
     @property
     def depth(self) -> int:
@@ -77,6 +92,34 @@ class Batcher:
         """Closed and empty: the engine thread may end."""
         with self._changed:
             return self._is_closed and not self._interactive and not self._background
+
+    @property
+    def expected_s(self) -> float:
+        """Seconds until a request that comes now would be answered; 0 when the engine is idle."""
+        with self._changed:
+            return self._expected_s()
+
+    @contextmanager
+    def admission(self, timeout_s: float) -> Iterator[None]:
+        """Around all of a request that will submit one recommend job. Raises Overloaded when it would be late.
+
+        Those admitted count from here on, though their jobs are still being prepared. What they took in the end,
+        against what was expected, corrects the expectation: store and event loop may be slower than the engine.
+        """
+        with self._changed:
+            expected_s = self._expected_s()
+            corrected_s = expected_s * self._correction.factor
+            if _CAUTION * corrected_s > timeout_s:
+                detail = "Too many requests are waiting to answer this one in time."
+                raise Overloaded(detail, retry_after_s=corrected_s)
+            self._num_admitted += 1
+        started = self._clock()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._num_admitted -= 1
+                self._correction.observe(expected_s, self._clock() - started)
 
     def submit(self, job: Job) -> Future[Any]:
         """Raises Overloaded at once when the lane is full, Draining after close()."""
@@ -93,6 +136,7 @@ class Batcher:
         _fail(expired, DeadlineExceeded, "The deadline passed while the request waited.")
         if is_full:
             raise Overloaded(f"{self.max_queue} requests are waiting already.")
+        job.future.add_done_callback(lambda _: self._leave(job))
         return job.future
 
     def next_batch(self, timeout: float | None = None) -> list[Job]:
@@ -105,8 +149,16 @@ class Batcher:
             self._wait_for_companions()
             expired = self._drop_dead(self._interactive) + self._drop_dead(self._background)
             batch = self._take(self._choose_lane())
+            self._running, self._running_since = batch, self._clock()
         _fail(expired, DeadlineExceeded, "The deadline passed while the request waited.")
         return batch
+
+    def ran(self, batch: list[Job]) -> None:
+        """The batch that was taken last is done: its time is remembered, and nothing runs until the next one."""
+        with self._changed:
+            if batch:
+                self._paces[batch[0].kind].observe(len(batch), self._clock() - self._running_since)
+            self._running = []
 
     def close(self, *, drop: bool = False) -> None:
         """No new jobs. Queued ones are still handed out, or with `drop` fail with Draining now."""
@@ -121,6 +173,33 @@ class Batcher:
         alive = [job for job in dropped if job.future.set_running_or_notify_cancel()]
         _fail(alive, Draining, "The service is shutting down.")
 
+    def _expected_s(self) -> float:
+        """Of what runs, what waits, what has been admitted, and one request more."""
+        counts = Counter(job.kind for job in self._interactive)
+        num_running = sum(job.kind == "recommend" for job in self._running)
+        counts["recommend"] = max(counts["recommend"], self._num_admitted - num_running)
+        if not self._running and not counts.total():
+            return 0.0
+        counts["recommend"] += 1
+        num_batches = {kind: math.ceil(count / self.max_batch) for kind, count in counts.items()}
+        seconds = sum(self._paces[kind].seconds(count, num_batches[kind]) for kind, count in counts.items())
+        return self._running_s() + seconds + self._background_s(sum(num_batches.values()))
+
+    def _running_s(self) -> float:
+        """What is left of the batch that runs."""
+        if not self._running:
+            return 0.0
+        expected_s = self._paces[self._running[0].kind].seconds(len(self._running))
+        return max(0.0, expected_s - (self._clock() - self._running_since))
+
+    def _background_s(self, num_batches: int) -> float:
+        """What goes to background work while so many interactive batches run."""
+        if not self._background:
+            return 0.0
+        num_due = (self._passed_over + num_batches) // (BACKGROUND_SHARE - 1)
+        num_jobs = min(len(self._background), self.max_batch)
+        return self._paces[self._background[0].kind].seconds(num_due * num_jobs, num_due)
+
     def _has_work(self) -> bool:
         return bool(self._interactive or self._background or self._is_closed)
 
@@ -134,6 +213,14 @@ class Batcher:
         kind = self._interactive[0].kind
         costs = [job.cost_tokens for job in self._interactive if job.kind == kind]
         return len(costs) >= self.max_batch or sum(costs) >= self.max_batch_tokens
+
+    def _leave(self, job: Job) -> None:
+        """A cancelled job makes room at once, and is no longer waited for."""
+        if job.future.cancelled():
+            with self._changed:
+                lane = self._background if job.is_background else self._interactive
+                if job in lane:
+                    lane.remove(job)
 
     def _drop_dead(self, lane: deque[Job]) -> list[Job]:
         """Takes cancelled and expired jobs out; returns the expired ones, to be told outside the lock."""

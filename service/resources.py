@@ -13,6 +13,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from model_store.bundle import Bundle
+from model_store.precision import set_precision
 from service.deps import Resources
 from service.embedded import EmbeddedServer
 from service.engine import Engine
@@ -23,7 +24,7 @@ from service.memory import MemoryStore
 from service.metrics import Metrics
 from service.recommender import Recommender
 from service.schemas import ModelInfo
-from service.settings import Settings
+from service.settings import Settings, variable
 from service.users import Users
 from service.worker import Worker
 
@@ -44,7 +45,7 @@ async def open_kernel(settings: Settings, metrics: Metrics) -> AsyncIterator[Ker
     """Yields when warm."""
     transformers_logging.disable_progress_bar()  # a log is no terminal
     async with AsyncExitStack() as stack:
-        bundle = Bundle.open(settings.bundle, device=_device(settings.device))
+        bundle = _open_bundle(settings)
         url = settings.store_url
         if settings.embedded_directory is not None:
             url = stack.enter_context(EmbeddedServer(settings.embedded_directory, fsync=settings.fsync)).url
@@ -97,6 +98,17 @@ def describe(bundle: Bundle, loaded_at: str) -> ModelInfo:
         num_items=len(bundle.catalogue),
         loaded_at=loaded_at,
     )
+
+
+def _open_bundle(settings: Settings) -> Bundle:
+    """In the precision that was asked for: states and scores differ a little from those of the bundle's own."""
+    bundle = Bundle.open(settings.bundle, device=_device(settings.device))
+    if settings.precision != "bundle":
+        try:
+            set_precision(bundle.lm, settings.precision)
+        except ValueError as error:
+            raise SettingsError([f"{variable('precision')}: {error}"]) from None
+    return bundle
 
 
 def _device(asked: str) -> str:

@@ -96,6 +96,37 @@ async def test_a_full_queue_is_told_at_once(bundle_path: Path, bundle: Bundle) -
         assert all(answer.items for answer in await asyncio.gather(*waiting))
 
 
+async def test_a_flood_is_answered_in_time_or_refused_at_once(bundle_path: Path, bundle: Bundle) -> None:
+    timeout_s, asked = 0.5, query(bundle, 1)
+    outcomes: dict[str, list[float]] = {"answered": [], "refused": [], "late": []}
+
+    async def ask(engine: Engine) -> None:
+        started = time.monotonic()
+        outcome = "answered"
+        try:
+            with engine.admission(timeout_s):
+                await engine.recommend(asked, timeout_s=timeout_s)
+        except Overloaded:
+            outcome = "refused"
+        except (TimeoutError, DeadlineExceeded):
+            outcome = "late"
+        outcomes[outcome].append(time.monotonic() - started)
+
+    async with running(bundle_path, max_queue=10_000, max_batch=4) as engine:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(60):
+                for _ in range(20):
+                    group.create_task(ask(engine))
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        assert engine.expected_wait_s == 0.0, "somebody is waited for who is not there"
+    assert sum(map(len, outcomes.values())) == 1200, "an answer was lost"
+    assert outcomes["answered"] and outcomes["refused"], outcomes.keys()
+    assert max(outcomes["answered"]) < timeout_s + 0.1, "an answer came after its deadline"
+    assert max(outcomes["refused"]) < 0.1, "a refusal took its time"
+    assert len(outcomes["late"]) < len(outcomes["refused"]), "let in and left to wait"
+
+
 async def test_background_work_waits_for_room_instead(bundle_path: Path) -> None:
     async with running(bundle_path, max_queue=2, max_batch=2) as engine, busy(engine) as release:
         work = asyncio.create_task(engine.encode([[1, 2, 3]] * 9))
