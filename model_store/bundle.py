@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -64,7 +65,7 @@ class Bundle:
     index: ItemIndex
     neighbors: Neighbors | None = None
 
-    @property
+    @cached_property
     def codec(self) -> StateCodec:
         return StateCodec(self.manifest.space, self.manifest.backbone.hidden_size, self.manifest.memory.state_dtype)
 

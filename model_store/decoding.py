@@ -8,10 +8,9 @@ never read. Knows no text and no memory.
 """
 
 import heapq
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +26,7 @@ from model_store.trie import Allowed, Children, Edge, Node, Trie
 
 # Logits of one product with the head, and of one softmax, whose result then stays in a processor's cache.
 _MAX_LOGITS, _MAX_CACHED_LOGITS = 2**25, 2**19
+_MAX_SORTED = 500  # scores that are sorted sooner than the largest of them are found
 
 
 class Title(NamedTuple):
@@ -37,19 +37,28 @@ class Title(NamedTuple):
 
 
 class Exits(NamedTuple):
-    """The allowed edges out of a node."""
+    """The allowed edges out of some nodes, which ascend."""
 
-    depth: int
-    children: Children
+    children: Children  # of all the nodes
     places: NDArray[np.int64]  # (A,) of the allowed children
-    tokens: NDArray[np.int32]  # (A,) their first tokens
+    ends: NDArray[np.int64]  # (F,) of each node: how many of `places` lead out of the nodes up to it
+    depths: NDArray[np.int64]  # (F,) of the nodes
+
+    @property
+    def tokens(self) -> NDArray[np.int32]:
+        """(A,) the first of each edge."""
+        return self.children.tokens[self.places]
+
+    def nodes_of(self, edges: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Out of which node each edge leads."""
+        return self.ends.searchsorted(edges, side="right")
 
 
-class Fork(NamedTuple):
-    """A node that a search has reached, and how it may go on."""
+class Forks(NamedTuple):
+    """The nodes that a search has reached, and how it may go on."""
 
-    parent: int  # place of its last token among what was read last
     exits: Exits
+    parents: NDArray[np.int64]  # (F,) places of their last tokens among what was read last
     scores: NDArray[np.float32]  # (A,) up to and including the first token of each edge
 
 
@@ -68,6 +77,22 @@ class Beam(NamedTuple):
         return Branch(self.query, self.parent, self.depth, self.edge.tokens[: -1 if self.edge.is_leaf else None])
 
 
+class Reached(NamedTuple):
+    """The nodes to which the beams of one query have led."""
+
+    query: int
+    exits: Exits
+    beams: NDArray[np.int64]  # (F,) places of the beams
+    edge_beams: NDArray[np.int64]  # (A,) the one before each edge
+
+
+class Asked(NamedTuple):
+    """Tokens whose probabilities are wanted, each after one of the tokens that were read."""
+
+    rows: NDArray[np.int64]  # (W,) places of those
+    tokens: NDArray[np.integer]  # (W,)
+
+
 @dataclass
 class Search:
     """The search of one query."""
@@ -82,9 +107,8 @@ class Search:
         return self.titles[0][0] if len(self.titles) >= self.num_titles else -float("inf")
 
     def finish(self, node: Node, score: float) -> None:
-        heapq.heappush(self.titles, (score, node))
-        if len(self.titles) > self.num_titles:
-            heapq.heappop(self.titles)
+        add = heapq.heappush if len(self.titles) < self.num_titles else heapq.heappushpop
+        add(self.titles, (score, node))
 
     def result(self) -> list[Title]:
         return [Title(node, score) for score, node in sorted(self.titles, key=lambda pair: (-pair[0], pair[1]))]
@@ -107,52 +131,51 @@ def beam_search(
     """
     hidden = lm.top_hidden(combined.states, combined.mask, caches[1])[:, -1]
     log_probs = reweigh(lm.head(hidden).float().log_softmax(dim=-1))
-    forks = [[_root(trie, search, query, log_probs)] for query, search in enumerate(searches)]
+    forks = {query: _root(trie, search, query, log_probs) for query, search in enumerate(searches)}
     tree = Tree(lm, caches, (prompt_mask, combined.mask))
-    while beams := [
-        beam for query, forked in enumerate(forks) for beam in _choose(query, searches[query], forked, trie)
-    ]:
+    while beams := [beam for query, found in forks.items() for beam in _choose(query, searches[query], found, trie)]:
         forks = _advance(lm, tree, beams, trie, searches)
     return [search.result() for search in searches]
 
 
-def _exits(trie: Trie, search: Search, node: Node) -> Exits:
-    children = trie.children(node)
+def _exits(trie: Trie, search: Search, nodes: Sequence[Node]) -> Exits:
+    """`nodes` ascend, and none lies below another."""
+    parts = [trie.children(node) for node in nodes]
+    children = Children.joined(parts)
     places = search.allowed.among(children)
-    return Exits(node.depth, children, places, children.tokens[places])
+    ends = places.searchsorted(np.cumsum([len(part.starts) for part in parts]))
+    return Exits(children, places, ends, np.array([node.depth for node in nodes]))
 
 
-def _root(trie: Trie, search: Search, query: int, log_probs: Tensor) -> Fork:
+def _root(trie: Trie, search: Search, query: int, log_probs: Tensor) -> Forks:
     """`log_probs` (B, V) never leave the device whole: only those of the allowed tokens do."""
-    exits = _exits(trie, search, trie.root)
+    exits = _exits(trie, search, [trie.root])
     tokens = torch.from_numpy(exits.tokens).to(log_probs.device)
-    return Fork(query, exits, log_probs[query].index_select(0, tokens).numpy(force=True))
+    scores = log_probs[query].index_select(0, tokens).numpy(force=True)
+    return Forks(exits, np.array([query]), scores)
 
 
-def _choose(query: int, search: Search, forks: Sequence[Fork], trie: Trie) -> list[Beam]:
+def _choose(query: int, search: Search, forks: Forks, trie: Trie) -> list[Beam]:
     """The best `num_beams` edges that may still enter the titles. Edges of one token to a leaf finish here."""
+    exits = forks.exits
+    best = _largest(forks.scores, search.num_beams)
+    nodes = exits.nodes_of(best)
+    columns = forks.scores[best], exits.places[best], forks.parents[nodes], exits.depths[nodes]
     kept: list[Beam] = []
-    if not forks:
-        return kept
-    scores = np.concatenate([fork.scores for fork in forks])
-    ends = list(accumulate(len(fork.scores) for fork in forks))
-    for best in _largest(scores, search.num_beams).tolist():
-        score = float(scores[best])
+    for score, place, parent, depth in zip(*(column.tolist() for column in columns), strict=True):
         if score <= search.bound:
             break
-        place = bisect_right(ends, best)
-        parent, exits, _ = forks[place]
-        edge = trie.edge(exits.children, int(exits.places[best - ends[place]]), exits.depth)
+        edge = trie.edge(exits.children, place, depth)
         if edge.is_leaf and len(edge.tokens) == 1:
             search.finish(edge.child, score)
         else:
-            kept.append(Beam(query, parent, exits.depth, edge, score))
+            kept.append(Beam(query, parent, depth, edge, score))
     return kept
 
 
 def _largest(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
     """Places of the `count` largest; of equal ones the first."""
-    if len(scores) > count:
+    if len(scores) > max(count, _MAX_SORTED):
         smallest = np.partition(scores, len(scores) - count)[len(scores) - count]
         candidates = np.flatnonzero(scores >= smallest)
     else:
@@ -162,54 +185,70 @@ def _largest(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
 
 def _advance(
     lm: SplitLM, tree: Tree, beams: Sequence[Beam], trie: Trie, searches: Sequence[Search]
-) -> list[list[Fork]]:
-    """Read every beam's edge in one step: score its forced tokens, finish leaves, return the new forks of each search.
+) -> dict[int, Forks]:
+    """Read every beam's edge in one step: score its forced tokens, finish leaves, return the new forks by query.
 
     Every token that is read is asked for something: how likely is the forced token after it, or all the allowed ones.
     """
     branches = [beam.branch for beam in beams]
     hidden = tree.read(branches)
-    exits = [None if beam.edge.is_leaf else _exits(trie, searches[beam.query], beam.edge.child) for beam in beams]
-    tokens: list[int] = []
-    counts: list[int] = []  # of each token that was read: how many are asked of it
-    for beam, found in zip(beams, exits, strict=True):
-        tokens += beam.edge.tokens[1:]
-        counts += [1] * (len(beam.edge.tokens) - 1)
-        if found:
-            tokens += found.tokens.tolist()
-            counts.append(len(found.tokens))
-    log_probs = _log_probs(lm, hidden, np.array(tokens), np.array(counts))
-    forks: list[list[Fork]] = [[] for _ in searches]
-    start = last = 0
-    for beam, branch, found in zip(beams, branches, exits, strict=True):
-        last += len(branch.tokens)
-        stop = start + len(beam.edge.tokens) - 1
-        score = beam.score + float(log_probs[start:stop].sum())
-        if found is None:
+    last = np.cumsum([len(branch.tokens) for branch in branches]) - 1  # (n,) of each beam: its last row of `hidden`
+    reached = _reached(trie, beams, searches)
+    forced = _forced(beams, last)
+    ahead = [Asked(last[found.edge_beams], found.exits.tokens) for found in reached]
+    forced_log_probs, *log_probs = _log_probs(lm, hidden, [forced, *ahead])
+    scores = np.array([beam.score for beam in beams])
+    np.add.at(scores, last.searchsorted(forced.rows), forced_log_probs)
+    for beam, score in zip(beams, scores.tolist(), strict=True):
+        if beam.edge.is_leaf:
             searches[beam.query].finish(beam.edge.child, score)
-        else:
-            start, stop = stop, stop + len(found.tokens)
-            forks[beam.query].append(Fork(last - 1, found, score + log_probs[start:stop]))
-        start = stop
-    return forks
+    rounded = scores.astype(np.float32)
+    return {
+        found.query: Forks(found.exits, last[found.beams], rounded[found.edge_beams] + part)
+        for found, part in zip(reached, log_probs, strict=True)
+    }
 
 
-def _log_probs(
-    lm: SplitLM, hidden: Tensor, tokens: NDArray[np.int64], counts: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    """(W,) of `tokens` (W,), of which the first `counts[0]` are asked of the first row of `hidden` (C, D), and so on.
+def _reached(trie: Trie, beams: Sequence[Beam], searches: Sequence[Search]) -> list[Reached]:
+    """Of each query that goes on. The beams of a query stand together."""
+    going_on = [place for place, beam in enumerate(beams) if not beam.edge.is_leaf]
+    found = []
+    for query, group in groupby(going_on, lambda place: beams[place].query):
+        places = sorted(group, key=lambda place: beams[place].edge.child)
+        exits = _exits(trie, searches[query], [beams[place].edge.child for place in places])
+        nodes, at = exits.nodes_of(np.arange(len(exits.places))), np.array(places)
+        found.append(Reached(query, exits, at, at[nodes]))
+    return found
+
+
+def _forced(beams: Sequence[Beam], last: NDArray[np.int64]) -> Asked:
+    """All tokens of the edges but the first of each; `last` (n,) says where the last that was read of a beam stands.
+
+    They are asked of all that was read, except where a beam comes to a node: allowed tokens are asked there.
+    """
+    goes_on = [not beam.edge.is_leaf for beam in beams]
+    tokens = [token for beam in beams for token in beam.edge.tokens[1:]]
+    return Asked(np.delete(np.arange(last[-1] + 1), last[goes_on]), np.array(tokens, dtype=np.int64))
+
+
+def _log_probs(lm: SplitLM, hidden: Tensor, asked: Sequence[Asked]) -> list[NDArray[np.float32]]:
+    """(W,) for each (W,) that is asked of the rows of `hidden` (C, D).
 
     In blocks: no table of all rows and the whole vocabulary is ever made, let alone copied to another device.
     """
-    rows = torch.from_numpy(np.repeat(np.arange(len(counts)), counts)).to(lm.device)
-    wanted = torch.from_numpy(tokens).to(lm.device)
-    stops = np.cumsum(counts)
+    rows, tokens = map(np.concatenate, zip(*asked, strict=True))
+    order = np.argsort(rows, kind="stable")
+    sorted_rows = torch.from_numpy(rows[order]).to(lm.device)
+    wanted = torch.from_numpy(tokens[order]).to(lm.device)
+    stops = np.cumsum(np.bincount(rows, minlength=len(hidden)))
     found, start = torch.empty(len(tokens), dtype=torch.float32, device=lm.device), 0
     for first, logits in _head_in_blocks(lm, hidden):
         stop = int(stops[first + len(logits) - 1])
-        found[start:stop] = logits.log_softmax(dim=-1)[rows[start:stop] - first, wanted[start:stop]]
+        found[start:stop] = logits.log_softmax(dim=-1)[sorted_rows[start:stop] - first, wanted[start:stop]]
         start = stop
-    return found.numpy(force=True)
+    log_probs = np.empty(len(tokens), dtype=np.float32)
+    log_probs[order] = found.numpy(force=True)
+    return np.split(log_probs, np.cumsum([len(part.rows) for part in asked])[:-1])
 
 
 def _head_in_blocks(lm: SplitLM, hidden: Tensor) -> Iterator[tuple[int, Tensor]]:

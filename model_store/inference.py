@@ -9,6 +9,7 @@ thread-safe: one caller at a time per bundle.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -115,7 +116,8 @@ def recommend(bundle: Bundle, queries: Sequence[Query], windows: WindowCache | N
 
     memory, memory_mask = pad_memory([query.memory for query in queries], bundle)
     log_scores = bundle.retriever(bottom.states[:, -1], memory, memory_mask)
-    choice = _overruled(choose(log_scores, spec.top_k), queries)
+    chosen = _chosen(choose(log_scores, spec.top_k), queries)
+    choice = _padded(chosen, bundle.lm.device)
     combined = combine(bottom.states, bottom.mask, take(memory, choice), choice.mask, spec.combine)
     watch.lap("retrieve")
 
@@ -124,9 +126,10 @@ def recommend(bundle: Bundle, queries: Sequence[Query], windows: WindowCache | N
     watch.lap("generate")
     lists = [_rank(bundle, *row) for row in zip(queries, titles, allowed, strict=True)]
     watch.lap("ground")
+    weights = log_scores.exp().numpy(force=True)
     return [
-        _answer(row, items, choice, log_scores[row, : 1 + len(query.memory)], timings_s=watch.laps)
-        for row, (items, query) in enumerate(zip(lists, queries, strict=True))
+        Answer(items, rows, own[1 : 1 + len(query.memory)], float(own[0]), watch.laps)
+        for items, rows, own, query in zip(lists, chosen, weights, queries, strict=True)
     ]
 
 
@@ -175,22 +178,27 @@ def pad_memory(memories: Sequence[NDArray[np.float16]], bundle: Bundle) -> tuple
     """(B, M, D) in the model's dtype and (B, M) int64, padded on the right. M ≥ 1, so that shapes never vanish."""
     longest = max(1, *(len(memory) for memory in memories))
     padded = np.zeros((len(memories), longest, bundle.lm.hidden_size), dtype=np.float16)
-    mask = torch.zeros(len(memories), longest, dtype=torch.long)
+    mask = np.zeros((len(memories), longest), dtype=np.int64)
     for row, memory in enumerate(memories):
         padded[row, : len(memory)] = memory
         mask[row, : len(memory)] = 1
-    return torch.from_numpy(padded).to(bundle.lm.device, bundle.lm.dtype), mask.to(bundle.lm.device)
+    device = bundle.lm.device
+    return torch.from_numpy(padded).to(device, bundle.lm.dtype), torch.from_numpy(mask).to(device)
 
 
-def _overruled(choice: Choice, queries: Sequence[Query]) -> Choice:
+def _chosen(choice: Choice, queries: Sequence[Query]) -> list[tuple[int, ...]]:
     """Choices of the retriever, except where a query brings its own (random retrieval, an oracle, none at all)."""
-    rows = [
-        choice.indices[row][choice.mask[row] == 1].tolist() if query.chosen is None else list(query.chosen)
-        for row, query in enumerate(queries)
+    rows = zip(choice.indices.tolist(), choice.mask.tolist(), queries, strict=True)
+    return [
+        tuple(compress(indices, mask)) if query.chosen is None else tuple(query.chosen) for indices, mask, query in rows
     ]
-    padded = pad_left([indices or [0] for indices in rows], choice.indices.device)
-    empty = torch.tensor([not indices for indices in rows], device=choice.indices.device)
-    return Choice(padded.tokens, padded.mask.masked_fill(empty[:, None], 0))
+
+
+def _padded(chosen: Sequence[tuple[int, ...]], device: torch.device) -> Choice:
+    """At least one column wide, so that shapes never vanish."""
+    indices, mask = pad_left([row or (0,) for row in chosen])
+    empty = torch.tensor([not row for row in chosen])
+    return Choice(indices.to(device), mask.masked_fill(empty[:, None], 0).to(device))
 
 
 def _rank(bundle: Bundle, query: Query, titles: list[Title], allowed: Allowed) -> list[Ranked]:
@@ -207,7 +215,10 @@ def _rank(bundle: Bundle, query: Query, titles: list[Title], allowed: Allowed) -
 
 def _representative(bundle: Bundle, allowed: Allowed, title: Title) -> int:
     """Items with the same title are one class: the most popular allowed one stands for it, the oldest row if tied."""
-    rows = np.sort(allowed.rows(title.node))
+    rows = allowed.rows(title.node)
+    if len(rows) == 1:  # nearly always
+        return rows.item()
+    rows = np.sort(rows)
     return int(rows[np.argmax(bundle.catalogue.popularity[rows])])
 
 
@@ -238,17 +249,3 @@ def popular(bundle: Bundle, allowed: NDArray[np.bool_], num_results: int) -> lis
         if len(found) >= num_results:
             break
     return [Ranked(row, POPULAR, None, None) for row in found[:num_results]]
-
-
-def _answer(
-    row: int, items: list[Ranked], choice: Choice, log_scores: Tensor, *, timings_s: dict[str, float]
-) -> Answer:
-    """`log_scores` (1 + M,) of this query alone, without padding."""
-    weights = log_scores.exp().cpu().numpy()
-    return Answer(
-        items=items,
-        chosen=tuple(choice.indices[row][choice.mask[row] == 1].tolist()),
-        weights=weights[1:],
-        null_weight=float(weights[0]),
-        timings_s=timings_s,
-    )

@@ -7,6 +7,7 @@ of beams of different lengths stand side by side without padding between them. K
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,17 +84,12 @@ class Tree:
 
 
 def _layout(branches: Sequence[Branch], queries: list[int], last_columns: NDArray[np.int64]) -> Layout:
-    """`queries` are those of the rows, `last_columns` (C,) say where the tokens of the step before stand."""
-    lengths = [len(branch.tokens) for branch in branches]
-    row_of, widths, starts = {query: row for row, query in enumerate(queries)}, [0] * len(queries), []
-    for branch, length in zip(branches, lengths, strict=True):
-        row = row_of[branch.query]
-        starts.append(widths[row])
-        widths[row] += length
-    within = np.arange(sum(lengths)) - np.repeat(np.cumsum(lengths) - lengths, lengths)  # place in its branch
-    rows = np.repeat([row_of[branch.query] for branch in branches], lengths)
-    columns = np.repeat(starts, lengths) + within
-    shape = len(queries), max(widths)
+    """`queries` are those of the rows and ascend, `last_columns` (C,) say where the tokens of the step before stand."""
+    asked, parents, depths, tokens = zip(*branches, strict=True)
+    branch_of = np.repeat(np.arange(len(branches)), [len(part) for part in tokens])  # (C,)
+    rows = np.searchsorted(queries, asked)[branch_of]
+    columns = _ranks(rows)
+    shape = len(queries), int(columns.max()) + 1
     step = Layout(
         tokens=np.zeros(shape, dtype=np.int64),
         depths=np.zeros(shape, dtype=np.int64),
@@ -102,11 +98,19 @@ def _layout(branches: Sequence[Branch], queries: list[int], last_columns: NDArra
         rows=rows,
         columns=columns,
     )
-    step.tokens[rows, columns] = [token for branch in branches for token in branch.tokens]
-    step.depths[rows, columns] = np.repeat([branch.depth for branch in branches], lengths) + within
-    step.branches[rows, columns] = np.repeat(np.arange(len(branches)), lengths)
-    step.parents[rows, columns] = np.repeat(last_columns[[branch.parent for branch in branches]], lengths)
+    step.tokens[rows, columns] = list(chain.from_iterable(tokens))
+    step.depths[rows, columns] = np.array(depths)[branch_of] + _ranks(branch_of)
+    step.branches[rows, columns] = branch_of
+    step.parents[rows, columns] = last_columns[np.array(parents)[branch_of]]
     return step
+
+
+def _ranks(groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(C,) how many of those before it are of the same group (C,)."""
+    order, sizes = np.argsort(groups, kind="stable"), np.bincount(groups)
+    ranks = np.empty_like(order)
+    ranks[order] = np.arange(len(groups)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return ranks
 
 
 def _seen(before: NDArray[np.bool_], step: Layout) -> NDArray[np.bool_]:

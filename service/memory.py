@@ -30,12 +30,13 @@ from service.events import (
     Saved,
     UserCounts,
     UserStates,
-    decode_event,
+    decode_events,
     decode_text,
     encode_text,
     make_cursor,
     read_cursor,
     read_json,
+    remembered,
 )
 from service.keys import (
     ENCODE,
@@ -125,13 +126,17 @@ class MemoryStore:
     async def recall_and_seen(self, user_id: str, space: str, limit: int) -> tuple[list[Remembered], bytes]:
         """As `recall`, and the `item_digest` of every event, end to end in any order. One round trip."""
         answer = await self._script(scripts.RECALL, user_keys(user_id, space), max(limit, 0), "1")
-        return (await _recalled(user_id, answer)).events, answer[-1] or b""
+        return _recalled(user_id, answer).events, answer[-1] or b""
 
     async def recall_many(self, user_ids: Sequence[str], space: str, limit: int) -> list[Recalled]:
         """As `recall` for each of the users, in order, in one round trip."""
         keys = [user_keys(user_id, space) for user_id in user_ids]
         answers = await self._run([script_command(scripts.RECALL, each, max(limit, 0), "") for each in keys])
-        return [await _recalled(*each) for each in zip(user_ids, answers, strict=True)]
+        recalled = []
+        for each in zip(user_ids, answers, strict=True):
+            await asyncio.sleep(0)  # gives way, since of many users it takes long
+            recalled.append(_recalled(*each))
+        return recalled
 
     async def events(self, user_id: str, *, before: str | None = None, limit: int) -> tuple[list[Event], str | None]:
         """A page, newest first, and the cursor of the next. What comes or goes meanwhile disturbs nothing."""
@@ -282,17 +287,14 @@ def _translated() -> Iterator[None]:
         raise StoreUnavailable(f"The memory store does not answer ({type(error).__name__}).") from error
 
 
-async def _recalled(user_id: str, answer: Sequence[Any]) -> Recalled:
-    """What RECALL answered, with the oldest event first. Gives way, since of many users it takes long."""
-    await asyncio.sleep(0)
+def _recalled(user_id: str, answer: Sequence[Any]) -> Recalled:
+    """What RECALL answered, with the oldest event first."""
     ids, bodies, records, log_name, _ = answer
-    pairs = zip(reversed(_decoded(user_id, ids, bodies)), reversed(records), strict=True)
-    return Recalled([Remembered(event, record) for event, record in pairs if event is not None], log_name)
+    return Recalled(remembered(_decoded(user_id, ids, bodies)[::-1], records[::-1]), log_name)
 
 
 def _decoded(user_id: str, ids: Sequence[bytes], bodies: Sequence[bytes | None]) -> list[Event | None]:
-    events = [decode_event(user_id, *pair) for pair in zip(ids, bodies, strict=True)]
-    skipped = sum(event is None for event in events)
-    if skipped:
-        log.warning("skipped %d of %d stored events: not readable", skipped, len(events))
+    events = decode_events(user_id, ids, bodies)
+    if not all(events):
+        log.warning("skipped %d of %d stored events: not readable", events.count(None), len(events))
     return events

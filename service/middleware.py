@@ -1,6 +1,7 @@
 """What happens to every request around the routes, as plain ASGI. Outermost first: Edge, Guard, BodyCap."""
 
 import time
+from collections.abc import Callable
 
 import structlog
 from starlette.exceptions import HTTPException
@@ -24,6 +25,7 @@ class Edge:
     def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
         self.app = app
         self.metrics = metrics
+        self._counters: dict[tuple[str, str, int], tuple[Callable[[], None], Callable[[float], None]]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -61,8 +63,13 @@ class Edge:
     def _account(self, scope: Scope, status: int, seconds: float) -> None:
         route, shown_status = route_of(scope), status or 499
         method = scope["method"] if scope["method"] in METHODS else "other"
-        self.metrics.http_requests_total.labels(route, method, shown_status).inc()
-        self.metrics.http_request_seconds.labels(route, method).observe(seconds)
+        labels = route, method, shown_status
+        if labels not in self._counters:  # few; finding them anew would take longer than counting
+            requests, times = self.metrics.http_requests_total, self.metrics.http_request_seconds
+            self._counters[labels] = requests.labels(*labels).inc, times.labels(route, method).observe
+        count, observe = self._counters[labels]
+        count()
+        observe(seconds)
         write = log.debug if route in QUIET_PATHS else log.info
         facts = {"route": route, "method": method, "status": shown_status, "key_id": scope.get(KEY_ID)}
         write("request", ms=round(seconds * 1000, 2), **facts)
@@ -138,4 +145,5 @@ def route_of(scope: Scope) -> str:
 
 
 def _header(scope: Scope, name: bytes) -> str | None:
-    return next((value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name), None)
+    """Names are in lower case, as ASGI wants them."""
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), None)

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -16,6 +17,8 @@ from service.schemas import Problem
 MEDIA_TYPE = "application/problem+json"
 REQUEST_ID = "automr.request_id"  # keys of the ASGI scope
 KEY_ID = "automr.key_id"
+
+_to_json = json.JSONEncoder(allow_nan=False).encode  # `json.dumps` with options makes an encoder each time
 
 _INTERNAL = "Something went wrong on our side; the request id finds it in the logs."
 
@@ -41,7 +44,7 @@ def problem(
         errors=list(errors) or None,
     )
     body = document.model_dump(exclude_none=True) | dict(extensions or {})
-    return Response(json.dumps(body, allow_nan=False), status, dict(headers or {}), MEDIA_TYPE)
+    return Response(_to_json(body), status, dict(headers or {}), MEDIA_TYPE)
 
 
 def from_service_error(scope: Scope, error: ServiceError) -> Response:
@@ -82,4 +85,9 @@ def internal(scope: Scope) -> Response:
 
 def slug(error: ServiceError) -> str:
     """UnknownItem -> unknown-item"""
-    return re.sub(r"(?<!^)(?=[A-Z])", "-", type(error).__name__).lower()
+    return _slug(type(error).__name__)
+
+
+@cache
+def _slug(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "-", name).lower()

@@ -7,11 +7,12 @@ what it has.
 """
 
 import asyncio
+import secrets
 import time
-import uuid
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import structlog
@@ -25,12 +26,14 @@ from service.errors import DeadlineExceeded, StoreUnavailable
 from service.events import Remembered
 from service.memory import MemoryStore
 from service.metrics import Metrics
-from service.schemas import MemoryElement, ModelName, RecommendedItem, RecommendRequest, RecommendResponse
+from service.schemas import MemoryElement, RecommendRequest, RecommendResponse
 from service.seen import SeenRows
 from service.settings import Settings
-from service.timeline import Memory, Timeline, events_needed, title_of
+from service.timeline import Memory, Timeline, events_needed, title_of, titles_of
 
 log = structlog.get_logger("service.recommender")
+
+_RESERVE_S = 0.02  # of the time a caller gives, kept to write and send the answer
 
 Fallback = Literal["cold_start", "memory_unavailable", "deadline"]
 
@@ -58,9 +61,13 @@ class Recommender:
 
     async def recommend(self, request: RecommendRequest) -> RecommendResponse:
         """Raises Overloaded and Draining; everything else that can go wrong becomes a fallback."""
+        deadline_s = (request.deadline_ms or self._deadline_ms) / 1000
+        with self.engine.admission(deadline_s):
+            return await self._recommend(request, patience_s=deadline_s - min(_RESERVE_S, deadline_s / 10))
+
+    async def _recommend(self, request: RecommendRequest, *, patience_s: float) -> RecommendResponse:
         watch = Stopwatch()
         context: Context | None = None
-        patience_s = (request.deadline_ms or self._deadline_ms) / 1000
         try:
             async with asyncio.timeout(patience_s):
                 context = await self._remember(request)
@@ -116,9 +123,9 @@ class Recommender:
         session = [(item.timestamp, item.item_id) for item in request.recent if item.item_id in rows]
         recent = _newest(timeline, session, self.bundle.prompt.spec.recent_length)
         return Context(
-            recent=[title_of(item_id, self.bundle) for item_id, _ in recent],
+            recent=titles_of([item_id for item_id, _ in recent], self.bundle),
             memory=timeline.memory(num_recent=sum(is_stored for _, is_stored in recent)),
-            seen=np.append(seen, [rows[item_id] for _, item_id in session]).astype(np.int64),
+            seen=np.append(seen, [rows[item_id] for _, item_id in session]).astype(np.int64) if session else seen,
             fallback=fallback,
         )
 
@@ -180,33 +187,36 @@ class Recommender:
         timings = {**watch.laps, "total": watch.elapsed_s}
         self._observe(ranked, fallback, timings)
         manifest = self.bundle.manifest
-        return RecommendResponse(
-            recommendation_id=uuid.uuid4().hex,
-            user_id=request.user_id,
-            items=[self._item(rank, item) for rank, item in enumerate(ranked, start=1)],
-            memory=memory,
-            fallback=fallback,
-            model=ModelName(bundle=manifest.name, space=manifest.space),
-            timings_ms={name: round(1000 * seconds, 3) for name, seconds in timings.items()},
-        )
+        answer = {
+            "recommendation_id": secrets.token_hex(16),
+            "user_id": request.user_id,
+            "items": [self._item(rank, item) for rank, item in enumerate(ranked, start=1)],
+            "memory": memory,
+            "fallback": fallback,
+            "model": {"bundle": manifest.name, "space": manifest.space},
+            "timings_ms": {name: round(1000 * seconds, 3) for name, seconds in timings.items()},
+        }
+        return RecommendResponse.model_validate(answer)  # all of it at once: a model for each item takes far longer
 
-    def _item(self, rank: int, ranked: Ranked) -> RecommendedItem:
+    def _item(self, rank: int, ranked: Ranked) -> dict[str, Any]:
+        """A `RecommendedItem`."""
         item = self.bundle.catalogue.items[ranked.row]
-        return RecommendedItem(
-            rank=rank,
-            item_id=item.item_id,
-            title=item.title,
-            score=None if ranked.score is None else round(ranked.score, 4),
-            source=ranked.source,
-            distance=None if ranked.distance is None else round(ranked.distance, 4),
-        )
+        return {
+            "rank": rank,
+            "item_id": item.item_id,
+            "title": item.title,
+            "score": None if ranked.score is None else round(ranked.score, 4),
+            "source": ranked.source,
+            "distance": None if ranked.distance is None else round(ranked.distance, 4),
+        }
 
     def _observe(self, ranked: list[Ranked], fallback: Fallback | None, timings: Mapping[str, float]) -> None:
         for stage, seconds in timings.items():
             if stage != "queue":  # the engine observes it for all jobs
                 self.metrics.stage_seconds.labels(stage).observe(seconds)
+        for source, count in Counter(item.source for item in ranked).items():
+            self.metrics.source_total.labels(source).inc(count)
         for item in ranked:
-            self.metrics.source_total.labels(item.source).inc()
             if item.distance is not None:
                 self.metrics.grounding_distance.observe(item.distance)
         if fallback is not None:

@@ -46,7 +46,7 @@ class Timeline:
     """Made from what `MemoryStore.recall` returned for `events_needed`. Events of unknown items are left out."""
 
     def __init__(self, remembered: Sequence[Remembered], bundle: Bundle) -> None:
-        titles = [title_of(part.event.item_id, bundle) for part in remembered]
+        titles = titles_of([part.event.item_id for part in remembered], bundle)
         places = [place for place, title in enumerate(titles) if title]
         self.events = [remembered[place].event for place in places]
         self.titles = [titles[place] for place in places]
@@ -104,5 +104,11 @@ class Timeline:
 
 def title_of(item_id: str, bundle: Bundle) -> str:
     """ "" for an item that the catalogue does not know."""
-    row = bundle.catalogue.rows.get(item_id)
-    return bundle.catalogue.items[row].title if row is not None else ""
+    return titles_of([item_id], bundle)[0]
+
+
+def titles_of(item_ids: Sequence[str], bundle: Bundle) -> list[str]:
+    """As `title_of` of each."""
+    catalogue = bundle.catalogue
+    items, rows = catalogue.items, map(catalogue.rows.get, item_ids)
+    return [items[row].title if row is not None else "" for row in rows]

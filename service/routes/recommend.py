@@ -3,9 +3,10 @@
 from fastapi import APIRouter, Request
 
 from service.deps import RecommenderDep, while_connected
+from service.routes.direct import DirectRecommend
 from service.schemas import RecommendRequest, RecommendResponse
 
-router = APIRouter(tags=["recommend"])
+router = APIRouter(tags=["recommend"], route_class=DirectRecommend)
 
 
 @router.post("/recommend")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_store import trie as module
-from model_store.trie import Allowed, Edge, Node, Trie
+from model_store.trie import Allowed, Children, Edge, Node, Trie
 
 END = 0
 titles = st.lists(st.integers(1, 3), max_size=5).map(lambda tokens: (*tokens, END))
@@ -127,6 +127,39 @@ def test_counting_all_and_telling_from_differences_agree(
                 assert allowed.among(children).tolist() == expected, f"{mask} below {node}"
                 below = trie.order[node.start : node.stop]
                 assert allowed.rows(node).tolist() == below[mask[below]].tolist()
+
+
+@pytest.mark.parametrize("few", [0, 3], ids=["counted", "told from differences"])
+@settings(deadline=None)
+@given(data=st.data(), sequences=catalogues)
+def test_what_is_allowed_below_several_nodes_is_what_is_allowed_below_each(
+    few: int, data: st.DataObject, sequences: list[tuple[int, ...]]
+) -> None:
+    """Whatever is allowed between them."""
+    trie = Trie(sequences)
+    above = [edge.child for edge in edges_of(trie, trie.root) if not edge.is_leaf]
+    nodes = [node for node in above if data.draw(st.booleans())] or [trie.root]
+    size = len(sequences)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_FEW_ROWS", few)
+        allowed = trie.allow(np.array(data.draw(st.lists(st.booleans(), min_size=size, max_size=size))))
+    parts = [trie.children(node) for node in nodes]
+    joined = Children.joined(parts)
+    found = allowed.among(joined)
+    expected = np.concatenate([part.starts[allowed.among(part)] for part in parts])
+    assert joined.starts[found].tolist() == expected.tolist(), f"below {nodes}"
+
+
+def test_an_edge_is_found_once_and_few_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However large the catalogue: what is kept would else grow with all that was ever asked."""
+    monkeypatch.setattr(module, "_MAX_EDGES", 2)
+    trie = Trie([(10, 11, 3), (12, 13, 3), (14, 15, 3)])
+    children = trie.children(trie.root)
+    first = trie.edge(children, 0, 0)
+    assert trie.edge(children, 0, 0) is first
+    for place in (1, 2):
+        trie.edge(children, place, 0)
+    assert trie.edge(children, 0, 0) is not first, "more edges are kept than may be"
 
 
 @given(catalogues)

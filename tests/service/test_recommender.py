@@ -174,10 +174,10 @@ async def test_without_its_store_it_says_so(bundle_path: Path, tmp_path: Path) -
 
 async def test_too_late_is_popular(service: Service) -> None:
     await service.ingest.submit(history(10), "visible")
-    busy = asyncio.create_task(service.engine.call(lambda bundle: time.sleep(0.3)))
+    busy = asyncio.create_task(service.engine.call(lambda bundle: time.sleep(1.0)))
     answer = await ask(service, user_id="u", k=3, deadline_ms=100)
     assert answer.fallback == "deadline" and len(ids(answer)) == 3
-    assert answer.timings_ms["total"] < 250
+    assert answer.timings_ms["total"] < 900
     await busy
 
 
