@@ -36,7 +36,10 @@ _IDLE_S = 0.5
 # loop (refusing them is enough) brings the engine thread to a halt: it wants the lock again after each product.
 _SWITCH_INTERVAL_S = 0.0005
 _QUICK_S = 0.1  # a full batch; for that long nobody minds that the event loop stands still
-_TURNS = 10  # of the event loop between two batches: enough for a handler to come from one await to the next few
+# Turns of the event loop between two batches: enough for a handler to come from one await to the next few, and then
+# as long as turns have something to do (uvloop accepts but one connection a turn), up to the time that the batch took.
+_TURNS = 10
+_IDLE_TURN_S = 5e-5
 _WARM_BATCHES = (1, 4)
 _SMALL_MODEL = 2**24  # parameters; below, products are so small that sharing them among cores costs more than it saves
 
@@ -173,9 +176,9 @@ class Engine:
         while not self._batcher.is_done:
             self._has_work.clear()
             while batch := self._batcher.next_batch(0):
+                started = time.perf_counter()
                 self._run_counted(batch)
-                for _ in range(_TURNS):
-                    await asyncio.sleep(0)
+                await _others_turn(time.perf_counter() - started)
             if not self._batcher.is_done:
                 await self._has_work.wait()
 
@@ -209,6 +212,16 @@ class Engine:
         for job, result in zip(batch, results, strict=True):
             self._metrics.stage_seconds.labels("queue").observe(started - job.submitted_at)
             job.future.set_result(result)
+
+
+async def _others_turn(at_most_s: float) -> None:
+    num_turns = num_idle = 0
+    began = last = time.perf_counter()
+    while num_turns < _TURNS or (num_idle < _TURNS and last - began < at_most_s):
+        await asyncio.sleep(0)
+        now = time.perf_counter()
+        num_turns, num_idle = num_turns + 1, num_idle + 1 if now - last < _IDLE_TURN_S else 0
+        last = now
 
 
 def _recommend(bundle: Bundle, windows: WindowCache, queries: Sequence[Query]) -> list[Answer]:
