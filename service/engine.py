@@ -171,6 +171,7 @@ class Engine:
         while not self._batcher.is_done:
             if batch := self._batcher.next_batch(_IDLE_S):
                 self._run_counted(batch)
+                self._batcher.ran(batch)
 
     async def _run_on_event_loop(self) -> None:
         while not self._batcher.is_done:
@@ -179,13 +180,13 @@ class Engine:
                 started = time.perf_counter()
                 self._run_counted(batch)
                 await _others_turn(time.perf_counter() - started)
+                self._batcher.ran(batch)  # with what the handlers took, for which the next batch waits, too
             if not self._batcher.is_done:
                 await self._has_work.wait()
 
     def _run_counted(self, batch: list[Job]) -> None:
         self._metrics.batch_size.observe(len(batch))
         self._run(batch)
-        self._batcher.ran(batch)
         self._count_windows()
 
     def _count_windows(self) -> None:

@@ -56,8 +56,8 @@ NUM_REQUESTS = 40  # of each length of history
 NUM_SEARCHES = 15  # of each catalogue, and batches of each size
 NUM_SEEN = 1000
 CLIENTS_S, LOAD_S = 3.0, 8.0
-BURST_USERS, BURST_EVENTS = 40, 50
-EVENTS_PER_POST = 10
+BUSY_USERS, BURST_EVENTS = 200, 2000
+EVENTS_PER_POST = 20
 NEWEST = 1_760_000_000
 
 Rows = list[dict[str, float]]
@@ -122,14 +122,17 @@ def by_clients(server: Server, users: Sequence[str]) -> Rows:
 
 
 def by_load(server: Server, items: Sequence[str]) -> Rows:
-    """The capacity is measured with a burst first; then the same users get newer events at a share of it."""
-    users = [f"busy-{number}" for number in range(BURST_USERS)]
-    burst = [event for user_id in users for event in history(user_id, BURST_EVENTS, items)]
+    """The capacity is measured with posts of the same kind first: events of users who take turns, since many events of
+    one user at once are much less work."""
+    users = [f"busy-{number}" for number in range(BUSY_USERS)]
+    ingest(server, [event for user_id in users for event in history(user_id, 20, items)], size=500)
+    wait_until_encoded(server)
+    times = count(NEWEST)
+    burst = [_event(users, items, next(times)) for _ in range(BURST_EVENTS)]
     started = time.perf_counter()
-    ingest(server, burst, size=500)
+    ingest(server, burst, size=EVENTS_PER_POST)
     wait_until_encoded(server)
     capacity = len(burst) / (time.perf_counter() - started)
-    times = count(NEWEST)
     return [_lag(server, users, items, share=share, capacity=capacity, times=times) for share in SHARES]
 
 
