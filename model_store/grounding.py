@@ -4,7 +4,7 @@ A title's vector is the last layer's state of its last token, read after the pro
 search is exact. Above, it reads codes of half a byte per two dimensions in the lists nearest to the query (product
 quantisation, scanned in registers), then compares the best of them exactly. The index of a bundle lies in a mapped file
 and is never written to: items that come or change stand in a small exact index beside it. The only file that knows
-faiss. Not thread-safe: the engine thread only.
+faiss. Not thread-safe: the engine only.
 """
 
 from collections.abc import Iterator

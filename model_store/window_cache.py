@@ -3,7 +3,7 @@
 Between an event and the next request for recommendations the window of a user does not change: the worker has encoded
 it for the memory, and the request needs the same states again. Then only the top half is left to run. An entry depends
 on the tokens of the prompt alone; tokens never change their meaning, not even when titles come later, so no entry is
-ever wrong. Belongs to one language model. Engine thread only.
+ever wrong. Belongs to one language model. The engine only.
 """
 
 from collections import OrderedDict

@@ -1,6 +1,6 @@
 """Admission and batching: which jobs run next, which are refused. Counts, clocks and futures; knows no torch.
 
-The event loop submits jobs, the engine thread takes batches; both may do so at any time. Two lanes: someone
+The event loop submits jobs, the engine takes batches; both may do so at any time. Two lanes: someone
 waits for an interactive job, nobody for a background one. A batch holds jobs of one kind within a token
 budget. The oldest job of a lane leads the next batch of that lane; jobs of a kind leave as they came.
 
@@ -89,7 +89,7 @@ class Batcher:
 
     @property
     def is_done(self) -> bool:
-        """Closed and empty: the engine thread may end."""
+        """Closed and empty: the engine may end."""
         with self._changed:
             return self._is_closed and not self._interactive and not self._background
 

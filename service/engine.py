@@ -112,6 +112,7 @@ class Engine:
         if self._where == "auto":
             self._where = "event-loop" if _is_quick(self.bundle, query, self._batcher.max_batch) else "own"
         if self._where == "event-loop":
+            self._batcher.wait_s = 0.0  # nobody could come while the event loop waits
             self._task = asyncio.create_task(self._run_on_event_loop(), name="engine")
         else:
             self._thread.start()

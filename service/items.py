@@ -188,7 +188,7 @@ def _shown(item: Item) -> schemas.Item:
 
 
 def _put(bundle: Bundle, catalogue: Catalogue, items: Sequence[Item]) -> None:
-    """On the engine thread: vectors, then the catalogue that has the `items`, so that no row is without a vector."""
+    """Called by the engine: vectors, then the catalogue that has the `items`, so that no row is without a vector."""
     rows = np.array([catalogue.rows[item.item_id] for item in items], dtype=np.int64)
     prompts = [bundle.prompt.tokens([item.title]) for item in items]
     for start in range(0, len(items), _TITLES_PER_CALL):

@@ -64,7 +64,10 @@ class Settings(BaseModel):
     max_batch: int = Field(default=32, ge=1, le=1024, description="requests in one model call")
     max_batch_tokens: int = Field(default=8192, ge=1, description="tokens in one model call")
     batch_wait_ms: float = Field(
-        default=0.0, ge=0, le=1000, description="how long an idle engine waits for a second request, in ms"
+        default=0.0,
+        ge=0,
+        le=1000,
+        description="how long an idle engine on its own thread waits for a second request, in ms",
     )
     window_cache_mib: int = Field(
         default=256, ge=0, le=1 << 20, description="memory for windows that were read already, in MiB, 0 = none"

@@ -134,7 +134,7 @@ async def backfill(worker: Worker) -> dict[str, int]:
     """Every user of the store, one round at a time. Interrupt it as you like: what is done is not done again."""
     num_users = num_states = 0
     async for user_ids in _rounds(worker.store.users()):
-        num_states += await worker.reconcile_all(user_ids)
+        num_states += await worker.reconcile(user_ids)
         num_users += len(user_ids)
         log.info("backfill", users=num_users, states=num_states)
     return {"users": num_users, "states": num_states}

@@ -7,7 +7,7 @@ Intermediate results live in `OUT.work` and may be deleted once the bundle is th
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from training.demo import demo_inputs, write_demo_interactions
 from training.distributed import leave
 from training.inputs import Inputs, load_inputs
 from training.recipes import RECIPES, Recipe, get_recipe
-from training.stage import run_stage
+from training.stage import read_certificate, run_stage
 
 
 def run(
@@ -36,14 +36,33 @@ def run(
     `recipe` where the name is not one of `RECIPES`: a variant that a study makes.
     """
     recipe = recipe or get_recipe(recipe_name)
-    dataset, split, fingerprint = inputs
-    backbone, annotations, retriever, mixture = (work / name for name in ("sft", "annotations", "retriever", "mixture"))
+    _, split, fingerprint = inputs
+    backbone = work / "sft"
     common: dict[str, Any] = {"recipe": recipe, "seed": seed, "device": device}
     key = sft.stage_key(fingerprint, recipe, model, seed)
     tuned = sft.run(split, backbone, inputs=key, model_name=model, **common)
     if not leave():  # only main goes on: what follows is the work of one process
         return {"sft": tuned}
-    common |= {"backbone_dir": backbone}
+    made = {"recipe": recipe_name, "model": model}
+    return {"sft": tuned, **complete(inputs, out, backbone=backbone, work=work, provenance=made, **common)}
+
+
+def complete(
+    inputs: Inputs,
+    out: Path,
+    *,
+    backbone: Path,
+    work: Path,
+    recipe: Recipe,
+    seed: int,
+    device: str,
+    provenance: Mapping[str, Any],
+) -> dict[str, Any]:
+    """All stages after `backbone`, which may have been tuned on other data. `provenance` goes into the manifest."""
+    dataset, split, fingerprint = inputs
+    tuned = read_certificate(backbone)
+    annotations, retriever, mixture = (work / name for name in ("annotations", "retriever", "mixture"))
+    common: dict[str, Any] = {"backbone_dir": backbone, "recipe": recipe, "seed": seed, "device": device}
     key = annotate.stage_key(fingerprint, tuned, recipe, seed)
     annotated = annotate.run(split, annotations, inputs=key, **common)
     key = train_retriever.stage_key(annotated, recipe, seed)
@@ -59,10 +78,10 @@ def run(
         mixture_dir=mixture,
         recipe=recipe,
         inputs=build_index.stage_key(dataset, [trained, mixed], recipe),
-        provenance={"data": dataset.name, "cut": split.name, "recipe": recipe_name, "model": model, "seed": seed},
+        provenance={"data": dataset.name, "cut": split.name, **provenance, "seed": seed},
         device=device,
     )
-    return {"sft": tuned, "annotate": annotated, "retriever": trained, "mixture": mixed, "bundle": bundle}
+    return {"annotate": annotated, "retriever": trained, "mixture": mixed, "bundle": bundle}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -35,7 +35,6 @@ from training.inputs import fingerprint
 from training.loop import Progress, Schedule, fit
 from training.stage import begin, digest, finish, is_done, read_certificate, seed_everything, whole_file
 
-LOSSES = ("bce", "strong")
 _WEIGHTS = "sasrec.safetensors"
 _INITIAL_SPREAD = 0.02
 _BATCH = 128  # targets scored at a time

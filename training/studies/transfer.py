@@ -15,7 +15,7 @@ import numpy as np
 
 from model_store.bundle import Bundle
 from model_store.retriever import Retriever
-from training import annotate, build_index, mixture, train_retriever
+from training import pipeline
 from training.annotate import read_annotated
 from training.labels import Batch, collate
 from training.stage import StageError, digest, pick_device, read_certificate
@@ -70,50 +70,20 @@ def run(setting: Setting) -> Finding:
 
 def move(setting: Setting, away: Made) -> Moved:
     """The stages behind the backbone, run on this data with the backbone of the other."""
-    dataset, split, fingerprint = setting.inputs
-    tuned = read_certificate(away.stages / "sft")
     recipe = replace(away.recipe, mixture_targets=0)  # item neighbours are of one data set, and no part of a transfer
-    work = setting.work / "moved" / digest([fingerprint, tuned, recipe, setting.seed])
     backbone = away.stages / "sft"
-    labelled = annotate.run(
-        split,
-        work / "annotations",
-        backbone_dir=backbone,
-        recipe=recipe,
-        inputs=annotate.stage_key(fingerprint, tuned, recipe, setting.seed),
-        seed=setting.seed,
-        device=setting.device,
+    work = (
+        setting.work / "moved" / digest([setting.inputs.fingerprint, read_certificate(backbone), recipe, setting.seed])
     )
-    trained = train_retriever.run(
-        split,
-        work / "retriever",
-        annotations_dir=work / "annotations",
-        backbone_dir=backbone,
-        recipe=recipe,
-        inputs=train_retriever.stage_key(labelled, recipe, setting.seed),
-        seed=setting.seed,
-        device=setting.device,
-    )
-    mixed = mixture.run(
-        split,
-        work / "mixture",
-        backbone_dir=backbone,
-        recipe=recipe,
-        inputs=mixture.stage_key(fingerprint, tuned, recipe, setting.seed),
-        seed=setting.seed,
-        device=setting.device,
-    )
-    build_index.run(
-        dataset,
-        split,
+    pipeline.complete(
+        setting.inputs,
         work / "bundle",
-        backbone_dir=backbone,
-        retriever_dir=work / "retriever",
-        mixture_dir=work / "mixture",
+        backbone=backbone,
+        work=work,
         recipe=recipe,
-        inputs=build_index.stage_key(dataset, [trained, mixed], recipe),
-        provenance={"data": dataset.name, "cut": split.name, "seed": setting.seed},
+        seed=setting.seed,
         device=setting.device,
+        provenance={},
     )
     return Moved(Bundle.open(work / "bundle", device=pick_device(setting.device)), work / "annotations")
 
