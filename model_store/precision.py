@@ -12,7 +12,6 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from model_store.split_lm import SplitLM
 
@@ -32,11 +31,14 @@ def set_precision(lm: SplitLM, precision: Precision) -> None:
         return
     if lm.device.type != "cpu":
         raise ValueError(f"{precision} is for processors; on {lm.device} store the model in bfloat16 instead")
-    for parent in list(lm.model.base_model.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, nn.Linear):
-                is_int8 = precision == "int8" and name in _INT8
-                setattr(parent, name, Int8Linear(child) if is_int8 else Bfloat16Linear(child))
+    head = lm.model.get_output_embeddings()
+
+    def lowered(name: str, linear: nn.Linear) -> nn.Module:
+        if linear is head:
+            return linear
+        return Int8Linear(linear) if precision == "int8" and name in _INT8 else Bfloat16Linear(linear)
+
+    lm.replace_linears(lowered)
 
 
 class Bfloat16Linear(nn.Module):
@@ -44,11 +46,12 @@ class Bfloat16Linear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self.weight = nn.Parameter(linear.weight.detach().to(torch.bfloat16), requires_grad=False)
+        self.product = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
+        self.product.weight = nn.Parameter(linear.weight.detach().to(torch.bfloat16), requires_grad=False)
         self.bias = linear.bias
 
     def forward(self, inputs: Tensor) -> Tensor:
-        outputs = F.linear(inputs.to(torch.bfloat16), self.weight).to(inputs.dtype)
+        outputs = self.product(inputs.to(torch.bfloat16)).to(inputs.dtype)
         return outputs if self.bias is None else outputs + self.bias
 
 

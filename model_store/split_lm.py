@@ -6,7 +6,7 @@ so masks, rotary positions, soft-capping and caches stay the library's. Knows ne
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -145,6 +145,20 @@ class SplitLM:
         return cast(
             Tensor, self._head(inputs_embeds=hidden.flatten(0, -2)[None]).logits[0].unflatten(0, hidden.shape[:-1])
         )
+
+    def replace_linears(self, make: Callable[[str, nn.Linear], nn.Module]) -> None:
+        """Puts `make(name, layer)` in the place of each linear layer, the head's too; a replaced one is freed."""
+        places: dict[int, list[tuple[nn.Module, str]]] = {}  # halves and head share layers
+        for whole in (self.model, self._bottom, self._top, self._head):
+            for parent in whole.modules():
+                for name, child in parent.named_children():
+                    if isinstance(child, nn.Linear) and (parent, name) not in places.setdefault(id(child), []):
+                        places[id(child)].append((parent, name))
+        for shared in places.values():
+            parent, name = shared[0]
+            made = make(name, cast(nn.Linear, getattr(parent, name)))
+            for parent, name in shared:
+                setattr(parent, name, made)
 
     def _check_probe(self, expected: Tensor) -> None:
         tokens = _probe_tokens(self.model)

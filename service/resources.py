@@ -13,6 +13,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from model_store.bundle import Bundle
+from model_store.packed import pack_matrices
 from model_store.precision import set_precision
 from service.deps import Resources
 from service.embedded import EmbeddedServer
@@ -108,6 +109,7 @@ def _open_bundle(settings: Settings) -> Bundle:
             set_precision(bundle.lm, settings.precision)
         except ValueError as error:
             raise SettingsError([f"{variable('precision')}: {error}"]) from None
+    pack_matrices(bundle.lm)
     return bundle
 
 

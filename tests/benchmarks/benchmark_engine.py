@@ -31,6 +31,7 @@ from transformers import PreTrainedModel
 
 from model_store.bundle import Bundle
 from model_store.inference import Answer, encode, recommend
+from model_store.packed import pack_matrices
 from model_store.precision import Precision, set_precision
 from model_store.window_cache import WindowCache
 from tests.benchmarks.floor import Work, counted
@@ -96,6 +97,7 @@ def make_bench(size: str, *, device: str, dtype: torch.dtype, num_beams: int | N
     model = make_model(shape, shop, dtype=dtype, device=device)
     twin = _twin(model)
     bundle = make_bundle(model, shape, shop, num_beams=num_beams)
+    pack_matrices(bundle.lm)  # as the service does
     readers = make_readers(bundle, max(BATCHES))
     return Bench(size, shape, shop, bundle, twin, readers, device, dtype)
 
@@ -224,6 +226,7 @@ def in_precision(bench: Bench, precision: Precision, repeats: int) -> dict[str, 
     size = max(BATCHES)
     bundle = make_bundle(copy.deepcopy(bench.twin), bench.shape, bench.shop, num_beams=bench.num_beams)
     set_precision(bundle.lm, precision)
+    pack_matrices(bundle.lm)
     dtype = getattr(torch, precision)
     other = replace(bench, bundle=bundle)
     with counted(bundle.lm) as work:
