@@ -24,7 +24,6 @@ from service.pace import Correction, Pace
 INTERACTIVE_KINDS = frozenset({"recommend", "call"})
 BACKGROUND_KINDS = frozenset({"encode"})
 BACKGROUND_SHARE = 8  # under load at least one batch in this many is a background one
-_CAUTION = 1.2  # on top of what is expected: batches vary, and an answer still has to be written and sent
 
 
 @dataclass(eq=False)
@@ -104,12 +103,12 @@ class Batcher:
         """Around all of a request that will submit one recommend job. Raises Overloaded when it would be late.
 
         Those admitted count from here on, though their jobs are still being prepared. What they took in the end,
-        against what was expected, corrects the expectation: store and event loop may be slower than the engine.
+        against what was expected, corrects the expectation: batches vary, and store and event loop take their time.
         """
         with self._changed:
             expected_s = self._expected_s()
             corrected_s = expected_s * self._correction.factor
-            if _CAUTION * corrected_s > timeout_s:
+            if corrected_s > timeout_s:
                 detail = "Too many requests are waiting to answer this one in time."
                 raise Overloaded(detail, retry_after_s=corrected_s)
             self._num_admitted += 1
@@ -147,7 +146,7 @@ class Batcher:
         with self._changed:
             self._changed.wait_for(self._has_work, timeout)
             self._wait_for_companions()
-            expired = self._drop_dead(self._interactive) + self._drop_dead(self._background)
+            expired = self._drop_dead(self._interactive) + self._drop_dead(self._background) + self._drop_hopeless()
             batch = self._take(self._choose_lane())
             self._running, self._running_since = batch, self._clock()
         _fail(expired, DeadlineExceeded, "The deadline passed while the request waited.")
@@ -223,12 +222,23 @@ class Batcher:
                     lane.remove(job)
 
     def _drop_dead(self, lane: deque[Job]) -> list[Job]:
-        """Takes cancelled and expired jobs out; returns the expired ones, to be told outside the lock."""
-        now = self._clock()
-        dead = [job for job in lane if job.future.cancelled() or job.is_expired(now)]
-        for job in dead:
+        """Takes out what was cancelled or is too late; returns the latter, to be told outside the lock."""
+        dead = [job for job in lane if job.future.cancelled() or job.is_expired(self._clock())]
+        return self._drop(lane, dead)
+
+    def _drop_hopeless(self) -> list[Job]:
+        """Those that would be late even in the next batch. Somebody is left, or the pace were never seen."""
+        lane = self._interactive
+        num_jobs = sum(job.kind == "recommend" for job in lane)
+        done = self._clock() + self._paces["recommend"].seconds(min(num_jobs, self.max_batch))
+        hopeless = [job for job in lane if job.kind == "recommend" and job.is_expired(done)]
+        return self._drop(lane, hopeless) if len(hopeless) < len(lane) else []
+
+    @staticmethod
+    def _drop(lane: deque[Job], jobs: list[Job]) -> list[Job]:
+        for job in jobs:
             lane.remove(job)
-        return [job for job in dead if job.future.set_running_or_notify_cancel()]
+        return [job for job in jobs if job.future.set_running_or_notify_cancel()]
 
     def _choose_lane(self) -> deque[Job]:
         is_due = self._passed_over >= BACKGROUND_SHARE - 1

@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -36,10 +37,11 @@ _IDLE_S = 0.5
 # loop (refusing them is enough) brings the engine thread to a halt: it wants the lock again after each product.
 _SWITCH_INTERVAL_S = 0.0005
 _QUICK_S = 0.1  # a full batch; for that long nobody minds that the event loop stands still
-# Turns of the event loop between two batches: enough for a handler to come from one await to the next few, and then
-# as long as turns have something to do (uvloop accepts but one connection a turn), up to the time that the batch took.
-_TURNS = 10
+# Turns of the event loop between two batches: as long as they have something to do, up to the time that the batch took.
+# A handler that waits for the store looks idle for a few.
+_LEAST_TURNS, _IDLE_TURNS = 3, 10
 _IDLE_TURN_S = 5e-5
+_TURNS_AGO = 3  # a handler that begins in this turn was asked for in the last one, by a caller who wrote before that
 _WARM_BATCHES = (1, 4)
 _SMALL_MODEL = 2**24  # parameters; below, products are so small that sharing them among cores costs more than it saves
 
@@ -89,6 +91,7 @@ class Engine:
         self._thread = threading.Thread(target=self._run_on_thread, name="engine", daemon=True)
         self._task: asyncio.Task[None] | None = None  # instead of the thread
         self._has_work = asyncio.Event()
+        self._turns: deque[float] = deque(maxlen=_TURNS_AGO)  # when the last turns of the event loop began; none: idle
         self._counted_windows = {"hit": 0, "miss": 0}
         self._is_warm = False
 
@@ -100,6 +103,11 @@ class Engine:
     def expected_wait_s(self) -> float:
         """Until a request that comes now would be answered; 0 when nothing is ahead of it."""
         return self._batcher.expected_s
+
+    @property
+    def delay_s(self) -> float:
+        """How long a request whose handler begins now may have waited unseen, while the event loop stood still."""
+        return time.perf_counter() - self._turns[0] if self._turns else 0.0
 
     async def start(self) -> None:
         """Returns when warm: the first request must not pay for lazy initialisation.
@@ -179,11 +187,23 @@ class Engine:
             self._has_work.clear()
             while batch := self._batcher.next_batch(0):
                 started = time.perf_counter()
+                self._turns.append(started)
                 self._run_counted(batch)
-                await _others_turn(time.perf_counter() - started)
+                await self._others_turn(time.perf_counter() - started)
                 self._batcher.ran(batch)  # with what the handlers took, for which the next batch waits, too
+            self._turns.clear()
             if not self._batcher.is_done:
                 await self._has_work.wait()
+
+    async def _others_turn(self, at_most_s: float) -> None:
+        num_turns = num_idle = 0
+        began = last = time.perf_counter()
+        while num_turns < _LEAST_TURNS or (num_idle < _IDLE_TURNS and last - began < at_most_s):
+            await asyncio.sleep(0)
+            now = time.perf_counter()
+            self._turns.append(now)
+            num_turns, num_idle = num_turns + 1, num_idle + 1 if now - last < _IDLE_TURN_S else 0
+            last = now
 
     def _run_counted(self, batch: list[Job]) -> None:
         self._metrics.batch_size.observe(len(batch))
@@ -214,16 +234,6 @@ class Engine:
         for job, result in zip(batch, results, strict=True):
             self._metrics.stage_seconds.labels("queue").observe(started - job.submitted_at)
             job.future.set_result(result)
-
-
-async def _others_turn(at_most_s: float) -> None:
-    num_turns = num_idle = 0
-    began = last = time.perf_counter()
-    while num_turns < _TURNS or (num_idle < _TURNS and last - began < at_most_s):
-        await asyncio.sleep(0)
-        now = time.perf_counter()
-        num_turns, num_idle = num_turns + 1, num_idle + 1 if now - last < _IDLE_TURN_S else 0
-        last = now
 
 
 def _recommend(bundle: Bundle, windows: WindowCache, queries: Sequence[Query]) -> list[Answer]:

@@ -4,27 +4,36 @@ A batch costs something whatever is in it (the steps of the search) and somethin
 how fast a queue will empty: in large batches a job is several times cheaper than alone.
 """
 
+import math
+
 _FORGET = 0.9  # weight of a batch against the one after it: about the last twenty count
 _MIN_SPREAD = 0.01  # relative variance of batch sizes below which they say nothing about a single job
-_FORGET_REQUEST = 0.97  # weight of a request against the one after it: about the last hundred count
+_CERTAINTY = 0.99  # share of requests that are in time when they are admitted just so
+_STEP = 0.2  # of a logarithm: the last few hundred requests count most
+_MOST = 4.0  # a standstill makes hundreds late at once, and must not keep others out long after it
 
 
 class Correction:
-    """What requests took, in all, against what was expected of them. Long ones count more: those are to be judged."""
+    """How much longer than expected requests take when they take long: what the `_CERTAINTY` quantile of the ratio is.
+
+    Followed by stochastic approximation (Robbins and Monro 1951): up by a long step where a request took longer than
+    that, otherwise down by a short one; where the quantile is, the two cancel out.
+    """
 
     def __init__(self) -> None:
-        self._expected_s = self._actual_s = 0.0
+        self._log_factor = 0.0
 
     def observe(self, expected_s: float, actual_s: float) -> None:
         """A request for which nothing was expected had nothing ahead of it, and says nothing about a queue."""
         if expected_s > 0:
-            self._expected_s = _FORGET_REQUEST * self._expected_s + expected_s
-            self._actual_s = _FORGET_REQUEST * self._actual_s + actual_s
+            is_late = actual_s > expected_s * self.factor
+            step = _STEP * (_CERTAINTY - (not is_late))
+            self._log_factor = min(max(0.0, self._log_factor + step), math.log(_MOST))
 
     @property
     def factor(self) -> float:
         """At least 1: callers who left early prove nothing."""
-        return max(1.0, self._actual_s / self._expected_s) if self._expected_s else 1.0
+        return math.exp(self._log_factor)
 
 
 class Pace:

@@ -61,7 +61,7 @@ class Recommender:
 
     async def recommend(self, request: RecommendRequest) -> RecommendResponse:
         """Raises Overloaded and Draining; everything else that can go wrong becomes a fallback."""
-        deadline_s = (request.deadline_ms or self._deadline_ms) / 1000
+        deadline_s = (request.deadline_ms or self._deadline_ms) / 1000 - self.engine.delay_s
         with self.engine.admission(deadline_s):
             return await self._recommend(request, patience_s=deadline_s - min(_RESERVE_S, deadline_s / 10))
 

@@ -4,6 +4,7 @@ The port is taken before the bundle is loaded, so that a busy port is told at on
 """
 
 import asyncio
+import gc
 import json
 import shlex
 import signal
@@ -27,6 +28,10 @@ from service.schemas import RecommendRequest
 from service.settings import Settings
 
 log = structlog.get_logger("service.server")
+
+# uvloop accepts one connection a turn from each listening socket. Turns are long under load, and who waits to be
+# accepted is neither answered nor refused.
+_ACCEPTORS = 16
 
 
 def serve(
@@ -54,7 +59,9 @@ def serve(
 
     async def run(listener: socket.socket) -> None:
         async with app.router.lifespan_context(app):
-            await server.serve(sockets=[listener])
+            gc.collect()
+            gc.freeze()  # what is there now stays; to look through all of it again would stop everything for 0.3 s
+            await server.serve(sockets=[listener, *(listener.dup() for _ in range(_ACCEPTORS - 1))])
 
     runner = asyncio.Runner(loop_factory=config.get_loop_factory())
     with bound_socket(settings.host, settings.port) as listener, runner:

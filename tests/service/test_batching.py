@@ -119,6 +119,30 @@ def test_an_expired_job_costs_nothing_and_is_told() -> None:
     assert isinstance(late.future.exception(0), DeadlineExceeded)
 
 
+def test_a_job_that_would_be_late_makes_room_for_one_in_time() -> None:
+    batcher, clock = make(max_batch=2)
+    for size in (1, 2):
+        for _ in range(size):
+            batcher.submit(job())
+        batch = batcher.next_batch(0)
+        clock.now += 1.0 * size
+        batcher.ran(batch)
+    late, soon = batcher.submit(job(deadline=clock.now + 1.5)), batcher.submit(job(deadline=clock.now + 2.5))
+    assert [each.future for each in batcher.next_batch(0)] == [soon]
+    with pytest.raises(DeadlineExceeded):
+        late.result(0)
+
+
+def test_a_wrong_pace_is_seen_again() -> None:
+    batcher, clock = make()
+    batcher.submit(job())
+    batch = batcher.next_batch(0)
+    clock.now += 100
+    batcher.ran(batch)
+    alone = batcher.submit(job(deadline=clock.now + 1))
+    assert [each.future for each in batcher.next_batch(0)] == [alone], "nobody would ever run again"
+
+
 def test_a_job_that_was_handed_out_can_no_longer_be_cancelled() -> None:
     batcher, _ = make()
     future = batcher.submit(job())

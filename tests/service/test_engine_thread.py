@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,22 @@ async def test_handlers_get_their_turn_between_batches(bundle_path: Path, bundle
         await asyncio.gather(*(engine.recommend(query(bundle, 1), timeout_s=30) for _ in range(20)))
         other.cancel()
     assert num_turns >= 20, f"{num_turns} turns during 20 batches"
+
+
+async def test_who_came_while_nothing_moved_has_waited(bundle_path: Path) -> None:
+    waited: list[float] = []
+
+    async with running(bundle_path, engine_thread="event-loop") as engine:
+
+        def work(_: Bundle) -> None:
+            asyncio.get_running_loop().call_soon(lambda: waited.append(engine.delay_s))
+            time.sleep(0.2)
+
+        await engine.call(work)
+        await asyncio.sleep(0.05)
+        waited.append(engine.delay_s)
+    assert waited[0] >= 0.2, "a handler that begins after a standstill takes its caller for new"
+    assert waited[1] == 0.0, "nobody waits while the engine idles"
 
 
 async def test_one_poisoned_job_fails_alone(bundle_path: Path, bundle: Bundle) -> None:
