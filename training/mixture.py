@@ -1,9 +1,13 @@
-"""How far to trust what was read next to what: the share λ of item neighbours (see model_store/neighbors.py).
+"""How far to trust what was read next to what, and what is called alike (see model_store/neighbors.py).
 
-In: a data set, a backbone. Out: `neighbors.safetensors` and a certificate with λ and the half-life, both chosen by
-NDCG@10 on sampled valid targets. The language model reads no memory here: the row without memory, which all others are
-compared with, gets the λ that suits it. Only the item vocabulary has neighbours; with titles the stage says so and
-is done.
+In: a data set, a backbone. Out: `neighbors.safetensors` and a certificate. How near items are is
+
+    nearness = co-occurrence (baselines/item_knn.py) + β · likeness of titles (likeness.py)
+
+with likeness scaled so that β = 1 gives both the same say in the median row. β, the share λ of the neighbours and their
+half-life are those with the best NDCG@10 on sampled valid targets. The language model reads no memory here: the row
+without memory, which all others are compared with, gets the λ that suits it. Only the item vocabulary has neighbours;
+with titles the stage says so and is done.
 
 The certificate also says whether anything older than the window can help here at all, as far as item neighbours know:
 `valid_ndcg@10_recent` is what they reach alone when they read the last K events, `valid_ndcg@10_long` when they read
@@ -12,23 +16,25 @@ it is not above zero, expect little of memory.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
-from model_store.neighbors import Neighbors, mix
+from model_store.neighbors import Neighbors
 from model_store.split_lm import pad_left
 from training.after_backbone import main_after_backbone
 from training.backbone import Backbone, open_backbone
 from training.baselines import item_knn
 from training.baselines.scoring import ndcg_at_10, truths
 from training.data.splits import Split, Target, sample_targets
+from training.likeness import FEWEST_TITLES, LONGEST_RUN, MOST_TITLES, NUM_ALIKE, likeness
 from training.metrics import ndcg, paired_bootstrap
 from training.recipes import Recipe
 from training.stage import (
@@ -44,6 +50,7 @@ from training.stage import (
 from training.windows import Windows
 
 NEIGHBORS_FILE = "neighbors.safetensors"
+LIKENESS_WEIGHTS = (0.0, 0.5, 1.0, 2.0)
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 HALF_LIVES = (0.5, 1.0, 2.0, 4.0)
 LONG_HALF_LIVES = (1.0, 3.0, 10.0, 30.0, 100.0)
@@ -53,8 +60,8 @@ _LONG_BATCH = 256  # targets whose scores of all items are in memory at a time
 
 
 def as_neighbors(near: sparse.csr_matrix, tokens: Sequence[int]) -> Neighbors:
-    """From a matrix over items to one over their tokens (N,); items of one title add up. The nearest of each row."""
-    table = _nearest(near).tocoo()
+    """From a matrix over items to one over their tokens (N,); items of one title add up."""
+    table = near.tocoo()
     renamed, num_tokens = np.asarray(tokens), max(tokens) + 1
     matrix = sparse.csr_matrix(
         (table.data, (renamed[table.row], renamed[table.col])), shape=(num_tokens, num_tokens), dtype=np.float32
@@ -70,34 +77,54 @@ def _nearest(near: sparse.csr_matrix) -> sparse.csr_matrix:
     return sparse.csr_matrix((near.data[kept], (rows[kept], near.indices[kept])), near.shape)
 
 
+def combined(near: sparse.csr_matrix, alike: sparse.csr_matrix, weight: float) -> sparse.csr_matrix:
+    """(N, N) nearness, see above."""
+    said, spelled = (np.asarray(table.sum(axis=1)).ravel() for table in (near, alike))
+    if not weight or not spelled.any():
+        return near
+    scale = np.median(said[said > 0]) / np.median(spelled[spelled > 0]) if said.any() else 1.0
+    return (near + alike * np.float32(weight * scale)).tocsr()
+
+
+class Choice(NamedTuple):
+    """`valid_ndcg` is NDCG@10 on the targets of the choice."""
+
+    likeness_weight: float
+    half_life: float
+    share: float
+    valid_ndcg: float
+    valid_ndcg_alone: float  # of the language model
+
+
 @torch.inference_mode()
 def choose_mixture(
-    backbone: Backbone, neighbors: Neighbors, windows: Windows, targets: Sequence[Target], *, mask_seen: bool
-) -> dict[str, float]:
-    """The share and half-life with the best NDCG@10; of equals the smaller share."""
+    backbone: Backbone,
+    tables: Mapping[float, Neighbors],
+    windows: Windows,
+    targets: Sequence[Target],
+    *,
+    mask_seen: bool,
+) -> Choice:
+    """Of `tables` by the weight of likeness, and of half-lives and shares, what ranks best; of equals the first."""
     split = windows.split
     tokens = np.array([backbone.prompt.title_tokens(title)[0] for title in split.titles])
-    gained = {(share, half_life): 0.0 for share in SHARES for half_life in HALF_LIVES}
+    gained = dict.fromkeys(product(tables, HALF_LIVES, SHARES), 0.0)
     for start in progress(range(0, len(targets), _BATCH), desc="mixture", unit="batch"):
         batch = targets[start : start + _BATCH]
         prompts = [windows.prompt_ending_at(target.user, target.position - 1) for target in batch]
         padded = pad_left(prompts, backbone.lm.device)
         states = backbone.lm.bottom(*padded)
-        log_probs = backbone.lm.top(states, padded.mask, num_logits=1)[:, -1].float().log_softmax(dim=-1).cpu()
+        forecast = backbone.lm.top(states, padded.mask, num_logits=1)[:, -1].float().softmax(dim=-1).numpy(force=True)
         wanted = tokens[truths(split, batch)]
         hidden = _seen(split, batch, tokens) if mask_seen else [np.empty(0, dtype=np.int64)] * len(batch)
-        for half_life in HALF_LIVES:
-            votes = [neighbors.votes(prompt, log_probs.shape[1], half_life) for prompt in prompts]
+        for weight, half_life in product(tables, HALF_LIVES):
+            votes = np.stack([tables[weight].votes(prompt, forecast.shape[1], half_life) for prompt in prompts])
             for share in SHARES:
-                mixed = mix(log_probs, np.stack(votes), share).numpy()
-                gained[share, half_life] += float(ndcg(_ranks(mixed, wanted, hidden)).sum())
-    share, half_life = max(gained, key=lambda pair: (gained[pair], -pair[0]))
-    return {
-        "neighbor_share": share,
-        "neighbor_half_life": half_life,
-        "valid_ndcg@10": round(gained[share, half_life] / len(targets), 4),
-        "valid_ndcg@10_alone": round(gained[0.0, half_life] / len(targets), 4),
-    }
+                mixed = forecast + np.float32(share / (1 - share)) * votes  # ranks as `mix` does, and costs less
+                gained[weight, half_life, share] += float(ndcg(_ranks(mixed, wanted, hidden)).sum())
+    best = max(gained, key=lambda candidate: gained[candidate])
+    alone = gained[best[0], best[1], 0.0]
+    return Choice(*best, gained[best] / len(targets), alone / len(targets))
 
 
 def _seen(split: Split, targets: Sequence[Target], tokens: NDArray[np.int64]) -> list[NDArray[np.int64]]:
@@ -139,8 +166,9 @@ def reach(
 
 def stage_key(fingerprint: str, upstream: dict[str, Any], recipe: Recipe, seed: int) -> str:
     """`upstream` is the certificate of the backbone."""
-    asked = [recipe.mixture_targets, recipe.max_memory, SHARES, HALF_LIVES, LONG_HALF_LIVES, _MAX_NEIGHBOURS]
-    return digest([fingerprint, upstream, *asked, seed])
+    asked = [recipe.mixture_targets, recipe.max_memory, LIKENESS_WEIGHTS, SHARES, HALF_LIVES, LONG_HALF_LIVES]
+    sizes = [_MAX_NEIGHBOURS, NUM_ALIKE, LONGEST_RUN, FEWEST_TITLES, MOST_TITLES]
+    return digest([fingerprint, upstream, *asked, *sizes, seed])
 
 
 def run(
@@ -154,15 +182,27 @@ def run(
     if backbone.vocabulary != "items" or not recipe.mixture_targets:
         return finish(out, inputs, {"neighbor_share": 0.0})
     windows = Windows(split, backbone.prompt, recipe.max_memory)
-    near = item_knn.fitted(split, seed=seed, directory=out / "item_knn").near
-    neighbors = as_neighbors(near, [backbone.prompt.title_tokens(title)[0] for title in split.titles])
+    near, alike = item_knn.fitted(split, seed=seed, directory=out / "item_knn").near, likeness(split.titles)
+    tokens = [backbone.prompt.title_tokens(title)[0] for title in split.titles]
+    nearness = {weight: combined(_nearest(near), alike, weight) for weight in LIKENESS_WEIGHTS}
+    tables = {weight: as_neighbors(table, tokens) for weight, table in nearness.items()}
     targets = sample_targets(split.valid, recipe.mixture_targets, seed)
-    chosen = choose_mixture(backbone, neighbors, windows, targets, mask_seen=not split.has_repeats)
+    chosen = choose_mixture(backbone, tables, windows, targets, mask_seen=not split.has_repeats)
     lengths = recipe.recent_length, recipe.recent_length + recipe.max_memory
-    reached = reach(near, split, targets, lengths, keep_seen=split.has_repeats)
+    reached = reach(nearness[chosen.likeness_weight], split, targets, lengths, keep_seen=split.has_repeats)
     with whole_file(out / NEIGHBORS_FILE) as draft:
-        neighbors.save(draft)
-    return finish(out, inputs, {**chosen, **reached})
+        tables[chosen.likeness_weight].save(draft)
+    return finish(out, inputs, {**_facts(chosen), **reached})
+
+
+def _facts(chosen: Choice) -> dict[str, float]:
+    return {
+        "neighbor_share": chosen.share,
+        "neighbor_half_life": chosen.half_life,
+        "likeness_weight": chosen.likeness_weight,
+        "valid_ndcg@10": round(chosen.valid_ndcg, 4),
+        "valid_ndcg@10_alone": round(chosen.valid_ndcg_alone, 4),
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:

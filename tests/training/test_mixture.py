@@ -15,7 +15,19 @@ from tests.training.worlds import chain, world
 from training import sft
 from training.backbone import Backbone, open_backbone
 from training.data.splits import Split
-from training.mixture import HALF_LIVES, NEIGHBORS_FILE, SHARES, as_neighbors, choose_mixture, reach, run, stage_key
+from training.mixture import (
+    HALF_LIVES,
+    LIKENESS_WEIGHTS,
+    NEIGHBORS_FILE,
+    SHARES,
+    Choice,
+    as_neighbors,
+    choose_mixture,
+    combined,
+    reach,
+    run,
+    stage_key,
+)
 from training.windows import Windows
 
 ITEMS = replace(TINY, vocabulary="items", mixture_targets=30, recent_length=3)
@@ -46,15 +58,31 @@ def successors(split: Split, step: int) -> Neighbors:
     return as_neighbors(matrix, list(range(1, 1 + num_items)))
 
 
-def chosen(split: Split, backbone: Backbone, step: int) -> dict[str, float]:
+def chosen(split: Split, backbone: Backbone, tables: dict[float, Neighbors]) -> Choice:
     windows = Windows(split, backbone.prompt, ITEMS.max_memory)
-    return choose_mixture(backbone, successors(split, step), windows, split.valid[:30], mask_seen=False)
+    return choose_mixture(backbone, tables, windows, split.valid[:30], mask_seen=False)
 
 
 def test_neighbours_that_know_the_answer_are_trusted(split: Split, backbone: Backbone) -> None:
-    found = chosen(split, backbone, 1)
-    assert found["neighbor_share"] > 0 and found["valid_ndcg@10"] > found["valid_ndcg@10_alone"]
-    assert found["valid_ndcg@10"] > 0.9, "the answer is the first neighbour of the last item"
+    found = chosen(split, backbone, {0.0: successors(split, 1)})
+    assert found.share > 0 and found.valid_ndcg > found.valid_ndcg_alone
+    assert found.valid_ndcg > 0.9, "the answer is the first neighbour of the last item"
+
+
+def test_likeness_counts_as_much_as_it_helps(split: Split, backbone: Backbone) -> None:
+    knows, errs = successors(split, 1), successors(split, 7)
+    assert chosen(split, backbone, {0.0: errs, 1.0: knows}).likeness_weight == 1.0
+    assert chosen(split, backbone, {0.0: knows, 1.0: errs}).likeness_weight == 0.0
+
+
+def test_a_weight_of_one_gives_both_the_same_say() -> None:
+    near = sparse.csr_matrix(np.array([[0, 4, 4], [8, 0, 0], [0, 0, 0]], np.float32))
+    alike = sparse.csr_matrix(np.array([[0, 0, 0.5], [0, 0, 0], [0.5, 0, 0]], np.float32))
+    np.testing.assert_allclose(combined(near, alike, 1.0).toarray(), [[0, 4, 12], [8, 0, 0], [8, 0, 0]])
+    assert combined(near, alike, 0.0) is near
+    nothing = sparse.csr_matrix((3, 3), dtype=np.float32)
+    assert combined(near, nothing, 1.0) is near, "titles that share no word"
+    assert combined(nothing, alike, 1.0).nnz == 2, "nothing was read next to anything"
 
 
 def test_items_of_one_title_share_a_row() -> None:
@@ -67,7 +95,8 @@ def test_the_stage_writes_what_the_bundle_needs_and_runs_once(split: Split, dire
     key = stage_key("data", {"a": 1}, ITEMS, 0)
     facts = run(split, tmp_path, backbone_dir=directory, recipe=ITEMS, inputs=key)
     assert {"valid_ndcg@10_recent", "valid_ndcg@10_long", "long_minus_recent"} <= facts.keys()
-    assert facts["neighbor_share"] in SHARES and facts["neighbor_half_life"] in HALF_LIVES
+    assert facts["likeness_weight"] in LIKENESS_WEIGHTS and facts["neighbor_share"] in SHARES
+    assert facts["neighbor_half_life"] in HALF_LIVES
     assert len(Neighbors.load(tmp_path / NEIGHBORS_FILE).starts) == len(split.item_ids) + 2, "a row for each token"
     assert run(split, tmp_path, backbone_dir=tmp_path / "gone", recipe=ITEMS, inputs=key) == facts
 
