@@ -75,10 +75,10 @@ class Contest:
     def recent_length(self) -> int:
         return self.bundle.manifest.prompt.recent_length
 
-    def alone(self) -> "Contest":
-        """The same, where item neighbours have no say. Cheap: rows are timed with it."""
+    def hearing(self, neighbor_share: float) -> "Contest":
+        """The same, where item neighbours have this share λ. Cheap: rows are timed with it."""
         twin = copy.copy(self)
-        twin.bundle = without_neighbors(self.bundle)
+        twin.bundle = with_neighbor_share(self.bundle, neighbor_share)
         return twin
 
     def need_workshop(self) -> Workshop:
@@ -197,10 +197,9 @@ def _workshop(bundle: Bundle, fingerprint: str, directory: Path, device: str) ->
     return Workshop(directory, fingerprint, device, recipe_of(bundle), bundle.manifest.provenance.get("model"))
 
 
-def without_neighbors(bundle: Bundle) -> Bundle:
-    """The language model alone decides, λ = 0."""
-    generation = bundle.manifest.generation.model_copy(update={"neighbor_share": 0.0})
-    return replace(bundle, neighbors=None, manifest=bundle.manifest.model_copy(update={"generation": generation}))
+def with_neighbor_share(bundle: Bundle, share: float) -> Bundle:
+    generation = bundle.manifest.generation.model_copy(update={"neighbor_share": share})
+    return replace(bundle, manifest=bundle.manifest.model_copy(update={"generation": generation}))
 
 
 def recipe_of(bundle: Bundle) -> Recipe | None:

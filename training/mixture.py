@@ -55,17 +55,25 @@ SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 HALF_LIVES = (0.5, 1.0, 2.0, 4.0)
 LONG_HALF_LIVES = (1.0, 3.0, 10.0, 30.0, 100.0)
 _MAX_NEIGHBOURS = 200
+_TABLE = 2  # how items become tokens: since 2, of items of one title only one is a neighbour
 _BATCH = 64
 _LONG_BATCH = 256  # targets whose scores of all items are in memory at a time
 
 
-def as_neighbors(near: sparse.csr_matrix, tokens: Sequence[int]) -> Neighbors:
-    """From a matrix over items to one over their tokens (N,); items of one title add up."""
-    table = near.tocoo()
+def as_neighbors(near: sparse.csr_matrix, tokens: Sequence[int], popularity: NDArray[np.int64]) -> Neighbors:
+    """From a matrix over items to one over their tokens (N,).
+
+    Items of one title add up in what is near them. Near to others is only the most popular one, which would be shown:
+    with the votes for all of them a common title would rank before its betters.
+    """
     renamed, num_tokens = np.asarray(tokens), max(tokens) + 1
-    matrix = sparse.csr_matrix(
-        (table.data, (renamed[table.row], renamed[table.col])), shape=(num_tokens, num_tokens), dtype=np.float32
-    )
+    order = np.lexsort((-popularity, renamed))
+    is_shown = np.zeros(len(renamed), dtype=np.bool_)
+    is_shown[order[np.diff(renamed[order], prepend=-1) > 0]] = True
+    table = near.tocoo()
+    kept = is_shown[table.col]
+    rows, columns = renamed[table.row[kept]], renamed[table.col[kept]]
+    matrix = sparse.csr_matrix((table.data[kept], (rows, columns)), (num_tokens, num_tokens), dtype=np.float32)
     matrix.sum_duplicates()
     return Neighbors(matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32), matrix.data)
 
@@ -168,7 +176,7 @@ def stage_key(fingerprint: str, upstream: dict[str, Any], recipe: Recipe, seed: 
     """`upstream` is the certificate of the backbone."""
     asked = [recipe.mixture_targets, recipe.max_memory, LIKENESS_WEIGHTS, SHARES, HALF_LIVES, LONG_HALF_LIVES]
     sizes = [_MAX_NEIGHBOURS, NUM_ALIKE, LONGEST_RUN, FEWEST_TITLES, MOST_TITLES]
-    return digest([fingerprint, upstream, *asked, *sizes, seed])
+    return digest([_TABLE, fingerprint, upstream, *asked, *sizes, seed])
 
 
 def run(
@@ -185,7 +193,7 @@ def run(
     near, alike = item_knn.fitted(split, seed=seed, directory=out / "item_knn").near, likeness(split.titles)
     tokens = [backbone.prompt.title_tokens(title)[0] for title in split.titles]
     nearness = {weight: combined(_nearest(near), alike, weight) for weight in LIKENESS_WEIGHTS}
-    tables = {weight: as_neighbors(table, tokens) for weight, table in nearness.items()}
+    tables = {weight: as_neighbors(table, tokens, split.popularity) for weight, table in nearness.items()}
     targets = sample_targets(split.valid, recipe.mixture_targets, seed)
     chosen = choose_mixture(backbone, tables, windows, targets, mask_seen=not split.has_repeats)
     lengths = recipe.recent_length, recipe.recent_length + recipe.max_memory

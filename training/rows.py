@@ -9,10 +9,11 @@ workshop). `automr`: the retriever's choice before a generator that never saw me
 AutoMR +, whose generator was tuned to read memory, and which listens to item neighbours (model_store/neighbors.py),
 with different memories before its top half: none (`no_memory`), the retriever's choice (`automr_plus`), random ones
 (`random`, a fresh draw per seed), the most recent ones beyond the window (`recent_beyond`), the single element that
-helps the truth most (`oracle`, an upper bound that knows the answer). `automr_plus_lm`: its memory, no neighbours.
+helps the truth most (`oracle`, an upper bound that knows the answer). `automr_plus_lm`: its memory, no neighbours;
+`neighbors`: these alone.
 
 Where a bundle has no neighbours, and where its generator is the paper's, all is the language model's alone: `no_memory`
-is then `bigrec`, and `automr_plus_lm` the bundle's own row (see `row_of`).
+and `neighbors` are then `bigrec`, and `automr_plus_lm` the bundle's own row (see `row_of`).
 """
 
 from collections.abc import Callable
@@ -47,17 +48,21 @@ RowOf = Callable[[Contest, int], Lists]  # (contest, seed) → lists
 SEEDED_ROWS = ("random", "sasrec_bce", "sasrec")
 MEMORY_ROWS = ("random", "recent_beyond", "automr_plus", "oracle")  # AutoMR + with one memory or another
 _HEAR_NEIGHBORS = ("no_memory", *MEMORY_ROWS)
+_NEARLY_ALL = 1 - 1e-6  # λ of neighbours alone: the language model decides between equals
 _NEED_RECIPE = ("trsr", "full_history")
 
 
 def predict(contest: Contest, row: str, seed: int) -> Lists:
     """The lists of one row. Raises StageError where the row needs what the bundle does not tell."""
-    return _ROWS[row](contest if neighbor_share(contest.bundle, row) else contest.alone(), seed)
+    return _ROWS[row](contest.hearing(neighbor_share(contest.bundle, row)), seed)
 
 
 def neighbor_share(bundle: Bundle, row: str) -> float:
     """λ: how much of the row's forecast is the item neighbours'. They are part of AutoMR +, of nothing published."""
-    return bundle.manifest.generation.neighbor_share if row in _HEAR_NEIGHBORS and _is_tuned(bundle) else 0.0
+    share = bundle.manifest.generation.neighbor_share if _is_tuned(bundle) else 0.0
+    if row == "neighbors":
+        return _NEARLY_ALL if share else 0.0
+    return share if row in _HEAR_NEIGHBORS else 0.0
 
 
 def row_of(row: str, bundle: Bundle) -> str:
@@ -69,7 +74,7 @@ def row_of(row: str, bundle: Bundle) -> str:
     own = "automr_plus" if _is_tuned(bundle) else "automr"
     stands_for = {"automr": own, "automr_plus": own}
     if not neighbor_share(bundle, "no_memory"):
-        stands_for |= {"no_memory": "bigrec", "automr_plus_lm": own}
+        stands_for |= {"no_memory": "bigrec", "neighbors": "bigrec", "automr_plus_lm": own}
     return stands_for.get(row, row)
 
 
@@ -164,6 +169,7 @@ _ROWS: dict[str, RowOf] = {
     "trsr": trsr,
     "full_history": full_history,
     "automr": _with_memory("automr", _retriever),
+    "neighbors": _with_memory("neighbors", _nothing),
     "no_memory": _with_memory("no_memory", _nothing),
     "random": _with_memory("random", _random),
     "recent_beyond": _with_memory("recent_beyond", _recent_beyond),

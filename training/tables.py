@@ -31,6 +31,7 @@ _ROWS = {
     "trsr": ("TRSR", "the older history as a summary that is carried from block to block"),
     "full_history": ("full history in the prompt", "all older items as text: the reference for cost"),
     "automr": ("AutoMR", "what the learned retriever picks, if anything, before a generator that never saw memory"),
+    "neighbors": ("item neighbours of AutoMR +", "these alone: what was read next to the window, what is called alike"),
     "no_memory": ("AutoMR + without memory", "the window and item neighbours: what memory has to beat"),
     "random": ("random memory", "as many elements as the retriever may take, drawn blindly; the mean of several draws"),
     "recent_beyond": ("newest memory", "the newest elements beyond the window"),

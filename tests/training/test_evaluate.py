@@ -20,7 +20,7 @@ from training.rows import ROWS, SEEDED_ROWS, predict
 
 TUNED = "lora-8 merged, memory-aware"
 NEED_RECIPE = ("trsr", "full_history")  # the bundle of the tests names none
-EVERY = [row for row in ROWS if row not in ("automr_plus", "no_memory", "automr_plus_lm", *NEED_RECIPE)]
+EVERY = [row for row in ROWS if row not in ("automr_plus", "no_memory", "neighbors", "automr_plus_lm", *NEED_RECIPE)]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -244,7 +244,7 @@ def test_a_tuned_generator_is_another_row(bundle: Bundle) -> None:
 def test_rows_that_differ_by_neighbours_alone_are_one_where_there_are_none(make_bundle: Callable[..., Path]) -> None:
     bundle = Bundle.open(tuned(make_bundle()))
     assert rows_to_run("no_memory,bigrec,automr_plus_lm", bundle) == ["bigrec", "automr_plus"]
-    assert not {"no_memory", "automr_plus_lm"} & set(rows_to_run("all", bundle))
+    assert not {"no_memory", "neighbors", "automr_plus_lm"} & set(rows_to_run("all", bundle))
 
 
 def test_published_rows_and_own_rows_stand_in_one_report(

@@ -55,7 +55,7 @@ def successors(split: Split, step: int) -> Neighbors:
     num_items = len(split.item_ids)
     following = (np.arange(num_items) + step) % num_items
     matrix = sparse.csr_matrix((np.ones(num_items, np.float32), (np.arange(num_items), following)))
-    return as_neighbors(matrix, list(range(1, 1 + num_items)))
+    return as_neighbors(matrix, list(range(1, 1 + num_items)), np.ones(num_items, np.int64))
 
 
 def chosen(split: Split, backbone: Backbone, tables: dict[float, Neighbors]) -> Choice:
@@ -85,10 +85,11 @@ def test_a_weight_of_one_gives_both_the_same_say() -> None:
     assert combined(nothing, alike, 1.0).nnz == 2, "nothing was read next to anything"
 
 
-def test_items_of_one_title_share_a_row() -> None:
-    table = sparse.csr_matrix(np.array([[0, 0.5, 0.25], [0.5, 0, 0], [0.25, 0, 0]], np.float32))
-    merged = as_neighbors(table, [1, 1, 2])  # the first two items are one title
-    np.testing.assert_allclose(merged.votes([1], 3, 1.0), [0, 0.8, 0.2], rtol=1e-6)
+def test_items_of_one_title_share_a_row_and_one_of_them_is_a_neighbour() -> None:
+    table = sparse.csr_matrix(np.array([[0, 0.5, 0.25], [0.5, 0, 0], [0.25, 0.75, 0]], np.float32))
+    merged = as_neighbors(table, [1, 1, 2], np.array([5, 9, 1]))  # the first two items are one title
+    np.testing.assert_allclose(merged.votes([1], 3, 1.0), [0, 0.5 / 0.75, 0.25 / 0.75], rtol=1e-6)
+    np.testing.assert_allclose(merged.votes([2], 3, 1.0), [0, 1, 0], err_msg="the less popular one is never shown")
 
 
 def test_the_stage_writes_what_the_bundle_needs_and_runs_once(split: Split, directory: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from model_store.bundle import Bundle
 from model_store.inference import recommend
 from model_store.manifest import GenerationSpec, RetrieverSpec
+from model_store.prompt import ItemPrompt
 from tests.conftest import write_bundle
 from tests.training.contests import DATASET, LONG, RECIPE, SPLIT, TARGETS, shorten_summariser, small_contest
 from training import pipeline, recipes
@@ -147,7 +148,7 @@ OURS = {"no_memory", "random", "recent_beyond", "automr_plus", "oracle"}
 
 
 def test_neighbours_are_part_of_ours_and_of_nothing_published(heard: Bundle, tmp_path: Path) -> None:
-    assert {row for row in ROWS if neighbor_share(heard, row)} == OURS
+    assert {row for row in ROWS if neighbor_share(heard, row)} == OURS | {"neighbors"}
     contest = small_contest(heard, tmp_path)
     deaf = replace(contest, bundle=replace(heard, neighbors=None))
     for row in (*sorted(OURS), "bigrec", "rella_replace", "rella_extend", "automr_plus_lm"):
@@ -166,7 +167,18 @@ def test_the_papers_generator_has_no_neighbours_in_any_row(heard: Bundle) -> Non
     backbone = heard.manifest.backbone.model_copy(update={"adapter": None})
     frozen = replace(heard, manifest=heard.manifest.model_copy(update={"backbone": backbone}))
     assert not any(neighbor_share(frozen, row) for row in ROWS)
-    assert not {"no_memory", "automr_plus", "automr_plus_lm"} & set(rows_of(frozen))
+    assert not {"no_memory", "neighbors", "automr_plus", "automr_plus_lm"} & set(rows_of(frozen))
+
+
+def test_neighbours_alone_say_what_they_know(heard: Bundle, tmp_path: Path) -> None:
+    """Item by item as they vote, whatever the language model says; it orders what they say nothing about."""
+    contest, neighbors, prompt = small_contest(heard, tmp_path), heard.neighbors, heard.prompt
+    assert neighbors is not None and isinstance(prompt, ItemPrompt)
+    half_life = heard.manifest.generation.neighbor_half_life
+    for example, target, found in zip(contest.examples, TARGETS, predict(contest, "neighbors", 0), strict=True):
+        votes = neighbors.votes(example.prompt[-contest.recent_length :], len(prompt.vocabulary), half_life)
+        said = votes[[prompt.title_tokens(title)[0] for title in SPLIT.titles]]
+        assert (np.diff(said[found]) <= 1e-6).all(), f"not in the order of votes at {target}"
 
 
 def test_random_draws_differ_by_seed_and_come_again(compete: Compete) -> None:
@@ -220,7 +232,7 @@ def test_a_bundle_of_the_pipeline_has_every_row(recipe: str, tmp_path: Path) -> 
     bundle = Bundle.open(out)
     missing = {"automr"}  # its top half was tuned to read memory
     if not bundle.manifest.generation.neighbor_share:
-        missing |= {"no_memory", "automr_plus_lm"}
+        missing |= {"no_memory", "neighbors", "automr_plus_lm"}
     assert {*ROWS} - {*rows_of(bundle)} == missing
     contest = make_contest(bundle, inputs, TARGETS, tmp_path / "cache", device="cpu")
     for row in rows_of(bundle):
