@@ -24,6 +24,7 @@ Result = Mapping[str, Any]
 BENCHMARKS: dict[str, list[str]] = {
     "engine demo": ["benchmark_engine.py"],
     "engine 0.5b": ["benchmark_engine.py", "--size", "0.5b"],
+    "precision": ["benchmark_precision.py"],
     "annotation": ["benchmark_annotation.py"],
     "service": ["benchmark_service.py"],
     "store": ["benchmark_store.py"],
@@ -70,6 +71,10 @@ def _refused_alone(found: Result) -> float:
     return 1 - (surprises + sum(over["fallbacks"].values())) / total
 
 
+def _agreement(precision: str, key: str) -> Callable[[Result], float]:
+    return lambda found: float(found[precision][key])
+
+
 def _slowest_fetch(percentile: str) -> Callable[[Result], float]:
     """Of all widths of states."""
     return lambda found: max(size[percentile] for size in found["fetch_and_score"].values())
@@ -91,17 +96,10 @@ GOALS = (
         2,
         unit="×",
     ),
-    Goal(
-        "bf16: same best item, 0.5b",
-        "engine 0.5b",
-        lambda found: found["precision"]["bfloat16"]["top1_same"],
-        at_least=0.99,
-    ),
-    Goal(
-        "bf16: shared of 10 items, 0.5b",
-        "engine 0.5b",
-        lambda found: found["precision"]["bfloat16"]["top10_shared"],
-        at_least=0.98,
+    *(
+        Goal(f"{precision}: {what}, trained demo", "precision", _agreement(precision, key), at_least=least)
+        for precision in ("bfloat16", "int8")
+        for what, key, least in (("same best item", "top1_same", 0.99), ("shared of 10 items", "top10_shared", 0.98))
     ),
     Goal("saturated throughput against one client", "service", _best_against_one, at_least=4, unit="×"),
     Goal(
