@@ -21,7 +21,7 @@ from model_store.bundle import Bundle
 from model_store.combine import Combined, combine
 from model_store.decoding import Search, Title, beam_search
 from model_store.grounding import with_popularity
-from model_store.neighbors import mix
+from model_store.neighbors import Mixture, mix
 from model_store.retriever import Choice, choose, take
 from model_store.split_lm import SplitLM, pad_left
 from model_store.trie import Allowed
@@ -166,12 +166,11 @@ def generate(
 
 def with_neighbors(bundle: Bundle, prompts: Sequence[Sequence[int]], log_probs: Tensor) -> Tensor:
     """Of the next item (B, V), after what was read next to the items of each prompt has been mixed in."""
-    spec = bundle.manifest.generation
+    spec, recent = bundle.manifest.generation, bundle.manifest.prompt.recent_length
     if bundle.neighbors is None or not spec.neighbor_share:
         return log_probs
-    width, recent = log_probs.shape[1], bundle.manifest.prompt.recent_length
-    votes = [bundle.neighbors.votes(prompt[-recent:], width, spec.neighbor_half_life) for prompt in prompts]
-    return mix(log_probs, np.stack(votes), spec.neighbor_share)
+    mixture = Mixture(bundle.neighbors, spec.neighbor_share, spec.neighbor_half_life)
+    return mix(log_probs, mixture.votes([prompt[-recent:] for prompt in prompts], log_probs.shape[1]), mixture.share)
 
 
 def pad_memory(memories: Sequence[NDArray[np.float16]], bundle: Bundle) -> tuple[Tensor, Tensor]:

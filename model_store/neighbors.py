@@ -1,11 +1,11 @@
-"""What was read next to what: a second opinion on the next item, mixed into the language model's.
+"""What was read next to what, or is called alike: a second opinion on the next item, mixed into the language model's.
 
     p(item) = (1 − λ) · p_LM(item | prompt, memory) + λ · p_kNN(item | prompt)
 
 as kNN-LM (Khandelwal et al., ICLR 2020) mixes a language model with its nearest training examples. Here the examples
 are items: row i of a sparse matrix says how near other items are to item i, an item of the prompt counts 2^(−age /
-half-life), and the sum is scaled to one. A small model knows many rare pairs only vaguely; a count knows them exactly.
-Item vocabulary only. Numpy, immutable.
+half-life), and the sum is scaled to one. A small model knows many rare pairs only vaguely; a count knows them exactly,
+and titles say what goes with an item that nobody has had yet. Item vocabulary only. Numpy, immutable.
 """
 
 from collections.abc import Sequence
@@ -62,3 +62,15 @@ def mix(log_probs: Tensor, votes: NDArray[np.float32], share: float) -> Tensor:
     weight = share * (knn.sum(dim=1, keepdim=True) > 0)
     mixed: Tensor = ((1 - weight) * log_probs.exp() + weight * knn).log()
     return mixed
+
+
+class Mixture(NamedTuple):
+    """Neighbours and the say they have."""
+
+    neighbors: Neighbors
+    share: float  # λ
+    half_life: float
+
+    def votes(self, prompts: Sequence[Sequence[int]], num_tokens: int) -> NDArray[np.float32]:
+        """(B, num_tokens)"""
+        return np.stack([self.neighbors.votes(prompt, num_tokens, self.half_life) for prompt in prompts])

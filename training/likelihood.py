@@ -5,7 +5,7 @@ answer once, since it never sees memory. Knows no data set and no loss.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -58,13 +58,24 @@ def answer_log_probs(lm: SplitLM, batch: Read, memory: Tensor, memory_mask: Tens
 
 @torch.inference_mode()
 def item_forecast(
-    lm: SplitLM, batch: Read, memory: Tensor, memory_mask: Tensor, placement: str
+    lm: SplitLM,
+    batch: Read,
+    memory: Tensor,
+    memory_mask: Tensor,
+    placement: str,
+    *,
+    reweigh: Callable[[Tensor], Tensor] = lambda log_probs: log_probs,
 ) -> tuple[Tensor, Tensor]:
-    """Of answers of one token: (B,) log-probabilities, and (B,) how many tokens that can follow are likelier."""
+    """Of answers of one token: (B,) log-probabilities, and (B,) how many tokens that can follow rank before.
+
+    They rank by what `reweigh` makes of the log-probabilities (B, V).
+    """
     combined = combine(batch.states, batch.mask, memory, memory_mask, placement)
-    logits = _possible(lm.top(combined.states, combined.mask, num_logits=1).float(), batch)[:, 0]
-    own = logits.gather(1, batch.answers[:, :1])
-    return own[:, 0] - logits.logsumexp(dim=1), (logits > own).sum(dim=1)
+    logits = _possible(lm.top(combined.states, combined.mask, num_logits=1).float(), batch)
+    log_probs = logits[:, 0].log_softmax(dim=1)
+    ranked = _possible(reweigh(log_probs)[:, None], batch)[:, 0]
+    own = batch.answers[:, :1]
+    return log_probs.gather(1, own)[:, 0], (ranked > ranked.gather(1, own)).sum(dim=1)
 
 
 @torch.inference_mode()

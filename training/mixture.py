@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
-from model_store.neighbors import Neighbors
+from model_store.neighbors import Mixture, Neighbors
 from model_store.split_lm import pad_left
 from training.after_backbone import main_after_backbone
 from training.backbone import Backbone, open_backbone
@@ -170,6 +170,14 @@ def reach(
         "valid_ndcg@10_long": round(drawn.means["long"], 4),
         "long_minus_recent": [round(value, 5) for value in drawn.difference("long", "recent")],
     }
+
+
+def read_mixture(directory: Path) -> Mixture | None:
+    """Of a stage that is done; None where neighbours have no say."""
+    chosen = read_certificate(directory)
+    if not chosen["neighbor_share"]:
+        return None
+    return Mixture(Neighbors.load(directory / NEIGHBORS_FILE), chosen["neighbor_share"], chosen["neighbor_half_life"])
 
 
 def stage_key(fingerprint: str, upstream: dict[str, Any], recipe: Recipe, seed: int) -> str:

@@ -1,6 +1,6 @@
 """All stages: data set → bundle. Starts at the first unfinished stage; a stage whose inputs changed runs again.
 
-    sft → annotate → train_retriever → mixture → build_index
+    sft → mixture → annotate → train_retriever → build_index
 
 Intermediate results live in `OUT.work` and may be deleted once the bundle is there.
 """
@@ -63,12 +63,13 @@ def complete(
     tuned = read_certificate(backbone)
     annotations, retriever, mixture = (work / name for name in ("annotations", "retriever", "mixture"))
     common: dict[str, Any] = {"backbone_dir": backbone, "recipe": recipe, "seed": seed, "device": device}
-    key = annotate.stage_key(fingerprint, tuned, recipe, seed)
-    annotated = annotate.run(split, annotations, inputs=key, **common)
-    key = train_retriever.stage_key(annotated, recipe, seed)
-    trained = train_retriever.run(split, retriever, annotations_dir=annotations, inputs=key, **common)
     key = mixture_stage.stage_key(fingerprint, tuned, recipe, seed)
     mixed = mixture_stage.run(split, mixture, inputs=key, **common)
+    key = annotate.stage_key(fingerprint, tuned, recipe, seed)
+    annotated = annotate.run(split, annotations, inputs=key, **common)
+    key = train_retriever.stage_key([annotated, mixed], recipe, seed)
+    heard = mixture_stage.read_mixture(mixture)
+    trained = train_retriever.run(split, retriever, annotations_dir=annotations, mixture=heard, inputs=key, **common)
     bundle = build_index.run(
         dataset,
         split,
@@ -81,7 +82,7 @@ def complete(
         provenance={"data": dataset.name, "cut": split.name, **provenance, "seed": seed},
         device=device,
     )
-    return {"annotate": annotated, "retriever": trained, "mixture": mixed, "bundle": bundle}
+    return {"mixture": mixed, "annotate": annotated, "retriever": trained, "bundle": bundle}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

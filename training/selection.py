@@ -1,16 +1,20 @@
 """How a retriever is chosen: by what the memories that it picks do together, on valid targets.
 
-What they add to the likelihood of the truth is one matter, what they add to the ranking another: memory can make a
-model less sure of itself, and so every truth likelier, without moving one of them up.
+Ranks are those that will be served, item neighbours included: what memory says may be said already. What memories add
+to the likelihood of the truth is one matter, what they add to the ranking another: memory can make a model less sure of
+itself, and so every truth likelier, without moving one of them up.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from model_store.neighbors import Mixture, mix
 from model_store.retriever import Retriever, choose
 from training.annotate import Annotated, Annotation
 from training.backbone import Backbone
@@ -21,7 +25,7 @@ from training.likelihood import Read, answer_log_probs, item_forecast
 from training.metrics import ndcg
 from training.stage import progress
 from training.states import States
-from training.windows import Windows, read_examples
+from training.windows import Example, Windows, read_examples
 
 _BATCH = 64
 Name = TypeVar("Name", bound=Hashable)
@@ -50,15 +54,20 @@ def valid_gains(
     windows: Windows,
     *,
     placement: str,
+    mixture: Mixture | None = None,
 ) -> dict[tuple[Name, int], Gains]:
-    """Of every retriever with every number of memories. Most of them pick much the same: nothing is asked twice."""
+    """Of every retriever with every number of memories. Most of them pick much the same: nothing is asked twice.
+
+    Ranks, and NDCG, are of the language model mixed with `mixture`; nats of the language model alone.
+    """
     found: dict[tuple[Name, int], list[NDArray[np.float64]]] = {(name, k): [] for name in retrievers for k in top_ks}
     starts = range(0, len(annotated.valid), _BATCH)
     for start in progress(starts, desc="choose the retriever", unit="batch"):
         part = annotated.valid[start : start + _BATCH]
         shown = _shown_by(retrievers, top_ks, part, annotated.states)
         asked = sorted({(row, ()) for row in range(len(part))}.union(*map(enumerate, shown.values())), key=_size)
-        forecasts = _forecasts(backbone, windows, part, asked, annotated.states, placement=placement)
+        examples = [windows.example(Target(each.user, each.position)) for each in part]
+        forecasts = _forecasts(backbone, examples, part, asked, annotated.states, placement=placement, mixture=mixture)
         for candidate, rows in shown.items():
             found[candidate] += [forecasts[row, places] - forecasts[row, ()] for row, places in enumerate(rows)]
     has_ranks = backbone.vocabulary == "items"
@@ -87,28 +96,34 @@ def _size(asked: tuple[int, Shown]) -> int:
 
 def _forecasts(
     backbone: Backbone,
-    windows: Windows,
+    examples: Sequence[Example],
     part: Sequence[Annotation],
     asked: Sequence[tuple[int, Shown]],
     states: States,
     *,
     placement: str,
+    mixture: Mixture | None,
 ) -> Forecasts:
     """The bottom half reads each row once. NDCG@10 is NaN where an item is several tokens."""
-    read = read_examples(backbone.lm, [windows.example(Target(each.user, each.position)) for each in part])
+    read = read_examples(backbone.lm, examples)
     found: Forecasts = {}
     for start in range(0, len(asked), _BATCH):
         rows, shown = zip(*asked[start : start + _BATCH], strict=True)
         twin = Read(*(tensor[list(rows)] for tensor in read))
         memory = padded_memory(backbone.lm, [part[row] for row in rows], shown, states)
         if backbone.vocabulary == "items":
-            log_probs, ranks = item_forecast(backbone.lm, twin, *memory, placement)
+            reweigh = partial(_mixed, mixture, [examples[row].prompt for row in rows])
+            log_probs, ranks = item_forecast(backbone.lm, twin, *memory, placement, reweigh=reweigh)
             gained = ndcg(ranks.cpu().numpy())
         else:
             log_probs = answer_log_probs(backbone.lm, twin, *memory, placement)
             gained = np.full(len(rows), np.nan)
         found |= zip(zip(rows, shown, strict=True), np.stack([log_probs.cpu().numpy(), gained], axis=1), strict=True)
     return found
+
+
+def _mixed(mixture: Mixture | None, prompts: Sequence[Sequence[int]], log_probs: Tensor) -> Tensor:
+    return log_probs if mixture is None else mix(log_probs, mixture.votes(prompts, log_probs.shape[1]), mixture.share)
 
 
 def pays(gains: NDArray[np.float64], users: Sequence[int]) -> bool:

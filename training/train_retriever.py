@@ -1,10 +1,10 @@
 """Stage 3: teach the retriever to find what the language model said would help (AutoMR, arXiv 2412.17593, eq. 6).
 
-In: annotations and the states of memories. Out: `retriever.safetensors`. The loss is KL(S′ ‖ S) with S′ the softmax of
-the gains over a temperature, the null slot at gain zero. Loss, temperature and number of memories are those that gain
-most on the valid period, counted as the NDCG@10 that the chosen memories add together, or, where an item is several
-tokens, as their log-probability. Where even that gain is not more than its standard error, the retriever is made to
-abstain always: memory that does not pay must not be shown.
+In: annotations, the states of memories, item neighbours. Out: `retriever.safetensors`. The loss is KL(S′ ‖ S) with S′
+the softmax of the gains over a temperature, the null slot at gain zero. Loss, temperature and number of memories are
+those that gain most on the valid period, counted as the NDCG@10 that the chosen memories add together to the forecast
+as it is served, or, where an item is several tokens, as their log-probability. Where even that gain is not more than
+its standard error, the retriever is made to abstain always: memory that does not pay must not be shown.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from model_store.neighbors import Mixture
 from model_store.retriever import Retriever, choose
 from training.annotate import Annotated, read_annotated
 from training.backbone import open_backbone
@@ -26,6 +27,7 @@ from training.data.splits import Split
 from training.inputs import load_inputs
 from training.labels import Batch, collate
 from training.loop import fit
+from training.mixture import read_mixture
 from training.recipes import Recipe, get_recipe
 from training.selection import Gains, pays, valid_gains
 from training.stage import (
@@ -43,7 +45,9 @@ from training.stage import (
 from training.windows import Windows
 
 RETRIEVER_FILE = "retriever.safetensors"
-_SELECTION = 3  # how it is chosen: since 3, by the ranking; since 2, it abstains where memory does not pay
+_SELECTION = (
+    4  # how it is chosen: since 4, by the ranking that is served; since 2, it abstains where memory does not pay
+)
 _ALWAYS = 1e4  # a null logit that no memory beats
 
 
@@ -153,8 +157,8 @@ def entropy(batch: Batch) -> float:
     return float(torch.special.entr(batch.target_weights).sum(dim=1).mean())
 
 
-def stage_key(upstream: dict[str, Any], recipe: Recipe, seed: int) -> str:
-    """Changes with everything that changes the retriever. `upstream` is the certificate of the annotations."""
+def stage_key(upstream: Sequence[dict[str, Any]], recipe: Recipe, seed: int) -> str:
+    """Changes with everything that changes the retriever. `upstream`: certificates of annotations and mixture."""
     network = [recipe.retriever, recipe.retriever_batch, recipe.retriever_width, recipe.retriever_losses]
     return digest([_SELECTION, upstream, *network, recipe.gain_form, recipe.label_temperatures, recipe.top_ks, seed])
 
@@ -167,6 +171,7 @@ def run(
     backbone_dir: Path,
     recipe: Recipe,
     inputs: str,
+    mixture: Mixture | None = None,
     seed: int = 0,
     device: str = "auto",
 ) -> dict[str, Any]:
@@ -191,7 +196,9 @@ def run(
     backbone = open_backbone(backbone_dir, pick_device(device))
     windows = Windows(split, backbone.prompt, recipe.max_memory)
     retrievers = {teaching: each.retriever for teaching, each in trained.items()}
-    gains = valid_gains(retrievers, recipe.top_ks, annotated, backbone, windows, placement=recipe.combine)
+    gains = valid_gains(
+        retrievers, recipe.top_ks, annotated, backbone, windows, placement=recipe.combine, mixture=mixture
+    )
     best = max(gains, key=lambda candidate: gains[candidate].value.mean())
     is_worth_it = pays(gains[best].value, [each.user for each in annotated.valid])
     chosen = trained[best[0]]
@@ -253,18 +260,19 @@ def _save(retriever: Retriever, out: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = stage_parser(__doc__ or "", needs=["backbone", "annotations"])
+    parser = stage_parser(__doc__ or "", needs=["backbone", "annotations", "mixture"])
 
     def stage(arguments: argparse.Namespace) -> dict[str, Any]:
         recipe = get_recipe(arguments.recipe)
-        inputs = stage_key(read_certificate(arguments.annotations), recipe, arguments.seed)
+        upstream = [read_certificate(arguments.annotations), read_certificate(arguments.mixture)]
         return run(
             load_inputs(arguments.data, arguments.cut).split,
             arguments.out,
             annotations_dir=arguments.annotations,
             backbone_dir=arguments.backbone,
             recipe=recipe,
-            inputs=inputs,
+            inputs=stage_key(upstream, recipe, arguments.seed),
+            mixture=read_mixture(arguments.mixture),
             seed=arguments.seed,
             device=arguments.device,
         )

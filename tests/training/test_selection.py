@@ -6,8 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from model_store.neighbors import Mixture, Neighbors
 from model_store.retriever import Retriever, choose
 from tests.training.small import TINY
 from tests.training.worlds import chain
@@ -49,12 +51,22 @@ def shown_to(retriever: Retriever, annotated: Annotated, each: Annotation, top_k
     return places
 
 
+def neighbors(num_tokens: int) -> Neighbors:
+    """Five of each token, by chance."""
+    rng = np.random.default_rng(0)
+    indices = rng.integers(0, num_tokens, (num_tokens, 5)).astype(np.int32)
+    nearness = rng.random((num_tokens, 5), dtype=np.float32)
+    return Neighbors(np.arange(0, 5 * num_tokens + 1, 5), indices.ravel(), nearness.ravel())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
 @torch.inference_mode()
-def test_gains_are_those_of_one_target_asked_alone(made: tuple[Backbone, Annotated]) -> None:
+def test_gains_are_those_of_one_target_asked_alone(share: float, made: tuple[Backbone, Annotated]) -> None:
     backbone, annotated = made
+    mixture = Mixture(neighbors(backbone.lm.vocab_size), share, half_life=2.0) if share else None
     lm, windows = backbone.lm, Windows(SPLIT, backbone.prompt, TINY.max_memory)
     candidates = retrievers(lm.hidden_size)
-    found = valid_gains(candidates, TOP_KS, annotated, backbone, windows, placement="insert")
+    found = valid_gains(candidates, TOP_KS, annotated, backbone, windows, placement="insert", mixture=mixture)
     assert found.keys() == {(name, top_k) for name in candidates for top_k in TOP_KS}
     for (name, top_k), gains in found.items():
         assert (gains.ndcg is not None) == (backbone.vocabulary == "items")
@@ -71,17 +83,22 @@ def test_gains_are_those_of_one_target_asked_alone(made: tuple[Backbone, Annotat
             expected = [float(answer_log_probs(lm, alone, *memory(places), "insert")) for places in (shown, [])]
             assert gains.nats[place] == pytest.approx(expected[0] - expected[1], abs=1e-3), f"{name}, {top_k}"
             if gains.ndcg is not None:
-                gained = ndcg_of(backbone, alone, memory(shown)) - ndcg_of(backbone, alone, memory([]))
+                votes = mixture.votes([example.prompt], lm.vocab_size)[0] if mixture else None
+                gained = ndcg_of(backbone, alone, memory(shown), votes) - ndcg_of(backbone, alone, memory([]), votes)
                 assert gains.ndcg[place] == pytest.approx(gained, abs=1e-6)
     assert not found["none", 1].nats.any(), "who abstains gains nothing"
 
 
-def ndcg_of(backbone: Backbone, alone: Read, memory: tuple[Tensor, Tensor]) -> float:
-    """From the logits as they are, without what cannot follow."""
+def ndcg_of(backbone: Backbone, alone: Read, memory: tuple[Tensor, Tensor], votes: NDArray[np.float32] | None) -> float:
+    """From probabilities as they are, without what cannot follow; votes have half the say."""
     states = torch.cat([alone.states[:, :-1], memory[0], alone.states[:, -1:]], dim=1)
     logits = backbone.lm.top(states, torch.ones(states.shape[:2], dtype=torch.long), num_logits=1)[0, 0]
     logits[alone.excluded[0]] = -torch.inf
-    rank = int((logits > logits[alone.answers[0, 0]]).sum())
+    forecast = logits.softmax(dim=0)
+    if votes is not None:
+        forecast = (forecast + torch.from_numpy(votes)) / 2
+        forecast[alone.excluded[0]] = -1
+    rank = int((forecast > forecast[alone.answers[0, 0]]).sum())
     return 1 / math.log2(rank + 2) if rank < 10 else 0.0
 
 

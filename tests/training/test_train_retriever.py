@@ -227,12 +227,12 @@ def run_on(
     monkeypatch.setattr(
         train_retriever,
         "valid_gains",
-        lambda retrievers, top_ks, *_, placement: {
+        lambda retrievers, top_ks, *_, placement, mixture: {
             (name, top_k): Gains(gain * np.full(9, top_k), None) for name in retrievers for top_k in top_ks
         },
     )
     monkeypatch.setattr(train_retriever, "pays", lambda gains, users: gains.mean() > 0)
-    key = stage_key({"labels": "a"}, recipe, 0)
+    key = stage_key([{"labels": "a"}], recipe, 0)
     return run(diary(), out, annotations_dir=out, backbone_dir=out, recipe=recipe, inputs=key)
 
 
@@ -300,9 +300,10 @@ def test_it_wants_finished_annotations(tmp_path: Path) -> None:
 
 
 def test_the_key_changes_with_what_changes_the_retriever() -> None:
-    key = stage_key({"labels": "a"}, TINY, 0)
-    assert stage_key({"labels": "b"}, TINY, 0) != key
-    assert stage_key({"labels": "a"}, TINY, 1) != key
+    key = stage_key([{"labels": "a"}], TINY, 0)
+    assert stage_key([{"labels": "b"}], TINY, 0) != key
+    assert stage_key([{"labels": "a"}, {"neighbor_share": 0.5}], TINY, 0) != key
+    assert stage_key([{"labels": "a"}], TINY, 1) != key
     for changed in ({"retriever_width": 9}, {"retriever_batch": 9}, {"gain_form": "probability"}, {"top_ks": (2,)}):
-        assert stage_key({"labels": "a"}, replace(TINY, **changed), 0) != key, f"{changed} would go unnoticed"
-    assert stage_key({"labels": "a"}, replace(TINY, num_beams=9), 0) == key, "runs again for nothing"
+        assert stage_key([{"labels": "a"}], replace(TINY, **changed), 0) != key, f"{changed} would go unnoticed"
+    assert stage_key([{"labels": "a"}], replace(TINY, num_beams=9), 0) == key, "runs again for nothing"
