@@ -5,13 +5,14 @@ are far from the memory's bandwidth. oneDNN, which is part of torch, takes a mat
 times faster for 1 to 160 rows. The results are those of `F.linear` up to rounding. Inference only.
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 
 from model_store.split_lm import SplitLM
 
 _MIN_NUMBERS = 2**18  # of a matrix; below, what a call costs is more than what the layout saves
-_DTYPES = (torch.float32, torch.bfloat16)
 
 
 class PackedLinear(nn.Module):
@@ -31,8 +32,8 @@ class PackedLinear(nn.Module):
 def pack(linear: nn.Linear) -> nn.Module:
     """The layer itself where packing is not possible or does not pay."""
     weight = linear.weight
-    pays = weight.numel() >= _MIN_NUMBERS and weight.dtype in _DTYPES and weight.device.type == "cpu"
-    return PackedLinear(linear) if pays and _can_pack() else linear
+    pays = weight.numel() >= _MIN_NUMBERS and weight.device.type == "cpu"
+    return PackedLinear(linear) if pays and _can_pack(weight.dtype) else linear
 
 
 def pack_matrices(lm: SplitLM) -> None:
@@ -40,6 +41,14 @@ def pack_matrices(lm: SplitLM) -> None:
     lm.replace_linears(lambda _, linear: pack(linear))
 
 
-def _can_pack() -> bool:
-    needed = ("_reorder_linear_weight", "_linear_pointwise")
-    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in needed)
+@cache
+def _can_pack(dtype: torch.dtype) -> bool:
+    """Found out by trying: bfloat16 wants AVX-512 or the like, and torch may be built without oneDNN."""
+    if dtype not in (torch.float32, torch.bfloat16):
+        return False
+    try:
+        with torch.inference_mode():
+            PackedLinear(nn.Linear(16, 16, dtype=dtype))(torch.zeros(1, 16, dtype=dtype))
+    except (AttributeError, NotImplementedError, RuntimeError):
+        return False
+    return True

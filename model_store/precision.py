@@ -8,6 +8,7 @@ Embeddings, norms, attention, the residual stream and the head stay as they are 
 three first items in a hundred around. Scores and states change a little all the same.
 """
 
+from functools import cache
 from typing import Literal, get_args
 
 import torch
@@ -23,7 +24,7 @@ _INT8 = ("gate_proj", "up_proj", "gate_up_proj", "dense_h_to_4h")
 def set_precision(lm: SplitLM, precision: Precision) -> None:
     """In place, and not to be undone. `float32` leaves the model as it is stored.
 
-    Raises ValueError for an unknown precision, and for a lower one on a device that is no processor.
+    Raises ValueError for an unknown precision, and for a lower one on a device that is no processor, or not up to it.
     """
     if precision not in get_args(Precision):
         raise ValueError(f"unknown precision {precision!r}: choose one of {', '.join(get_args(Precision))}")
@@ -31,6 +32,8 @@ def set_precision(lm: SplitLM, precision: Precision) -> None:
         return
     if lm.device.type != "cpu":
         raise ValueError(f"{precision} is for processors; on {lm.device} store the model in bfloat16 instead")
+    if precision == "int8" and not _int8_is_exact():
+        raise ValueError("int8 sums overflow on this processor, which has no VNNI: choose bfloat16, or none")
     head = lm.model.get_output_embeddings()
 
     def lowered(name: str, linear: nn.Linear) -> nn.Module:
@@ -70,6 +73,13 @@ class Int8Linear(nn.Module):
         sums = torch._int_mm(rows, self.weight.t())  # exact, in int32
         outputs = sums.float().mul_(scale).mul_(self.scale).to(inputs.dtype).unflatten(0, inputs.shape[:-1])
         return outputs if self.bias is None else outputs + self.bias
+
+
+@cache
+def _int8_is_exact() -> bool:
+    """Older processors add pairs of products in 16 bits."""
+    largest = torch.full((32, 64), _LARGEST, dtype=torch.int8)
+    return int(torch._int_mm(largest, largest.t()).max()) == 64 * _LARGEST**2
 
 
 def _rounded(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -49,6 +49,13 @@ class Job:
         return self.deadline is not None and now >= self.deadline
 
 
+@dataclass
+class Admission:
+    """Of one request: whether its answer came too late to be of use."""
+
+    has_missed: bool = False
+
+
 class Batcher:
     """A bounded queue with two lanes. Thread-safe; each lane holds at most `max_queue` jobs.
 
@@ -99,7 +106,7 @@ class Batcher:
             return self._expected_s()
 
     @contextmanager
-    def admission(self, timeout_s: float) -> Iterator[None]:
+    def admission(self, timeout_s: float) -> Iterator["Admission"]:
         """Around all of a request that will submit one recommend job. Raises Overloaded when it would be late.
 
         Those admitted count from here on, though their jobs are still being prepared. What they took in the end,
@@ -112,13 +119,14 @@ class Batcher:
                 detail = "Too many requests are waiting to answer this one in time."
                 raise Overloaded(detail, retry_after_s=corrected_s)
             self._num_admitted += 1
-        started = self._clock()
+        admission, started = Admission(), self._clock()
         try:
-            yield
+            yield admission
         finally:
+            took_s = math.inf if admission.has_missed else self._clock() - started
             with self._changed:
                 self._num_admitted -= 1
-                self._correction.observe(expected_s, self._clock() - started)
+                self._correction.observe(expected_s, took_s)
 
     def submit(self, job: Job) -> Future[Any]:
         """Raises Overloaded at once when the lane is full, Draining after close()."""
@@ -227,12 +235,17 @@ class Batcher:
         return self._drop(lane, dead)
 
     def _drop_hopeless(self) -> list[Job]:
-        """Those that would be late even in the next batch. Somebody is left, or the pace were never seen."""
-        lane = self._interactive
-        num_jobs = sum(job.kind == "recommend" for job in lane)
-        done = self._clock() + self._paces["recommend"].seconds(min(num_jobs, self.max_batch))
-        hopeless = [job for job in lane if job.kind == "recommend" and job.is_expired(done)]
-        return self._drop(lane, hopeless) if len(hopeless) < len(lane) else []
+        """Those that would be late even in the next batch. Somebody is left, or the pace were never seen again."""
+        waiting = [job for job in self._interactive if job.kind == "recommend"]
+        hurried = sorted((job for job in waiting if job.deadline is not None), key=lambda job: job.deadline or 0.0)
+        hopeless: list[Job] = []
+        for job in hurried:
+            num_left = len(waiting) - len(hopeless)
+            done = self._clock() + self._paces["recommend"].seconds(min(num_left, self.max_batch))
+            if num_left == 1 or not job.is_expired(done):
+                break
+            hopeless.append(job)
+        return self._drop(self._interactive, hopeless)
 
     @staticmethod
     def _drop(lane: deque[Job], jobs: list[Job]) -> list[Job]:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from model_store.bundle import Bundle
 from model_store.inference import Answer, Query, encode, recommend
 from model_store.window_cache import WindowCache
-from service.batching import Batcher, Job
+from service.batching import Admission, Batcher, Job
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -141,7 +141,7 @@ class Engine:
             await asyncio.to_thread(self._thread.join, drain_s)
         self._batcher.close(drop=True)
 
-    def admission(self, timeout_s: float) -> AbstractContextManager[None]:
+    def admission(self, timeout_s: float) -> AbstractContextManager[Admission]:
         """Around all of a request that will ask for one recommendation. Raises Overloaded when it would be late."""
         return self._batcher.admission(timeout_s)
 

@@ -10,7 +10,7 @@ _FORGET = 0.9  # weight of a batch against the one after it: about the last twen
 _MIN_SPREAD = 0.01  # relative variance of batch sizes below which they say nothing about a single job
 _CERTAINTY = 0.99  # share of requests that are in time when they are admitted just so
 _STEP = 0.2  # of a logarithm: the last few hundred requests count most
-_MOST = 4.0  # a standstill makes hundreds late at once, and must not keep others out long after it
+_MOST = 2.0  # a standstill makes hundreds late at once, and must not keep others out long after it
 
 
 class Correction:

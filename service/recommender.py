@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from model_store.bundle import Bundle
 from model_store.inference import Answer, Query, Ranked, Stopwatch, popular
 from service.afterwards import Afterwards
+from service.batching import Admission
 from service.engine import Engine
 from service.errors import DeadlineExceeded, StoreUnavailable
 from service.events import Remembered
@@ -61,11 +62,14 @@ class Recommender:
 
     async def recommend(self, request: RecommendRequest) -> RecommendResponse:
         """Raises Overloaded and Draining; everything else that can go wrong becomes a fallback."""
-        deadline_s = (request.deadline_ms or self._deadline_ms) / 1000 - self.engine.delay_s
-        with self.engine.admission(deadline_s):
-            return await self._recommend(request, patience_s=deadline_s - min(_RESERVE_S, deadline_s / 10))
+        deadline_s = (request.deadline_ms or self._deadline_ms) / 1000
+        patience_s = deadline_s - min(_RESERVE_S, deadline_s / 10) - self.engine.delay_s
+        with self.engine.admission(patience_s) as admission:
+            return await self._recommend(request, admission, patience_s=patience_s)
 
-    async def _recommend(self, request: RecommendRequest, *, patience_s: float) -> RecommendResponse:
+    async def _recommend(
+        self, request: RecommendRequest, admission: Admission, *, patience_s: float
+    ) -> RecommendResponse:
         watch = Stopwatch()
         context: Context | None = None
         try:
@@ -78,6 +82,7 @@ class Recommender:
                 watch.lap("prepare")
                 answer = await self.engine.recommend(query, timeout_s=max(0.001, patience_s - watch.elapsed_s))
         except (TimeoutError, DeadlineExceeded):
+            admission.has_missed = True
             return self._popular(request, context or self._context(request), "deadline", watch)
         watch.lap("queue")
         watch.laps["queue"] = max(0.0, watch.laps["queue"] - sum(answer.timings_s.values()))

@@ -62,6 +62,17 @@ def test_small_matrices_and_other_types_stay() -> None:
         assert pack(linear) is linear, "packing costs more than it saves, or cannot be done"
 
 
+def test_what_a_processor_cannot_pack_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> None:
+        raise RuntimeError("bf16 path needs the cpu support avx512bw")
+
+    packed._can_pack.cache_clear()
+    monkeypatch.setattr(packed, "PackedLinear", refuse)
+    linear = nn.Linear(600, 500)
+    assert pack(linear) is linear, "the server would not start"
+    packed._can_pack.cache_clear()
+
+
 @pytest.mark.usefixtures("all_are_large")
 def test_bfloat16_is_packed_as_well() -> None:
     lm = SplitLM(make_model("llama"), 2)

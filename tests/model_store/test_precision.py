@@ -5,6 +5,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from model_store import precision as precision_module
 from model_store.precision import Bfloat16Linear, Int8Linear, Precision, set_precision
 from model_store.split_lm import SplitLM, pad_left
 from tests.conftest import ARCHITECTURES, make_model
@@ -55,6 +56,12 @@ def test_float32_changes_nothing() -> None:
 def test_an_unknown_precision_names_the_known_ones() -> None:
     with pytest.raises(ValueError, match="float32, bfloat16, int8"):
         set_precision(SplitLM(make_model("llama"), 2), "int4")  # type: ignore[arg-type]
+
+
+def test_int8_is_refused_where_its_sums_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision_module, "_int8_is_exact", lambda: False)
+    with pytest.raises(ValueError, match="choose bfloat16"):
+        set_precision(SplitLM(make_model("llama"), 2), "int8")
 
 
 @pytest.mark.parametrize("bias", [True, False])

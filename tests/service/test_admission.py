@@ -192,3 +192,13 @@ def test_a_storm_of_cancellations_loses_no_future() -> None:
         with suppress(CancelledError, DeadlineExceeded):
             assert each.future.result(0) is each
     assert batcher.expected_s == 0.0, "somebody is waited for who is not there"
+
+
+def test_an_answer_that_came_too_late_counts_as_late_whenever_it_was_given_up() -> None:
+    batcher, _ = experienced()
+    batcher.submit(job())
+    before = batcher._correction.factor
+    for _ in range(20):
+        with batcher.admission(10) as admission:
+            admission.has_missed = True
+    assert batcher._correction.factor > before == 1.0, "giving up early passes for being quick"

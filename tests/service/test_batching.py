@@ -133,14 +133,32 @@ def test_a_job_that_would_be_late_makes_room_for_one_in_time() -> None:
         late.result(0)
 
 
+def test_no_more_are_dropped_than_must_be() -> None:
+    """Eight of nine fit in time: their batch is shorter without the ninth, and one who has time stays as well."""
+    batcher, clock = make(max_batch=16)
+    for size in (1, 2):
+        for _ in range(size):
+            batcher.submit(job())
+        batch = batcher.next_batch(0)
+        clock.now += 0.1 * size
+        batcher.ran(batch)
+    hurried = [batcher.submit(job(deadline=clock.now + 0.95)) for _ in range(9)]
+    patient = batcher.submit(job(deadline=clock.now + 10))
+    taken = [each.future for each in batcher.next_batch(0)]
+    assert taken == [*hurried[1:], patient]
+
+
 def test_a_wrong_pace_is_seen_again() -> None:
     batcher, clock = make()
     batcher.submit(job())
     batch = batcher.next_batch(0)
     clock.now += 100
     batcher.ran(batch)
-    alone = batcher.submit(job(deadline=clock.now + 1))
-    assert [each.future for each in batcher.next_batch(0)] == [alone], "nobody would ever run again"
+    batcher.submit(job("call"))
+    asked = [batcher.submit(job(deadline=clock.now + 1)) for _ in range(3)]
+    assert sum(future.done() for future in asked) == 0
+    batches = drain(batcher)
+    assert sum(len(batch) for batch in batches if batch[0].kind == "recommend") == 1, "nobody would ever run again"
 
 
 def test_a_job_that_was_handed_out_can_no_longer_be_cancelled() -> None:
