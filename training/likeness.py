@@ -6,11 +6,11 @@ co-occurrence, and is most of what is new; words are there from the first day.
 """
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 
 from training.stage import progress
@@ -20,18 +20,18 @@ LONGEST_RUN = 3
 # What is in one title links nothing; what is in very many says nothing, and would take most of the time.
 FEWEST_TITLES, MOST_TITLES = 2, 500
 _BLOCK = 1024  # titles compared with all others at a time
+_WRITTEN_WITHOUT_SPACES = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]")  # Thai, Lao, kana, Han
 
 
 def likeness(titles: Sequence[str]) -> sparse.csr_matrix:
-    """(N, N) float32 in 0 … 1, `NUM_ALIKE` a row at most. A title is no neighbour of itself, nor of its equals."""
+    """(T, T) float32 in 0 … 1, `NUM_ALIKE` a row at most, no title being its own neighbour. Titles must be distinct."""
     vectors = tf_idf(titles)
     others = vectors.T.tocsr()
-    same = np.unique(np.array(titles, dtype=object).astype(str), return_inverse=True)[1]
     blocks = [
-        _nearest_others((vectors[start : start + _BLOCK] @ others).tocsr(), same, start)
+        _nearest_others((vectors[start : start + _BLOCK] @ others).tocsr(), start)
         for start in progress(range(0, len(titles), _BLOCK), desc="titles alike", unit="block")
     ]
-    return sparse.vstack(blocks, format="csr")
+    return sparse.csr_matrix(sparse.vstack(blocks, format="csr"))
 
 
 def tf_idf(titles: Sequence[str]) -> sparse.csr_matrix:
@@ -50,19 +50,30 @@ def tf_idf(titles: Sequence[str]) -> sparse.csr_matrix:
     shape = len(titles), max(1, len(columns))
     table = sparse.csr_matrix((np.array(weights, np.float32), (rows, places)), shape, dtype=np.float32)
     lengths = np.sqrt(np.asarray(table.multiply(table).sum(axis=1)).ravel())
-    return (sparse.diags_array((1 / np.maximum(lengths, 1e-9)).astype(np.float32)) @ table).tocsr()
+    return (sparse.diags((1 / np.maximum(lengths, 1e-9)).astype(np.float32)) @ table).tocsr()
 
 
 def _terms(title: str) -> list[str]:
-    words = re.findall(r"\w+", title.casefold())
+    words = _words(title)
     sizes = range(1, LONGEST_RUN + 1)
     return [" ".join(words[start : start + size]) for size in sizes for start in range(len(words) - size + 1)]
 
 
-def _nearest_others(block: sparse.csr_matrix, same: NDArray[np.int64], first: int) -> sparse.csr_matrix:
+def _words(title: str) -> list[str]:
+    """Letters, marks on them and digits; each character is a word where a script writes none apart."""
+    plain = unicodedata.normalize("NFKC", title.casefold())
+    kept = "".join(sign if sign.isalnum() or _is_mark(sign) else " " for sign in plain)
+    return _WRITTEN_WITHOUT_SPACES.sub(r" \g<0> ", kept).split()
+
+
+def _is_mark(sign: str) -> bool:
+    return unicodedata.category(sign).startswith("M")
+
+
+def _nearest_others(block: sparse.csr_matrix, first: int) -> sparse.csr_matrix:
     """Of each row the `NUM_ALIKE` largest; row 0 is title `first`."""
     rows = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))
-    block.data[same[block.indices] == same[first + rows]] = 0
+    block.data[block.indices == first + rows] = 0
     for start, stop in zip(block.indptr[:-1], block.indptr[1:], strict=True):
         if stop - start > NUM_ALIKE:
             values = block.data[start:stop]  # a view

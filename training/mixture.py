@@ -4,10 +4,10 @@ In: a data set, a backbone. Out: `neighbors.safetensors` and a certificate. How 
 
     nearness = co-occurrence (baselines/item_knn.py) + β · likeness of titles (likeness.py)
 
-with likeness scaled so that β = 1 gives both the same say in the median row. β, the share λ of the neighbours and their
-half-life are those with the best NDCG@10 on sampled valid targets. The language model reads no memory here: the row
-without memory, which all others are compared with, gets the λ that suits it. Only the item vocabulary has neighbours;
-with titles the stage says so and is done.
+each cut to the nearest of a row, and likeness scaled so that with β = 1 the median sums of their rows are equal. β, the
+share λ of the neighbours and their half-life are those with the best NDCG@10 on sampled valid targets. The language
+model reads no memory here: the row without memory, which all others are compared with, gets the λ that suits it. Only
+the item vocabulary has neighbours; with titles the stage says so and is done.
 
 The certificate also says whether anything older than the window can help here at all, as far as item neighbours know:
 `valid_ndcg@10_recent` is what they reach alone when they read the last K events, `valid_ndcg@10_long` when they read
@@ -55,7 +55,9 @@ SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 HALF_LIVES = (0.5, 1.0, 2.0, 4.0)
 LONG_HALF_LIVES = (1.0, 3.0, 10.0, 30.0, 100.0)
 _MAX_NEIGHBOURS = 200
-_TABLE = 2  # how items become tokens: since 2, of items of one title only one is a neighbour
+_TABLE = (
+    3  # how items become tokens: since 2, of items of one title only one is a neighbour; since 3, of alike ones, too
+)
 _BATCH = 64
 _LONG_BATCH = 256  # targets whose scores of all items are in memory at a time
 
@@ -67,15 +69,28 @@ def as_neighbors(near: sparse.csr_matrix, tokens: Sequence[int], popularity: NDA
     with the votes for all of them a common title would rank before its betters.
     """
     renamed, num_tokens = np.asarray(tokens), max(tokens) + 1
-    order = np.lexsort((-popularity, renamed))
     is_shown = np.zeros(len(renamed), dtype=np.bool_)
-    is_shown[order[np.diff(renamed[order], prepend=-1) > 0]] = True
+    is_shown[_most_popular(renamed, popularity)] = True
     table = near.tocoo()
     kept = is_shown[table.col]
     rows, columns = renamed[table.row[kept]], renamed[table.col[kept]]
     matrix = sparse.csr_matrix((table.data[kept], (rows, columns)), (num_tokens, num_tokens), dtype=np.float32)
     matrix.sum_duplicates()
     return Neighbors(matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32), matrix.data)
+
+
+def _most_popular(titles: NDArray[np.integer], popularity: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(T,) the item of each title, by rising number of the title; `titles` (N,) of the items."""
+    order = np.lexsort((-popularity, titles))
+    return order[np.diff(titles[order], prepend=-1) > 0]
+
+
+def alike_items(split: Split) -> sparse.csr_matrix:
+    """(N, N) likeness. Only the most popular item of a title is a neighbour, as in `as_neighbors`."""
+    shown = _most_popular(split.title_class, split.popularity)
+    number = np.unique(split.title_class, return_inverse=True)[1]
+    table = likeness([split.titles[item] for item in shown])[number].tocoo()
+    return sparse.csr_matrix((table.data, (table.row, shown[table.col])), (len(number), len(number)))
 
 
 def _nearest(near: sparse.csr_matrix) -> sparse.csr_matrix:
@@ -198,14 +213,16 @@ def run(
     if backbone.vocabulary != "items" or not recipe.mixture_targets:
         return finish(out, inputs, {"neighbor_share": 0.0})
     windows = Windows(split, backbone.prompt, recipe.max_memory)
-    near, alike = item_knn.fitted(split, seed=seed, directory=out / "item_knn").near, likeness(split.titles)
+    near, alike = _nearest(item_knn.fitted(split, seed=seed, directory=out / "item_knn").near), alike_items(split)
     tokens = [backbone.prompt.title_tokens(title)[0] for title in split.titles]
-    nearness = {weight: combined(_nearest(near), alike, weight) for weight in LIKENESS_WEIGHTS}
-    tables = {weight: as_neighbors(table, tokens, split.popularity) for weight, table in nearness.items()}
+    tables = {
+        weight: as_neighbors(combined(near, alike, weight), tokens, split.popularity) for weight in LIKENESS_WEIGHTS
+    }
     targets = sample_targets(split.valid, recipe.mixture_targets, seed)
     chosen = choose_mixture(backbone, tables, windows, targets, mask_seen=not split.has_repeats)
     lengths = recipe.recent_length, recipe.recent_length + recipe.max_memory
-    reached = reach(nearness[chosen.likeness_weight], split, targets, lengths, keep_seen=split.has_repeats)
+    nearness = combined(near, alike, chosen.likeness_weight)
+    reached = reach(nearness, split, targets, lengths, keep_seen=split.has_repeats)
     with whole_file(out / NEIGHBORS_FILE) as draft:
         tables[chosen.likeness_weight].save(draft)
     return finish(out, inputs, {**_facts(chosen), **reached})

@@ -21,6 +21,7 @@ from training.mixture import (
     NEIGHBORS_FILE,
     SHARES,
     Choice,
+    alike_items,
     as_neighbors,
     choose_mixture,
     combined,
@@ -90,6 +91,15 @@ def test_items_of_one_title_share_a_row_and_one_of_them_is_a_neighbour() -> None
     merged = as_neighbors(table, [1, 1, 2], np.array([5, 9, 1]))  # the first two items are one title
     np.testing.assert_allclose(merged.votes([1], 3, 1.0), [0, 0.5 / 0.75, 0.25 / 0.75], rtol=1e-6)
     np.testing.assert_allclose(merged.votes([2], 3, 1.0), [0, 1, 0], err_msg="the less popular one is never shown")
+
+
+def test_editions_of_a_title_take_one_place_and_the_popular_one_stands_for_it() -> None:
+    split = world([[0, 1, 2, 3, 3, 3]], train_ends=[6])
+    split = replace(split, titles=["Crown", "Crown Guide", "Crown Atlas", "Crown"], title_class=np.array([0, 1, 2, 0]))
+    table = alike_items(split).toarray()
+    assert not table[:, 0].any() and table[1, 3] > 0, "the less popular edition is never shown"
+    assert table[1, 2] > 0 and table[0, 3] == table[3, 0] == 0
+    np.testing.assert_array_equal(table[0], table[3])
 
 
 def test_the_stage_writes_what_the_bundle_needs_and_runs_once(split: Split, directory: Path, tmp_path: Path) -> None:
