@@ -106,7 +106,7 @@ class Batcher:
             return self._expected_s()
 
     @contextmanager
-    def admission(self, timeout_s: float) -> Iterator["Admission"]:
+    def admission(self, timeout_s: float) -> Iterator[Admission]:
         """Around all of a request that will submit one recommend job. Raises Overloaded when it would be late.
 
         Those admitted count from here on, though their jobs are still being prepared. What they took in the end,

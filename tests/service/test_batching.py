@@ -119,14 +119,20 @@ def test_an_expired_job_costs_nothing_and_is_told() -> None:
     assert isinstance(late.future.exception(0), DeadlineExceeded)
 
 
-def test_a_job_that_would_be_late_makes_room_for_one_in_time() -> None:
-    batcher, clock = make(max_batch=2)
+def paced(job_s: float, *, max_batch: int) -> tuple[Batcher, Clock]:
+    """A batcher that knows what a job takes."""
+    batcher, clock = make(max_batch=max_batch)
     for size in (1, 2):
         for _ in range(size):
             batcher.submit(job())
         batch = batcher.next_batch(0)
-        clock.now += 1.0 * size
+        clock.now += job_s * size
         batcher.ran(batch)
+    return batcher, clock
+
+
+def test_a_job_that_would_be_late_makes_room_for_one_in_time() -> None:
+    batcher, clock = paced(1.0, max_batch=2)
     late, soon = batcher.submit(job(deadline=clock.now + 1.5)), batcher.submit(job(deadline=clock.now + 2.5))
     assert [each.future for each in batcher.next_batch(0)] == [soon]
     with pytest.raises(DeadlineExceeded):
@@ -135,13 +141,7 @@ def test_a_job_that_would_be_late_makes_room_for_one_in_time() -> None:
 
 def test_no_more_are_dropped_than_must_be() -> None:
     """Eight of nine fit in time: their batch is shorter without the ninth, and one who has time stays as well."""
-    batcher, clock = make(max_batch=16)
-    for size in (1, 2):
-        for _ in range(size):
-            batcher.submit(job())
-        batch = batcher.next_batch(0)
-        clock.now += 0.1 * size
-        batcher.ran(batch)
+    batcher, clock = paced(0.1, max_batch=16)
     hurried = [batcher.submit(job(deadline=clock.now + 0.95)) for _ in range(9)]
     patient = batcher.submit(job(deadline=clock.now + 10))
     taken = [each.future for each in batcher.next_batch(0)]
