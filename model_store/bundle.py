@@ -6,7 +6,7 @@
     items.jsonl            the catalogue; line number = row
     items.safetensors      what follows from the catalogue, to be mapped instead of made again (optional)
     items.faiss            title embeddings; id = row
-    neighbors.safetensors  what was read next to what (item vocabulary, optional)
+    neighbors.safetensors  what was read next to what, or is called alike (item vocabulary, optional)
 
 The only file that knows all the others. Nothing in a bundle is ever unpickled.
 """

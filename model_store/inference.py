@@ -165,7 +165,7 @@ def generate(
 
 
 def with_neighbors(bundle: Bundle, prompts: Sequence[Sequence[int]], log_probs: Tensor) -> Tensor:
-    """Of the next item (B, V), after what was read next to the items of each prompt has been mixed in."""
+    """Of the next item (B, V), after the neighbours of the items of each prompt have been mixed in."""
     spec, recent = bundle.manifest.generation, bundle.manifest.prompt.recent_length
     if bundle.neighbors is None or not spec.neighbor_share:
         return log_probs

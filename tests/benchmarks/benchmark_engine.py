@@ -1,7 +1,7 @@
 """The engine against its counted floor, and against Hugging Face `generate` with the same weights, beams and answers.
 
 Weights are random in a known shape (`world.py`): `demo`, `0.5b` (Qwen2.5-0.5B) or `7b` (Llama-2-7B, on a GPU only).
-AutoMR answers from a prompt of 10 items and 90 memories.
+AutoMR answers from a prompt of 10 items and 90 memories, its matrices laid out as a server does (`packed.py`).
 
 `floor`      operations over the matrix rate and bytes over the bandwidth, of the tokens that were read (`floor.py`)
 `hf 10`      generate with a function that allows the catalogue, 10 items in the prompt: as AutoMR without memory
