@@ -28,6 +28,7 @@ from training.states import States
 from training.windows import Example, Windows, read_examples
 
 _BATCH = 64
+_ERRORS = 2  # standard errors: of candidates that do nothing, one in six is one above, and the best of many is kept
 Name = TypeVar("Name", bound=Hashable)
 Shown = tuple[int, ...]  # places in a memory, oldest first
 Forecasts = dict[tuple[int, Shown], NDArray[np.float64]]  # (row, what it is shown) → log p of the truth, NDCG@10
@@ -127,7 +128,7 @@ def _mixed(mixture: Mixture | None, prompts: Sequence[Sequence[int]], log_probs:
 
 
 def pays(gains: NDArray[np.float64], users: Sequence[int]) -> bool:
-    """Whether the mean gain is more than one standard error, by user, above nothing."""
+    """Whether the mean gain is more than two standard errors, by user, above nothing: it is the best of many."""
     whose = np.unique(np.array(users), return_inverse=True)[1]
     sums = np.bincount(whose, weights=gains - gains.mean())
-    return bool(gains.mean() > np.sqrt((sums**2).sum()) / len(gains))
+    return bool(gains.mean() > _ERRORS * np.sqrt((sums**2).sum()) / len(gains))

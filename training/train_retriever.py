@@ -4,7 +4,7 @@ In: annotations, the states of memories, item neighbours. Out: `retriever.safete
 the softmax of the gains over a temperature, the null slot at gain zero. Loss, temperature and number of memories are
 those that gain most on the valid period, counted as the NDCG@10 that the chosen memories add together to the forecast
 as it is served, or, where an item is several tokens, as their log-probability. Where even that gain is not more than
-its standard error, the retriever is made to abstain always: memory that does not pay must not be shown.
+two standard errors, the retriever is made to abstain always: memory that does not pay must not be shown.
 """
 
 import argparse
