@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from training import annotate, build_index, sft, train_retriever
 from training import mixture as mixture_stage
 from training.demo import demo_inputs, write_demo_interactions
@@ -36,6 +38,8 @@ def run(
     `recipe` where the name is not one of `RECIPES`: a variant that a study makes.
     """
     recipe = recipe or get_recipe(recipe_name)
+    if recipe.num_threads:
+        torch.set_num_threads(recipe.num_threads)
     _, split, fingerprint = inputs
     backbone = work / "sft"
     common: dict[str, Any] = {"recipe": recipe, "seed": seed, "device": device}

@@ -68,6 +68,9 @@ class Recipe:
     retriever_batch: int = 64
     retriever_width: int = 256
 
+    # Of torch, on a processor; 0: as many as cores. To share the small products of a small model gains next to nothing,
+    # and where another process has one of the cores, it waits for that one at every step (measured: 20 times slower).
+    num_threads: int = 0
     synthetic_users: int = 0  # demo only: the pipeline makes its own data
     lora_rank: int = 8
 
@@ -83,6 +86,7 @@ RECIPES: dict[str, Recipe] = {
         annotate_targets=2000,
         label_temperatures=(0.03,),
         retriever=Schedule(max_steps=600, learning_rate=2e-3, evaluate_every=100),
+        num_threads=1,
         synthetic_users=1500,
     ),
     "cpu-small-titles": Recipe(
