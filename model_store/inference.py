@@ -21,7 +21,7 @@ from model_store.bundle import Bundle
 from model_store.combine import Combined, combine
 from model_store.decoding import Search, Title, beam_search
 from model_store.grounding import with_popularity
-from model_store.neighbors import Mixture, mix
+from model_store.neighbors import Mixture
 from model_store.retriever import Choice, choose, take
 from model_store.split_lm import SplitLM, pad_left
 from model_store.trie import Allowed
@@ -170,7 +170,7 @@ def with_neighbors(bundle: Bundle, prompts: Sequence[Sequence[int]], log_probs: 
     if bundle.neighbors is None or not spec.neighbor_share:
         return log_probs
     mixture = Mixture(bundle.neighbors, spec.neighbor_share, spec.neighbor_half_life)
-    return mix(log_probs, mixture.votes([prompt[-recent:] for prompt in prompts], log_probs.shape[1]), mixture.share)
+    return mixture.mixed(log_probs, [prompt[-recent:] for prompt in prompts])
 
 
 def pad_memory(memories: Sequence[NDArray[np.float16]], bundle: Bundle) -> tuple[Tensor, Tensor]:

@@ -74,3 +74,7 @@ class Mixture(NamedTuple):
     def votes(self, prompts: Sequence[Sequence[int]], num_tokens: int) -> NDArray[np.float32]:
         """(B, num_tokens)"""
         return np.stack([self.neighbors.votes(prompt, num_tokens, self.half_life) for prompt in prompts])
+
+    def mixed(self, log_probs: Tensor, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """log p (B, V) of the next item after each prompt, from the language model's `log_probs` (B, V)."""
+        return mix(log_probs, self.votes(prompts, log_probs.shape[1]), self.share)

@@ -64,16 +64,16 @@ def item_forecast(
     memory_mask: Tensor,
     placement: str,
     *,
-    reweigh: Callable[[Tensor], Tensor] = lambda log_probs: log_probs,
+    reweigh: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Of answers of one token: (B,) log-probabilities, and (B,) how many tokens that can follow rank before.
 
-    They rank by what `reweigh` makes of the log-probabilities (B, V).
+    They rank by what `reweigh` makes of the log-probabilities (B, V), if anything.
     """
     combined = combine(batch.states, batch.mask, memory, memory_mask, placement)
     logits = _possible(lm.top(combined.states, combined.mask, num_logits=1).float(), batch)
     log_probs = logits[:, 0].log_softmax(dim=1)
-    ranked = _possible(reweigh(log_probs)[:, None], batch)[:, 0]
+    ranked = log_probs if reweigh is None else _possible(reweigh(log_probs)[:, None], batch)[:, 0]
     own = batch.answers[:, :1]
     return log_probs.gather(1, own)[:, 0], (ranked > ranked.gather(1, own)).sum(dim=1)
 

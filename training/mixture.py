@@ -55,9 +55,7 @@ SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 HALF_LIVES = (0.5, 1.0, 2.0, 4.0)
 LONG_HALF_LIVES = (1.0, 3.0, 10.0, 30.0, 100.0)
 _MAX_NEIGHBOURS = 200
-_TABLE = (
-    3  # how items become tokens: since 2, of items of one title only one is a neighbour; since 3, of alike ones, too
-)
+_TABLE = 3  # since 2, of items of one title only one is a neighbour; since 3, of alike ones, too
 _BATCH = 64
 _LONG_BATCH = 256  # targets whose scores of all items are in memory at a time
 

@@ -12,9 +12,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from model_store.neighbors import Mixture, mix
+from model_store.neighbors import Mixture
 from model_store.retriever import Retriever, choose
 from training.annotate import Annotated, Annotation
 from training.backbone import Backbone
@@ -113,7 +112,8 @@ def _forecasts(
         twin = Read(*(tensor[list(rows)] for tensor in read))
         memory = padded_memory(backbone.lm, [part[row] for row in rows], shown, states)
         if backbone.vocabulary == "items":
-            reweigh = partial(_mixed, mixture, [examples[row].prompt for row in rows])
+            prompts = [examples[row].prompt for row in rows]
+            reweigh = partial(mixture.mixed, prompts=prompts) if mixture else None
             log_probs, ranks = item_forecast(backbone.lm, twin, *memory, placement, reweigh=reweigh)
             gained = ndcg(ranks.cpu().numpy())
         else:
@@ -121,10 +121,6 @@ def _forecasts(
             gained = np.full(len(rows), np.nan)
         found |= zip(zip(rows, shown, strict=True), np.stack([log_probs.cpu().numpy(), gained], axis=1), strict=True)
     return found
-
-
-def _mixed(mixture: Mixture | None, prompts: Sequence[Sequence[int]], log_probs: Tensor) -> Tensor:
-    return log_probs if mixture is None else mix(log_probs, mixture.votes(prompts, log_probs.shape[1]), mixture.share)
 
 
 def pays(gains: NDArray[np.float64], users: Sequence[int]) -> bool:
