@@ -28,9 +28,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from model_store.catalogue import Catalogue, Item, read_items, write_items
-from model_store.checkpoint import load_lm
-from model_store.codec import StateCodec
+from model_store.catalogue.catalogue import Catalogue, Item, read_items, write_items
 from model_store.errors import (
     BundleCorrupt,
     BundleError,
@@ -40,12 +38,14 @@ from model_store.errors import (
     UnsupportedBackbone,
 )
 from model_store.grounding import ItemIndex
+from model_store.lm.checkpoint import load_lm
+from model_store.lm.split_lm import SplitLM
 from model_store.manifest import FORMAT_VERSION, FileEntry, Manifest, space_id
+from model_store.memory.codec import StateCodec
+from model_store.memory.retriever import Retriever
 from model_store.neighbors import Neighbors
-from model_store.prompt import ItemPrompt, Prompt
-from model_store.retriever import Retriever
-from model_store.split_lm import SplitLM
-from model_store.vocabulary import TITLES_FILE
+from model_store.text.prompt import ItemPrompt, Prompt
+from model_store.text.vocabulary import TITLES_FILE
 
 MANIFEST, LM, RETRIEVER, ITEMS, INDEX = "manifest.json", "lm", "retriever.safetensors", "items.jsonl", "items.faiss"
 COLUMNS, NEIGHBORS = "items.safetensors", "neighbors.safetensors"

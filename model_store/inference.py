@@ -17,15 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model_store.beams.search import Search, Title, beam_search
+from model_store.beams.trie import Allowed
 from model_store.bundle import Bundle
-from model_store.combine import Combined, combine
-from model_store.decoding import Search, Title, beam_search
 from model_store.grounding import with_popularity
+from model_store.lm.split_lm import SplitLM, pad_left
+from model_store.lm.window_cache import Bottom, WindowCache, read_bottom
+from model_store.memory.combine import Combined, combine
+from model_store.memory.retriever import Choice, choose, take
 from model_store.neighbors import Mixture
-from model_store.retriever import Choice, choose, take
-from model_store.split_lm import SplitLM, pad_left
-from model_store.trie import Allowed
-from model_store.window_cache import Bottom, WindowCache, read_bottom
 
 Source = Literal["generated", "grounded", "popular"]
 GENERATED: Source = "generated"

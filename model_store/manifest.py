@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from model_store.codec import StateDtype
+from model_store.memory.codec import StateDtype
 
 FORMAT_VERSION = 2
 Vocabulary = Literal["titles", "items"]  # a title is a text, or one token (see `vocabulary.py`)

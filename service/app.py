@@ -15,16 +15,16 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from service import problems
 from service.auth import Keys, refuse_insecure_bind
-from service.deps import Resources
 from service.errors import BadRequest, ServiceError, status_of
-from service.fields import FieldError, field_errors
+from service.http import problems
+from service.http.dependencies import Resources
+from service.http.fields import FieldError, field_errors
+from service.http.middleware import BodyCap, Edge, Guard, count_rejection
+from service.http.routes import interactions, items, model, ops, recommend, users
+from service.http.schemas import Problem
 from service.metrics import Metrics
-from service.middleware import BodyCap, Edge, Guard, count_rejection
 from service.resources import open_resources
-from service.routes import interactions, items, model, ops, recommend, users
-from service.schemas import Problem
 from service.settings import Settings
 
 log = structlog.get_logger("service.app")

@@ -47,8 +47,8 @@ async def _bundle(settings: Settings) -> str:
 
 
 async def _store(settings: Settings) -> str:
-    from service.embedded import EmbeddedServer
-    from service.memory import MemoryStore
+    from service.store.client import MemoryStore
+    from service.store.embedded import EmbeddedServer
 
     with ExitStack() as stack:
         url = settings.store_url

@@ -6,7 +6,7 @@ import signal
 from service.metrics import Metrics
 from service.resources import open_kernel
 from service.settings import Settings
-from service.worker import backfill
+from service.usecases.encode import backfill
 
 
 async def run_worker(settings: Settings) -> None:

@@ -13,21 +13,21 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from model_store.bundle import Bundle
-from model_store.packed import pack_matrices
-from model_store.precision import set_precision
-from service.deps import Resources
-from service.embedded import EmbeddedServer
-from service.engine import Engine
+from model_store.lm.packed import pack_matrices
+from model_store.lm.precision import set_precision
+from service.engine.engine import Engine
 from service.errors import SettingsError
-from service.ingest import Ingest
-from service.items import Items
-from service.memory import MemoryStore
+from service.http.dependencies import Resources
+from service.http.schemas import ModelInfo
 from service.metrics import Metrics
-from service.recommender import Recommender
-from service.schemas import ModelInfo
 from service.settings import Settings, variable
-from service.users import Users
-from service.worker import Worker
+from service.store.client import MemoryStore
+from service.store.embedded import EmbeddedServer
+from service.usecases.encode import Worker
+from service.usecases.ingest import Ingest
+from service.usecases.items import Items
+from service.usecases.recommend import Recommender
+from service.usecases.users import Users
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ import structlog
 import uvicorn
 
 from service.app import ResourcesFactory, begin_drain, create_app
-from service.deps import Resources
 from service.errors import ServiceError, SettingsError, StartupError
+from service.http.dependencies import Resources
+from service.http.schemas import RecommendRequest
 from service.metrics import Metrics
 from service.resources import open_resources
-from service.schemas import RecommendRequest
 from service.settings import Settings
 
 log = structlog.get_logger("service.server")
@@ -175,7 +175,7 @@ def _importing(factory: ResourcesFactory, path: Path | None) -> ResourcesFactory
     async def opened(settings: Settings, metrics: Metrics) -> AsyncIterator[Resources]:
         async with factory(settings, metrics) as resources:
             if path is not None:
-                from service.ingest import import_file
+                from service.usecases.ingest import import_file
 
                 await import_file(resources.ingest.submit, path)
             yield resources

@@ -16,11 +16,9 @@ from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from model_store.bundle import Bundle, BundleWriter, build_retriever, describe_files, weights_sha256
-from model_store.catalogue import Item
-from model_store.checkpoint import save_pieces
-from model_store.codec import StateDtype
+from model_store.catalogue.catalogue import Item
 from model_store.grounding import ItemIndex
-from model_store.history import clean_title
+from model_store.lm.checkpoint import save_pieces
 from model_store.manifest import (
     BackboneSpec,
     GenerationSpec,
@@ -31,8 +29,10 @@ from model_store.manifest import (
     Vocabulary,
     space_id,
 )
+from model_store.memory.codec import StateDtype
 from model_store.neighbors import Neighbors
-from model_store.vocabulary import ItemVocabulary
+from model_store.text.history import clean_title
+from model_store.text.vocabulary import ItemVocabulary
 
 settings.register_profile("automr", deadline=None)  # a busy machine is no error
 settings.load_profile("automr")

@@ -20,22 +20,22 @@ FORBIDDEN = {
     "model_store": ("service", "training", "fastapi", "starlette", "redis", "prometheus_client", "peft"),
     "service": ("training", "peft"),
     "training": ("service", "fastapi", "starlette", "redis"),
-    "service.routes": ("torch", "transformers", "faiss"),
-    "service.recommender": ("fastapi", "starlette"),
+    "service.http.routes": ("torch", "transformers", "faiss"),
+    "service.usecases.recommend": ("fastapi", "starlette"),
 }
-HTTP_EDGE = tuple(f"service.{name}" for name in ("app", "deps", "middleware", "problems", "routes", "server"))
+HTTP_EDGE = ("service.app", "service.http", "service.server")
 # A heavy library, and the only modules that import it.
 DOORS = {
     "faiss": ("model_store.grounding",),
-    "redis": ("service.memory",),
+    "redis": ("service.store.client",),
     "fastapi": HTTP_EDGE,
     "starlette": HTTP_EDGE,
     "prometheus_client": ("service.metrics",),
 }
 # Policy is tested in milliseconds: these reach torch neither directly nor through modules of ours.
 HEAVY = ("torch", "transformers")
-TORCH_FREE = ("service.batching", "service.memory", "service.schemas", "service.settings")
-ENVIRONMENT_READERS = ("service.settings", "service.__main__", "training.stage")  # the last sets one, for torch
+TORCH_FREE = ("service.engine.batching", "service.store.client", "service.http.schemas", "service.settings")
+ENVIRONMENT_READERS = ("service.settings", "service.__main__", "training.run.stage")  # the last sets one, for torch
 ENVIRONMENT = ("os.environ", "os.environb", "os.getenv", "os.putenv", "os.unsetenv")
 UNPICKLERS = ("pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "torch.load")
 MAX_FILE_LINES = 300
@@ -236,25 +236,25 @@ LATE_CYCLE = {
     "service/c.py": "from service import a",
 }
 PACKAGE_CYCLE = {"service/__init__.py": "from .a import x", "service/a.py": "from service import x"}
-TORCH_BEHIND = {"service/memory.py": "from model_store.lm import A", "model_store/lm.py": "import torch"}
+TORCH_BEHIND = {"service/store/client.py": "from model_store.lm import A", "model_store/lm.py": "import torch"}
 OPEN_SETTINGS = {"service/settings.py": "import os\nx = os.environ", "service/a.py": "import os"}
 LOAD = "import torch as t\ndef f(p):\n    return t.load(p)"
 NUMPY_LOAD = "import numpy\nx = numpy.load('x', allow_pickle={})"
 PLANTED = [
     (forbidden_imports, {"service/app.py": "import training.sft"}, "service.app imports training.sft"),
     (forbidden_imports, {"model_store/a.py": "def f():\n    from peft import PeftModel"}, "peft"),
-    (forbidden_imports, {"training/sft.py": "from service.memory import Event"}, "service.memory"),
-    (forbidden_imports, {"service/routes/items.py": "import torch.nn as nn"}, "imports torch.nn"),
+    (forbidden_imports, {"training/sft.py": "from service.store.client import Event"}, "service.store.client"),
+    (forbidden_imports, {"service/http/routes/items.py": "import torch.nn as nn"}, "imports torch.nn"),
     (forbidden_imports, {"training/a.py": "import services, redistribute"}, None),
     (closed_doors, {"service/items.py": "import faiss"}, "whose doors are model_store.grounding"),
     (closed_doors, {"service/ingest.py": "from redis.asyncio import Redis"}, "imports redis"),
-    (closed_doors, {"service/routes/a.py": "import fastapi", "service/memory.py": "import redis"}, None),
+    (closed_doors, {"service/http/a.py": "import fastapi", "service/store/client.py": "import redis"}, None),
     (import_cycles, LATE_CYCLE, "cycle: service.a -> service.b -> service.c -> service.a"),
     (import_cycles, PACKAGE_CYCLE, "cycle: service -> service.a -> service"),
     (import_cycles, {"service/a.py": "from service.b import x", "service/b.py": "import os"}, None),
-    (torch_in_policy, {"service/batching.py": "import torch"}, "service.batching imports torch"),
-    (torch_in_policy, TORCH_BEHIND, "service.memory reaches torch: service.memory -> model_store.lm"),
-    (torch_in_policy, {"service/engine.py": "import torch", "service/schemas.py": "import json"}, None),
+    (torch_in_policy, {"service/engine/batching.py": "import torch"}, "service.engine.batching imports torch"),
+    (torch_in_policy, TORCH_BEHIND, "service.store.client reaches torch: service.store.client -> model_store.lm"),
+    (torch_in_policy, {"service/engine/engine.py": "import torch", "service/http/schemas.py": "import json"}, None),
     (environment_reads, {"training/sft.py": "import os\nx = os.environ['A']"}, "uses os.environ"),
     (environment_reads, {"service/app.py": "from os import getenv as g"}, "uses os.getenv"),
     (environment_reads, {"service/app.py": "import os.path\nx = os.getenv('A')"}, "uses os.getenv"),

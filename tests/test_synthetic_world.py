@@ -17,11 +17,11 @@ from training import pipeline
 from training.annotate import Annotation, annotate
 from training.data.splits import Target
 from training.data.synthetic import FAR_GAP, find_echoes
-from training.demo import demo_inputs
-from training.inputs import Inputs
-from training.recipes import get_recipe
-from training.states import States, spans_of, window_states
-from training.windows import Example, Windows
+from training.lm.states import States, spans_of, window_states
+from training.lm.windows import Example, Windows
+from training.run.demo import demo_inputs
+from training.run.inputs import Inputs
+from training.run.recipes import get_recipe
 
 NUM_ECHOES = 150
 

@@ -21,13 +21,16 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from model_store.inference import to_float16
-from model_store.split_lm import SplitLM
-from training.after_backbone import main_after_backbone
-from training.backbone import open_backbone
+from model_store.lm.split_lm import SplitLM
 from training.data.splits import Split, Target
-from training.likelihood import log_probs_by_element
-from training.recipes import Recipe
-from training.stage import (
+from training.lm.backbone import open_backbone
+from training.lm.likelihood import log_probs_by_element
+from training.lm.states import States, load_states, spans_of, window_states
+from training.lm.windows import Example, Windows, read_examples
+from training.memory.targets import learning_targets
+from training.run.after_backbone import main_after_backbone
+from training.run.recipes import Recipe
+from training.run.stage import (
     begin,
     digest,
     finish,
@@ -37,9 +40,6 @@ from training.stage import (
     read_certificate,
     whole_file,
 )
-from training.states import States, load_states, spans_of, window_states
-from training.targets import learning_targets
-from training.windows import Example, Windows, read_examples
 
 GAIN_FORMS = ("log_gain", "probability")
 _TARGETS_PER_SHARD = 256

@@ -15,21 +15,21 @@ import numpy as np
 from safetensors.torch import load_file
 
 from model_store.bundle import MANIFEST, Bundle, BundleWriter, build_retriever, read_manifest
-from model_store.catalogue import Catalogue, Item, clean
+from model_store.catalogue.catalogue import Catalogue, Item, clean
 from model_store.errors import EmptyCatalogue
 from model_store.grounding import ItemIndex
 from model_store.inference import embed
 from model_store.manifest import GenerationSpec, Manifest, MemorySpec, RetrieverSpec, space_id
 from model_store.neighbors import Neighbors
-from training.backbone import Backbone, open_backbone
 from training.data.dataset import Dataset
 from training.data.splits import Split
-from training.inputs import load_inputs
+from training.lm.backbone import Backbone, open_backbone
+from training.lm.windows import token_batches
 from training.mixture import NEIGHBORS_FILE
-from training.recipes import Recipe, get_recipe
-from training.stage import digest, pick_device, progress, read_certificate, run_stage, stage_parser
+from training.run.inputs import load_inputs
+from training.run.recipes import Recipe, get_recipe
+from training.run.stage import digest, pick_device, progress, read_certificate, run_stage, stage_parser
 from training.train_retriever import RETRIEVER_FILE
-from training.windows import token_batches
 
 _TOKENS_PER_BATCH = 16_384
 

@@ -19,16 +19,17 @@ import numpy as np
 import torch
 
 from model_store.bundle import Bundle
-from training import latency, retrieval_quality
-from training.contest import Contest, Lists, make_contest
 from training.data.dataset import MANIFEST
 from training.data.splits import sample_targets
-from training.inputs import Inputs, load_inputs
-from training.report import write_report
-from training.retrieval_quality import Judged, judge_targets, read_judged, write_judged
-from training.rows import ROWS, SEEDED_ROWS, neighbor_share, predict, row_of, rows_of
-from training.scores import Metrics, coverage, own_row, score, summarise
-from training.stage import StageError, digest, pick_device, run_stage, write_json
+from training.memory import retrieval_quality
+from training.memory.retrieval_quality import Judged, judge_targets, read_judged, write_judged
+from training.report.report import write_report
+from training.rows import latency
+from training.rows.contest import Contest, Lists, make_contest
+from training.rows.registry import ROWS, SEEDED_ROWS, neighbor_share, predict, row_of, rows_of
+from training.rows.scores import Metrics, coverage, own_row, score, summarise
+from training.run.inputs import Inputs, load_inputs
+from training.run.stage import StageError, digest, pick_device, run_stage, write_json
 
 ORACLE = "oracle"
 

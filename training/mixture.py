@@ -27,17 +27,18 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
+from model_store.lm.split_lm import pad_left
 from model_store.neighbors import Mixture, Neighbors
-from model_store.split_lm import pad_left
-from training.after_backbone import main_after_backbone
-from training.backbone import Backbone, open_backbone
-from training.baselines import item_knn
-from training.baselines.scoring import ndcg_at_10, truths
 from training.data.splits import Split, Target, sample_targets
-from training.likeness import FEWEST_TITLES, LONGEST_RUN, MOST_TITLES, NUM_ALIKE, likeness
-from training.metrics import ndcg, paired_bootstrap
-from training.recipes import Recipe
-from training.stage import (
+from training.items.likeness import FEWEST_TITLES, LONGEST_RUN, MOST_TITLES, NUM_ALIKE, likeness
+from training.lm.backbone import Backbone, open_backbone
+from training.lm.windows import Windows
+from training.rows import item_knn
+from training.rows.scoring import ndcg_at_10, truths
+from training.run.after_backbone import main_after_backbone
+from training.run.metrics import ndcg, paired_bootstrap
+from training.run.recipes import Recipe
+from training.run.stage import (
     begin,
     digest,
     finish,
@@ -47,7 +48,6 @@ from training.stage import (
     read_certificate,
     whole_file,
 )
-from training.windows import Windows
 
 NEIGHBORS_FILE = "neighbors.safetensors"
 LIKENESS_WEIGHTS = (0.0, 0.5, 1.0, 2.0)

@@ -15,11 +15,11 @@ import torch
 
 from training import annotate, build_index, sft, train_retriever
 from training import mixture as mixture_stage
-from training.demo import demo_inputs, write_demo_interactions
-from training.distributed import leave
-from training.inputs import Inputs, load_inputs
-from training.recipes import RECIPES, Recipe, get_recipe
-from training.stage import read_certificate, run_stage
+from training.run.demo import demo_inputs, write_demo_interactions
+from training.run.distributed import leave
+from training.run.inputs import Inputs, load_inputs
+from training.run.recipes import RECIPES, Recipe, get_recipe
+from training.run.stage import read_certificate, run_stage
 
 
 def run(

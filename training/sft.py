@@ -14,10 +14,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from model_store.prompt import ItemPrompt, Prompt
-from model_store.split_lm import SplitLM
-from model_store.vocabulary import ItemVocabulary
-from training.backbone import (
+from model_store.lm.split_lm import SplitLM
+from model_store.text.prompt import ItemPrompt, Prompt
+from model_store.text.vocabulary import ItemVocabulary
+from training.data.splits import Split
+from training.items.collaborative import collaborative_vectors
+from training.lm.backbone import (
     checkpoint_identity,
     new_model,
     new_tokenizer,
@@ -27,15 +29,14 @@ from training.backbone import (
     split_layer,
     with_adapters,
 )
-from training.collaborative import collaborative_vectors
-from training.data.splits import Split
-from training.distributed import is_main, on_main, wait_for_main
-from training.inputs import load_inputs
-from training.item_tokens import learn_items, piece_tokenizer, start_from
-from training.loop import Progress, fit
-from training.objectives import training_loss, validation
-from training.recipes import Recipe, get_recipe
-from training.stage import (
+from training.lm.item_tokens import learn_items, piece_tokenizer, start_from
+from training.lm.objectives import training_loss, validation
+from training.lm.windows import Windows
+from training.run.distributed import is_main, on_main, wait_for_main
+from training.run.inputs import load_inputs
+from training.run.loop import Progress, fit
+from training.run.recipes import Recipe, get_recipe
+from training.run.stage import (
     begin,
     digest,
     finish,
@@ -46,7 +47,6 @@ from training.stage import (
     seed_everything,
     stage_parser,
 )
-from training.windows import Windows
 
 
 class Tuned(NamedTuple):

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from model_store.bundle import read_manifest
-from training.demo import demo_inputs
-from training.inputs import load_inputs
-from training.recipes import RECIPES, get_recipe
-from training.stage import StageError, run_stage
+from training.run.demo import demo_inputs
+from training.run.inputs import load_inputs
+from training.run.recipes import RECIPES, get_recipe
+from training.run.stage import StageError, run_stage
 from training.studies import cold, labels, layer, memory, noise, topk, transfer, unit
 from training.studies.finding import Finding, table, write_finding
 from training.studies.setting import Setting

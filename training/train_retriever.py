@@ -19,18 +19,19 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from model_store.memory.retriever import Retriever, choose
 from model_store.neighbors import Mixture
-from model_store.retriever import Retriever, choose
 from training.annotate import Annotated, read_annotated
-from training.backbone import open_backbone
 from training.data.splits import Split
-from training.inputs import load_inputs
-from training.labels import Batch, collate
-from training.loop import fit
+from training.lm.backbone import open_backbone
+from training.lm.windows import Windows
+from training.memory.labels import Batch, collate
+from training.memory.selection import Gains, pays, valid_gains
 from training.mixture import read_mixture
-from training.recipes import Recipe, get_recipe
-from training.selection import Gains, pays, valid_gains
-from training.stage import (
+from training.run.inputs import load_inputs
+from training.run.loop import fit
+from training.run.recipes import Recipe, get_recipe
+from training.run.stage import (
     begin,
     digest,
     finish,
@@ -42,7 +43,6 @@ from training.stage import (
     stage_parser,
     whole_file,
 )
-from training.windows import Windows
 
 RETRIEVER_FILE = "retriever.safetensors"
 _SELECTION = 5  # how it is chosen: since 5, two standard errors pay; since 4, by the ranking that is served

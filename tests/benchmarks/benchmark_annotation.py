@@ -28,12 +28,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from model_store.split_lm import SplitLM
+from model_store.lm.split_lm import SplitLM
 from tests.benchmarks.machine import last_line, matrix_rate, table, timed
 from training.annotate import annotate
-from training.likelihood import answer_log_probs, read
-from training.states import States, encode_prompts
-from training.windows import Example
+from training.lm.likelihood import answer_log_probs, read
+from training.lm.states import States, encode_prompts
+from training.lm.windows import Example
 
 RECENT = 10  # K
 TOLERANCE = 1e-3  # nats, of a whole answer

@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from model_store.beams.paths import Paths
+from model_store.beams.trie import Allowed, Node, Trie
 from model_store.bundle import BundleWriter, build_retriever, describe_files, weights_sha256
-from model_store.catalogue import Catalogue, Item
+from model_store.catalogue.catalogue import Catalogue, Item
 from model_store.grounding import ItemIndex
 from model_store.manifest import BackboneSpec, Manifest, MemorySpec, PromptSpec, RetrieverSpec, space_id
-from model_store.paths import Paths
-from model_store.prompt import Prompt
-from model_store.trie import Allowed, Node, Trie
+from model_store.text.prompt import Prompt
 from tests.benchmarks.machine import bandwidth, last_line, median_ms, percentile_ms, table
 from tests.benchmarks.serving import running_server
 

@@ -31,9 +31,9 @@ from transformers import PreTrainedModel
 
 from model_store.bundle import Bundle
 from model_store.inference import Answer, encode, recommend
-from model_store.packed import pack_matrices
-from model_store.precision import Precision, set_precision
-from model_store.window_cache import WindowCache
+from model_store.lm.packed import pack_matrices
+from model_store.lm.precision import Precision, set_precision
+from model_store.lm.window_cache import WindowCache
 from tests.benchmarks.floor import Work, counted
 from tests.benchmarks.machine import bandwidth, last_line, matrix_rate, median_ms, paired, table
 from tests.benchmarks.peer import Generate, Generated

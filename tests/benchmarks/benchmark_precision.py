@@ -19,8 +19,8 @@ import numpy as np
 
 from model_store.bundle import Bundle
 from model_store.inference import Query, encode, recommend
-from model_store.packed import pack_matrices
-from model_store.precision import Precision, set_precision
+from model_store.lm.packed import pack_matrices
+from model_store.lm.precision import Precision, set_precision
 from tests.benchmarks.benchmark_engine import RESULTS
 from tests.benchmarks.machine import last_line, table
 from tests.benchmarks.serving import ROOT, demo_events

@@ -24,15 +24,15 @@ import uvloop
 from redis.asyncio import Redis
 
 from model_store.bundle import Bundle
-from model_store.codec import StateCodec, StateDtype
-from model_store.history import window_ending_at, window_fingerprint
-from model_store.retriever import Retriever
-from service.embedded import EmbeddedServer
-from service.events import Event, UserStates, encode_event
-from service.keys import order_member, user_keys
-from service.memory import MemoryStore
-from service.seen import SeenRows
-from service.timeline import Timeline, events_needed
+from model_store.memory.codec import StateCodec, StateDtype
+from model_store.memory.retriever import Retriever
+from model_store.text.history import window_ending_at, window_fingerprint
+from service.store.client import MemoryStore
+from service.store.embedded import EmbeddedServer
+from service.store.events import Event, UserStates, encode_event
+from service.store.keys import order_member, user_keys
+from service.usecases.seen import SeenRows
+from service.usecases.timeline import Timeline, events_needed
 from tests.benchmarks.machine import last_line, median_ms, percentile_ms, table
 
 K, M = 10, 90

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model_store.split_lm import SplitLM
+from model_store.lm.split_lm import SplitLM
 from tests.benchmarks.machine import bandwidth, matrix_rate
 from tests.benchmarks.world import Shape
 

@@ -27,9 +27,9 @@ import numpy as np
 import redis.asyncio
 
 from model_store.bundle import Bundle
-from model_store.catalogue import Catalogue, Item
+from model_store.catalogue.catalogue import Catalogue, Item
 from model_store.inference import Query, recommend
-from service.keys import user_prefix
+from service.store.keys import user_prefix
 from tests.benchmarks.benchmark_catalogue import NUM_WORDS, SPECIAL, titles_of
 from tests.benchmarks.benchmark_catalogue import make_prompt as make_catalogue_prompt
 from tests.benchmarks.benchmark_service import history

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from model_store.packed import pack
+from model_store.lm.packed import pack
 
 ROOT = Path(__file__).resolve().parents[2]
 # (rows, inner, outer) of products as a prefill of the 0.5b and 7b sizes has them, and one that is square.

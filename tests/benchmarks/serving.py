@@ -17,9 +17,9 @@ from typing import Any
 
 import redis.asyncio
 
-from service.embedded import EmbeddedServer
-from service.keys import user_prefix
 from service.server import bound_socket
+from service.store.embedded import EmbeddedServer
+from service.store.keys import user_prefix
 
 ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 120
@@ -113,7 +113,7 @@ def wait_until_encoded(server: Server) -> None:
 
 
 async def _wait_until_encoded(store_url: str) -> None:
-    from service.memory import MemoryStore
+    from service.store.client import MemoryStore
 
     store = await MemoryStore.connect(store_url, timeout_s=10)
     try:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from model_store.combine import Combined
-from model_store.decoding import Search, Title
-from model_store.split_lm import SplitLM
-from model_store.trie import Edge, Node, Trie
+from model_store.beams.search import Search, Title
+from model_store.beams.trie import Edge, Node, Trie
+from model_store.lm.split_lm import SplitLM
+from model_store.memory.combine import Combined
 
 
 class Beam(NamedTuple):

@@ -27,7 +27,7 @@ from model_store.bundle import (
     read_manifest,
     weights_sha256,
 )
-from model_store.catalogue import Item
+from model_store.catalogue.catalogue import Item
 from model_store.errors import (
     BundleCorrupt,
     BundleError,
@@ -37,7 +37,7 @@ from model_store.errors import (
     UnsupportedBackbone,
 )
 from model_store.inference import Query, recommend
-from model_store.item_embedding import ItemEmbedding, ItemHead
+from model_store.lm.item_embedding import ItemEmbedding, ItemHead
 from model_store.manifest import FileEntry, GenerationSpec, RetrieverSpec, Vocabulary, space_id
 from tests.conftest import BOTH_VOCABULARIES, ITEMS_ONLY, TITLES, make_model, write_bundle
 

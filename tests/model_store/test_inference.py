@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_store.bundle import Bundle
-from model_store.catalogue import Item
+from model_store.catalogue.catalogue import Item
 from model_store.grounding import Neighbors
 from model_store.inference import (
     GENERATED,
@@ -29,10 +29,10 @@ from model_store.inference import (
     recommend,
     to_float16,
 )
-from model_store.item_embedding import ItemEmbedding, spell
+from model_store.lm.item_embedding import ItemEmbedding, spell
 from model_store.manifest import GenerationSpec, RetrieverSpec
 from tests.conftest import BOTH_VOCABULARIES, ITEMS_ONLY, TITLES
-from training.likelihood import answer_log_probs, log_probs_by_element, read
+from training.lm.likelihood import answer_log_probs, log_probs_by_element, read
 
 EVERYTHING = np.ones(len(TITLES), dtype=bool)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from service.embedded import EmbeddedServer
-from service.memory import MemoryStore
+from service.store.client import MemoryStore
+from service.store.embedded import EmbeddedServer
 from tests.service.real import Service, open_service
 
 

@@ -12,23 +12,23 @@ from httpx2 import ASGITransport, AsyncClient
 from numpy.typing import NDArray
 
 from model_store.bundle import Bundle
-from model_store.history import tie_key, window_ending_at, window_fingerprint
 from model_store.inference import encode
+from model_store.text.history import tie_key, window_ending_at, window_fingerprint
 from service.app import create_app
-from service.deps import Resources
-from service.engine import Engine
-from service.events import Event
-from service.ingest import Ingest
-from service.items import Items
-from service.memory import MemoryStore
+from service.engine.engine import Engine
+from service.http.dependencies import Resources
 from service.metrics import Metrics
-from service.recommender import Recommender
 from service.resources import open_resources
-from service.seen import SeenRows
 from service.settings import Settings
-from service.timeline import Timeline, events_needed, title_of
-from service.users import Users
-from service.worker import Worker
+from service.store.client import MemoryStore
+from service.store.events import Event
+from service.usecases.encode import Worker
+from service.usecases.ingest import Ingest
+from service.usecases.items import Items
+from service.usecases.recommend import Recommender
+from service.usecases.seen import SeenRows
+from service.usecases.timeline import Timeline, events_needed, title_of
+from service.usecases.users import Users
 
 K, M = 3, 20  # of the bundle that tests.conftest writes
 NOW = 1_700_000_000

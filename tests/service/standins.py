@@ -1,4 +1,4 @@
-"""Small in-memory collaborators, typed by `service.deps`, so that the HTTP shell can be tested alone."""
+"""Small in-memory collaborators, typed by `service.http.dependencies`, so that the HTTP shell can be tested alone."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -10,11 +10,11 @@ from fastapi import FastAPI
 from httpx2 import ASGITransport, AsyncClient
 from pydantic import ValidationError
 
-from service import schemas
 from service.app import create_app
-from service.deps import Resources
 from service.errors import StoreUnavailable, UnknownItem, UnknownUser
-from service.fields import reason
+from service.http import schemas
+from service.http.dependencies import Resources
+from service.http.fields import reason
 from service.metrics import Metrics
 from service.settings import Settings
 

@@ -6,7 +6,7 @@ import pytest
 
 from service import errors
 from service.errors import STATUS, ServiceError, StartupError, status_of
-from service.problems import slug
+from service.http.problems import slug
 
 
 def subclasses(cls: type[ServiceError]) -> Iterator[type[ServiceError]]:

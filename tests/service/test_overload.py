@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from service.embedded import EmbeddedServer
 from service.errors import Overloaded
-from service.schemas import RecommendRequest, RecommendResponse
+from service.http.schemas import RecommendRequest, RecommendResponse
+from service.store.embedded import EmbeddedServer
 from tests.service.real import Service, history, open_service
 
 DEADLINE_S = 0.4

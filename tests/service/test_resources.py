@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from model_store.precision import Bfloat16Linear, Int8Linear
-from service.embedded import EmbeddedServer
-from service.schemas import RecommendRequest
+from model_store.lm.precision import Bfloat16Linear, Int8Linear
+from service.http.schemas import RecommendRequest
+from service.store.embedded import EmbeddedServer
 from tests.service.real import history, open_service
 
 

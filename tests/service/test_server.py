@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {name: text for name, text in os.environ.items() if not name.startswith("AUTOMR_")}
 PROGRAM = """
 import asyncio
-from service import deps, logs
+from service import logs
+from service.http import dependencies as deps
 from service.server import serve
 from service.settings import Settings
 from tests.service import standins

@@ -9,12 +9,12 @@ import pytest
 from model_store.bundle import Bundle
 from model_store.inference import recommend
 from tests.training.small import TINY, shop
-from training import summariser
-from training.contest import Contest, make_contest
 from training.data.splits import Split, Target, time_split
-from training.inputs import Inputs, fingerprint
-from training.loop import Schedule
-from training.rows import predict
+from training.rows import summariser
+from training.rows.contest import Contest, make_contest
+from training.rows.registry import predict
+from training.run.inputs import Inputs, fingerprint
+from training.run.loop import Schedule
 
 DATASET = shop()
 SPLIT = time_split(DATASET)
@@ -56,7 +56,7 @@ def prompts_of(contest: Contest, row: str, seed: int = 0) -> list[list[int]]:
         return recommend(bundle, queries)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("training.contest.recommend", spy)
+        patched.setattr("training.rows.contest.recommend", spy)
         predict(contest, row, seed)
     return read
 

@@ -5,16 +5,16 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
+from model_store.lm.split_lm import SplitLM
 from model_store.manifest import PromptSpec
-from model_store.prompt import Prompt
-from model_store.split_lm import SplitLM
+from model_store.text.prompt import Prompt
 from tests.conftest import TITLES, make_model, make_tokenizer
 from training.data.dataset import Dataset, clean_dataset
 from training.data.splits import History, Split, Target
-from training.loop import Schedule
-from training.metrics import ranks_to_metrics
-from training.recipes import BackboneShape, Recipe
-from training.windows import Windows
+from training.lm.windows import Windows
+from training.run.loop import Schedule
+from training.run.metrics import ranks_to_metrics
+from training.run.recipes import BackboneShape, Recipe
 
 RECENT = 3  # K of the small world
 METRICS = list(ranks_to_metrics(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)))  # their names

@@ -10,14 +10,14 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from model_store.split_lm import SplitLM
+from model_store.lm.split_lm import SplitLM
 from tests.training.small import TINY, diary, small_lm, small_windows
 from training import annotate as annotate_module
 from training.annotate import Annotation, annotate, read_shards, stage_key, summarise, write_shards
 from training.data.splits import Target
-from training.likelihood import answer_log_probs, read
-from training.states import States, spans_of, window_states
-from training.windows import Windows
+from training.lm.likelihood import answer_log_probs, read
+from training.lm.states import States, spans_of, window_states
+from training.lm.windows import Windows
 
 TARGETS = [Target(0, 25), Target(3, 2), Target(1, 9), Target(0, 12), Target(3, 20)]
 

@@ -10,10 +10,10 @@ from model_store.errors import EmptyCatalogue
 from model_store.inference import embed
 from model_store.manifest import BackboneSpec
 from tests.training.small import TINY, shop, small_lm, small_windows
-from training.backbone import Backbone
 from training.build_index import catalogue_items, embed_items, stage_key
 from training.data.dataset import Dataset
 from training.data.splits import time_split
+from training.lm.backbone import Backbone
 
 SHOP = shop()
 

@@ -12,11 +12,12 @@ import pytest
 from model_store.bundle import Bundle, read_manifest
 from model_store.manifest import GenerationSpec, space_id
 from tests.training.small import METRICS, shop
-from training import contest, evaluate, latency
-from training.baselines import fit_baseline
+from training import evaluate
 from training.data.dataset import save_dataset
 from training.evaluate import main, num_draws, rows_to_run
-from training.rows import ROWS, SEEDED_ROWS, predict
+from training.rows import contest, latency
+from training.rows.baselines import fit_baseline
+from training.rows.registry import ROWS, SEEDED_ROWS, predict
 
 TUNED = "lora-8 merged, memory-aware"
 NEED_RECIPE = ("trsr", "full_history")  # the bundle of the tests names none
@@ -31,7 +32,7 @@ def quick() -> Iterator[None]:
         return fit_baseline("item_knn", *arguments)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("training.rows.fit_baseline", fit)
+        patched.setattr("training.rows.registry.fit_baseline", fit)
         yield
 
 

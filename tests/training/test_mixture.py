@@ -13,8 +13,9 @@ from model_store.neighbors import Neighbors
 from tests.training.small import TINY
 from tests.training.worlds import chain, world
 from training import sft
-from training.backbone import Backbone, open_backbone
 from training.data.splits import Split
+from training.lm.backbone import Backbone, open_backbone
+from training.lm.windows import Windows
 from training.mixture import (
     HALF_LIVES,
     LIKENESS_WEIGHTS,
@@ -29,7 +30,6 @@ from training.mixture import (
     run,
     stage_key,
 )
-from training.windows import Windows
 
 ITEMS = replace(TINY, vocabulary="items", mixture_targets=30, recent_length=3)
 

@@ -15,11 +15,12 @@ from model_store.bundle import Bundle
 from model_store.inference import Query, recommend
 from tests.conftest import TITLES, make_model, make_tokenizer
 from tests.training.small import RECENT, TINY, shop
-from training import annotate, build_index, recipes, sft, train_retriever
+from training import annotate, build_index, sft, train_retriever
 from training.data.dataset import save_dataset
 from training.data.synthetic import synthetic_dataset
-from training.demo import INTERACTIONS
 from training.pipeline import main
+from training.run import recipes
+from training.run.demo import INTERACTIONS
 
 Capture = pytest.CaptureFixture[str]
 

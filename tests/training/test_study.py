@@ -10,10 +10,11 @@ import polars as pl
 import pytest
 
 from tests.training.small import TINY, shop
-from training import recipes, sft
+from training import sft
 from training.data.dataset import Dataset, save_dataset
 from training.data.splits import leave_one_out, time_split
-from training.inputs import Inputs, fingerprint
+from training.run import recipes
+from training.run.inputs import Inputs, fingerprint
 from training.studies import cold, layer, memory, noise, setting, topk, transfer, unit
 from training.studies.finding import Finding, gain_of
 from training.studies.setting import Setting, ndcg, nothing
@@ -162,7 +163,7 @@ def test_done_work_is_not_done_again(
         pytest.fail("a finished backbone was trained, or a finished line measured, again")
 
     monkeypatch.setattr(sft, "make_model", never)
-    monkeypatch.setattr("training.contest.recommend", never)
+    monkeypatch.setattr("training.rows.contest.recommend", never)
     assert run("noise", data, work, tmp_path) == 0
     again = json.loads((tmp_path / "noise" / "study.json").read_text())["lines"]
     assert again == json.loads(json.dumps(before)), "another answer than the first time"

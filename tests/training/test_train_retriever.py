@@ -14,17 +14,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model_store.manifest import BackboneSpec
-from model_store.retriever import Retriever, choose
+from model_store.memory.retriever import Retriever, choose
 from tests.training.small import TINY, diary, small_lm, small_windows
 from training import train_retriever
 from training.annotate import Annotated, Annotation
-from training.backbone import Backbone
-from training.labels import Batch, collate, target_weights
-from training.loop import Schedule
-from training.recipes import Recipe
-from training.selection import Gains, pays
-from training.stage import StageError
-from training.states import States
+from training.lm.backbone import Backbone
+from training.lm.states import States
+from training.memory.labels import Batch, collate, target_weights
+from training.memory.selection import Gains, pays
+from training.run.loop import Schedule
+from training.run.recipes import Recipe
+from training.run.stage import StageError
 from training.train_retriever import (
     RETRIEVER_FILE,
     Quality,

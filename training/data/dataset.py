@@ -17,7 +17,7 @@ from typing import Any
 import polars as pl
 import polars.selectors as cs
 
-from model_store.history import clean_title, tie_key
+from model_store.text.history import clean_title, tie_key
 
 INTERACTIONS, ITEMS, MANIFEST = "interactions.parquet", "items.parquet", "dataset.json"
 FORMAT_VERSION = 1

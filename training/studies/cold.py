@@ -7,9 +7,9 @@ are known before. A history that fits into the window has no memory: there AutoM
 from collections.abc import Sequence
 
 from training.data.splits import Split, Target, sample_targets
-from training.rows import predict
-from training.scores import score
-from training.stage import StageError
+from training.rows.registry import predict
+from training.rows.scores import score
+from training.run.stage import StageError
 from training.studies.finding import Finding, Value, compared, gain_of
 from training.studies.setting import METRIC, Setting, ndcg, nothing, num_elements, retrieved, users_of
 

@@ -18,9 +18,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from training.figures import ACCENT, INK, MUTED, OTHER, plain
-from training.metrics import Interval, paired_bootstrap
-from training.stage import whole_file, write_json
+from training.report.figures import ACCENT, INK, MUTED, OTHER, plain
+from training.run.metrics import Interval, paired_bootstrap
+from training.run.stage import whole_file, write_json
 
 Value = float | int | str | Interval | None
 Panels = Mapping[str, Sequence[str]]  # what the y axis shows → columns drawn there

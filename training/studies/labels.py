@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from model_store.retriever import Retriever, choose
+from model_store.memory.retriever import Retriever, choose
 from training.annotate import Annotated, read_annotated
-from training.labels import Batch, collate
-from training.recipes import Recipe
-from training.stage import StageError, digest
+from training.memory.labels import Batch, collate
+from training.run.recipes import Recipe
+from training.run.stage import StageError, digest
 from training.studies.finding import Finding, Value, compared
 from training.studies.setting import Setting
 from training.train_retriever import Training, train

@@ -6,7 +6,7 @@ spaced): a top half that reads memory is tuned for the states it reads, so one b
 
 import numpy as np
 
-from training.stage import read_certificate
+from training.run.stage import read_certificate
 from training.studies.finding import Finding, Value, compared, gain_of
 from training.studies.setting import Setting, best_single, milliseconds, ndcg, nothing, retrieved, users_of
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from model_store.bundle import Bundle
 from training.data.splits import Target
+from training.lm.windows import Windows
 from training.studies.finding import Finding, Value, compared, gain_of
 from training.studies.setting import (
     Made,
@@ -21,7 +22,6 @@ from training.studies.setting import (
     with_examples,
     with_manifest,
 )
-from training.windows import Windows
 
 SIZES = (10, 30, 90, 200, 500)
 LENGTHS = (5, 10, 20)

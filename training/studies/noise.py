@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from training.data.splits import History, Split, Target
-from training.inputs import Inputs, fingerprint
+from training.run.inputs import Inputs, fingerprint
 from training.studies.finding import Finding, Value, compared, gain_of
 from training.studies.setting import Setting, ndcg, nothing, num_elements, random_ndcg, retrieved, users_of
 

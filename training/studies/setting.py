@@ -16,16 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.bundle import Bundle
-from model_store.retriever import Retriever
-from training import latency, pipeline
-from training.contest import Choose, Contest, make_contest
+from model_store.memory.retriever import Retriever
+from training import pipeline
 from training.data.splits import Target, sample_targets
 from training.evaluate import cached
-from training.inputs import Inputs
-from training.recipes import Recipe, get_recipe
-from training.scores import score
-from training.stage import StageError, digest, pick_device
-from training.windows import Windows
+from training.lm.windows import Windows
+from training.rows import latency
+from training.rows.contest import Choose, Contest, make_contest
+from training.rows.scores import score
+from training.run.inputs import Inputs
+from training.run.recipes import Recipe, get_recipe
+from training.run.stage import StageError, digest, pick_device
 
 METRIC = "ndcg@10"
 RANDOM_DRAWS = 3

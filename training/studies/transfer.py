@@ -14,11 +14,11 @@ from typing import NamedTuple
 import numpy as np
 
 from model_store.bundle import Bundle
-from model_store.retriever import Retriever
+from model_store.memory.retriever import Retriever
 from training import pipeline
 from training.annotate import read_annotated
-from training.labels import Batch, collate
-from training.stage import StageError, digest, pick_device, read_certificate
+from training.memory.labels import Batch, collate
+from training.run.stage import StageError, digest, pick_device, read_certificate
 from training.studies.finding import Finding, Value, compared, gain_of
 from training.studies.setting import Made, Setting, ndcg, nothing, random_ndcg, retrieved, users_of, without_null
 from training.train_retriever import judge

@@ -15,12 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from model_store.prompt import Prompt
-from model_store.split_lm import SplitLM
+from model_store.lm.split_lm import SplitLM
+from model_store.text.prompt import Prompt
 from training.annotate import Annotated, Annotation, read_annotated, read_shards, write_shards
-from training.contest import Contest
 from training.data.splits import Split, Target
-from training.states import States, encode_prompts, spans_of, window_states
+from training.lm.states import States, encode_prompts, spans_of, window_states
+from training.lm.windows import Windows
+from training.memory.targets import learning_targets
+from training.rows.contest import Contest
 from training.studies.finding import Finding, Value, compared, gain_of
 from training.studies.memory import bytes_per_user
 from training.studies.setting import (
@@ -34,9 +36,7 @@ from training.studies.setting import (
     users_of,
     with_examples,
 )
-from training.targets import learning_targets
 from training.train_retriever import Training, train
-from training.windows import Windows
 
 MakeStates = Callable[[SplitLM, Windows, list[Target], Path], States]
 

@@ -1,0 +1,124 @@
+"""The catalogue: items, their titles as tokens, and which of them may be recommended now.
+
+Rows are positions in `items`; they are the ids of the Faiss index and of the trie. An immutable snapshot: a change
+makes a new one, so the engine never sees a half-changed catalogue. Knows neither tensors nor the store.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from model_store.catalogue.columns import Columns, postings_of
+from model_store.catalogue.item import Item, clean, parse_item, read_items, write_items
+from model_store.catalogue.item_list import ItemList, Lines
+from model_store.catalogue.mapped import read_mapped
+from model_store.catalogue.postings import Postings
+from model_store.errors import BundleCorrupt
+from model_store.text.prompt import Prompt
+
+__all__ = ["Catalogue", "Item", "clean", "read_items", "write_items"]
+
+_NUM_COMPARED = 16
+
+
+class Catalogue:
+    """Items without a title cannot be generated and are refused by `clean` before they come here. Thread-safe."""
+
+    def __init__(self, items: Iterable[Item], prompt: Prompt, columns: Columns | None = None) -> None:
+        """`columns` are those of `items`, where they are known already."""
+        self.items: ItemList[Item] = items if isinstance(items, ItemList) else ItemList(list(items))
+        self._columns = columns = Columns.of(self.items, prompt) if columns is None else columns
+        self._prompt = prompt
+        self.rows, self.popularity, self.by_popularity = columns.rows, columns.popularity, columns.by_popularity
+        self.trie = columns.trie
+        self.trie.expect(columns.availability.always)
+
+    @classmethod
+    def open(cls, items: Path, columns: Path, prompt: Prompt) -> Self:
+        """What `save` wrote, mapped: a million items open in a second. Raises BundleCorrupt when they do not fit."""
+        try:
+            arrays: dict[str, NDArray[Any]] = read_mapped(columns)
+            lines = Lines(items, arrays["starts"], parse_item)
+            catalogue = cls(ItemList(lines), prompt, Columns.read(arrays, prompt))
+            if not catalogue._fits():
+                raise ValueError("other items, or another tokenizer")
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise BundleCorrupt(f"{columns}: not made from {items.name} and lm; build the bundle again") from error
+        return catalogue
+
+    def _fits(self) -> bool:
+        """Whether some items, read and tokenised, are as the columns say: a sample, since all would take a minute."""
+        sample = np.linspace(0, len(self.items) - 1, min(len(self.items), _NUM_COMPARED)).astype(int).tolist()
+        paths = self.trie.paths
+        return len(self.items) == len(self.rows) and all(
+            self.rows[item.item_id] == row
+            and paths.sequence(paths.places[row]) == self._prompt.title_tokens(item.title)
+            for row, item in ((row, self.items[row]) for row in sample)
+        )
+
+    def save(self, items: Path, columns: Path) -> None:
+        """The items, and in another file what follows from them."""
+        if self.items.changed:  # postings of all items are needed
+            Catalogue(list(self.items), self._prompt).save(items, columns)
+            return
+        starts = write_items(self.items, items)
+        titles = [] if self._prompt.is_lasting else [item.title for item in self.items]
+        save_file({"starts": starts, **self._columns.arrays(titles, self._prompt)}, columns)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def available(self, now: float) -> NDArray[np.bool_]:
+        """(N,) bool, a fresh array that the caller may change."""
+        return self._columns.availability.at(now)
+
+    def matching(self, attributes: Mapping[str, Any]) -> NDArray[np.bool_]:
+        """(N,) bool: items whose every named attribute is (or, if a list, contains) one of the values asked for.
+
+        Values are equal as in JSON: true is not 1. Nested ones equal nothing.
+        """
+        mask = np.ones(len(self), dtype=bool)
+        for name, wanted in attributes.items():
+            has = np.zeros(len(self), dtype=bool)
+            for rows in self._columns.postings().rows(name, wanted):
+                has[rows] = True
+            has[self._changed_rows] = False
+            for rows in self._changed_postings.rows(name, wanted):
+                has[rows] = True
+            mask &= has
+        return mask
+
+    @cached_property
+    def _changed_rows(self) -> NDArray[np.int64]:
+        return np.fromiter(self.items.changed, dtype=np.int64, count=len(self.items.changed))
+
+    @cached_property
+    def _changed_postings(self) -> Postings:
+        return postings_of(self.items.changed)
+
+    def with_items(self, changes: Iterable[Item]) -> "Catalogue":
+        """A new snapshot. Known items keep their row and their popularity; new ones are added at the end.
+
+        A few changes among many items share or splice what they can; nothing is sorted or tokenised again.
+        """
+        old: dict[int, Item] = {}
+        new: dict[int, Item] = {}
+        added: dict[str, int] = {}
+        for item in changes:
+            row = self.rows.get(item.item_id)
+            if row is not None:
+                old[row] = self.items[row]
+            else:
+                row = added.setdefault(item.item_id, len(self) + len(added))
+            first = old.get(row, new.get(row))
+            new[row] = item if first is None else replace(item, popularity=first.popularity)
+        if not new:
+            return self
+        columns = self._columns.replaced(old, new, self._prompt)
+        return Catalogue(self.items.replaced(new), self._prompt, columns)

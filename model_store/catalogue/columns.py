@@ -1,0 +1,111 @@
+"""What follows from the items of a catalogue, by row: made once, kept beside the items, changed item by item."""
+
+import json
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_store.beams.paths import Paths
+from model_store.beams.trie import Trie
+from model_store.catalogue.availability import Availability
+from model_store.catalogue.item import Item
+from model_store.catalogue.mapped import packed
+from model_store.catalogue.postings import Postings
+from model_store.text.prompt import Prompt
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Of N items. `postings` are those of the first items alone, not of those that changed since: see `Catalogue`."""
+
+    rows: dict[str, int]
+    popularity: NDArray[np.int64]
+    by_popularity: NDArray[np.int32]  # the most popular first, the lower row if tied
+    availability: Availability
+    postings: Callable[[], Postings]
+    trie: Trie
+
+    @classmethod
+    def of(cls, items: Sequence[Item], prompt: Prompt) -> Self:
+        popularity = np.array([item.popularity for item in items], dtype=np.int64)
+        return cls(
+            rows={item.item_id: row for row, item in enumerate(items)},
+            popularity=popularity,
+            by_popularity=np.argsort(-popularity, kind="stable").astype(np.int32),
+            availability=Availability.none().replaced(np.arange(len(items)), items),
+            postings=cache(lambda: postings_of(dict(enumerate(items)))),
+            trie=Trie(_paths([item.title for item in items], prompt)),
+        )
+
+    def replaced(self, old: Mapping[int, Item], new: Mapping[int, Item], prompt: Prompt) -> "Columns":
+        """With `new` items by row; `old` are those that stood there before, the other rows are added at the end."""
+        rows = np.fromiter(new, dtype=np.int64, count=len(new))
+        added = {row: item for row, item in new.items() if row not in old}
+        popularity = np.array([item.popularity for item in added.values()], dtype=np.int64)
+        tokens = {row: prompt.title_tokens(item.title) for row, item in new.items()}
+        moved = [row for row in new if row in added or prompt.title_tokens(old[row].title) != tokens[row]]
+        return Columns(
+            rows=self.rows | {item.item_id: row for row, item in added.items()} if added else self.rows,
+            popularity=np.append(self.popularity, popularity) if added else self.popularity,
+            by_popularity=self._by_popularity_with(popularity) if added else self.by_popularity,
+            availability=self.availability.replaced(rows, new.values()),
+            postings=self.postings,
+            trie=self._trie_with({row: tokens[row] for row in moved}) if moved else self.trie,
+        )
+
+    def _trie_with(self, tokens: Mapping[int, tuple[int, ...]]) -> Trie:
+        """Its first children are found here, not by the first request."""
+        trie = Trie(self.trie.paths.replaced(np.array(list(tokens), dtype=np.int64), list(tokens.values())))
+        trie.children(trie.root)
+        return trie
+
+    def _by_popularity_with(self, added: NDArray[np.int64]) -> NDArray[np.int32]:
+        order = np.argsort(-added, kind="stable")
+        place = partial(bisect_right, range(len(self.popularity)), key=self._unpopularity_at)
+        places = [place(-count) for count in added[order].tolist()]
+        return np.insert(self.by_popularity, places, (len(self.popularity) + order).astype(np.int32))
+
+    def _unpopularity_at(self, place: int) -> int:
+        """Rises along `by_popularity`."""
+        return -int(self.popularity[self.by_popularity[place]])
+
+    def arrays(self, titles: Sequence[str], prompt: Prompt) -> dict[str, NDArray[Any]]:
+        """For a file; see `read`. Where tokens of titles may be others tomorrow, their text is kept instead."""
+        paths = self.trie.paths
+        by_title = {"order": paths.order, "tokens": paths.tokens} if prompt.is_lasting else {"titles": packed(titles)}
+        return {
+            "ids": packed(list(self.rows)),
+            "popularity": self.popularity,
+            "by_popularity": self.by_popularity,
+            **self.availability._asdict(),
+            **self.postings().arrays(),
+            **by_title,
+        }
+
+    @classmethod
+    def read(cls, arrays: Mapping[str, NDArray[Any]], prompt: Prompt) -> Self:
+        """Raises ValueError or KeyError when they are not what `arrays` gives."""
+        rows = {item_id: row for row, item_id in enumerate(json.loads(arrays["ids"].tobytes()))}
+        if prompt.is_lasting:
+            paths = Paths(arrays["order"], arrays["tokens"])
+        else:
+            paths = _paths(json.loads(arrays["titles"].tobytes()), prompt)
+        postings = Postings.read(arrays)
+        availability = Availability(*(arrays[name] for name in Availability._fields))
+        popularity, by_popularity = arrays["popularity"], arrays["by_popularity"]
+        if {len(popularity), len(by_popularity), len(availability.always), len(paths)} != {len(rows)}:
+            raise ValueError("columns of different lengths")
+        return cls(rows, popularity, by_popularity, availability, lambda: postings, Trie(paths))
+
+
+def postings_of(items: Mapping[int, Item]) -> Postings:
+    return Postings.of((row, item.attributes) for row, item in items.items())
+
+
+def _paths(titles: Sequence[str], prompt: Prompt) -> Paths:
+    return Paths.from_flat(*prompt.titles_tokens(titles))

@@ -1,0 +1,67 @@
+"""Which items have which attribute: for each name and value, the rows that have it. A filter reads no item.
+
+Values are equal as in JSON: true is not 1, but 1 is 1.0. Nested values and null equal nothing.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_store.catalogue.mapped import packed
+
+Key = tuple[str, bool, str | int | float]  # attribute, whether the value is a truth value, value
+
+
+class Postings:
+    """Immutable. Rows of key i are `rows[starts[i] : starts[i + 1]]`."""
+
+    def __init__(self, keys: Mapping[Key, int], starts: NDArray[np.int64], rows: NDArray[np.int32]) -> None:
+        self._keys, self._starts, self._rows = keys, starts, rows
+
+    @classmethod
+    def of(cls, attributes: Iterable[tuple[int, Mapping[str, Any]]]) -> Self:
+        """From pairs of row and attributes."""
+        keys: dict[Key, int] = {}
+        numbers, rows = [], []
+        for row, named in attributes:
+            for name, value in named.items():
+                for key in _keys_of(name, value):
+                    numbers.append(keys.setdefault(key, len(keys)))
+                    rows.append(row)
+        found = np.array(numbers, dtype=np.int64)
+        starts = np.searchsorted(np.sort(found), np.arange(len(keys) + 1))
+        return cls(keys, starts, np.array(rows, dtype=np.int32)[np.argsort(found, kind="stable")])
+
+    def rows(self, name: str, wanted: Any) -> list[NDArray[np.int32]]:
+        """Of the items whose `name` is, or contains, one of the `wanted` values."""
+        found = [self._keys[key] for key in _keys_of(name, wanted) if key in self._keys]
+        return [self._rows[self._starts[number] : self._starts[number + 1]] for number in found]
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """For a file; see `read`."""
+        names = packed([[name, value] for name, _, value in self._keys])
+        return {"attributes": names, "attribute_starts": self._starts, "attribute_rows": self._rows}
+
+    @classmethod
+    def read(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """Raises ValueError or KeyError when they are not what `arrays` gives."""
+        names = json.loads(arrays["attributes"].tobytes())
+        keys: dict[Key, int] = {
+            (name, isinstance(value, bool), value): number for number, (name, value) in enumerate(names)
+        }
+        if len(arrays["attribute_starts"]) != len(names) + 1:
+            raise ValueError("attributes and their rows do not belong together")
+        return cls(keys, arrays["attribute_starts"], arrays["attribute_rows"])
+
+
+def _keys_of(name: str, value: Any) -> list[Key]:
+    """Each once, in order, so that the same items always make the same file."""
+    values = value if isinstance(value, list) else [value]
+    return list(dict.fromkeys((name, isinstance(each, bool), each) for each in values if _is_plain(each)))
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, str | int | float)

@@ -1,0 +1,104 @@
+"""History → text → tokens.
+
+A prompt is `head`, then each title followed by `terminator`; the answer is a title followed by `terminator`. A title is
+tokenised on its own and the pieces are concatenated, so that the tokens of a title never depend on its neighbours: a
+window, a packed training sequence and a path of the catalogue trie agree token by token, and a title cannot smuggle in
+special tokens. The paper's instruction is kept in `head`; its closing "predict the next item" moved there too, which
+lets one window of K + 1 items train all its titles at once. Knows no tensors.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from model_store.errors import UnsupportedBackbone
+from model_store.manifest import PromptSpec
+from model_store.text.history import clean_title
+from model_store.text.vocabulary import BEGIN, ItemVocabulary
+
+_TITLES_PER_CALL = 50_000
+
+
+class Prompt:
+    """Thread-safe: tokenisation of a title is pure and cached. Raises UnsupportedBackbone when titles would not end."""
+
+    is_lasting = True  # the tokens of a title are the same in every process
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, spec: PromptSpec) -> None:
+        self.spec = spec
+        self.tokenizer = tokenizer
+        beginning = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+        self.head = beginning + self._encode(spec.head)
+        self.terminator = self._encode(spec.terminator)
+        if not self.terminator:  # a title would be the beginning of another, and some could not be generated
+            raise UnsupportedBackbone(f"the tokenizer leaves nothing of the terminator {spec.terminator!r}")
+        self.longest_title = spec.max_title_tokens + len(self.terminator)
+        self.title_tokens = lru_cache(maxsize=200_000)(self._title_tokens)
+
+    def _encode(self, text: str) -> list[int]:
+        """Plain text only: what looks like a special token in it is split like any other text."""
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True) if text else []
+
+    def _title_tokens(self, title: str) -> tuple[int, ...]:
+        """The tokens of one title, cut to `max_title_tokens`, with the terminator."""
+        return (*self._encode(clean_title(title))[: self.spec.max_title_tokens], *self.terminator)
+
+    def titles_tokens(self, titles: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Of many titles at once: the tokens of `title_tokens` in a row, and how many each has (N,)."""
+        parts = [
+            self._many(titles[start : start + _TITLES_PER_CALL]) for start in range(0, len(titles), _TITLES_PER_CALL)
+        ]
+        flat = [np.empty(0, dtype=np.int32), *(flat for flat, _ in parts)]
+        return np.concatenate(flat), np.concatenate([np.empty(0, dtype=np.int64), *(counts for _, counts in parts)])
+
+    def _many(self, titles: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        encoded = self.tokenizer(
+            [clean_title(title) for title in titles],
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )
+        rows = [[*pieces[: self.spec.max_title_tokens], *self.terminator] for pieces in encoded["input_ids"]]
+        counts = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+        return np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(counts.sum())), counts
+
+    def tokens(self, titles: Sequence[str]) -> list[int]:
+        """The prompt of the last `recent_length` of `titles`, oldest first; an empty history is the head alone."""
+        recent = titles[-self.spec.recent_length :]
+        return [*self.head, *(token for title in recent for token in self.title_tokens(title))]
+
+    @property
+    def max_tokens(self) -> int:
+        """No prompt is longer."""
+        return len(self.head) + self.spec.recent_length * self.longest_title
+
+
+class ItemPrompt(Prompt):
+    """With the item vocabulary a title is one token, which needs no terminator; instruction text there is none."""
+
+    is_lasting = False  # those of late titles are numbered as they are asked for
+
+    def __init__(self, vocabulary: ItemVocabulary, spec: PromptSpec) -> None:
+        self.spec = spec
+        self.tokenizer = vocabulary.tokenizer
+        self.vocabulary = vocabulary
+        self.head, self.terminator = [BEGIN], []
+        self.longest_title = 1
+        self.title_tokens = lru_cache(maxsize=200_000)(self._title_tokens)
+
+    def _title_tokens(self, title: str) -> tuple[int, ...]:
+        return (self._token(title),)
+
+    def _token(self, title: str) -> int:
+        """Known titles are clean; cleaning one costs ten times what looking it up does."""
+        known = self.vocabulary.known(title)
+        return self.vocabulary.token(clean_title(title)) if known is None else known
+
+    def titles_tokens(self, titles: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        flat = np.fromiter(map(self._token, titles), dtype=np.int32, count=len(titles))
+        return flat, np.ones(len(titles), dtype=np.int64)

@@ -1,0 +1,101 @@
+"""The kinds of values a request is made of, and how a wrong one is named but never echoed. Knows no HTTP."""
+
+import math
+import time
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+
+from model_store.text.history import clean_title
+
+MAX_FUTURE_S = 300  # clocks of callers may be this much ahead of ours
+_MILLISECONDS_FROM = 100_000_000_000  # as seconds this is the year 5138
+
+Scalar = str | int | float | bool
+
+
+def _visible(text: str) -> str:
+    if any(unicodedata.category(char) in ("Cc", "Zl", "Zp") for char in text):
+        raise ValueError("must not contain control characters or line breaks")
+    if not text.strip():
+        raise ValueError("must contain a visible character")
+    return text
+
+
+def _plausible_time(timestamp: int) -> int:
+    if timestamp > time.time() + MAX_FUTURE_S:
+        hint = ": seconds are expected, this looks like milliseconds" if timestamp >= _MILLISECONDS_FROM else ""
+        raise ValueError(f"lies more than {MAX_FUTURE_S} s in the future{hint}")
+    return timestamp
+
+
+def _scalar(value: Any) -> Scalar:
+    is_text = isinstance(value, str) and len(value) <= 4096 and not _has_surrogates(value)
+    is_number = isinstance(value, bool | int | float) and abs(value) < 2**63 and math.isfinite(value)
+    if not (is_text or is_number):
+        raise ValueError("must be text of up to 4096 characters, a finite number, true or false")
+    return value
+
+
+def _has_surrogates(text: str) -> bool:
+    return any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def _clean_title(text: str) -> str:
+    title = clean_title(text)
+    if not title:
+        raise ValueError("must contain a visible character")
+    return title
+
+
+def _scalar_or_list(value: Any) -> Scalar | list[Scalar]:
+    if not isinstance(value, list):
+        return _scalar(value)
+    if len(value) > 100:
+        raise ValueError("must list at most 100 values")
+    return [_scalar(element) for element in value]
+
+
+UserId = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_visible)]
+ItemId = UserId
+EventId = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_visible)]
+EventType = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_visible)]
+Title = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_clean_title)]
+Timestamp = Annotated[int, Field(ge=0, description="Unix time, seconds"), AfterValidator(_plausible_time)]
+Name = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_visible)]
+Values = Annotated[Scalar | list[Scalar], PlainValidator(_scalar_or_list, json_schema_input_type=Scalar | list[Scalar])]
+
+
+class Schema(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+
+class FieldError(Schema):
+    field: str
+    message: str
+
+
+def field_name(location: Sequence[str | int]) -> str:
+    """`interactions.3.timestamp`: plain ASCII and short, since unknown fields are named by the caller."""
+    parts = (str(part).encode("ascii", "backslashreplace").decode()[:64] for part in location)
+    return "".join(char if char.isprintable() else "?" for char in ".".join(parts))[:200]
+
+
+def field_errors(errors: Iterable[Mapping[str, Any]], limit: int = 50) -> list[FieldError]:
+    """Pydantic's errors without the values that caused them; at most `limit`."""
+    listed = list(errors)[:limit]
+    return [FieldError(field=field_name(error["loc"]), message=_message(error)) for error in listed]
+
+
+def _message(error: Mapping[str, Any]) -> str:
+    if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return "Input should be a JSON object"
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
+def reason(error: ValidationError) -> str:
+    """Why one element was refused, as one line for its result."""
+    found = field_errors(error.errors(include_url=False, include_input=False), limit=5)
+    return "; ".join(f"{each.field}: {each.message}" if each.field else each.message for each in found)

@@ -1,0 +1,149 @@
+"""What happens to every request around the routes, as plain ASGI. Outermost first: Edge, Guard, BodyCap."""
+
+import time
+from collections.abc import Callable
+
+import structlog
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.auth import OPEN_PATHS, Keys, presented_key
+from service.errors import PayloadTooLarge, ServiceError, Unauthorized, status_of
+from service.http.problems import KEY_ID, REQUEST_ID, from_service_error, internal
+from service.logs import request_context, request_id_from
+from service.metrics import Metrics
+
+log = structlog.get_logger("service.access")
+
+QUIET_PATHS = OPEN_PATHS | {"/metrics"}
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class Edge:
+    """Names the request, counts it, writes its access line, and turns what nobody caught into a bare 500."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+        self.app = app
+        self.metrics = metrics
+        self._counters: dict[tuple[str, str, int], tuple[Callable[[], None], Callable[[float], None]]] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id = request_id_from(_header(scope, b"x-request-id"))
+        # Routes see the path as sent, still percent-encoded: an id may contain any character, slashes too.
+        raw_path = scope.get("raw_path") or scope["path"].encode("ascii", "ignore")
+        scope = {**scope, "path": raw_path.decode("ascii", "replace"), REQUEST_ID: request_id}
+        with request_context(request_id):
+            await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.perf_counter()
+        status = 0
+
+        async def send_named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                name = (b"x-request-id", scope[REQUEST_ID].encode("ascii"))
+                message = {**message, "headers": [*message.get("headers", []), name]}
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_named)
+        except Exception:
+            log.exception("unexpected error", route=route_of(scope), method=scope["method"])
+            if status:  # too late for another answer: let the server cut the connection
+                raise
+            await internal(scope)(scope, receive, send_named)
+        finally:
+            self._account(scope, status, time.perf_counter() - started)
+
+    def _account(self, scope: Scope, status: int, seconds: float) -> None:
+        route, shown_status = route_of(scope), status or 499
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        labels = route, method, shown_status
+        if labels not in self._counters:  # few; finding them anew would take longer than counting
+            requests, times = self.metrics.http_requests_total, self.metrics.http_request_seconds
+            self._counters[labels] = requests.labels(*labels).inc, times.labels(route, method).observe
+        count, observe = self._counters[labels]
+        count()
+        observe(seconds)
+        write = log.debug if route in QUIET_PATHS else log.info
+        facts = {"route": route, "method": method, "status": shown_status, "key_id": scope.get(KEY_ID)}
+        write("request", ms=round(seconds * 1000, 2), **facts)
+
+
+class Guard:
+    """Without a good key only the probes answer: whatever is added later is closed until someone opens it."""
+
+    def __init__(self, app: ASGIApp, *, keys: Keys, metrics: Metrics) -> None:
+        self.app = app
+        self.keys = keys
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or not self.keys or scope["path"] in OPEN_PATHS:
+            await self.app(scope, receive, send)
+            return
+        key = presented_key(scope["headers"])
+        scope[KEY_ID] = self.keys.key_id(key) if key else None
+        if scope[KEY_ID]:
+            await self.app(scope, receive, send)
+        elif scope["type"] == "http":
+            refusal = Unauthorized("Send a valid API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`.")
+            count_rejection(self.metrics, refusal)
+            await from_service_error(scope, refusal)(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1008})
+
+
+class BodyCap:
+    """413 for a body over the cap, whether its length was declared or is found out while reading."""
+
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int, metrics: Metrics) -> None:
+        self.app = app
+        self.max_body_bytes = max_body_bytes
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        detail = f"The body is larger than {self.max_body_bytes} bytes; send fewer elements at once."
+        declared = _header(scope, b"content-length") or "0"
+        if declared.isdigit() and int(declared[:20]) > self.max_body_bytes:
+            refusal = PayloadTooLarge(detail)
+            count_rejection(self.metrics, refusal)
+            await from_service_error(scope, refusal)(scope, receive, send)
+            return
+        received = 0
+
+        async def receive_capped() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.max_body_bytes:
+                count_rejection(self.metrics, PayloadTooLarge(detail))
+                # FastAPI lets no other kind of error through while it reads.
+                raise HTTPException(413, detail)
+            return message
+
+        await self.app(scope, receive_capped, send)
+
+
+def count_rejection(metrics: Metrics, error: ServiceError) -> None:
+    """Counts requests turned away for a reason other than their content."""
+    if status_of(error) in (401, 413, 429, 503, 504):
+        metrics.rejected_total.labels(type(error).__name__).inc()
+
+
+def route_of(scope: Scope) -> str:
+    """The template of the route, so that labels stay few."""
+    return str(getattr(scope.get("route"), "path", "unmatched"))
+
+
+def _header(scope: Scope, name: bytes) -> str | None:
+    """Names are in lower case, as ASGI wants them."""
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), None)

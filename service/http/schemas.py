@@ -1,0 +1,236 @@
+"""The JSON that goes in and out, exactly as documented. Strict: no coercion, no unknown fields, no NaN.
+
+What is refused is named by field and reason, never echoed. Knows no HTTP.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+from service.http.fields import (
+    EventId,
+    EventType,
+    FieldError,
+    ItemId,
+    Name,
+    Schema,
+    Timestamp,
+    Title,
+    UserId,
+    Values,
+)
+
+
+class RecentItem(Schema):
+    item_id: ItemId
+    timestamp: Timestamp | None = None
+
+
+class RecommendRequest(Schema):
+    user_id: UserId | None = Field(default=None, description="null for an anonymous session, described by `recent`")
+    k: int = Field(default=10, ge=1, le=100)
+    exclude_seen: bool = True
+    explain: bool = Field(default=True, description="also say which memories were used")
+    recent: list[RecentItem] = Field(
+        default=[], max_length=100, description="oldest first, on top of what the store knows"
+    )
+    candidates: list[ItemId] | None = Field(default=None, min_length=1, max_length=1000, description="rank only these")
+    filter: dict[Name, Values] | None = Field(
+        default=None, max_length=20, description="attribute -> value, or allowed values"
+    )
+    deadline_ms: int | None = Field(default=None, ge=1, le=60_000)
+
+
+class RecommendedItem(Schema):
+    rank: int
+    item_id: str
+    title: str
+    score: float | None = Field(description="log-probability of the title; null when it was not generated")
+    source: Literal["generated", "grounded", "popular"]
+    distance: float | None = Field(default=None, description="L2 to the best generated title; null when popular")
+
+
+class MemoryElement(Schema):
+    event_id: str
+    item_id: str
+    title: str | None
+    timestamp: int
+    weight: float | None = Field(description="share in the last retrieval; null when it was not part of one")
+
+
+class ModelName(Schema):
+    bundle: str
+    space: str
+
+
+class RecommendResponse(Schema):
+    recommendation_id: str
+    user_id: str | None
+    items: list[RecommendedItem]
+    memory: list[MemoryElement]
+    fallback: Literal["cold_start", "memory_unavailable", "deadline"] | None
+    model: ModelName
+    timings_ms: dict[str, float]
+
+
+class Interaction(Schema):
+    event_id: EventId | None = Field(default=None, description="derived from user, item, time and type when absent")
+    user_id: UserId
+    item_id: ItemId
+    timestamp: Timestamp
+    type: EventType = "view"
+    value: float | None = None
+
+
+class InteractionsRequest(Schema):
+    interactions: list[Any] = Field(min_length=1, max_length=500, description="each one an Interaction")
+    wait: Literal["durable", "visible"] = "durable"
+
+
+class InteractionResult(Schema):
+    index: int
+    event_id: str | None
+    status: Literal["accepted", "duplicate", "rejected"]
+    reason: str | None = None
+
+
+class InteractionsResponse(Schema):
+    results: list[InteractionResult]
+
+    @property
+    def is_all_rejected(self) -> bool:
+        return all(result.status == "rejected" for result in self.results)
+
+
+class UserEvent(Schema):
+    event_id: str
+    item_id: str
+    title: str | None
+    timestamp: int
+    type: str
+    value: float | None
+
+
+class Counts(Schema):
+    events: int
+    states: int
+
+
+class UserPage(Schema):
+    user_id: str
+    counts: Counts
+    recent: list[UserEvent] = Field(description="one page of events, newest first")
+    memory: list[MemoryElement]
+    next_cursor: str | None
+
+
+class ForgottenUser(Schema):
+    user_id: str
+    events: int
+    states: int
+    keys: int
+
+
+class ForgottenEvent(Schema):
+    user_id: str
+    event_id: str
+    forgotten: bool
+
+
+class ItemBody(Schema):
+    title: Title
+    attributes: dict[Name, Values] = Field(default={}, max_length=50)
+    hidden: bool = False
+    available_from: int | None = Field(default=None, ge=0, le=2**53, description="Unix time, seconds")
+    available_until: int | None = Field(default=None, ge=0, le=2**53, description="Unix time, seconds")
+
+    @model_validator(mode="after")
+    def _some_time_available(self) -> "ItemBody":
+        start, end = self.available_from, self.available_until
+        if start is not None and end is not None and start >= end:
+            raise ValueError("available_from must be earlier than available_until")
+        return self
+
+
+class ItemPatch(Schema):
+    """Only the fields that are present change; see `model_fields_set`."""
+
+    title: Title | None = None
+    attributes: dict[Name, Values] | None = Field(default=None, max_length=50)
+    hidden: bool | None = None
+    available_from: int | None = Field(default=None, ge=0, le=2**53)
+    available_until: int | None = Field(default=None, ge=0, le=2**53)
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> "ItemPatch":
+        empty = [name for name in ("title", "attributes", "hidden") if name in self.model_fields_set]
+        if not self.model_fields_set or any(getattr(self, name) is None for name in empty):
+            raise ValueError("must change a field; only available_from and available_until may be set to null")
+        return self
+
+
+class Item(Schema):
+    """An item of the catalogue. What a bundle holds is not judged again on its way out."""
+
+    item_id: str
+    title: str
+    attributes: dict[str, Any] = Field(default={})
+    hidden: bool = False
+    available_from: int | None = None
+    available_until: int | None = None
+
+
+class NewItem(ItemBody):
+    item_id: ItemId
+
+
+class ItemsRequest(Schema):
+    items: list[NewItem] = Field(min_length=1, max_length=500)
+
+
+class ItemsResponse(Schema):
+    items: list[Item]
+
+
+class DeletedItem(Schema):
+    item_id: str
+    deleted: bool
+
+
+class Neighbor(Schema):
+    item_id: str
+    title: str
+    distance: float
+
+
+class Neighbors(Schema):
+    item_id: str
+    neighbors: list[Neighbor]
+
+
+class ModelInfo(Schema):
+    bundle: str
+    space: str
+    format: int
+    vocabulary: Literal["titles", "items"] = Field(description="a title is a text, or one token")
+    split_layer: int
+    recent_length: int = Field(description="K, interactions in a prompt")
+    max_memory: int = Field(description="M, memory elements of a user")
+    num_items: int
+    loaded_at: str = Field(description="RFC 3339 time in UTC")
+
+
+class Health(Schema):
+    status: Literal["ok"]
+
+
+class Problem(BaseModel):
+    """RFC 9457; further members may follow."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    request_id: str
+    errors: list[FieldError] | None = None

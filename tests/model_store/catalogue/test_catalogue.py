@@ -1,0 +1,251 @@
+"""Which items may be recommended, and how a catalogue changes without disturbing rows."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+from model_store.bundle import Bundle
+from model_store.catalogue.catalogue import Catalogue, Item, clean, read_items, write_items
+from model_store.errors import BundleCorrupt
+from model_store.manifest import PromptSpec
+from model_store.text.prompt import ItemPrompt, Prompt
+from model_store.text.vocabulary import ItemVocabulary
+from tests.conftest import TITLES, make_tokenizer
+
+PROMPT = Prompt(make_tokenizer(TITLES), PromptSpec())
+
+
+def test_availability_windows_include_their_start_and_not_their_end() -> None:
+    items = [
+        Item("always", "a"),
+        Item("hidden", "b", hidden=True),
+        Item("from", "c", available_from=10),
+        Item("until", "d", available_until=20),
+        Item("between", "e", available_from=10, available_until=20),
+        Item("never", "f", available_from=20, available_until=10),
+        Item("hidden between", "g", hidden=True, available_from=0),
+    ]
+    catalogue = Catalogue(items, PROMPT)
+    names = {now: [items[row].item_id for row in catalogue.available(now).nonzero()[0]] for now in (9.9, 10, 19.9, 20)}
+    assert names == {
+        9.9: ["always", "until"],
+        10: ["always", "from", "until", "between"],
+        19.9: ["always", "from", "until", "between"],
+        20: ["always", "from"],
+    }
+
+
+def test_the_mask_is_the_callers_own() -> None:
+    catalogue = Catalogue([Item("a", "a"), Item("b", "b")], PROMPT)
+    catalogue.available(0)[:] = False
+    assert catalogue.available(0).all(), "a caller changed the catalogue"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ({}, [True, True, True, True]),
+        ({"genre": "drama"}, [True, False, True, False]),
+        ({"genre": ["war", "drama"]}, [True, True, True, False]),
+        ({"genre": "drama", "year": 1999}, [True, False, False, False]),
+        ({"year": 2000}, [False, False, True, False]),
+        ({"genre": []}, [False] * 4),
+        ({"unknown": "x"}, [False] * 4),
+        ({"genre": None}, [False] * 4),
+    ],
+)
+def test_items_match_all_attributes_with_any_value(wanted: dict[str, Any], expected: list[bool]) -> None:
+    rows: list[dict[str, Any]] = [
+        {"genre": "drama", "year": 1999},
+        {"genre": ["war", "action"]},
+        {"genre": ["drama", "action"], "year": 2000},
+        {"genre": None},
+    ]
+    catalogue = Catalogue([Item(str(row), "t", attributes=attributes) for row, attributes in enumerate(rows)], PROMPT)
+    assert catalogue.matching(wanted).tolist() == expected
+
+
+def test_a_change_makes_a_new_snapshot_and_keeps_rows(bundle: Bundle) -> None:
+    old = bundle.catalogue
+    new = old.with_items(
+        [Item("new", "Green Tea", popularity=3), Item("i2", "Renamed", popularity=99), Item("new", "Green")]
+    )
+    assert len(old) == 20 and "new" not in old.rows and old.items[2].title != "Renamed", "the old snapshot changed"
+    assert {item_id: new.rows[item_id] for item_id in old.rows} == old.rows, "rows of known items moved"
+    assert new.rows["new"] == 20 and len(new) == 21
+    assert new.items[2] == Item("i2", "Renamed", popularity=old.items[2].popularity), "training's popularity was lost"
+    assert new.items[20] == Item("new", "Green", popularity=3), "the last of two changes must win"
+
+
+def test_the_most_popular_come_first_and_ties_keep_the_order() -> None:
+    catalogue = Catalogue([Item(str(row), "t", popularity=count) for row, count in enumerate([1, 5, 1, 9])], PROMPT)
+    assert catalogue.by_popularity.tolist() == [3, 1, 0, 2]
+
+
+attributes = st.dictionaries(
+    st.text(), st.one_of(st.text(), st.integers(), st.booleans(), st.lists(st.text())), max_size=3
+)
+some_items = st.builds(
+    Item,
+    item_id=st.text(st.characters(exclude_categories=["Cs"])),
+    title=st.text(st.characters(exclude_categories=["Cs"])),
+    popularity=st.integers(0, 10),
+    attributes=attributes,
+    hidden=st.booleans(),
+    available_from=st.none() | st.integers(),
+)
+
+
+@given(st.lists(some_items, max_size=4))
+def test_items_read_back_as_written(tmp_path_factory: pytest.TempPathFactory, items: list[Item]) -> None:
+    path: Path = tmp_path_factory.mktemp("items") / "items.jsonl"
+    write_items(items, path)
+    assert read_items(path) == items
+
+
+words = st.lists(st.sampled_from(["Red", "Moon", "Tea", "River"]), min_size=1, max_size=3).map(" ".join)
+shelves = st.none() | st.sampled_from(["drama", 1, 1.0, True, 0]) | st.lists(st.sampled_from(["drama", 1]), max_size=2)
+shop_items = st.builds(
+    Item,
+    item_id=st.sampled_from("abcdefgh"),
+    title=words,
+    popularity=st.integers(0, 3),
+    attributes=st.fixed_dictionaries({"shelf": shelves}),
+    hidden=st.booleans(),
+    available_from=st.none() | st.integers(0, 5),
+    available_until=st.none() | st.integers(0, 5),
+)
+shops = st.lists(shop_items, max_size=8, unique_by=lambda item: item.item_id)
+
+
+def plainly_with(items: list[Item], changes: list[Item]) -> list[Item]:
+    """Known items keep their place and popularity, new ones come last: said without any of the machinery."""
+    known = {item.item_id: item for item in items}
+    for item in changes:
+        old = known.get(item.item_id)
+        known[item.item_id] = item if old is None else replace(item, popularity=old.popularity)
+    return list(known.values())
+
+
+def answers(catalogue: Catalogue) -> list[object]:
+    """Everything that a catalogue is asked."""
+    leaves = [catalogue.trie.paths.sequence(place) for place in range(len(catalogue))]
+    rows = [sorted(catalogue.trie.allow(catalogue.available(now)).rows(catalogue.trie.root)) for now in range(7)]
+    wanted: list[Any] = ["drama", 1, True, ["drama", 0], [], None, {"deep": 1}]
+    filters = [catalogue.matching({"shelf": value}).tolist() for value in wanted]
+    return [
+        list(catalogue.items),
+        catalogue.rows,
+        catalogue.popularity.tolist(),
+        catalogue.by_popularity.tolist(),
+        leaves,
+        sorted(zip(catalogue.trie.order.tolist(), leaves, strict=True)),
+        rows,
+        [*filters, catalogue.matching({"shelf": 1, "other": 2}).tolist()],
+    ]
+
+
+@settings(deadline=None)
+@given(shops, st.lists(st.lists(shop_items, max_size=3), max_size=3))
+def test_changes_one_by_one_give_what_building_anew_gives(items: list[Item], batches: list[list[Item]]) -> None:
+    catalogue = Catalogue(items, PROMPT)
+    for changes in batches:
+        before = answers(catalogue)
+        changed = catalogue.with_items(changes)
+        assert answers(catalogue) == before, "an old snapshot changed"
+        catalogue, items = changed, plainly_with(items, changes)
+    assert answers(catalogue) == answers(Catalogue(items, PROMPT))
+
+
+@settings(deadline=None)
+@given(shops, st.lists(shop_items, max_size=3))
+def test_saved_and_opened_is_the_same_catalogue(
+    tmp_path_factory: pytest.TempPathFactory, items: list[Item], changes: list[Item]
+) -> None:
+    vocabulary = ItemVocabulary(["Red", "Moon Tea"], PROMPT.tokenizer)
+    folder = tmp_path_factory.mktemp("catalogue")
+    for prompt in (PROMPT, ItemPrompt(vocabulary, PromptSpec(head=""))):
+        catalogue = Catalogue(items, prompt).with_items(changes)
+        catalogue.save(folder / "items.jsonl", folder / "items.safetensors")
+        opened = Catalogue.open(folder / "items.jsonl", folder / "items.safetensors", prompt)
+        assert answers(opened) == answers(catalogue)
+        late = [Item("late", "Late Tea"), *changes]
+        assert answers(opened.with_items(late)) == answers(catalogue.with_items(late)), (
+            "changes of an opened one differ"
+        )
+
+
+@pytest.mark.parametrize(
+    "flaw", ["other titles", "other ids", "fewer items", "another tokenizer", "no columns", "bytes"]
+)
+def test_columns_of_other_items_are_refused(tmp_path: Path, flaw: str) -> None:
+    items, columns = tmp_path / "items.jsonl", tmp_path / "items.safetensors"
+    good = [Item(f"i{row}", title) for row, title in enumerate(TITLES)]
+    Catalogue(good, PROMPT).save(items, columns)
+    prompt = PROMPT
+    if flaw == "other titles":
+        write_items([replace(item, title=item.title[::-1]) for item in good], items)
+    elif flaw == "other ids":
+        write_items([replace(item, item_id="j" + item.item_id[1:]) for item in good], items)
+    elif flaw == "fewer items":
+        write_items(good[:-1], items)
+    elif flaw == "another tokenizer":
+        prompt = Prompt(make_tokenizer(["Moon"]), PromptSpec())
+    elif flaw == "no columns":
+        save_file({"starts": load_file(columns)["starts"]}, columns)
+    else:
+        columns.write_bytes(b"not safetensors")
+    with pytest.raises(BundleCorrupt, match=r"items\.safetensors"):
+        Catalogue.open(items, columns, prompt)
+
+
+def test_what_is_hidden_needs_no_other_trie(bundle: Bundle) -> None:
+    """A million titles are not sorted again, nor copied, because one item is hidden."""
+    old = bundle.catalogue
+    assert old.with_items([replace(old.items[3], hidden=True)]).trie is old.trie
+    assert old.with_items([replace(old.items[3], title="Renamed")]).trie is not old.trie
+
+
+def test_rows_are_counted_from_either_end_and_cut() -> None:
+    items = [Item(f"i{row}", title) for row, title in enumerate(TITLES)]
+    listed = Catalogue(items, PROMPT).with_items([Item("i3", "x"), Item("new", "y")]).items
+    plain = list(listed)
+    assert listed[-1] == plain[-1] and listed[-18] == plain[-18] and listed[2:21:3] == plain[2:21:3]
+    with pytest.raises(IndexError):
+        listed[21]
+
+
+def test_many_titles_at_once_have_the_tokens_of_each_alone() -> None:
+    titles = ["Red Moon", " Red\nMoon ", "<s>", "</s> x", "", "Ünder\u200b a", "w " * 60]
+    flat, counts = PROMPT.titles_tokens(titles)
+    found = np.split(flat, counts.cumsum()[:-1])
+    assert [tuple(tokens.tolist()) for tokens in found] == [PROMPT.title_tokens(title) for title in titles]
+
+
+def test_an_item_is_cleaned_or_refused() -> None:
+    assert clean(Item("a", " Red\nMoon ")).title == "Red Moon"
+    with pytest.raises(ValueError, match="'a' has no visible title"):
+        clean(Item("a", "\u200b\n"))
+
+
+def test_a_filter_compares_as_json_does_and_survives_nested_attributes() -> None:
+    attributes: list[dict[str, Any]] = [
+        {"x": True},
+        {"x": 1},
+        {"x": [1, "a"]},
+        {"x": {"deep": 1}},
+        {"x": [["a"]]},
+        {"x": None},
+        {},
+    ]
+    items = [Item(f"i{row}", f"Title {row}", attributes=found) for row, found in enumerate(attributes)]
+    catalogue = Catalogue(items, PROMPT)
+    assert catalogue.matching({"x": True}).nonzero()[0].tolist() == [0], "true is not 1"
+    assert catalogue.matching({"x": 1}).nonzero()[0].tolist() == [1, 2]
+    assert catalogue.matching({"x": ["a", True]}).nonzero()[0].tolist() == [0, 2]

@@ -1,0 +1,94 @@
+"""Rows of known titles are kept, later ones are spelled, and the head ranks whatever the embedding can read."""
+
+import pytest
+import torch
+
+from model_store.lm.item_embedding import ItemEmbedding, ItemHead, spell, spell_flat
+from model_store.text.vocabulary import ItemVocabulary
+from tests.conftest import TITLES, make_tokenizer
+
+D = 8
+
+
+def make_embedding(num_known: int = 5) -> ItemEmbedding:
+    tokenizer = make_tokenizer(TITLES)
+    generator = torch.Generator().manual_seed(0)
+    text = torch.randn(len(tokenizer), D, generator=generator)
+    vocabulary = ItemVocabulary(TITLES[:num_known], tokenizer)
+    return ItemEmbedding(torch.randn(1 + num_known, D, generator=generator), text, vocabulary, scale=2.0)
+
+
+def test_spelling_is_the_sum_of_the_pieces_over_the_root_of_their_number() -> None:
+    text = torch.randn(10, D)
+    pieces = [[1, 2, 2], [], [7]]
+    expected = torch.stack([text[[1, 2, 2]].sum(0) / 3**0.5, torch.zeros(D), text[7]])
+    torch.testing.assert_close(spell(text, pieces), expected)
+    flat, counts = torch.tensor([1, 2, 2, 7]), torch.tensor([3, 0, 1])
+    torch.testing.assert_close(spell_flat(text, flat, counts), expected)
+
+
+def test_a_late_title_gets_the_row_that_its_pieces_spell() -> None:
+    embedding = make_embedding()
+    before = embedding.rows().clone()
+    token = embedding.vocabulary.token("A late title")
+    rows = embedding.rows()
+    torch.testing.assert_close(rows[: len(before)], before, msg="a known row changed")
+    torch.testing.assert_close(rows[token], spell(embedding.text, embedding.vocabulary.spelled(token, token + 1))[0])
+
+
+def test_late_titles_have_one_row_in_whatever_order_they_came() -> None:
+    one, other = make_embedding(), make_embedding()
+    for title in ("x y", "z"):
+        one.vocabulary.token(title)
+    other.rows()
+    for title in ("z", "x y"):
+        other.vocabulary.token(title)
+        other.rows()
+    for title in ("x y", "z"):
+        rows = [each.rows()[each.vocabulary.token(title)] for each in (one, other)]
+        torch.testing.assert_close(*rows, msg=f"{title!r} depends on when it came")
+
+
+def test_rows_that_were_handed_out_stay_whatever_comes_later() -> None:
+    """Also where some came in inference mode and some did not, and when the module moves in between."""
+    embedding, expected = make_embedding(), []
+    for number in range(40):
+        token = embedding.vocabulary.token(f"late {number}")
+        expected.append(spell(embedding.text, embedding.vocabulary.spelled(token, token + 1))[0])
+        with torch.inference_mode(number % 3 == 0):
+            rows = embedding.rows()
+        if number == 20:
+            embedding.to(torch.float64).to(torch.float32)
+        torch.testing.assert_close(rows[6:], torch.stack(expected), msg=f"after late title {number}")
+
+
+def test_the_head_scores_all_there_are_and_only_the_input_is_scaled() -> None:
+    embedding = make_embedding()
+    head, hidden = ItemHead(embedding), torch.randn(2, D)
+    embedding.vocabulary.token("late")
+    logits = head(hidden)
+    assert logits.shape == (2, len(embedding.vocabulary)), "a late title cannot be recommended"
+    torch.testing.assert_close(logits, hidden @ embedding.rows().T)
+    torch.testing.assert_close(embedding(torch.tensor([[3, 6]])), 2 * embedding.rows()[[3, 6]][None])
+
+
+def test_titles_without_pieces_are_zeros() -> None:
+    assert spell(torch.randn(10, D), [[], []]).equal(torch.zeros(2, D)), "nothing is not zero"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_does_not_depend_on_what_else_is_spelled(dtype: torch.dtype) -> None:
+    """To the byte: two processes spell late titles in other batches and must make the same states."""
+    text = torch.randn(50, 33, generator=torch.Generator().manual_seed(0)).to(dtype)
+    pieces = [torch.randint(50, (length,)).tolist() for length in (3, 1, 0, 17, 8, 2, 40)]
+    together = spell(text, pieces)
+    assert together.dtype == dtype
+    for row, each in zip(together, pieces, strict=True):
+        assert row.equal(spell(text, [each])[0]), f"a title of {len(each)} pieces is spelled otherwise alone"
+
+
+def test_a_token_that_nobody_was_given_is_refused() -> None:
+    """Not read as some other item."""
+    embedding = make_embedding()
+    with pytest.raises(IndexError):
+        embedding(torch.tensor([[6]]))

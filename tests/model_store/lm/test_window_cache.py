@@ -1,0 +1,150 @@
+"""Windows are read once, and answers do not depend on who read them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model_store.bundle import Bundle
+from model_store.catalogue.catalogue import Item
+from model_store.inference import Answer, Query, encode, recommend
+from model_store.lm.split_lm import SplitLM
+from model_store.lm.window_cache import WindowCache, read_bottom
+from tests.conftest import ARCHITECTURES, BOTH_VOCABULARIES, ITEMS_ONLY, TITLES, make_model
+
+PROMPTS = [[5, 6, 7, 8, 9], [20], [30, 31, 32]]
+LARGE = 2**30
+
+
+def windows_of(bundle: Bundle, max_bytes: int = LARGE) -> WindowCache:
+    return WindowCache(max_bytes, has_layers=bundle.manifest.vocabulary == "titles")
+
+
+def count_reads(lm: SplitLM, monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """Shapes of what the bottom half is asked to read."""
+    shapes: list[torch.Size] = []
+    bottom = lm.bottom
+
+    def counted(tokens: torch.Tensor, *arguments: object, **options: object) -> torch.Tensor:
+        shapes.append(tokens.shape)
+        return bottom(tokens, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(lm, "bottom", counted)
+    return shapes
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_is_kept_is_what_was_read(architecture: str) -> None:
+    lm = SplitLM(make_model(architecture), 2)
+    windows = WindowCache(LARGE, has_layers=True)
+    windows.read(lm, [PROMPTS[2]])
+    fresh = read_bottom(lm, PROMPTS)
+    for _ in range(2):
+        kept = windows.read(lm, PROMPTS)
+        assert kept.mask.equal(fresh.mask)
+        real = fresh.mask == 1
+        assert torch.allclose(kept.states[real], fresh.states[real], atol=1e-5), "other states"
+        assert len(kept.cache.layers) == len(fresh.cache.layers) == 2
+        for mine, theirs in zip(kept.cache.layers, fresh.cache.layers, strict=True):
+            for name in ("keys", "values"):
+                one, other = getattr(mine, name), getattr(theirs, name)
+                assert one.shape == other.shape
+                assert torch.allclose(one.transpose(1, 2)[real], other.transpose(1, 2)[real], atol=1e-5), (
+                    f"other {name}"
+                )
+
+
+def query(bundle: Bundle, titles: list[str], num_memories: int) -> Query:
+    memory = encode(bundle.lm, [bundle.prompt.tokens([title]) for title in TITLES[:6]])[:num_memories]
+    return Query(bundle.prompt.tokens(titles), memory, np.ones(len(TITLES), dtype=bool), 12)
+
+
+def check_same(answer: Answer, expected: Answer) -> None:
+    assert [item.row for item in answer.items] == [item.row for item in expected.items], "a hit changes a list"
+    for one, other in zip(answer.items, expected.items, strict=True):
+        assert one.score == pytest.approx(other.score, abs=1e-4), "a hit changes a score"
+    assert answer.chosen == expected.chosen and np.allclose(answer.weights, expected.weights, atol=1e-5)
+
+
+@BOTH_VOCABULARIES
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])
+def test_answers_do_not_depend_on_hits(make_bundle: Callable[..., Path], architecture: str) -> None:
+    bundle = Bundle.open(make_bundle(architecture=architecture))
+    queries = [query(bundle, TITLES[:3], 3), query(bundle, [], 0), query(bundle, TITLES[5:6], 6)]
+    expected = recommend(bundle, queries)
+    windows = windows_of(bundle)
+    encode(bundle.lm, [queries[2].prompt], windows)
+    for batch in ([0, 1, 2], [2, 1], [0], [1, 1, 0], [2, 0, 1]):
+        for answer, place in zip(recommend(bundle, [queries[place] for place in batch], windows), batch, strict=True):
+            check_same(answer, expected[place])
+
+
+@BOTH_VOCABULARIES
+def test_a_request_after_an_event_runs_the_top_half_only(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    windows, asked = windows_of(bundle), query(bundle, TITLES[:3], 2)
+    state = encode(bundle.lm, [asked.prompt], windows)
+    shapes = count_reads(bundle.lm, monkeypatch)
+    recommend(bundle, [asked], windows)
+    prompts_read = [shape for shape in shapes if shape == (1, len(asked.prompt))]
+    assert not prompts_read, "the window was read again"
+    assert encode(bundle.lm, [asked.prompt], windows).tobytes() == state.tobytes()
+    assert (windows.num_hits, windows.num_misses) == (2, 1)
+
+
+def test_missing_windows_are_read_together_and_equal_ones_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = SplitLM(make_model("llama"), 2)
+    windows = WindowCache(LARGE, has_layers=False)
+    shapes = count_reads(lm, monkeypatch)
+    states = encode(lm, [[5, 6], [7], [5, 6], [8, 9]], windows)
+    assert shapes == [(3, 2)] and states[0].tobytes() == states[2].tobytes()
+    encode(lm, [[7], [1, 2, 3], [5, 6]], windows)
+    assert shapes == [(3, 2), (1, 3)], "what is known was read again"
+
+
+def test_the_windows_used_last_are_kept_within_the_bytes() -> None:
+    lm = SplitLM(make_model("llama"), 2)
+    windows = WindowCache(LARGE, has_layers=True)
+    encode(lm, [[1, 2, 3]], windows)
+    one = windows.num_bytes
+    assert one == 4 * 3 * (32 + 2 * 2 * 2 * 8), "three columns: states, keys and values of two layers"
+    windows = WindowCache(2 * one, has_layers=True)
+    for window in ([1, 2, 3], [4, 5, 6], [1, 2, 3], [7, 8, 9]):
+        encode(lm, [window], windows)
+        assert windows.num_bytes <= 2 * one, "more bytes than allowed"
+    assert len(windows) == 2 and windows.num_misses == 3
+    encode(lm, [[1, 2, 3], [7, 8, 9]], windows)
+    assert windows.num_misses == 3, "the window used last was dropped, not the one used first"
+    encode(lm, [[9] * 20], windows)
+    assert windows.num_bytes <= 2 * one, "a window larger than the cache stays"
+
+
+def test_no_bytes_keep_nothing() -> None:
+    lm = SplitLM(make_model("llama"), 2)
+    windows = WindowCache(0, has_layers=True)
+    assert encode(lm, PROMPTS, windows).tobytes() == encode(lm, PROMPTS).tobytes()
+    assert len(windows) == windows.num_bytes == 0
+
+
+def test_a_window_does_not_keep_the_batch_it_was_read_in() -> None:
+    lm = SplitLM(make_model("llama"), 2)
+    windows = WindowCache(LARGE, has_layers=True)
+    encode(lm, [[1], [2] * 100], windows)
+    small = windows._windows[(1,)]
+    held = [tensor.untyped_storage().nbytes() for tensor in (small.states, *small.layers)]
+    assert sum(held) == small.num_bytes, "more memory is held than is counted"
+
+
+@ITEMS_ONLY
+def test_late_titles_make_no_window_wrong(bundle: Bundle) -> None:
+    windows = windows_of(bundle)
+    prompts = [bundle.prompt.tokens(TITLES[:3]), bundle.prompt.tokens([TITLES[0], "A brand new title"])]
+    encode(bundle.lm, prompts, windows)
+    bundle.catalogue = bundle.catalogue.with_items([Item("new", "A brand new title"), Item("newer", "Another one")])
+    bundle.index.put(np.array([20, 21]), np.ones((2, 32), dtype=np.float32))
+    for prompt in prompts:
+        asked = Query(prompt, np.zeros((0, 32), np.float16), np.ones(22, dtype=bool), 22)
+        check_same(recommend(bundle, [asked], windows)[0], recommend(bundle, [asked])[0])
+    assert windows.num_misses == 2, "the test tests nothing"

@@ -1,0 +1,310 @@
+"""The store's main law: whatever happened on the way, memory equals a backfill of the log. And what is accepted."""
+
+import asyncio
+import random
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+
+from service.errors import SettingsError, StoreUnavailable
+from service.http import schemas
+from service.store.embedded import EmbeddedServer
+from service.store.events import Event, Saved
+from service.usecases.encode import Todo, backfill
+from service.usecases.ingest import import_file
+from service.usecases.timeline import Unencoded
+from tests.conftest import BOTH_VOCABULARIES, TITLES, write_bundle
+from tests.service.real import NOW, K, M, Service, history, in_order, interaction, open_service, states_from_scratch
+
+# Batch shapes change float32 sums, hence the last bits of a float16 state (11 bits of mantissa).
+ROUNDING = 2e-3
+POOL = [
+    interaction(number, item_id=f"i{number * 5 % 8}", timestamp=NOW + random.Random(number).randrange(9))
+    for number in range(34)
+]
+numbers = st.integers(0, len(POOL) - 1)
+batches = st.lists(numbers, min_size=1, max_size=12)
+steps = st.lists(
+    st.tuples(st.just("send"), batches)
+    | st.tuples(st.just("send visible"), batches)
+    | st.tuples(st.just("forget"), numbers)
+    | st.tuples(st.just("work"), st.none())
+    | st.tuples(st.just("crash"), st.integers(1, 3))
+    | st.tuples(st.just("stall"), st.none()),
+    min_size=1,
+    max_size=14,
+)
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module", params=[1, 16], ids=["one window at a time", "batched"])
+def long_lived(
+    request: pytest.FixtureRequest, runner: asyncio.Runner, bundle_path: Path, valkey: EmbeddedServer
+) -> Iterator[Service]:
+    context = open_service(bundle_path, valkey.url, max_batch=request.param)
+    yield runner.run(context.__aenter__())
+    runner.run(context.__aexit__(None, None, None))
+
+
+class Play:
+    """Runs steps against the service and remembers which events the log must hold."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.log: dict[str, Event] = {}
+        self.stalled: list[tuple[list[Unencoded], int]] = []
+
+    async def step(self, kind: str, argument: Any) -> None:
+        service = self.service
+        if kind.startswith("send"):
+            sent = [POOL[number] for number in argument]
+            await service.ingest.submit(sent, "visible" if kind == "send visible" else "durable")
+            self.log |= {each["event_id"]: Event(**each) for each in sent if each["event_id"] not in self.log}
+            if kind == "send visible":
+                assert not (await service.timeline("u")).unencoded(), "visible, yet not all is in memory"
+        elif kind == "forget":
+            identity = POOL[argument]["event_id"]
+            forgotten = await service.users.forget_event("u", identity)
+            assert forgotten.forgotten == (self.log.pop(identity, None) is not None)
+        elif kind == "work":
+            await service.worker.work(block_ms=1)
+        elif kind == "crash":  # a worker took these and died
+            await service.store.next_encodings("dead", count=argument, block_ms=1)
+        else:  # a worker recalled, and is slow to save: see `finish`
+            timeline = await service.timeline("u")
+            self.stalled.append((timeline.unencoded(), timeline.num_kept))
+
+    async def finish(self) -> None:
+        for todo, num_kept in self.stalled:
+            if todo:
+                await self.service.worker._encode([Todo("u", todo, num_kept)])
+        await self.service.store.request_encoding(["u"])  # what a slow worker does when it looks again
+        await self.service.work_off()
+
+
+async def snapshot(service: Service) -> list[tuple[str, bytes | None]]:
+    remembered = await service.store.recall("u", service.space, 1000)
+    return [(each.event.event_id, each.record) for each in remembered]
+
+
+@BOTH_VOCABULARIES
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps)
+def test_memory_equals_a_backfill_of_the_log(
+    long_lived: Service, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch, plan: Sequence[tuple[str, Any]]
+) -> None:
+    monkeypatch.setattr("service.store.client.CLAIM_AFTER_MS", 0)
+    service = long_lived
+
+    async def play() -> None:
+        await service.store._client.flushall()
+        played = Play(service)
+        for kind, argument in plan:
+            await asyncio.wait_for(played.step(kind, argument), 5)
+        await asyncio.wait_for(played.finish(), 5)
+        events = list(played.log.values())
+        found = await snapshot(service)
+        assert [name for name, _ in found] == [event.event_id for event in in_order(events)]
+        expected = states_from_scratch(events, service.bundle)
+        records = {name: record for name, record in found if record is not None}
+        assert records.keys() == expected.keys(), "states of exactly the newest K + M"
+        for name, (state, fingerprint) in expected.items():
+            kept, kept_fingerprint = service.bundle.codec.decode(records[name])
+            assert kept_fingerprint == fingerprint, f"{name} has the state of another window"
+            np.testing.assert_allclose(kept, state, err_msg=name, rtol=ROUNDING, atol=ROUNDING)
+            if service.engine._batcher.max_batch == 1:
+                assert records[name] == service.bundle.codec.encode(state, fingerprint), "not the same bytes"
+        memory = (await service.timeline("u")).memory()
+        assert memory.events == in_order(events)[:-K][-M:]
+
+    runner.run(play())
+
+
+async def test_a_backfill_from_nothing_gives_the_same(service: Service, raw: Redis) -> None:
+    for number in random.Random(1).sample(range(60), 60):
+        await service.ingest.submit([interaction(number, timestamp=NOW + number // 3)], "durable")
+    await service.work_off()
+    before = await snapshot(service)
+    await raw.delete(*[key async for key in raw.scan_iter("*:states:*")])
+    assert await backfill(service.worker) == {"users": 1, "states": K + M}
+    after = await snapshot(service)
+    assert [name for name, _ in after] == [name for name, _ in before]
+    for (name, old), (_, new) in zip(before, after, strict=True):
+        assert (old is None) == (new is None)
+        if old and new:
+            states = [service.bundle.codec.decode(record)[0] for record in (old, new)]
+            np.testing.assert_allclose(states[0], states[1], err_msg=name, rtol=ROUNDING, atol=ROUNDING)
+
+
+@BOTH_VOCABULARIES
+async def test_writers_at_once_leave_nothing_stale(bundle_path: Path, valkey: EmbeddedServer, raw: Redis) -> None:
+    """Whoever saves last looks again: nobody has to ask for encoding afterwards."""
+    async with (
+        open_service(bundle_path, valkey.url, encode_in_process=True) as one,
+        open_service(bundle_path, valkey.url, encode_in_process=True) as two,
+    ):
+        order = random.Random(3).sample(range(45), 45)
+        sends = [
+            (one, two)[number % 2].ingest.submit([interaction(number)], "visible" if number % 3 else "durable")
+            for number in order
+        ]
+        await asyncio.gather(*sends)
+        async with asyncio.timeout(20):
+            while await one.store.backlog():
+                await asyncio.sleep(0.01)
+        assert (await one.timeline("u")).unencoded() == []
+
+
+async def test_a_burst_of_many_users_is_one_round(service: Service, raw: Redis) -> None:
+    users = [f"u{number}" for number in range(30)]
+    await service.ingest.submit([interaction(number, user) for user in users for number in range(5)], "durable")
+    await raw.config_resetstat()
+    batches = service.metric("batch_size_count")
+    assert await service.worker.work(block_ms=1) == len(users) and not await service.store.backlog()
+    stats = await raw.info("commandstats")
+    assert stats["cmdstat_evalsha"]["calls"] < 2.5 * len(users), "each user is recalled and saved, not looked at again"
+    assert service.metric("batch_size_count") - batches <= 5 * len(users) / 4, "windows were not encoded together"
+    for user in users:
+        assert not (await service.timeline(user)).unencoded()
+
+
+async def test_one_user_that_cannot_be_encoded_stops_no_other(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await service.ingest.submit([interaction(number, user) for user in "abc" for number in range(5)], "durable")
+    encode = service.worker._encode
+
+    async def fails(todo: Sequence[Todo]) -> list[Saved]:
+        if "b" in {each.user_id for each in todo}:
+            raise RuntimeError("cannot encode b")
+        return await encode(todo)
+
+    monkeypatch.setattr(service.worker, "_encode", fails)
+    assert await service.worker.work(block_ms=1) == 3 and not await service.store.backlog()
+    assert [bool((await service.timeline(user)).unencoded()) for user in "abc"] == [False, True, False]
+
+
+async def test_a_slow_worker_sees_what_came_meanwhile(service: Service) -> None:
+    await service.ingest.submit(history(12), "durable")
+    release = threading.Event()
+    busy = asyncio.create_task(service.engine.call(lambda bundle: release.wait(10)))
+    slow = asyncio.create_task(service.worker.reconcile(["u"]))
+    while not service.metric("queue_depth"):
+        await asyncio.sleep(0.005)
+    await service.ingest.submit([interaction(99, timestamp=NOW + 5)], "durable")
+    release.set()
+    await asyncio.gather(busy, slow)
+    assert (await service.timeline("u")).unencoded() == []
+
+
+async def test_a_late_event_re_encodes_only_the_windows_it_falls_into(service: Service) -> None:
+    await service.ingest.submit(history(20), "visible")
+    before = dict(await snapshot(service))
+    stale = service.metric("stale_states_total")
+    await service.ingest.submit([interaction(99, timestamp=NOW + 10, item_id="i19")], "durable")
+    timeline = await service.timeline("u")
+    assert 1 <= len(timeline.unencoded()) <= K, "the new one, and windows over it"
+    known = {event.event_id for event in timeline.memory().events}
+    assert not known & {todo.event.event_id for todo in timeline.unencoded()}, "a stale state was used"
+    await service.work_off()
+    after = dict(await snapshot(service))
+    changed = {name for name in before if before[name] != after[name]}
+    assert len(changed) == K - 1 == service.metric("stale_states_total") - stale
+
+
+async def test_states_are_kept_for_the_newest_only(service: Service) -> None:
+    await service.ingest.submit(history(K + M + 30), "visible")
+    assert (await service.store.counts("u", service.space)).states == K + M
+    await service.ingest.submit([interaction(1, event_id="old", timestamp=1)], "visible")
+    assert (await service.store.counts("u", service.space)).states == K + M
+    assert "old" not in [name for name, record in await snapshot(service) if record]
+
+
+async def test_one_bad_element_never_sinks_the_others(service: Service) -> None:
+    bad: list[Any] = [None, 7, {}, [], "x", interaction(1, item_id="nobody knows"), interaction(2, timestamp=-1)]
+    elements = [interaction(3), *bad, interaction(4), interaction(3)]
+    results = (await service.ingest.submit(elements, "visible")).results
+    assert [each.status for each in results] == ["accepted", *["rejected"] * len(bad), "accepted", "duplicate"]
+    assert [each.index for each in results] == list(range(len(elements)))
+    assert all(each.reason and each.event_id is None for each in results if each.status == "rejected")
+    assert "catalogue" in str(results[6].reason) and "timestamp" in str(results[7].reason)
+    assert [name for name, _ in await snapshot(service)] == ["e003", "e004"]
+
+
+async def test_an_event_without_an_id_is_known_by_its_facts(service: Service) -> None:
+    facts = {"user_id": "u", "item_id": "i1", "timestamp": NOW}
+    first, again, other = [
+        (await service.ingest.submit([each], "durable")).results[0] for each in (facts, facts, facts | {"type": "buy"})
+    ]
+    assert (first.status, again.status, other.status) == ("accepted", "duplicate", "accepted")
+    assert first.event_id == again.event_id != other.event_id
+
+
+async def test_a_retry_of_what_was_encoded_costs_nothing(service: Service) -> None:
+    await service.ingest.submit(history(10), "visible")
+    assert await service.worker.reconcile_all(["u"]) == 0
+    again = await service.ingest.submit(history(10), "visible")
+    assert {each.status for each in again.results} == {"duplicate"}
+    assert await service.worker.reconcile_all(["u"]) == 0
+
+
+@BOTH_VOCABULARIES
+async def test_a_renamed_item_changes_the_states_of_its_windows_only(service: Service) -> None:
+    await service.ingest.submit([interaction(number, item_id=f"i{number % 12}") for number in range(12)], "visible")
+    await service.items.put("i4", schemas.ItemBody(title="Quite another title"))
+    timeline = await service.timeline("u")
+    assert [todo.event.event_id for todo in timeline.unencoded()] == ["e004", "e005", "e006"]
+    assert timeline.is_incomplete()
+    assert await service.worker.reconcile_all(["u"]) == K
+    assert not (await service.timeline("u")).unencoded()
+
+
+async def test_a_new_space_leaves_the_old_one_intact(service: Service, tmp_path: Path, valkey: EmbeddedServer) -> None:
+    await service.ingest.submit(history(15), "visible")
+    before = await snapshot(service)
+    write_bundle(tmp_path / "other", titles=TITLES, architecture="qwen2")
+    async with open_service(tmp_path / "other", valkey.url) as other:
+        assert other.space != service.space
+        assert (await other.timeline("u")).memory().events == []
+        await backfill(other.worker)
+        assert len((await other.timeline("u")).memory().events) == 15 - K
+    assert await snapshot(service) == before
+
+
+async def test_a_store_that_is_away_promises_nothing(bundle_path: Path, tmp_path: Path) -> None:
+    with EmbeddedServer(tmp_path / "store") as server:
+        async with open_service(bundle_path, server.url, store_timeout_s=0.3) as service:
+            await service.ingest.submit([interaction(1)], "durable")
+            server.stop()
+            with pytest.raises(StoreUnavailable):
+                await service.ingest.submit([interaction(2)], "durable")
+            server.start()
+        async with open_service(bundle_path, server.url) as service:
+            retried = (await service.ingest.submit([interaction(1), interaction(2)], "visible")).results
+            assert [each.status for each in retried] == ["duplicate", "accepted"]
+
+
+async def test_a_file_is_imported_and_may_be_imported_again(service: Service, tmp_path: Path) -> None:
+    import json
+
+    file = tmp_path / "events.jsonl"
+    file.write_text("\n".join(json.dumps(each) for each in history(30)) + "\n\n")
+    assert await import_file(service.ingest.submit, file) == 30
+    assert await import_file(service.ingest.submit, file) == 30
+    assert (await service.store.counts("u", service.space)).events == 30
+    for line, word in (("{", "not JSON"), ('{"user_id": "u"}', "item_id"), (b"\xff\n".decode("latin-1"), "not JSON")):
+        file.write_text(line, encoding="latin-1")
+        with pytest.raises(SettingsError, match=f"events.jsonl:1: .*{word}"):
+            await import_file(service.ingest.submit, file)

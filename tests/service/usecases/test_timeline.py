@@ -1,0 +1,64 @@
+"""Which events are recent, memory, or still to be encoded: a function of the log and the catalogue alone."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from model_store.bundle import Bundle
+from model_store.text.history import window_ending_at, window_fingerprint
+from service.store.events import Event, Remembered
+from service.usecases.timeline import Timeline, events_needed, states_kept, title_of
+from tests.service.real import K, M
+
+
+def remembered(bundle: Bundle, item_ids: list[str], *, encoded: set[int]) -> list[Remembered]:
+    """What `recall` gives for a log of these items, the events of `encoded` positions with their right states."""
+    titles = [title_of(name, bundle) for name in item_ids]
+    parts = []
+    for position, name in enumerate(item_ids):
+        fingerprint = window_fingerprint(window_ending_at(titles, position, K))
+        record = bundle.codec.encode(np.full(32, position, dtype=np.float16), fingerprint)
+        parts.append(Remembered(Event(f"e{position}", "u", name, position), record if position in encoded else None))
+    return parts[-events_needed(bundle) :]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 40), st.sets(st.integers(0, 40)))
+def test_every_event_is_recent_or_memory_or_too_old(bundle: Bundle, count: int, encoded: set[int]) -> None:
+    timeline = Timeline(remembered(bundle, [f"i{n % 9}" for n in range(count)], encoded=encoded), bundle)
+    memory = range(max(0, count - K - M), max(0, count - K))
+    assert timeline.memory().states[:, 0].tolist() == [n for n in memory if n in encoded]
+    assert timeline.is_incomplete() == any(n not in encoded for n in memory)
+    kept = range(max(0, count - K - M), count)
+    assert [todo.event.event_id for todo in timeline.unencoded()] == [f"e{n}" for n in kept if n not in encoded]
+    assert timeline.num_kept == len(kept) <= states_kept(bundle)
+
+
+@pytest.mark.parametrize("spoil", ["window", "space", "bytes", "not finite"])
+def test_a_state_that_is_not_that_of_its_window_is_never_used(bundle: Bundle, spoil: str) -> None:
+    parts = remembered(bundle, [f"i{n}" for n in range(8)], encoded=set(range(8)))
+    good = parts[1].record or b""
+    other = {"window": parts[2].record, "space": good[:8] + b"another!" + good[16:], "bytes": good[:-1]}
+    spoilt = other.get(spoil, good[:24] + b"\x00\x7c" * 32)
+    parts[1] = parts[1]._replace(record=spoilt)
+    timeline = Timeline(parts, bundle)
+    assert [event.event_id for event in timeline.memory().events] == ["e0", "e2", "e3", "e4"]
+    assert [(todo.event.event_id, todo.is_stale) for todo in timeline.unencoded()] == [("e1", True)]
+
+
+def test_events_of_unknown_items_are_left_out(bundle: Bundle) -> None:
+    names = [name for n in range(40) for name in (f"i{n % 9}", f"gone{n}")][:40]
+    timeline = Timeline(remembered(bundle, names, encoded=set()), bundle)
+    assert all(event.item_id.startswith("i") for event in timeline.events)
+    todo = timeline.unencoded()
+    assert all(len(part.titles) == K for part in todo), "a window that was cut short is nobody's state"
+    assert timeline.num_kept >= len(todo), "or their states would be trimmed at once, and made again for ever"
+
+
+def test_nothing_known_is_nothing_to_do(bundle: Bundle) -> None:
+    for names in ([], ["gone"] * 40):
+        timeline = Timeline(remembered(bundle, names, encoded=set()), bundle)
+        assert (timeline.memory().events, timeline.unencoded(), timeline.num_kept) == ([], [], 0)
+        assert timeline.memory().states.shape == (0, 32)
+        assert not timeline.is_incomplete()

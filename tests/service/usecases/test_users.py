@@ -1,0 +1,89 @@
+"""What is kept about a user can be seen page by page, taken along, and forgotten without a trace."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from service.errors import UnknownUser
+from service.store.embedded import EmbeddedServer
+from tests.conftest import TITLES
+from tests.service.real import K, M, Service, history, interaction, open_service, states_from_scratch
+
+
+async def keys_of(raw: Redis, user_id: str) -> list[bytes]:
+    return [key async for key in raw.scan_iter(f"*{user_id}*")]
+
+
+async def test_pages_show_everything_once_newest_first(service: Service) -> None:
+    await service.ingest.submit(history(25, "someone"), "visible")
+    found, cursor = [], None
+    while True:
+        page = await service.users.get("someone", cursor, 7)
+        found += [event.event_id for event in page.recent]
+        assert (page.counts.events, page.counts.states) == (25, K + M if K + M < 25 else 25)
+        assert [element.event_id for element in page.memory] == [f"e{n:03}" for n in range(25 - K - M, 25 - K)]
+        if (cursor := page.next_cursor) is None:
+            break
+    assert found == [f"e{number:03}" for number in reversed(range(25))]
+
+
+async def test_an_export_has_every_event_whole(service: Service) -> None:
+    sent = [interaction(number, "someone", type="buy", value=number / 2) for number in range(12)]
+    await service.ingest.submit(sent, "durable")
+    rows = [row async for row in service.users.export("someone")]
+    assert rows == [each | {"title": TITLES[number % 7]} for number, each in reversed(list(enumerate(sent)))]
+
+
+async def test_strangers(service: Service) -> None:
+    with pytest.raises(UnknownUser):
+        await service.users.get("nobody", None, 5)
+    with pytest.raises(UnknownUser):
+        _ = [row async for row in service.users.export("nobody")]
+    assert (await service.users.forget("nobody")).keys == 0
+    assert not (await service.users.forget_event("nobody", "e")).forgotten
+
+
+async def test_the_forgotten_leave_no_key_and_may_come_back(service: Service, raw: Redis) -> None:
+    await service.ingest.submit(history(30, "someone"), "visible")
+    await service.store.save_retrievals(service.space, {"someone": {"e001": 0.5}})
+    receipt = await service.users.forget("someone")
+    assert (receipt.events, receipt.states, receipt.keys) == (30, K + M, 6)
+    assert await keys_of(raw, "someone") == []
+    await service.work_off()
+    assert await keys_of(raw, "someone") == []
+    await service.ingest.submit(history(2, "someone"), "visible")
+    page = await service.users.get("someone", None, 10)
+    assert (page.counts.events, page.counts.states, page.memory) == (2, 2, [])
+    assert await service.seen("someone") == {"i0", "i1"}
+
+
+async def test_who_is_forgotten_while_encoded_stays_forgotten(
+    bundle_path: Path, valkey: EmbeddedServer, raw: Redis
+) -> None:
+    async with open_service(bundle_path, valkey.url, encode_in_process=True) as service:
+        for attempt in range(8):
+            await service.ingest.submit(history(30, "someone"), "durable")
+            encoding = asyncio.create_task(service.worker.reconcile(["someone"]))
+            await asyncio.sleep(attempt / 200)
+            await service.users.forget("someone")
+            await encoding
+            assert await keys_of(raw, "someone") == []
+
+
+async def test_forgetting_an_event_derives_memory_anew(service: Service) -> None:
+    await service.ingest.submit(history(12), "visible")
+    assert (await service.users.forget_event("u", "e004")).forgotten
+    assert not (await service.users.forget_event("u", "e004")).forgotten
+    used = [event.event_id for event in (await service.timeline("u")).memory().events]
+    assert not {"e004", "e005", "e006"} & set(used), "states of windows over it are not used any more"
+    await service.work_off()
+    remembered = await service.store.recall("u", service.space, 100)
+    expected = states_from_scratch([each.event for each in remembered], service.bundle)
+    assert len(remembered) == len(expected) == 11
+    for each in remembered:
+        assert each.record and service.bundle.codec.decode(each.record)[1] == expected[each.event.event_id][1]
+    assert "i4" in await service.seen("u"), "e011 speaks of the same item"
+    await service.users.forget_event("u", "e011")
+    assert "i4" not in await service.seen("u")

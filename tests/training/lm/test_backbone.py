@@ -1,0 +1,24 @@
+"""Every checkpoint that can be split can be adapted: adapters in each layer, none on the head, no trace once merged."""
+
+import pytest
+import torch
+
+from tests.conftest import ARCHITECTURES, make_model
+from training.lm.backbone import with_adapters
+from training.run.recipes import Recipe
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_adapters_learn_in_every_layer_and_leave_no_trace(architecture: str) -> None:
+    model = make_model(architecture)
+    tokens = torch.arange(12)[None] + 5
+    before = model(input_ids=tokens).logits.detach()
+    adapted = with_adapters(model, Recipe())
+    trained = {name: each for name, each in adapted.named_parameters() if each.requires_grad}
+    assert all("lora" in name for name in trained), "the checkpoint's own weights are not frozen"
+    assert not any("lm_head" in name or "embed_out" in name for name in trained), "the head has an adapter"
+    for layer in range(model.config.num_hidden_layers):
+        assert any(f"layers.{layer}." in name for name in trained), f"layer {layer} has no adapter"
+    adapted(input_ids=tokens, labels=tokens).loss.backward()
+    assert all(each.grad is not None for each in trained.values())
+    torch.testing.assert_close(adapted.merge_and_unload()(input_ids=tokens).logits, before, rtol=1e-4, atol=1e-4)

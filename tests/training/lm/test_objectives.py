@@ -1,0 +1,135 @@
+"""What tuning minimises and by what it is judged: known cases, and the long way round."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from model_store.lm.split_lm import SplitLM, pad_left
+from model_store.memory.combine import combine
+from tests.training.small import TINY, diary, small_lm, small_windows
+from training.data.splits import Target
+from training.lm.likelihood import answer_log_probs, read
+from training.lm.objectives import missed_ndcg, token_popularity, training_loss, validation
+from training.lm.packing import PackedBatches, Read, Row, read_packed
+from training.lm.windows import Windows
+from training.run.recipes import Recipe
+from training.sft import make_model
+
+ITEMS = replace(TINY, vocabulary="items", sft_valid_targets=1000, memory_share=0.5, memory_sizes=(1, 4))
+CPU = torch.device("cpu")
+
+
+def item_world(recipe: Recipe = ITEMS) -> tuple[SplitLM, Windows]:
+    made = make_model(diary(), recipe, None, CPU)
+    lm = SplitLM(made.model, 1)
+    with torch.no_grad():  # as new, the model has no opinion
+        for name, parameter in lm.model.named_parameters():
+            if "norm" not in name:
+                parameter.add_(0.5 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))))
+    return lm, Windows(diary(), made.prompt, 12)
+
+
+@pytest.mark.parametrize(("rank", "gain"), [(1, 1.0), (2, 1 / math.log2(3)), (10, 1 / math.log2(11)), (11, 0.0)])
+def test_a_target_gains_by_its_rank(rank: int, gain: float) -> None:
+    logits = -torch.arange(20.0)[None]
+    assert missed_ndcg(logits, torch.tensor([rank - 1])) == pytest.approx(1 - gain)
+
+
+def test_targets_add_up() -> None:
+    logits = torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]])
+    assert missed_ndcg(logits, torch.tensor([0, 1])) == pytest.approx(0 + 1 - 1 / math.log2(3))
+
+
+def by_hand(lm: SplitLM, windows: Windows, target: Target, memory_size: int) -> float:
+    """1 − NDCG@10 of one target; its prompt and each memory are read on their own.
+
+    As in training, memories come in blocks of K that are read once: a memory has seen its own block up to itself.
+    """
+    history = windows.titles(windows.split.histories[target.user].items)
+    tokens, mask = pad_left([windows.prompt_ending_at(target.user, target.position - 1)])
+    places = windows.memory_positions(target).tolist()
+    blocks = [history[at - (at - places[0]) % windows.recent_length : at + 1] for at in places]
+    memory = [lm.bottom(*pad_left([windows.prompt.tokens(block)]))[0, -1] for block in blocks]
+    shown = memory[-memory_size:] if memory_size else []
+    stacked = torch.stack(shown)[None] if shown else torch.zeros(1, 0, lm.hidden_size)
+    combined = combine(
+        lm.bottom(tokens, mask), mask, stacked, torch.ones(stacked.shape[:2], dtype=torch.long), "insert"
+    )
+    logits = lm.top(combined.states, combined.mask, num_logits=1)[0, 0]
+    truth = windows.prompt.title_tokens(history[target.position])[0]
+    rank = int((logits > logits[truth]).sum())
+    return 1 - (1 / math.log2(rank + 2) if rank < 10 else 0.0)
+
+
+@pytest.mark.parametrize("memory_share", [0.0, 0.5])
+@torch.inference_mode()
+def test_items_are_judged_by_the_ranks_of_valid_targets(memory_share: float) -> None:
+    """With a memory-aware recipe, half without memory and half with the newest `max(memory_sizes)`."""
+    recipe = replace(ITEMS, memory_share=memory_share)
+    lm, windows = item_world(recipe)
+    lm.model.eval()
+    targets = [target for target in windows.split.valid if target.position > 0]
+    assert len(targets) == len(windows.split.valid), "the test's world has a target without a past"
+    sizes = (0, 4) if memory_share else (0,)
+    expected = sum(by_hand(lm, windows, target, size) for target in targets for size in sizes)
+    expected /= len(targets) * len(sizes)
+    assert validation(lm, windows, recipe, seed=0)() == pytest.approx(expected, abs=1e-4)
+    assert 0 < expected < 1, "the test tests nothing"
+
+
+@torch.inference_mode()
+def test_titles_are_judged_by_their_likelihood() -> None:
+    lm, windows = small_lm(), small_windows()
+    recipe = replace(TINY, sft_valid_targets=1000, memory_share=0.0)
+    examples = [windows.example(target) for target in windows.split.valid]
+    nothing = torch.zeros(len(examples), 0, lm.hidden_size), torch.zeros(len(examples), 0, dtype=torch.long)
+    batch = read(lm, [each.prompt for each in examples], [each.answer for each in examples])
+    expected = -answer_log_probs(lm, batch, *nothing, "insert").mean()
+    assert validation(lm, windows, recipe, seed=0)() == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_judging_leaves_the_model_in_training() -> None:
+    lm, windows = item_world(replace(ITEMS, dropout=0.5))
+    lm.model.train()
+    validate = validation(lm, windows, ITEMS, seed=0)
+    assert validate() == validate(), "dropout takes part in judging"
+    assert lm.model.training
+
+
+def test_items_that_share_a_title_are_one_answer() -> None:
+    split = replace(diary((5,)), titles=["a", "b", "a", "c", "b"], popularity=torch.tensor([1, 2, 4, 8, 16]).numpy())
+    made = make_model(split, replace(ITEMS, collaborative_start=False), None, CPU)
+    assert token_popularity(Windows(split, made.prompt, 4), 6).tolist() == [0, 5, 18, 8, 0, 0]
+
+
+@torch.inference_mode()
+def test_a_small_catalogue_is_answered_whole_and_a_large_one_in_part() -> None:
+    lm, windows = item_world()
+    lm.model.eval()
+    batches = PackedBatches(windows, num_blocks=8, memory_share=0.5, seed=0, memory_sizes=(1, 4))
+    packed = read_packed(lm, batches(0))
+    exact = float(F.cross_entropy(lm.head(packed.hidden).float(), packed.labels))
+    assert float(training_loss(lm, windows, ITEMS, seed=0)(0)) == pytest.approx(exact, rel=1e-4)
+    part = replace(ITEMS, max_softmax_items=10, softmax_popular=5, softmax_sampled=3)
+    losses = [float(training_loss(lm, windows, part, seed=0)(0)) for _ in range(2)]
+    assert losses[0] != losses[1], "the catalogue is not sampled"
+    whole = replace(part, softmax_popular=10_000)
+    assert float(training_loss(lm, windows, whole, seed=0)(0)) == pytest.approx(exact, rel=1e-4)
+
+
+def test_the_batches_of_one_step_share_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, windows = item_world()
+    sizes: list[int] = []
+
+    def watched(lm: SplitLM, rows: Sequence[Row]) -> Read:
+        sizes.append(len(rows))
+        return read_packed(lm, rows)
+
+    monkeypatch.setattr("training.lm.objectives.read_packed", watched)
+    for accumulate in (1, 2, 4):
+        training_loss(lm, windows, replace(ITEMS, sft=replace(ITEMS.sft, accumulate=accumulate)), seed=0)(0)
+    assert sizes[0] > sizes[1] > sizes[2], "each batch has the blocks of a whole step"

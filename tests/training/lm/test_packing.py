@@ -1,0 +1,266 @@
+"""Packed training computes what one prompt per target would, and memory stands where serving puts it."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from model_store.lm.split_lm import SplitLM
+from tests.conftest import make_model
+from tests.training.small import diary, small_lm, small_windows
+from training.data.splits import Target
+from training.lm.likelihood import answer_log_probs, read
+from training.lm.packing import Block, PackedBatches, Row, make_block, packed_loss, target_rows
+from training.lm.windows import Windows
+
+SPLIT = diary()
+EPOCH = 10_000  # blocks per step: the first step is the first epoch
+
+
+@pytest.fixture(scope="module")
+def windows() -> Windows:
+    return small_windows(SPLIT)
+
+
+@pytest.fixture(scope="module")
+def lm() -> SplitLM:
+    return small_lm()
+
+
+@torch.inference_mode()
+def loss(lm: SplitLM, rows: Sequence[Row], reduction: str = "sum") -> float:
+    return float(packed_loss(lm, rows, reduction=reduction))
+
+
+def plain(windows: Windows, user: int, start: int, stop: int, *, from_title: int = 0) -> Row:
+    """A block without memory, with loss from one of its titles on."""
+    block = make_block(windows, user, start, stop)
+    head = len(windows.prompt.head)
+    return Row(block, [], 0, loss_from=block.ends[from_title - 1] + 1 if from_title else head)
+
+
+@torch.inference_mode()
+def log_prob(logits: Tensor, tokens: Sequence[int], start: int) -> float:
+    """Of tokens[start:], each predicted by the logits (T, V) before it."""
+    log_probs = logits.float().log_softmax(dim=-1)
+    return sum(float(log_probs[at - 1, tokens[at]]) for at in range(start, len(tokens)))
+
+
+# --- without memory -----------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def test_the_loss_of_a_block_is_that_of_one_prompt_per_title(windows: Windows, lm: SplitLM) -> None:
+    whole = make_model("llama")
+    expected = 0.0
+    for position in range(4, 8):
+        answer = windows.prompt.title_tokens(SPLIT.titles[position])
+        prompt = [*windows.prompt.head]
+        for title in SPLIT.titles[4:position]:
+            prompt += windows.prompt.title_tokens(title)
+        logits = whole(torch.tensor([[*prompt, *answer]])).logits[0]
+        expected -= log_prob(logits, [*prompt, *answer], len(prompt))
+    assert loss(lm, [plain(windows, 0, 4, 8)]) == pytest.approx(expected, abs=1e-3, rel=1e-5)
+
+
+def test_rows_of_a_batch_do_not_see_each_other(windows: Windows, lm: SplitLM) -> None:
+    rows = [plain(windows, 0, 0, 4), plain(windows, 1, 3, 5), plain(windows, 3, 2, 6, from_title=2)]
+    assert loss(lm, rows) == pytest.approx(sum(loss(lm, [row]) for row in rows), rel=1e-5)
+
+
+def test_the_mean_is_over_the_tokens_with_loss(windows: Windows, lm: SplitLM) -> None:
+    rows = [plain(windows, 0, 0, 4), plain(windows, 1, 3, 5, from_title=1)]
+    num_tokens = sum(len(row.block.tokens) - row.loss_from for row in rows)
+    assert loss(lm, rows, "mean") == pytest.approx(loss(lm, rows) / num_tokens, rel=1e-5)
+
+
+def test_a_block_ends_each_title_where_it_says(windows: Windows) -> None:
+    block = make_block(windows, 0, -2, 3)
+    assert len(block.ends) == 3, "what lies before the first event is nothing"
+    assert block.tokens == windows.prompt.tokens(SPLIT.titles[:3])
+    ends = [len(windows.prompt.tokens(SPLIT.titles[: count + 1])) - 1 for count in range(3)]
+    assert block.ends == ends
+
+
+# --- with memory --------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def by_hand(lm: SplitLM, block: Block, memory: Tensor, boundary: int, loss_from: int) -> float:
+    """The top half over states, memory before the boundary's last token, and the rest. `memory` (S, D)."""
+    tokens = torch.tensor([block.tokens])
+    states = lm.bottom(tokens, torch.ones_like(tokens))[0]
+    cut = block.ends[boundary]
+    explicit = torch.cat([states[:cut], memory, states[cut:]])[None]
+    logits = lm.top(explicit, torch.ones(explicit.shape[:2], dtype=torch.long))[0]
+    without_memory = torch.cat([logits[:cut], logits[cut + len(memory) :]])
+    if loss_from > cut:
+        return -log_prob(without_memory, block.tokens, loss_from)
+    # The token at the cut is not predicted: what stands before it in the sequence is a memory.
+    before = -log_prob(logits[:cut], block.tokens[:cut], loss_from)
+    first = -float(logits[cut - 1].float().log_softmax(-1)[block.tokens[cut]])
+    return before + first - log_prob(without_memory, block.tokens, cut + 1)
+
+
+@pytest.mark.parametrize("boundary", [0, 1, 2])
+@torch.inference_mode()
+def test_memory_stands_before_the_last_token_of_its_title(boundary: int, windows: Windows, lm: SplitLM) -> None:
+    older, block = make_block(windows, 0, 0, 4), make_block(windows, 0, 4, 8)
+    head = len(windows.prompt.head)
+    rows = [Row(older, [], 0, 1 << 30), Row(block, [(0, 0), (0, 2)], boundary, head)]
+    tokens = torch.tensor([older.tokens])
+    states = lm.bottom(tokens, torch.ones_like(tokens))[0]
+    memory = states[[older.ends[0], older.ends[2]]]
+    expected = by_hand(lm, block, memory, boundary, head)
+    assert loss(lm, rows) == pytest.approx(expected, rel=1e-4)
+
+
+@torch.inference_mode()
+def test_the_answer_after_inserted_memory_is_scored_as_annotation_scores_it(windows: Windows, lm: SplitLM) -> None:
+    older, block = make_block(windows, 0, 0, 4), make_block(windows, 0, 4, 8)
+    rows = [Row(older, [], 0, 1 << 30), Row(block, [(0, 1)], 2, block.ends[2] + 1)]
+    tokens = torch.tensor([older.tokens])
+    memory = lm.bottom(tokens, torch.ones_like(tokens))[:, older.ends[1]][:, None]
+    batch = read(lm, [windows.prompt_ending_at(0, 6)], [windows.prompt.title_tokens(SPLIT.titles[7])])
+    expected = -float(answer_log_probs(lm, batch, memory, torch.ones(1, 1, dtype=torch.long), "insert"))
+    assert loss(lm, rows) == pytest.approx(expected, rel=1e-4)
+
+
+def test_gradients_reach_what_the_memory_was_made_of(windows: Windows) -> None:
+    lm = small_lm()
+    lm.model.requires_grad_(True)
+    older, block = make_block(windows, 0, 0, 4), make_block(windows, 0, 4, 8)
+    only_older = sorted(set(older.tokens) - set(block.tokens))
+    packed_loss(lm, [Row(older, [], 0, 1 << 30), Row(block, [(0, 3)], 2, block.ends[2] + 1)]).backward()
+    gradient = lm.model.get_input_embeddings().weight.grad
+    assert isinstance(gradient, Tensor)
+    assert gradient[only_older].abs().sum() > 0, "the bottom half cannot learn what to leave in its states"
+
+
+# --- which blocks a step holds ------------------------------------------------------------------------------------
+
+
+def events_of(row: Row, windows: Windows) -> list[int]:
+    """The items of a block: each is read once, so they tell the user and the positions."""
+    known = {windows.prompt.title_tokens(title): item for item, title in enumerate(SPLIT.titles)}
+    starts = [len(windows.prompt.head), *(end + 1 for end in row.block.ends)]
+    pairs = zip(starts, row.block.ends, strict=False)
+    return [known[tuple(row.block.tokens[start : end + 1])] for start, end in pairs]
+
+
+def owners() -> dict[int, tuple[int, int]]:
+    """item → (user, position)"""
+    return {
+        item: (user, at) for user, each in enumerate(SPLIT.histories) for at, item in enumerate(each.items.tolist())
+    }
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_epoch_trains_every_title_of_the_train_period_once(seed: int, windows: Windows) -> None:
+    rows = PackedBatches(windows, num_blocks=EPOCH, memory_share=0.5, seed=seed)(0)
+    times = Counter(item for row in rows for item in events_of(row, windows))
+    for item, (user, position) in owners().items():
+        train_end = SPLIT.histories[user].train_end
+        if position >= train_end:
+            assert times[item] == 0, f"user {user}, position {position} lies after the train period"
+        elif position < train_end - 1:
+            assert times[item] == 1, f"user {user}, position {position} is trained {times[item]} times"
+    for row in rows:
+        assert row.loss_from == len(windows.prompt.head), "loss on every title"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_memory_comes_from_earlier_blocks_of_the_same_user(seed: int, windows: Windows) -> None:
+    rows = PackedBatches(windows, num_blocks=EPOCH, memory_share=0.9, seed=seed)(0)
+    of_item, num_memories = owners(), 0
+    for row in rows:
+        items = events_of(row, windows)
+        user, first = of_item[items[0]]
+        places = [of_item[events_of(rows[other], windows)[title]] for other, title in row.memory]
+        assert places == sorted(places), "memory is not in time order"
+        assert len(places) <= windows.max_memory
+        for owner, position in places:
+            assert owner == user, "memory of another user"
+            assert position < first, "memory of the block's own titles, or of later ones"
+        num_memories += len(places)
+    assert num_memories > 0, "no block has memory: the test tests nothing"
+
+
+def test_without_memory_share_no_block_has_memory(windows: Windows) -> None:
+    rows = PackedBatches(windows, num_blocks=EPOCH, memory_share=0, seed=0)(0)
+    assert not any(row.memory for row in rows)
+
+
+def test_memory_begins_at_the_step_it_is_told(windows: Windows) -> None:
+    batches = PackedBatches(windows, num_blocks=EPOCH, memory_share=0.9, seed=0, memory_from=2)
+    assert [any(row.memory for row in batches(step)) for step in range(4)] == [False, False, True, True]
+
+
+def test_a_step_is_the_same_whenever_and_however_it_is_reached(windows: Windows) -> None:
+    first = PackedBatches(windows, num_blocks=3, memory_share=0.5, seed=1)
+    walked = [first(step) for step in range(12)]
+    for step in (11, 5):
+        resumed = PackedBatches(windows, num_blocks=3, memory_share=0.5, seed=1)(step)
+        assert resumed == walked[step], f"step {step} differs after a resume"
+    assert PackedBatches(windows, num_blocks=3, memory_share=0.5, seed=2)(0) != walked[0], "seeds do not differ"
+
+
+# --- validation ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", [Target(0, 20), Target(0, 3), Target(2, 1), Target(3, 20)])
+@torch.inference_mode()
+def test_a_target_is_scored_as_its_prompt_would_be(target: Target, windows: Windows, lm: SplitLM) -> None:
+    rows = target_rows(windows, target.user, target.position, 0, with_memory=False)
+    example = windows.example(target)
+    nothing = torch.zeros(1, 0, lm.hidden_size), torch.zeros(1, 0, dtype=torch.long)
+    expected = -float(answer_log_probs(lm, read(lm, [example.prompt], [example.answer]), *nothing, "insert"))
+    assert loss(lm, rows) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("position", [4, 8, 29])
+def test_a_target_remembers_what_is_older_than_its_window(position: int, windows: Windows, lm: SplitLM) -> None:
+    rows = target_rows(windows, 0, position, 0, with_memory=True)
+    last = rows[-1]
+    remembered = [events_of(rows[other], windows)[title] for other, title in last.memory]
+    expected = windows.memory_positions(Target(0, position)).tolist()
+    assert remembered == expected, "positions are items here: user 0 reads item n at position n"
+    assert events_of(last, windows) == list(range(position - 3, position + 1))
+
+
+@torch.inference_mode()
+def test_targets_of_one_batch_keep_their_own_memory(windows: Windows, lm: SplitLM) -> None:
+    wanted = [Target(0, 20), Target(3, 12), Target(2, 1)]
+    alone = sum(loss(lm, target_rows(windows, t.user, t.position, 0, with_memory=True)) for t in wanted)
+    rows: list[Row] = []
+    for target in wanted:
+        rows += target_rows(windows, target.user, target.position, len(rows), with_memory=True)
+    assert loss(lm, rows) == pytest.approx(alone, rel=1e-4)
+
+
+# --- how much memory ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", [(2,), (1, 5), (3, 3, 10_000), (0,)])
+def test_memory_has_one_of_the_sizes_or_all_there_is(sizes: tuple[int, ...], windows: Windows) -> None:
+    batches = PackedBatches(windows, num_blocks=EPOCH, memory_share=1.0, memory_sizes=sizes, seed=0)
+    found = Counter[int]()
+    for step in range(20):
+        rows = batches(step)
+        earlier = [0] * len(SPLIT.histories)
+        for row in rows:
+            user = owners()[events_of(row, windows)[0]][0]
+            available = min(earlier[user], windows.max_memory)
+            assert len(row.memory) in {min(size, available) for size in sizes}, f"{len(row.memory)} of {available}"
+            assert len(set(row.memory)) == len(row.memory), "a memory is seen twice"
+            earlier[user] += len(row.block.ends)
+            found[len(row.memory)] += 1
+    assert all(found[size] for size in sizes if size < windows.max_memory), "a size never comes"
+
+
+def test_there_is_no_memory_before_its_time(windows: Windows) -> None:
+    batches = PackedBatches(windows, num_blocks=EPOCH, memory_share=1.0, memory_from=3, seed=0)
+    has_memory = [any(row.memory for row in batches(step)) for step in range(6)]
+    assert has_memory == [False] * 3 + [True] * 3

@@ -1,0 +1,121 @@
+"""Many retrievers are judged at once, and each as if it were alone: by likelihoods, and by ranks of items."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model_store.memory.retriever import Retriever, choose
+from model_store.neighbors import Mixture, Neighbors
+from tests.training.small import TINY
+from tests.training.worlds import chain
+from training import annotate, sft
+from training.annotate import Annotated, Annotation, read_annotated
+from training.lm.backbone import Backbone, open_backbone
+from training.lm.likelihood import Read, answer_log_probs, read
+from training.lm.windows import Windows
+from training.memory import selection
+from training.memory.joint import padded_memory
+from training.memory.labels import collate
+from training.memory.selection import valid_gains
+
+SPLIT = chain()
+TOP_KS = (1, 3)
+
+
+@pytest.fixture(scope="module", params=["titles", "items"])
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Backbone, Annotated]:
+    recipe, out = replace(TINY, vocabulary=request.param), tmp_path_factory.mktemp(request.param)
+    sft.run(SPLIT, out / "sft", recipe=recipe, inputs="x")
+    annotate.run(SPLIT, out / "labels", backbone_dir=out / "sft", recipe=recipe, inputs="y")
+    return open_backbone(out / "sft", torch.device("cpu")), read_annotated(out / "labels").with_memory()
+
+
+def retrievers(hidden_size: int) -> dict[str, Retriever]:
+    """Two that take something, and one that never does."""
+    found = {}
+    for name, null in (("a", -9.0), ("b", -9.0), ("none", 99.0)):
+        torch.manual_seed(ord(name[0]))
+        found[name] = Retriever(hidden_size, width=8)
+        torch.nn.init.constant_(found[name].null.bias, null)
+    return found
+
+
+def shown_to(retriever: Retriever, annotated: Annotated, each: Annotation, top_k: int) -> list[int]:
+    batch = collate([each], annotated.states, "log_gain", 1.0)
+    choice = choose(retriever(batch.query, batch.memory, batch.mask), top_k)
+    places: list[int] = choice.indices[choice.mask == 1].tolist()
+    return places
+
+
+def neighbors(num_tokens: int) -> Neighbors:
+    """Five of each token, by chance."""
+    rng = np.random.default_rng(0)
+    indices = rng.integers(0, num_tokens, (num_tokens, 5)).astype(np.int32)
+    nearness = rng.random((num_tokens, 5), dtype=np.float32)
+    return Neighbors(np.arange(0, 5 * num_tokens + 1, 5), indices.ravel(), nearness.ravel())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+@torch.inference_mode()
+def test_gains_are_those_of_one_target_asked_alone(share: float, made: tuple[Backbone, Annotated]) -> None:
+    backbone, annotated = made
+    mixture = Mixture(neighbors(backbone.lm.vocab_size), share, half_life=2.0) if share else None
+    lm, windows = backbone.lm, Windows(SPLIT, backbone.prompt, TINY.max_memory)
+    candidates = retrievers(lm.hidden_size)
+    found = valid_gains(candidates, TOP_KS, annotated, backbone, windows, placement="insert", mixture=mixture)
+    assert found.keys() == {(name, top_k) for name in candidates for top_k in TOP_KS}
+    for (name, top_k), gains in found.items():
+        assert (gains.ndcg is not None) == (backbone.vocabulary == "items")
+        for place, each in enumerate(annotated.valid):
+            shown = shown_to(candidates[name], annotated, each, top_k)
+            target = next(t for t in SPLIT.valid if (t.user, t.position) == (each.user, each.position))
+            example = windows.example(target)
+            alone = read(lm, [example.prompt], [example.answer], [example.excluded])
+
+            def memory(places: list[int], each: Annotation = each) -> tuple[Tensor, Tensor]:
+                states = torch.from_numpy(each.memory(annotated.states)[places]).float()[None]
+                return states, torch.ones(1, len(places), dtype=torch.long)
+
+            expected = [float(answer_log_probs(lm, alone, *memory(places), "insert")) for places in (shown, [])]
+            assert gains.nats[place] == pytest.approx(expected[0] - expected[1], abs=1e-3), f"{name}, {top_k}"
+            if gains.ndcg is not None:
+                votes = mixture.votes([example.prompt], lm.vocab_size)[0] if mixture else None
+                gained = ndcg_of(backbone, alone, memory(shown), votes) - ndcg_of(backbone, alone, memory([]), votes)
+                assert gains.ndcg[place] == pytest.approx(gained, abs=1e-6)
+    assert not found["none", 1].nats.any(), "who abstains gains nothing"
+
+
+def ndcg_of(backbone: Backbone, alone: Read, memory: tuple[Tensor, Tensor], votes: NDArray[np.float32] | None) -> float:
+    """From probabilities as they are, without what cannot follow; votes have half the say."""
+    states = torch.cat([alone.states[:, :-1], memory[0], alone.states[:, -1:]], dim=1)
+    logits = backbone.lm.top(states, torch.ones(states.shape[:2], dtype=torch.long), num_logits=1)[0, 0]
+    logits[alone.excluded[0]] = -torch.inf
+    forecast = logits.softmax(dim=0)
+    if votes is not None:
+        forecast = (forecast + torch.from_numpy(votes)) / 2
+        forecast[alone.excluded[0]] = -1
+    rank = int((forecast > forecast[alone.answers[0, 0]]).sum())
+    return 1 / math.log2(rank + 2) if rank < 10 else 0.0
+
+
+def test_what_several_pick_is_asked_once(made: tuple[Backbone, Annotated], monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, annotated = made
+    windows = Windows(SPLIT, backbone.prompt, TINY.max_memory)
+    asked: list[int] = []
+
+    def counted(lm: object, annotations: list[Annotation], shown: object, states: object) -> object:
+        asked.append(len(annotations))
+        return padded_memory(lm, annotations, shown, states)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(selection, "padded_memory", counted)
+    one = retrievers(backbone.lm.hidden_size)["a"]
+    first = valid_gains({"a": one}, (1,), annotated, backbone, windows, placement="insert")
+    once = sum(asked)
+    many = valid_gains(dict.fromkeys("abcdef", one), (1,), annotated, backbone, windows, placement="insert")
+    assert sum(asked) == 2 * once, "six that pick the same cost six times as much"
+    np.testing.assert_allclose(many["f", 1].nats, first["a", 1].nats, atol=1e-5)

@@ -1,0 +1,81 @@
+"""Item-kNN in worlds whose answers are known: communities that share no item, chains, counts one can do by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.training.worlds import chain, communities, world
+from training.data.splits import Target
+from training.rows.baselines import fit_baseline
+from training.rows.item_knn import Settings, co_occurrences, score, similarities
+from training.rows.scoring import ranked_lists, truths
+
+CPU = torch.device("cpu")
+
+
+def test_item_knn_stays_inside_the_community(tmp_path: Path) -> None:
+    split = communities()
+    lists = ranked_lists(fit_baseline("item_knn", split, 0, tmp_path, CPU), split, split.test, num=4)
+    half = len(split.item_ids) // 2
+    for target, ranked in zip(split.test, lists, strict=True):
+        side = split.histories[target.user].items[0] < half
+        assert all((item < half) == side for item in ranked), f"{target}: {ranked} leaves the user's community"
+
+
+def test_item_knn_finds_neighbours_in_a_chain_better_than_popularity(tmp_path: Path) -> None:
+    split = chain()
+    lists = ranked_lists(fit_baseline("item_knn", split, 0, tmp_path, CPU), split, split.test, num=2)
+    hits = np.mean([truth in ranked for truth, ranked in zip(truths(split, split.test), lists, strict=True)])
+    assert hits > 0.95, f"the successor is one of the two nearest in only {hits:.0%} of the targets"
+
+
+@pytest.mark.parametrize(
+    ("span", "expected"),
+    [(None, [[0, 2, 1], [2, 0, 1], [1, 1, 0]]), (1, [[0, 2, 0], [2, 0, 1], [0, 1, 0]])],
+)
+def test_pairs_are_counted_within_the_span_and_the_train_period(span: int | None, expected: list[list[int]]) -> None:
+    split = world([[0, 1, 2], [1, 0], [0, 2]], train_ends=[3, 2, 1])
+    counts = co_occurrences(split, span).toarray()
+    assert counts.tolist() == expected, "the third user's second event is behind the cut"
+
+
+def test_cosine_of_user_sets_is_a_special_case() -> None:
+    split = world([[0, 1, 2], [1, 0], [0, 2]], train_ends=[3, 2, 1])
+    settings = Settings(span=None, balance=0.5, shrinkage=0.0, num_neighbours=10)
+    near = similarities(co_occurrences(split, None), split.popularity, settings).toarray()
+    users = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 0]], dtype=float)
+    norms = np.linalg.norm(users, axis=0)
+    cosine = users.T @ users / np.outer(norms, norms) - np.eye(3)
+    np.testing.assert_allclose(near, cosine, atol=1e-6, err_msg="not the cosine of the sets of users")
+
+
+def test_only_the_nearest_are_kept_and_the_counts_are_left_alone() -> None:
+    split = world([[0, 1, 2], [1, 0], [0, 2]], train_ends=[3, 2, 1])
+    counts = co_occurrences(split, None)
+    before = counts.toarray()
+    near = similarities(counts, split.popularity, Settings(span=None, num_neighbours=1))
+    assert (np.diff(near.indptr) == 1).all(), "every item here has a neighbour, and keeps one"
+    np.testing.assert_array_equal(counts.toarray(), before, err_msg="a search tries many settings on the same counts")
+
+
+def test_recent_events_count_more_and_seen_items_come_last_unless_kept() -> None:
+    split = world([[0, 1, 2], [3, 4, 5], [1, 4, 0]], train_ends=[3, 3, 0])
+    near = similarities(co_occurrences(split, None), split.popularity, Settings(span=None))
+    target = Target(2, 2)  # item 1 is of age one, item 4 of age zero
+    kept = score(near, split, [target], 1.0, keep_seen=True)[0]
+    np.testing.assert_allclose(kept, [0.5, 0, 0.5, 1, 0, 1], atol=1e-6, err_msg="weights halve with each event")
+    dropped = score(near, split, [target], 1.0, keep_seen=False)[0]
+    assert dropped[[1, 4]].max() < dropped[[0, 2, 3, 5]].min(), "a seen item stands before an unseen one"
+
+
+def test_a_second_call_loads_and_scores_the_same(tmp_path: Path) -> None:
+    split = communities()
+    first = fit_baseline("item_knn", split, 0, tmp_path, CPU)(split.test)
+    written = {file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    again = fit_baseline("item_knn", split, 0, tmp_path, CPU)(split.test)
+    np.testing.assert_array_equal(first, again, err_msg="what was saved scores otherwise than what was fitted")
+    assert {file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == written, "fitted twice"
+    other = fit_baseline("item_knn", communities(seed=1), 0, tmp_path, CPU)
+    assert not np.array_equal(other(split.test), first), "a model of other data was taken for this one's"

@@ -1,0 +1,193 @@
+"""SASRec on chains it must learn, and its losses against arithmetic: the sampled softmax estimates the full one."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from tests.training.worlds import chain, world
+from training.data.splits import Target
+from training.rows import sasrec
+from training.rows.crops import Crops
+from training.rows.losses import binary_loss, sampled_softmax_loss, softmax_loss
+from training.rows.sasrec import Network, Settings, Trainer, fit_sasrec, recency_bias, score
+from training.rows.scoring import ranked_lists, truths
+from training.run.loop import Schedule
+from training.run.stage import StageError
+
+CPU = torch.device("cpu")
+SMALL = Settings(
+    width=32,
+    dropouts=(0.1,),
+    batch_tokens=512,
+    num_negatives=16,
+    valid_targets=60,
+    schedule=Schedule(max_steps=240, learning_rate=1e-2, warmup_steps=10, evaluate_every=80),
+)
+BRIEF = replace(SMALL, schedule=Schedule(max_steps=4, learning_rate=1e-2, evaluate_every=2))
+
+
+@pytest.mark.parametrize(
+    ("loss", "settings"),
+    [("bce", SMALL), ("strong", SMALL), ("strong", replace(SMALL, max_softmax_items=0))],
+    ids=["bce", "softmax", "sampled"],
+)
+def test_sasrec_learns_a_chain_that_popularity_cannot(loss: str, settings: Settings, tmp_path: Path) -> None:
+    split = chain()
+    scorer = fit_sasrec(split, loss, seed=0, directory=tmp_path, device=CPU, settings=settings)
+    firsts = [ranked[0] for ranked in ranked_lists(scorer, split, split.test, num=1)]
+    hits = np.mean(np.array(firsts) == truths(split, split.test))
+    popular = np.mean(truths(split, split.test) == split.popularity.argmax())
+    assert hits > 0.95, f"the successor is first in only {hits:.0%} of the targets"
+    assert popular < 0.15, "popularity must be no help here"
+
+
+def test_sampled_softmax_of_everything_is_the_softmax() -> None:
+    states, items = torch.randn(6, 8), torch.randn(20, 8)
+    true_rows = torch.arange(6)
+    sampled = sampled_softmax_loss(states, items, true_rows, torch.arange(20), torch.zeros(20))
+    torch.testing.assert_close(sampled, softmax_loss(states, items, true_rows), rtol=0.02, atol=0.02)  # bf16 products
+
+
+def test_sampled_softmax_estimates_the_softmax() -> None:
+    torch.manual_seed(0)
+    states, items, true_rows = torch.randn(4, 8), 0.3 * torch.randn(50, 8), torch.arange(4)
+    proposal = functional.normalize(torch.rand(50) + 0.1, p=1, dim=0)
+    drawn = torch.multinomial(proposal, 20000, replacement=True)
+    sampled = sampled_softmax_loss(states, items, true_rows, drawn, (20000 * proposal[drawn]).log())
+    torch.testing.assert_close(sampled, softmax_loss(states, items, true_rows), rtol=0.03, atol=0.03)
+
+
+def test_binary_loss_is_the_published_one_and_leaves_out_what_is_not_kept() -> None:
+    states, items = torch.randn(3, 4), torch.randn(9, 4)
+    positive, negative = torch.tensor([0, 1, 2]), torch.tensor([5, 6, 7])
+    found = binary_loss(states, items, positive, negative, torch.tensor([True, False, True]))
+    logits = states @ items.T
+    own, other = logits[torch.arange(3), positive], logits[torch.arange(3), negative]
+    expected = -own.sigmoid().log().mean() - (1 - other[[0, 2]].sigmoid()).log().mean()
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_network_sees_no_future_and_padding_changes_nothing() -> None:
+    torch.manual_seed(0)
+    network = Network(30, SMALL, 0.0, is_recency_biased=True).eval()
+    items = torch.randint(30, (2, 10))
+    states = network(items)
+    changed = items.clone()
+    changed[:, 6:] = 0
+    torch.testing.assert_close(network(changed)[:, :6], states[:, :6], msg="a later item changed an earlier state")
+    torch.testing.assert_close(network(items[:, :6]), states[:, :6], msg="padding changed a state")
+
+
+def test_scores_do_not_depend_on_who_else_is_asked() -> None:
+    split = world([list(range(30)), [3, 1, 2]], train_ends=[10, 2])
+    torch.manual_seed(0)
+    network = Network(30, SMALL, 0.3, is_recency_biased=False)
+    targets = [Target(0, 25), Target(1, 2), Target(0, 11)]
+    together = score(network, split, targets, 100)
+    alone = np.concatenate([score(network, split, [target], 100) for target in targets])
+    np.testing.assert_allclose(together, alone, atol=1e-5, err_msg="a batch's padding changed scores")
+
+
+def test_an_epoch_trains_every_transition_of_the_short_and_nothing_behind_the_cut() -> None:
+    split = world([[0, 1, 2, 3], [4, 5, 6], list(range(10, 60)), [7]], train_ends=[3, 3, 50, 1])
+    crops = Crops(split, max_length=8, batch_tokens=16, seed=0)
+    pairs: list[tuple[int, int]] = []
+    for step in range(crops.num_batches):
+        items, following, mask = crops(step)
+        assert items.numel() <= 16, f"a batch of {items.numel()} places"
+        pairs += zip(items[mask].tolist(), following[mask].tolist(), strict=True)
+    assert sorted(pair for pair in pairs if pair[0] < 10) == [(0, 1), (1, 2), (4, 5), (5, 6)]
+    assert all(after == before + 1 for before, after in pairs), "a place is paired with what is not its successor"
+    assert len([pair for pair in pairs if pair[0] >= 10]) == 7 * 8, "49 transitions take seven crops of eight"
+
+
+def test_batches_are_a_function_of_the_step() -> None:
+    split = chain()
+    other = Crops(split, max_length=4, batch_tokens=64, seed=1)
+    steps = [0, 1, 70, 3]
+    first, again = (Crops(split, max_length=4, batch_tokens=64, seed=0) for _ in range(2))
+    forward = {step: first(step) for step in steps}
+    for step in reversed(steps):
+        for left, right in zip(forward[step], again(step), strict=True):
+            assert torch.equal(left, right), f"step {step} differs in another order of asking"
+    assert not torch.equal(forward[0][0], other(0)[0]), "the seed changes nothing"
+
+
+def test_same_seed_same_scores_and_a_second_call_loads(tmp_path: Path) -> None:
+    split = chain()
+
+    def scores(name: str, seed: int) -> np.ndarray:
+        return fit_sasrec(split, "strong", seed=seed, directory=tmp_path / name, device=CPU, settings=BRIEF)(split.test)
+
+    first = scores("a", 0)
+    weights = tmp_path / "a" / "seed-0" / "sasrec.safetensors"
+    written = weights.stat().st_mtime_ns
+    np.testing.assert_array_equal(
+        scores("a", 0), first, err_msg="what was saved scores otherwise than what was trained"
+    )
+    assert weights.stat().st_mtime_ns == written, "trained twice"
+    np.testing.assert_array_equal(scores("b", 0), first, err_msg="one seed, two models")
+    assert not np.array_equal(scores("c", 1), first), "two seeds, one model"
+
+
+def test_dropout_is_chosen_once_for_all_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[tuple[int, float]] = []
+
+    class Counted(Trainer):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            trained.append((options["seed"], options["dropout"]))
+            super().__init__(*arguments, **options)
+
+    monkeypatch.setattr(sasrec, "Trainer", Counted)
+    settings = replace(BRIEF, dropouts=(0.0, 0.5))
+
+    def fit(seed: int, settings: Settings = settings) -> None:
+        fit_sasrec(chain(), "strong", seed=seed, directory=tmp_path, device=CPU, settings=settings)
+
+    fit(2)
+    assert trained[:2] == [(0, 0.0), (0, 0.5)], "seed 0 tries them all, whoever is asked for first"
+    (chosen,) = {dropout for seed, dropout in trained if seed == 2}
+    for seed in (0, 1):
+        fit(seed)
+    assert trained[2:] == [(2, chosen), (1, chosen)], "the others reuse what was chosen, and nothing is trained twice"
+
+
+def test_a_run_cut_short_goes_on_to_the_same_network(tmp_path: Path) -> None:
+    split = chain()
+
+    def trained(checkpoints: Path, stop_at: int | None = None) -> dict[str, torch.Tensor]:
+        trainer = Trainer(split, "strong", BRIEF, dropout=0.1, seed=0, device=CPU)
+        plain = trainer.loss_at
+
+        def interrupted(step: int) -> torch.Tensor:
+            if step == stop_at:
+                raise KeyboardInterrupt
+            return plain(step)
+
+        trainer.loss_at = interrupted  # type: ignore[method-assign]
+        trainer.fit(checkpoints)
+        return trainer.network.state_dict()
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "cut", stop_at=3)
+    resumed, whole = trained(tmp_path / "cut"), trained(tmp_path / "whole")
+    for name, tensor in resumed.items():
+        assert torch.equal(tensor, whole[name]), f"{name} differs after a resume"
+
+
+def test_recency_bias_forbids_the_future_and_prefers_the_recent() -> None:
+    bias = recency_bias(SMALL, True)[0]
+    assert torch.isneginf(bias[:, 2, 3:]).all(), "the future is open"
+    assert bias[:, 5, 5].eq(0).all() and bias[-1, 5, :6].eq(0).all(), "the present and the last head lose nothing"
+    assert (bias[0, 5, 1:6] > bias[0, 5, :5]).all(), "an older event must lose more"
+    assert recency_bias(SMALL, False)[0][:, 5, :6].eq(0).all(), "the published network has no bias"
+
+
+def test_a_train_period_without_transitions_is_told() -> None:
+    with pytest.raises(StageError, match="two events"):
+        Crops(world([[0, 1], [2, 1]], train_ends=[1, 1]), max_length=8, batch_tokens=16, seed=0)

@@ -1,0 +1,83 @@
+"""What every baseline gives, and how it becomes a list of ten.
+
+A `Scorer` scores all N items of a split for some targets, from what each target's user had before. Scores become lists
+by one rule for all models (training/metrics.py): falling score, then the more popular, then the item id.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.data.splits import Split, Target
+from training.run.metrics import ndcg, popularity_tie_order
+
+MAX_HISTORY = 100  # the last events of a target's history that a baseline sees: K + M of the method
+_CHUNK = 256
+
+Scorer = Callable[[Sequence[Target]], NDArray[np.float32]]  # (targets, N), columns are rows of Split.item_ids
+
+
+def past(split: Split, target: Target, length: int = MAX_HISTORY) -> NDArray[np.int32]:
+    """The last `length` items before the target, oldest first."""
+    start = max(0, target.position - length)
+    items: NDArray[np.int32] = split.histories[target.user].items[start : target.position]
+    return items
+
+
+def truths(split: Split, targets: Sequence[Target]) -> NDArray[np.int64]:
+    """(targets,) the item rows to be predicted."""
+    return np.array([split.histories[target.user].items[target.position] for target in targets], dtype=np.int64)
+
+
+def top_items(
+    scores: NDArray[np.float32],
+    tie_order: NDArray[np.int64],
+    num: int,
+    allowed: NDArray[np.bool_] | None = None,
+) -> list[list[int]]:
+    """The `num` best columns of each row, best first; fewer where fewer are allowed.
+
+    `scores` (targets, N), those that are no number last; `tie_order` (N,) from `popularity_tie_order`; `allowed`
+    (targets, N).
+    """
+    falling = np.where(np.isnan(scores), np.inf, -scores)
+    lists = []
+    for row, keys in enumerate(falling):
+        columns = np.arange(len(keys)) if allowed is None else np.flatnonzero(allowed[row])
+        if len(columns) > num:  # what ties with the last place is still in the race
+            columns = columns[keys[columns] <= np.partition(keys[columns], num - 1)[num - 1]]
+        lists.append(columns[np.lexsort((tie_order[columns], keys[columns]))][:num].tolist())
+    return lists
+
+
+def ranked_lists(
+    scorer: Scorer, split: Split, targets: Sequence[Target], num: int = 10, *, mask_seen: bool = False
+) -> list[list[int]]:
+    """Per target, the rows of its `num` items; `mask_seen` leaves out whatever the user had before."""
+    tie_order = popularity_tie_order(split.popularity, split.item_ids)
+    lists: list[list[int]] = []
+    for start in range(0, len(targets), _CHUNK):
+        chunk = targets[start : start + _CHUNK]
+        lists += top_items(scorer(chunk), tie_order, num, unseen(split, chunk) if mask_seen else None)
+    return lists
+
+
+def unseen(split: Split, targets: Sequence[Target]) -> NDArray[np.bool_]:
+    """(targets, N) items that the user had never had, looking at the whole history."""
+    mask = np.ones((len(targets), len(split.item_ids)), dtype=np.bool_)
+    for row, target in enumerate(targets):
+        mask[row, split.histories[target.user].items[: target.position]] = False
+    return mask
+
+
+def seen_last(scores: NDArray[np.float32], split: Split, targets: Sequence[Target]) -> NDArray[np.float32]:
+    """A copy in which what a user had before scores below all else: (targets, N)."""
+    return np.where(unseen(split, targets), scores, np.float32(-np.inf))
+
+
+def ndcg_at_10(scores: NDArray[np.float32], true_rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(targets,); an item that ties with the truth counts as half before it. For choosing settings."""
+    own = np.take_along_axis(scores, true_rows[:, None], axis=1)
+    ranks = (scores > own).sum(axis=1) + ((scores == own).sum(axis=1) - 1) / 2
+    return ndcg(ranks)

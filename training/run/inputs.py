@@ -1,0 +1,36 @@
+"""What a stage reads first: the data set, cut, with a fingerprint that names both."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from training.data.dataset import Dataset, load_dataset
+from training.data.splits import Split, leave_one_out, time_split
+from training.run.stage import digest
+
+SPLITS: dict[str, Callable[[Dataset], Split]] = {"time": time_split, "leave-one-out": leave_one_out}
+
+
+class Inputs(NamedTuple):
+    """`fingerprint` changes with any interaction, title or cut."""
+
+    dataset: Dataset
+    split: Split
+    fingerprint: str
+
+
+def load_inputs(data: Path, split_name: str) -> Inputs:
+    """Raises DataError."""
+    dataset = load_dataset(data)
+    split = SPLITS[split_name](dataset)
+    return Inputs(dataset, split, fingerprint(split))
+
+
+def fingerprint(split: Split) -> str:
+    content = hashlib.sha256()
+    for history in split.histories:
+        content.update(f"{history.user_id}\x1f{history.train_end}".encode())
+        content.update(history.items.tobytes())
+        content.update(history.timestamps.tobytes())
+    return digest([split.name, split.item_ids, split.titles, content.hexdigest()])
