@@ -26,7 +26,7 @@ def threads() -> list[str]:
 async def test_a_quick_model_needs_no_thread(
     quick_s: float, has_thread: bool, bundle_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service.engine, "_QUICK_S", quick_s)
+    monkeypatch.setattr(service.engine.engine, "_QUICK_S", quick_s)
     async with running(bundle_path, engine_thread="auto") as engine:
         readiness = [engine.is_ready]
         assert ("engine" in threads()) == has_thread

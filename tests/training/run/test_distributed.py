@@ -25,7 +25,7 @@ from training.run.distributed import is_main, leave, rank, wait_for_main, world_
 from training.run.loop import Progress, Schedule, fit
 from training.run.stage import run_stage
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SCHEDULE = Schedule(max_steps=6, learning_rate=0.01, warmup_steps=2, evaluate_every=2, accumulate=3)
 NUM_PROCESSES, NUM_BATCHES = 2, 4  # accumulate = 3, rounded up to what two processes can share
 
