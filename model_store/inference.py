@@ -6,80 +6,24 @@ Runs batches; a batch gives what its rows give one by one, up to rounding. Knows
 thread-safe: one caller at a time per bundle.
 """
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import compress
-from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model_store.answers import GENERATED, GROUNDED, Answer, Query, Ranked, Stopwatch, popular
 from model_store.beams.search import Search, Title, beam_search
 from model_store.beams.trie import Allowed
 from model_store.bundle import Bundle
 from model_store.grounding import with_popularity
 from model_store.lm.split_lm import SplitLM, pad_left
 from model_store.lm.window_cache import Bottom, WindowCache, read_bottom
-from model_store.memory.combine import Combined, combine
-from model_store.memory.retriever import Choice, choose, take
+from model_store.memory.combine import TopInput, combine
+from model_store.memory.retriever import Selection, choose, take
 from model_store.neighbors import Mixture
-
-Source = Literal["generated", "grounded", "popular"]
-GENERATED: Source = "generated"
-GROUNDED: Source = "grounded"
-POPULAR: Source = "popular"
-_POPULAR_AT_ONCE = 4096
-
-
-@dataclass(frozen=True)
-class Query:
-    """`memory` (M, D) float16, oldest first; `allowed` (N,) bool by catalogue row; `chosen` overrules the retriever."""
-
-    prompt: Sequence[int]
-    memory: NDArray[np.float16]
-    allowed: NDArray[np.bool_]
-    num_results: int
-    chosen: tuple[int, ...] | None = None
-
-
-class Ranked(NamedTuple):
-    """`score` is a log-probability where generated; `distance` (L2 to the best generated title) where grounded."""
-
-    row: int
-    source: Source
-    score: float | None
-    distance: float | None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """`weights` (M,) are the retriever's probabilities, `chosen` the memories that reached the top half."""
-
-    items: list[Ranked]
-    chosen: tuple[int, ...]
-    weights: NDArray[np.float32]
-    null_weight: float
-    timings_s: dict[str, float] = field(default_factory=dict)
-
-
-class Stopwatch:
-    """Seconds between marks."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._started = self._last = time.perf_counter()
-
-    @property
-    def elapsed_s(self) -> float:
-        return time.perf_counter() - self._started
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name] = now - self._last
-        self._last = now
 
 
 @torch.inference_mode()
@@ -136,7 +80,7 @@ def recommend(bundle: Bundle, queries: Sequence[Query], windows: WindowCache | N
 def generate(
     bundle: Bundle,
     bottom: Bottom,
-    combined: Combined,
+    combined: TopInput,
     *,
     allowed: Sequence[Allowed],
     queries: Sequence[Query],
@@ -185,7 +129,7 @@ def pad_memory(memories: Sequence[NDArray[np.float16]], bundle: Bundle) -> tuple
     return torch.from_numpy(padded).to(device, bundle.lm.dtype), torch.from_numpy(mask).to(device)
 
 
-def _chosen(choice: Choice, queries: Sequence[Query]) -> list[tuple[int, ...]]:
+def _chosen(choice: Selection, queries: Sequence[Query]) -> list[tuple[int, ...]]:
     """Choices of the retriever, except where a query brings its own (random retrieval, an oracle, none at all)."""
     rows = zip(choice.indices.tolist(), choice.mask.tolist(), queries, strict=True)
     return [
@@ -193,11 +137,11 @@ def _chosen(choice: Choice, queries: Sequence[Query]) -> list[tuple[int, ...]]:
     ]
 
 
-def _padded(chosen: Sequence[tuple[int, ...]], device: torch.device) -> Choice:
+def _padded(chosen: Sequence[tuple[int, ...]], device: torch.device) -> Selection:
     """At least one column wide, so that shapes never vanish."""
     indices, mask = pad_left([row or (0,) for row in chosen])
     empty = torch.tensor([not row for row in chosen])
-    return Choice(indices.to(device), mask.masked_fill(empty[:, None], 0).to(device))
+    return Selection(indices.to(device), mask.masked_fill(empty[:, None], 0).to(device))
 
 
 def _rank(bundle: Bundle, query: Query, titles: list[Title], allowed: Allowed) -> list[Ranked]:
@@ -235,16 +179,4 @@ def _nearest(bundle: Bundle, query: Query, ranked: list[Ranked]) -> list[Ranked]
 
 def _popular(bundle: Bundle, query: Query, ranked: list[Ranked]) -> list[Ranked]:
     """Enough of the most popular allowed items to fill the list, whatever is already in it."""
-    return popular(bundle, query.allowed, query.num_results + len(ranked))
-
-
-def popular(bundle: Bundle, allowed: NDArray[np.bool_], num_results: int) -> list[Ranked]:
-    """The most popular allowed items: the honest answer where nothing is known."""
-    found: list[int] = []
-    by_popularity = bundle.catalogue.by_popularity
-    for start in range(0, len(by_popularity), _POPULAR_AT_ONCE):
-        rows = by_popularity[start : start + _POPULAR_AT_ONCE]
-        found += rows[allowed[rows]].tolist()
-        if len(found) >= num_results:
-            break
-    return [Ranked(row, POPULAR, None, None) for row in found[:num_results]]
+    return popular(bundle.catalogue, query.allowed, query.num_results + len(ranked))

@@ -15,8 +15,9 @@ import transformers
 from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from model_store.bundle import Bundle, BundleWriter, build_retriever, describe_files, weights_sha256
+from model_store.bundle import Bundle, BundleWriter, build_retriever
 from model_store.catalogue.catalogue import Item
+from model_store.files import describe_files, weights_sha256
 from model_store.grounding import ItemIndex
 from model_store.lm.checkpoint import save_pieces
 from model_store.manifest import (

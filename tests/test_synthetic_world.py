@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from model_store.bundle import Bundle
-from model_store.inference import Answer, Query, recommend
+from model_store.answers import Answer, Query
+from model_store.inference import recommend
 from training import pipeline
 from training.annotate import Annotation, annotate
 from training.data.splits import Target

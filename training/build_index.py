@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from safetensors.torch import load_file
 
-from model_store.bundle import MANIFEST, Bundle, BundleWriter, build_retriever, read_manifest
+from model_store.files import MANIFEST, read_manifest
+from model_store.bundle import Bundle, BundleWriter, build_retriever
 from model_store.catalogue.catalogue import Catalogue, Item, clean
 from model_store.errors import EmptyCatalogue
 from model_store.grounding import ItemIndex

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from model_store.bundle import read_manifest
+from model_store.files import read_manifest
 from training.run.demo import demo_inputs
 from training.run.inputs import load_inputs
 from training.run.recipes import RECIPES, get_recipe

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from model_store.beams.trie import Trie
 from model_store.catalogue.columns import Columns, postings_of
 from model_store.catalogue.item import Item, clean, parse_item, read_items, write_items
 from model_store.catalogue.item_list import ItemList, Lines
@@ -25,22 +26,30 @@ from model_store.text.prompt import Prompt
 __all__ = ["Catalogue", "Item", "clean", "read_items", "write_items"]
 
 _NUM_COMPARED = 16
+_POPULAR_AT_ONCE = 4096
 
 
 class Catalogue:
     """Items without a title cannot be generated and are refused by `clean` before they come here. Thread-safe."""
 
-    def __init__(self, items: Iterable[Item], prompt: Prompt, columns: Columns | None = None) -> None:
-        """`columns` are those of `items`, where they are known already."""
+    def __init__(self, items: Iterable[Item], prompt: Prompt | None = None, columns: Columns | None = None) -> None:
+        """`prompt` turns titles into tokens; without it there is no trie. `columns` of `items`, if already computed."""
         self.items: ItemList[Item] = items if isinstance(items, ItemList) else ItemList(list(items))
         self._columns = columns = Columns.of(self.items, prompt) if columns is None else columns
         self._prompt = prompt
         self.rows, self.popularity, self.by_popularity = columns.rows, columns.popularity, columns.by_popularity
-        self.trie = columns.trie
-        self.trie.expect(columns.availability.always)
+        if columns.trie is not None:
+            columns.trie.expect(columns.availability.always)
+
+    @property
+    def trie(self) -> Trie:
+        """Raises ValueError in a catalogue that was made without a prompt."""
+        if self._columns.trie is None:
+            raise ValueError("this catalogue has no trie: it was opened without a prompt")
+        return self._columns.trie
 
     @classmethod
-    def open(cls, items: Path, columns: Path, prompt: Prompt) -> Self:
+    def open(cls, items: Path, columns: Path, prompt: Prompt | None = None) -> Self:
         """What `save` wrote, mapped: a million items open in a second. Raises BundleCorrupt when they do not fit."""
         try:
             arrays: dict[str, NDArray[Any]] = read_mapped(columns)
@@ -55,15 +64,21 @@ class Catalogue:
     def _fits(self) -> bool:
         """Whether some items, read and tokenised, are as the columns say: a sample, since all would take a minute."""
         sample = np.linspace(0, len(self.items) - 1, min(len(self.items), _NUM_COMPARED)).astype(int).tolist()
-        paths = self.trie.paths
+        items = {row: self.items[row] for row in sample}
         return len(self.items) == len(self.rows) and all(
-            self.rows[item.item_id] == row
-            and paths.sequence(paths.places[row]) == self._prompt.title_tokens(item.title)
-            for row, item in ((row, self.items[row]) for row in sample)
+            self.rows[item.item_id] == row and self._has_tokens_of(row, item) for row, item in items.items()
         )
 
+    def _has_tokens_of(self, row: int, item: Item) -> bool:
+        if self._prompt is None:
+            return True
+        paths = self.trie.paths
+        return paths.sequence(paths.places[row]) == self._prompt.title_tokens(item.title)
+
     def save(self, items: Path, columns: Path) -> None:
-        """The items, and in another file what follows from them."""
+        """Writes the items and, to another file, their columns. Raises ValueError without a prompt."""
+        if self._prompt is None:
+            raise ValueError("a catalogue that was opened without a prompt cannot be saved")
         if self.items.changed:  # postings of all items are needed
             Catalogue(list(self.items), self._prompt).save(items, columns)
             return
@@ -77,6 +92,21 @@ class Catalogue:
     def available(self, now: float) -> NDArray[np.bool_]:
         """(N,) bool, a fresh array that the caller may change."""
         return self._columns.availability.at(now)
+
+    def titles(self, item_ids: Iterable[str]) -> list[str]:
+        """The title of each item; "" for an item that the catalogue does not know."""
+        items, rows = self.items, map(self.rows.get, item_ids)
+        return [items[row].title if row is not None else "" for row in rows]
+
+    def most_popular(self, allowed: NDArray[np.bool_], num_results: int) -> list[int]:
+        """Rows of the most popular items of `allowed` (N,) bool, best first."""
+        found: list[int] = []
+        for start in range(0, len(self.by_popularity), _POPULAR_AT_ONCE):
+            rows = self.by_popularity[start : start + _POPULAR_AT_ONCE]
+            found += rows[allowed[rows]].tolist()
+            if len(found) >= num_results:
+                break
+        return found[:num_results]
 
     def matching(self, attributes: Mapping[str, Any]) -> NDArray[np.bool_]:
         """(N,) bool: items whose every named attribute is (or, if a list, contains) one of the values asked for.

@@ -28,10 +28,10 @@ class Columns:
     by_popularity: NDArray[np.int32]  # the most popular first, the lower row if tied
     availability: Availability
     postings: Callable[[], Postings]
-    trie: Trie
+    trie: Trie | None  # None without a prompt
 
     @classmethod
-    def of(cls, items: Sequence[Item], prompt: Prompt) -> Self:
+    def of(cls, items: Sequence[Item], prompt: Prompt | None) -> Self:
         popularity = np.array([item.popularity for item in items], dtype=np.int64)
         return cls(
             rows={item.item_id: row for row, item in enumerate(items)},
@@ -39,30 +39,22 @@ class Columns:
             by_popularity=np.argsort(-popularity, kind="stable").astype(np.int32),
             availability=Availability.none().replaced(np.arange(len(items)), items),
             postings=cache(lambda: postings_of(dict(enumerate(items)))),
-            trie=Trie(_paths([item.title for item in items], prompt)),
+            trie=None if prompt is None else Trie(_paths([item.title for item in items], prompt)),
         )
 
-    def replaced(self, old: Mapping[int, Item], new: Mapping[int, Item], prompt: Prompt) -> "Columns":
+    def replaced(self, old: Mapping[int, Item], new: Mapping[int, Item], prompt: Prompt | None) -> "Columns":
         """With `new` items by row; `old` are those that stood there before, the other rows are added at the end."""
         rows = np.fromiter(new, dtype=np.int64, count=len(new))
         added = {row: item for row, item in new.items() if row not in old}
         popularity = np.array([item.popularity for item in added.values()], dtype=np.int64)
-        tokens = {row: prompt.title_tokens(item.title) for row, item in new.items()}
-        moved = [row for row in new if row in added or prompt.title_tokens(old[row].title) != tokens[row]]
         return Columns(
             rows=self.rows | {item.item_id: row for row, item in added.items()} if added else self.rows,
             popularity=np.append(self.popularity, popularity) if added else self.popularity,
             by_popularity=self._by_popularity_with(popularity) if added else self.by_popularity,
             availability=self.availability.replaced(rows, new.values()),
             postings=self.postings,
-            trie=self._trie_with({row: tokens[row] for row in moved}) if moved else self.trie,
+            trie=None if prompt is None or self.trie is None else _trie_with(self.trie, old, new, prompt),
         )
-
-    def _trie_with(self, tokens: Mapping[int, tuple[int, ...]]) -> Trie:
-        """Its first children are found here, not by the first request."""
-        trie = Trie(self.trie.paths.replaced(np.array(list(tokens), dtype=np.int64), list(tokens.values())))
-        trie.children(trie.root)
-        return trie
 
     def _by_popularity_with(self, added: NDArray[np.int64]) -> NDArray[np.int32]:
         order = np.argsort(-added, kind="stable")
@@ -76,6 +68,8 @@ class Columns:
 
     def arrays(self, titles: Sequence[str], prompt: Prompt) -> dict[str, NDArray[Any]]:
         """For a file; see `read`. Where tokens of titles may be others tomorrow, their text is kept instead."""
+        if self.trie is None:
+            raise ValueError("columns without a trie cannot be saved")
         paths = self.trie.paths
         by_title = {"order": paths.order, "tokens": paths.tokens} if prompt.is_lasting else {"titles": packed(titles)}
         return {
@@ -88,19 +82,18 @@ class Columns:
         }
 
     @classmethod
-    def read(cls, arrays: Mapping[str, NDArray[Any]], prompt: Prompt) -> Self:
+    def read(cls, arrays: Mapping[str, NDArray[Any]], prompt: Prompt | None) -> Self:
         """Raises ValueError or KeyError when they are not what `arrays` gives."""
         rows = {item_id: row for row, item_id in enumerate(json.loads(arrays["ids"].tobytes()))}
-        if prompt.is_lasting:
-            paths = Paths(arrays["order"], arrays["tokens"])
-        else:
-            paths = _paths(json.loads(arrays["titles"].tobytes()), prompt)
+        paths = None if prompt is None else _read_paths(arrays, prompt)
         postings = Postings.read(arrays)
         availability = Availability(*(arrays[name] for name in Availability._fields))
         popularity, by_popularity = arrays["popularity"], arrays["by_popularity"]
-        if {len(popularity), len(by_popularity), len(availability.always), len(paths)} != {len(rows)}:
+        lengths = {len(popularity), len(by_popularity), len(availability.always)}
+        if lengths | ({len(paths)} if paths is not None else set()) != {len(rows)}:
             raise ValueError("columns of different lengths")
-        return cls(rows, popularity, by_popularity, availability, lambda: postings, Trie(paths))
+        trie = None if paths is None else Trie(paths)
+        return cls(rows, popularity, by_popularity, availability, lambda: postings, trie)
 
 
 def postings_of(items: Mapping[int, Item]) -> Postings:
@@ -109,3 +102,20 @@ def postings_of(items: Mapping[int, Item]) -> Postings:
 
 def _paths(titles: Sequence[str], prompt: Prompt) -> Paths:
     return Paths.from_flat(*prompt.titles_tokens(titles))
+
+
+def _read_paths(arrays: Mapping[str, NDArray[Any]], prompt: Prompt) -> Paths:
+    if prompt.is_lasting:
+        return Paths(arrays["order"], arrays["tokens"])
+    return _paths(json.loads(arrays["titles"].tobytes()), prompt)
+
+
+def _trie_with(trie: Trie, old: Mapping[int, Item], new: Mapping[int, Item], prompt: Prompt) -> Trie:
+    """The trie with the titles of `new`; the same object when no title changed."""
+    tokens = {row: prompt.title_tokens(item.title) for row, item in new.items()}
+    moved = [row for row in new if row not in old or prompt.title_tokens(old[row].title) != tokens[row]]
+    if not moved:
+        return trie
+    changed = Trie(trie.paths.replaced(np.array(moved, dtype=np.int64), [tokens[row] for row in moved]))
+    changed.children(changed.root)  # cached now, so that the first request does not wait for it
+    return changed

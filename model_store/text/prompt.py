@@ -10,15 +10,18 @@ lets one window of K + 1 items train all its titles at once. Knows no tensors.
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
 
 from model_store.errors import UnsupportedBackbone
 from model_store.manifest import PromptSpec
 from model_store.text.history import clean_title
 from model_store.text.vocabulary import BEGIN, ItemVocabulary
+
+if TYPE_CHECKING:  # at run time the import would load torch
+    from transformers import PreTrainedTokenizerBase
 
 _TITLES_PER_CALL = 50_000
 
@@ -28,7 +31,7 @@ class Prompt:
 
     is_lasting = True  # the tokens of a title are the same in every process
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, spec: PromptSpec) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", spec: PromptSpec) -> None:
         self.spec = spec
         self.tokenizer = tokenizer
         beginning = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []

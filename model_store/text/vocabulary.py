@@ -9,11 +9,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Self
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Self
 
 from model_store.errors import BundleCorrupt
+
+if TYPE_CHECKING:  # at run time the import would load torch
+    from transformers import PreTrainedTokenizerBase
 
 BEGIN = 0
 TITLES_FILE = "titles.json"
@@ -22,14 +23,14 @@ TITLES_FILE = "titles.json"
 class ItemVocabulary:
     """Thread-safe. `titles` are clean and all different."""
 
-    def __init__(self, titles: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, titles: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> None:
         self.tokenizer = tokenizer
         self._titles = list(titles)
         self._tokens = {title: 1 + row for row, title in enumerate(self._titles)}
         self._lock = Lock()
 
     @classmethod
-    def load(cls, directory: Path, tokenizer: PreTrainedTokenizerBase) -> Self:
+    def load(cls, directory: Path, tokenizer: "PreTrainedTokenizerBase") -> Self:
         """Raises BundleCorrupt."""
         try:
             titles = json.loads((directory / TITLES_FILE).read_text(encoding="utf-8"))

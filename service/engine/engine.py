@@ -23,8 +23,9 @@ import structlog
 import torch
 from numpy.typing import NDArray
 
+from model_store.answers import Answer, Query
 from model_store.bundle import Bundle
-from model_store.inference import Answer, Query, encode, recommend
+from model_store.inference import encode, recommend
 from model_store.lm.window_cache import WindowCache
 from service.engine.batching import Admission, Batcher, Job
 from service.metrics import Metrics

@@ -18,8 +18,8 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from model_store.answers import Answer, Query, Ranked, Stopwatch, popular
 from model_store.bundle import Bundle
-from model_store.inference import Answer, Query, Ranked, Stopwatch, popular
 from service.engine.batching import Admission
 from service.engine.engine import Engine
 from service.errors import DeadlineExceeded, StoreUnavailable
@@ -159,7 +159,7 @@ class Recommender:
     def _popular(
         self, request: RecommendRequest, context: Context, fallback: Fallback, watch: Stopwatch
     ) -> RecommendResponse:
-        ranked = popular(self.bundle, self._allowed(request, context), request.k)
+        ranked = popular(self.bundle.catalogue, self._allowed(request, context), request.k)
         return self._respond(request, ranked, watch, memory=[], fallback=fallback)
 
     def _explain(self, request: RecommendRequest, context: Context, answer: Answer) -> list[MemoryElement]:

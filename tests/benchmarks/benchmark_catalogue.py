@@ -26,7 +26,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from model_store.beams.paths import Paths
 from model_store.beams.trie import Allowed, Node, Trie
-from model_store.bundle import BundleWriter, build_retriever, describe_files, weights_sha256
+from model_store.bundle import BundleWriter, build_retriever
+from model_store.files import describe_files, weights_sha256
 from model_store.catalogue.catalogue import Catalogue, Item
 from model_store.grounding import ItemIndex
 from model_store.manifest import BackboneSpec, Manifest, MemorySpec, PromptSpec, RetrieverSpec, space_id

@@ -30,7 +30,8 @@ import torch
 from transformers import PreTrainedModel
 
 from model_store.bundle import Bundle
-from model_store.inference import Answer, encode, recommend
+from model_store.answers import Answer
+from model_store.inference import encode, recommend
 from model_store.lm.packed import pack_matrices
 from model_store.lm.precision import Precision, set_precision
 from model_store.lm.window_cache import WindowCache

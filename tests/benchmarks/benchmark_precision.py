@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from model_store.bundle import Bundle
-from model_store.inference import Query, encode, recommend
+from model_store.answers import Query
+from model_store.inference import encode, recommend
 from model_store.lm.packed import pack_matrices
 from model_store.lm.precision import Precision, set_precision
 from tests.benchmarks.benchmark_engine import RESULTS

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from model_store.bundle import read_manifest
+from model_store.files import read_manifest
 from model_store.manifest import Manifest
 from tests.benchmarks.load import Load, Outcome, generate
 from tests.benchmarks.machine import last_line, median_ms, percentile_ms, table

@@ -28,7 +28,8 @@ import redis.asyncio
 
 from model_store.bundle import Bundle
 from model_store.catalogue.catalogue import Catalogue, Item
-from model_store.inference import Query, recommend
+from model_store.answers import Query
+from model_store.inference import recommend
 from service.store.keys import user_prefix
 from tests.benchmarks.benchmark_catalogue import NUM_WORDS, SPECIAL, titles_of
 from tests.benchmarks.benchmark_catalogue import make_prompt as make_catalogue_prompt

@@ -22,7 +22,8 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from model_store.bundle import Bundle, build_retriever
 from model_store.catalogue.catalogue import Catalogue, Item
 from model_store.grounding import ItemIndex
-from model_store.inference import Query, encode
+from model_store.answers import Query
+from model_store.inference import encode
 from model_store.lm.split_lm import SplitLM
 from model_store.manifest import BackboneSpec, GenerationSpec, Manifest, PromptSpec, RetrieverSpec
 from model_store.text.prompt import Prompt

@@ -13,20 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model_store.bundle import (
-    COLUMNS,
-    INDEX,
-    ITEMS,
-    MANIFEST,
-    NEIGHBORS,
-    RETRIEVER,
-    Bundle,
-    BundleWriter,
-    build_retriever,
-    describe_files,
-    read_manifest,
-    weights_sha256,
-)
+from model_store.answers import Query
+from model_store.bundle import Bundle, BundleWriter, build_retriever
 from model_store.catalogue.catalogue import Item
 from model_store.errors import (
     BundleCorrupt,
@@ -36,7 +24,18 @@ from model_store.errors import (
     SpaceMismatch,
     UnsupportedBackbone,
 )
-from model_store.inference import Query, recommend
+from model_store.files import (
+    COLUMNS,
+    INDEX,
+    ITEMS,
+    MANIFEST,
+    NEIGHBORS,
+    RETRIEVER,
+    describe_files,
+    read_manifest,
+    weights_sha256,
+)
+from model_store.inference import recommend
 from model_store.lm.item_embedding import ItemEmbedding, ItemHead
 from model_store.manifest import FileEntry, GenerationSpec, RetrieverSpec, Vocabulary, space_id
 from tests.conftest import BOTH_VOCABULARIES, ITEMS_ONLY, TITLES, make_model, write_bundle

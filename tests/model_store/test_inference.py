@@ -13,22 +13,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model_store.answers import GENERATED, GROUNDED, POPULAR, Answer, Query, popular
 from model_store.bundle import Bundle
 from model_store.catalogue.catalogue import Item
 from model_store.grounding import Neighbors
-from model_store.inference import (
-    GENERATED,
-    GROUNDED,
-    POPULAR,
-    Answer,
-    Query,
-    embed,
-    encode,
-    pad_memory,
-    popular,
-    recommend,
-    to_float16,
-)
+from model_store.inference import embed, encode, pad_memory, recommend, to_float16
 from model_store.lm.item_embedding import ItemEmbedding, spell
 from model_store.manifest import GenerationSpec, RetrieverSpec
 from tests.conftest import BOTH_VOCABULARIES, ITEMS_ONLY, TITLES
@@ -341,7 +330,7 @@ def test_neighbours_have_their_share_in_the_next_item(make_bundle: Callable[...,
 
 def test_popular_orders_by_count(bundle: Bundle) -> None:
     allowed = np.arange(20) >= 4
-    assert [item.row for item in popular(bundle, allowed, 3)] == [4, 5, 6]
+    assert [item.row for item in popular(bundle.catalogue, allowed, 3)] == [4, 5, 6]
 
 
 @BOTH_VOCABULARIES

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from model_store.bundle import Bundle, read_manifest
+from model_store.bundle import Bundle
+from model_store.files import read_manifest
 from model_store.manifest import GenerationSpec, space_id
 from tests.training.small import METRICS, shop
 from training import evaluate

@@ -12,7 +12,8 @@ import polars as pl
 import pytest
 
 from model_store.bundle import Bundle
-from model_store.inference import Query, recommend
+from model_store.answers import Query
+from model_store.inference import recommend
 from tests.conftest import TITLES, make_model, make_tokenizer
 from tests.training.small import RECENT, TINY, shop
 from training import annotate, build_index, sft, train_retriever

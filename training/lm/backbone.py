@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from model_store.bundle import describe_files, weights_sha256
+from model_store.files import describe_files, weights_sha256
 from model_store.lm.checkpoint import load_lm
 from model_store.lm.split_lm import SplitLM
 from model_store.manifest import BackboneSpec, PromptSpec, Vocabulary

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from model_store.answers import Answer, Query
 from model_store.bundle import Bundle
 from model_store.catalogue.catalogue import Item
-from model_store.inference import Answer, Query, encode, recommend
+from model_store.inference import encode, recommend
 from model_store.lm.split_lm import SplitLM
 from model_store.lm.window_cache import WindowCache, read_bottom
 from tests.conftest import ARCHITECTURES, BOTH_VOCABULARIES, ITEMS_ONLY, TITLES, make_model

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from model_store.answers import Answer, Query
 from model_store.bundle import Bundle
 from model_store.catalogue.catalogue import Item
-from model_store.inference import Answer, Query, encode, recommend
+from model_store.inference import encode, recommend
 from service.engine.engine import Engine
 from service.errors import DeadlineExceeded, Draining, Overloaded
 from service.metrics import Metrics

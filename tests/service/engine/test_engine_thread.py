@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import service.engine.engine
+from model_store.answers import Answer, Query
 from model_store.bundle import Bundle
-from model_store.inference import Answer, Query, encode, recommend
+from model_store.inference import encode, recommend
 from service.errors import Draining
 from tests.conftest import BOTH_VOCABULARIES
 from tests.service.engine.test_engine import query, running, shown

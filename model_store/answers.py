@@ -1,0 +1,80 @@
+"""What is asked of a bundle, and what it answers: plain values, without torch."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_store.catalogue.catalogue import Catalogue
+
+Source = Literal["generated", "grounded", "popular"]
+GENERATED: Source = "generated"
+GROUNDED: Source = "grounded"
+POPULAR: Source = "popular"
+
+
+@dataclass(frozen=True)
+class Query:
+    """One request to the model.
+
+    `prompt`: tokens of the recent window. `memory` (M, D) float16, oldest first. `allowed` (N,) bool by catalogue row.
+    `chosen`: indices of memories that replace the retriever's choice (used in evaluation).
+    """
+
+    prompt: Sequence[int]
+    memory: NDArray[np.float16]
+    allowed: NDArray[np.bool_]
+    num_results: int
+    chosen: tuple[int, ...] | None = None
+
+
+class Ranked(NamedTuple):
+    """One item of an answer.
+
+    `score`: log-probability of the title, None unless generated. `distance`: L2 distance to the best generated title,
+    None if popular.
+    """
+
+    row: int
+    source: Source
+    score: float | None
+    distance: float | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`weights` (M,) are the retriever's probabilities, `chosen` the indices of the memories that reached the top half.
+
+    `null_weight` is the probability of "no memory helps". `timings_s`: seconds of each stage, for the whole batch.
+    """
+
+    items: list[Ranked]
+    chosen: tuple[int, ...]
+    weights: NDArray[np.float32]
+    null_weight: float
+    timings_s: dict[str, float] = field(default_factory=dict)
+
+
+class Stopwatch:
+    """Seconds between marks."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._started = self._last = time.perf_counter()
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.perf_counter() - self._started
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = now - self._last
+        self._last = now
+
+
+def popular(catalogue: Catalogue, allowed: NDArray[np.bool_], num_results: int) -> list[Ranked]:
+    """The most popular allowed items: the answer where nothing better is known."""
+    return [Ranked(row, POPULAR, None, None) for row in catalogue.most_popular(allowed, num_results)]

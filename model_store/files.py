@@ -1,0 +1,117 @@
+"""The files of a bundle: their names, the manifest, and the check that every file is what the manifest says.
+
+    manifest.json          written last; a directory with it is a complete bundle
+    lm/                    a Hugging Face checkpoint (safetensors) with its tokenizer, adapters merged
+    retriever.safetensors  weights of the retriever
+    items.jsonl            the catalogue; line number = row
+    items.safetensors      columns computed from the catalogue, memory-mapped when the bundle is opened (optional)
+    items.faiss            title embeddings; id = row
+    neighbors.safetensors  item neighbours by co-occurrence and by title (item vocabulary, optional)
+
+Needs neither torch nor a tokenizer.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from model_store.errors import BundleCorrupt, BundleNotFound, FormatTooNew, SpaceMismatch
+from model_store.manifest import FORMAT_VERSION, FileEntry, Manifest, space_id
+from model_store.text.vocabulary import TITLES_FILE
+
+MANIFEST, LM, RETRIEVER, ITEMS, INDEX = "manifest.json", "lm", "retriever.safetensors", "items.jsonl", "items.faiss"
+COLUMNS, NEIGHBORS = "items.safetensors", "neighbors.safetensors"
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
+_WEIGHTS_AND_TOKENS = (".safetensors", "config.json", TITLES_FILE, *_TOKENIZERS)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Checks the format version before anything else, since later versions may have other fields."""
+    file = path / MANIFEST
+    if not file.is_file():
+        raise BundleNotFound(
+            f"{path}: no {MANIFEST}; try `make demo` or `python -m training.pipeline --data DATASET --out {path}`"
+        )
+    try:
+        facts = json.loads(file.read_bytes())
+        version = facts["format_version"]
+        if version > FORMAT_VERSION:
+            raise FormatTooNew(
+                f"{path}: bundle format {version}, but this software reads up to {FORMAT_VERSION}; upgrade"
+            )
+        return Manifest.model_validate(facts)
+    except (ValueError, TypeError, KeyError, ValidationError) as error:
+        raise BundleCorrupt(f"{file}: not a manifest ({type(error).__name__}); build the bundle again") from error
+
+
+def verify_parts(path: Path, manifest: Manifest) -> None:
+    """What is opened must be listed, or it would be opened without its checksum verified."""
+    needed = {RETRIEVER, ITEMS, INDEX} | ({NEIGHBORS} if manifest.generation.neighbor_share else set())
+    missing = needed - manifest.files.keys()
+    if missing:
+        raise BundleCorrupt(
+            f"{path}: {', '.join(sorted(missing))} is not among the files of the manifest; build it again"
+        )
+
+
+def verify_files(path: Path, manifest: Manifest, names: Collection[str] | None = None) -> None:
+    """Checks size and SHA-256 of the files in `names` (all files when None). Raises BundleCorrupt.
+
+    Extra files are ignored, except in `lm/`, whose whole content transformers reads.
+    """
+    for file in sorted((path / LM).glob("[!.]*")):
+        if f"{LM}/{file.name}" not in manifest.files and not file.is_dir():
+            raise BundleCorrupt(
+                f"{path}: {LM}/{file.name} does not belong to the bundle and may change its model; remove it"
+            )
+    checked = {name: entry for name, entry in manifest.files.items() if names is None or name in names}
+    for name, entry in checked.items():
+        file = path / name
+        if not file.is_file():
+            raise BundleCorrupt(f"{path}: {name} is missing; copy the bundle again or build it again")
+        if file.stat().st_size != entry.num_bytes:
+            raise BundleCorrupt(f"{path}: {name} has {file.stat().st_size} bytes, not {entry.num_bytes}; copy it again")
+    digests = sha256_of_all(path / name for name in checked)
+    for (name, entry), digest in zip(checked.items(), digests, strict=True):
+        if digest != entry.sha256:
+            raise BundleCorrupt(f"{path}: {name} differs from its checksum; copy the bundle again or build it again")
+
+
+def verify_space(path: Path, manifest: Manifest) -> None:
+    weights = weights_sha256({name: entry for name, entry in manifest.files.items() if name.startswith(LM + "/")})
+    backbone = manifest.backbone.model_copy(update={"weights_sha256": weights})
+    if space_id(backbone, manifest.prompt, manifest.memory) != manifest.space:
+        raise SpaceMismatch(
+            f"{path}: the language model is not the one that space {manifest.space} was made with; build it again"
+        )
+
+
+def sha256_of(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_of_all(files: Iterable[Path]) -> list[str]:
+    """On all cores: hashing lets other threads run."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(sha256_of, files))
+
+
+def weights_sha256(files: dict[str, FileEntry]) -> str:
+    """One digest of what the language model computes: weights, configuration and tokenizer."""
+    relevant = {Path(name).name: entry.sha256 for name, entry in files.items() if name.endswith(_WEIGHTS_AND_TOKENS)}
+    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
+
+
+def describe_files(root: Path) -> dict[str, FileEntry]:
+    """Size and checksum of every file below `root`, by relative name."""
+    files = sorted(file for file in root.rglob("*") if file.is_file() and file.name != MANIFEST)
+    return {
+        file.relative_to(root).as_posix(): FileEntry(num_bytes=file.stat().st_size, sha256=digest)
+        for file, digest in zip(files, sha256_of_all(files), strict=True)
+    }
