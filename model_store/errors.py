@@ -1,19 +1,19 @@
-"""What can go wrong with a bundle, a backbone or a stored state. Knows no HTTP.
+"""The errors that `model_store` raises.
 
 ModelStoreError
-├── BundleError              the artefacts on disk
-│   ├── BundleNotFound       no manifest there
+├── BundleError              a bundle on disk cannot be used
+│   ├── BundleNotFound       there is no manifest at the path
 │   ├── BundleCorrupt        a file is missing, cut short or changed
-│   ├── FormatTooNew         written by a later version of this software
-│   └── SpaceMismatch        parts made with different language models
-├── UnsupportedBackbone      the checkpoint cannot be split faithfully
-├── EmptyCatalogue           nothing to recommend
-└── StateCorrupt             bytes that are not a state of this space
+│   ├── FormatTooNew         a later version of this software wrote it
+│   └── SpaceMismatch        its parts were made with different language models
+├── UnsupportedBackbone      the halves of the checkpoint do not reproduce the whole model
+├── EmptyCatalogue           there is no item to recommend
+└── StateCorrupt             a state cannot be stored
 """
 
 
 class ModelStoreError(Exception):
-    """Base of all errors raised by `model_store`."""
+    """Base class of all errors that `model_store` raises."""
 
 
 class BundleError(ModelStoreError):
@@ -21,7 +21,7 @@ class BundleError(ModelStoreError):
 
 
 class BundleNotFound(BundleError):
-    """There is no finished bundle at the path."""
+    """There is no complete bundle at the path."""
 
 
 class BundleCorrupt(BundleError):
@@ -29,15 +29,15 @@ class BundleCorrupt(BundleError):
 
 
 class FormatTooNew(BundleError):
-    """The bundle was written by a later version of this software."""
+    """A later version of this software wrote the bundle."""
 
 
 class SpaceMismatch(BundleError):
-    """Two parts come from different language models, split layers or prompts."""
+    """Parts of the bundle come from different language models, split layers or prompts."""
 
 
 class UnsupportedBackbone(ModelStoreError):
-    """The checkpoint is not a decoder-only model whose halves reproduce the whole."""
+    """The checkpoint is not a decoder-only model whose two halves reproduce the whole model."""
 
 
 class EmptyCatalogue(ModelStoreError):
@@ -45,4 +45,4 @@ class EmptyCatalogue(ModelStoreError):
 
 
 class StateCorrupt(ModelStoreError):
-    """Bytes read back from the memory store are not a state of this space."""
+    """A state has the wrong shape for the record, or numbers that are not finite."""

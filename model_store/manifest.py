@@ -1,52 +1,55 @@
-"""The manifest of a bundle: every number that training dictates to serving, and the identity of its hidden states.
+"""The manifest of a bundle: every setting that training fixes and serving obeys, and the id of its hidden states.
 
-Frozen; the one source for split layer, recent length K, memory size M, prompt and dtype. Knows no files but its own.
+It is the only source of the split layer, the recent length K, the memory size M, the prompt and the dtypes. Immutable.
+Reads and writes no files; `bundle.py` does that.
 """
 
 import hashlib
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from model_store.memory.codec import StateDtype
 
 FORMAT_VERSION = 2
-Vocabulary = Literal["titles", "items"]  # a title is a text, or one token (see `vocabulary.py`)
+Vocabulary = Literal["titles", "items"]  # a title is several text tokens, or one token (see text/vocabulary.py)
 
 
-class _Frozen(BaseModel):
+class _FrozenModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
-class PromptSpec(_Frozen):
-    """The text around the titles; see `prompt.py` for how it becomes tokens."""
+class PromptSpec(_FrozenModel):
+    """The text around the titles; see text/prompt.py for how it becomes tokens."""
 
     head: str = "A user chose these items, oldest first. Predict the next one.\n"
-    terminator: str = Field(default="\n", pattern="\n", description="has a newline, which no title contains")
+    terminator: str = Field(default="\n", pattern="\n", description="contains a newline, which no title contains")
     max_title_tokens: int = Field(default=24, ge=1)
     recent_length: int = Field(default=10, ge=1, description="K of the paper")
 
 
-class BackboneSpec(_Frozen):
-    """Which language model, and where it is cut."""
+class BackboneSpec(_FrozenModel):
+    """The language model, and the layer where it is cut."""
 
     base_model: str
     adapter: str | None = None
-    weights_sha256: str = Field(description="of all weights and tokenizer files: names the function, not the file")
-    split_layer: int = Field(ge=1, description="L: the bottom half is embeddings + layers[:L]")
+    weights_sha256: str = Field(description="of the weights, configurations and tokenizer in lm/")
+    split_layer: int = Field(ge=1, description="L: the bottom half is the embeddings and layers[:L]")
     num_layers: int
     hidden_size: int = Field(description="D")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
-class MemorySpec(_Frozen):
+class MemorySpec(_FrozenModel):
+    """How much memory the retriever sees, and how a state is stored."""
+
     max_elements: int = Field(default=90, ge=0, description="M of the paper")
-    state_dtype: StateDtype = Field(default="float16", description="of a stored state, see `codec.py`")
+    state_dtype: StateDtype = Field(default="float16", description="of a stored state, see memory/codec.py")
 
 
-class RetrieverSpec(_Frozen):
-    """`top_k` chosen states reach the top half; `combine` says where they stand (see `combine.py`)."""
+class RetrieverSpec(_FrozenModel):
+    """The retriever network. At most `top_k` states enter the top half, placed by `combine` (see memory/combine.py)."""
 
     width: int = 256
     top_k: int = Field(default=1, ge=1)
@@ -54,19 +57,32 @@ class RetrieverSpec(_Frozen):
     combine: Literal["prepend", "insert"] = "insert"
 
 
-class GenerationSpec(_Frozen):
+class GenerationSpec(_FrozenModel):
+    """The beam search, and how much item neighbours count in its first step (see neighbors.py)."""
+
     num_beams: int = Field(default=20, ge=1)
-    grounding_popularity_gamma: float = Field(default=0.0, ge=0.0)
-    neighbor_share: float = Field(default=0.0, ge=0.0, lt=1.0, description="λ of `neighbors.py`; 0 asks no neighbours")
+    neighbor_share: float = Field(default=0.0, ge=0.0, lt=1.0, description="λ; 0 uses no neighbours")
     neighbor_half_life: float = Field(default=1.0, gt=0.0, description="in events")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_popularity_gamma(cls, facts: Any) -> Any:
+        """Accept manifests that have `grounding_popularity_gamma`, a field without effect at its only value, 0."""
+        if isinstance(facts, dict) and facts.get("grounding_popularity_gamma") == 0:
+            return {name: value for name, value in facts.items() if name != "grounding_popularity_gamma"}
+        return facts
 
-class FileEntry(_Frozen):
+
+class FileEntry(_FrozenModel):
+    """Size and SHA-256 (lower-case hex) of one file of the bundle."""
+
     num_bytes: int
     sha256: str
 
 
-class Manifest(_Frozen):
+class Manifest(_FrozenModel):
+    """The contents of `manifest.json`; README.md describes each field."""
+
     format_version: int = FORMAT_VERSION
     name: str
     created_at: str
@@ -78,15 +94,16 @@ class Manifest(_Frozen):
     generation: GenerationSpec = GenerationSpec()
     num_items: int
     space: str
-    provenance: dict[str, Any] = Field(default_factory=dict, description="how it was made: data, recipe, seeds")
+    provenance: dict[str, Any] = Field(default_factory=dict, description="how the bundle was made: data, recipe, seeds")
     files: dict[str, FileEntry] = Field(default_factory=dict)
 
 
 def space_id(backbone: BackboneSpec, prompt: PromptSpec, memory: MemorySpec) -> str:
-    """12 hex characters that name a space of hidden states.
+    """12 hex characters that identify a space of hidden states.
 
-    Two states are comparable only if the same weights, cut at the same layer, read the same text at the same precision.
-    The retriever and the index are not part of it: they may change while the memory of users stays.
+    Two states are comparable only if the same weights, cut at the same layer, computed them from the same kind of
+    prompt and they are stored in the same dtype. The retriever and the index are not part of the space: they may change
+    while stored states stay valid.
     """
     facts = {
         "backbone": backbone.model_dump(),

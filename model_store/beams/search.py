@@ -22,7 +22,7 @@ from transformers import DynamicCache
 from model_store.beams.tree_attention import Branch, Tree
 from model_store.beams.trie import Allowed, Children, Edge, Node, Trie
 from model_store.lm.split_lm import SplitLM
-from model_store.memory.combine import Combined
+from model_store.memory.combine import TopInput
 
 # Logits of one product with the head, and of one softmax, whose result then stays in a processor's cache.
 _MAX_LOGITS, _MAX_CACHED_LOGITS = 2**25, 2**19
@@ -118,7 +118,7 @@ def beam_search(
     lm: SplitLM,
     prompt_mask: Tensor,
     caches: tuple[DynamicCache, DynamicCache],
-    combined: Combined,
+    combined: TopInput,
     *,
     trie: Trie,
     searches: Sequence[Search],

@@ -98,7 +98,7 @@ class Timeline:
     def _is_valid(self) -> NDArray[np.bool_]:
         """Whether there is a state, it is readable, and it was made from the window of today."""
         of_windows = np.frombuffer(b"".join(self._fingerprints), dtype="<u8")
-        is_valid: NDArray[np.bool_] = self._decoded.is_whole & (self._decoded.fingerprints == of_windows)
+        is_valid: NDArray[np.bool_] = self._decoded.is_valid & (self._decoded.fingerprints == of_windows)
         return is_valid
 
 

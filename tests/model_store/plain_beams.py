@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from model_store.beams.search import Search, Title
 from model_store.beams.trie import Edge, Node, Trie
 from model_store.lm.split_lm import SplitLM
-from model_store.memory.combine import Combined
+from model_store.memory.combine import TopInput
 
 
 class Beam(NamedTuple):
@@ -53,7 +53,7 @@ def plain_beam_search(
     lm: SplitLM,
     prompt_mask: Tensor,
     caches: tuple[DynamicCache, DynamicCache],
-    combined: Combined,
+    combined: TopInput,
     *,
     trie: Trie,
     searches: Sequence[Search],

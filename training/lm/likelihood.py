@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from model_store.lm.split_lm import SplitLM, pad_left
-from model_store.memory.combine import Combined, combine, split_prompt
+from model_store.memory.combine import TopInput, combine, split_prompt
 
 
 class Read(NamedTuple):
@@ -97,22 +97,22 @@ def log_probs_by_element(
         part = pairs[start : start + max_rows]
         rows = torch.tensor([row for row, _ in part], device=lm.device)
         twin = Read(*(tensor[rows] for tensor in batch))
-        combined = _one_memory_each(Combined(after.states[rows], after.mask[rows]), memories, part)
+        combined = _one_memory_each(TopInput(after.states[rows], after.mask[rows]), memories, part)
         scores.append(_score(lm, combined, twin, cache=_rows_of(cache, rows), cached_mask=before.mask[rows]))
     return list(torch.cat(scores).split([1 + len(memory) for memory in memories]))
 
 
-def _one_memory_each(after: Combined, memories: Sequence[Tensor], pairs: Sequence[tuple[int, int]]) -> Combined:
+def _one_memory_each(after: TopInput, memories: Sequence[Tensor], pairs: Sequence[tuple[int, int]]) -> TopInput:
     """R pairs of (row, element), element -1 is no memory; `after` (R, …) is what follows it."""
     blank = after.states.new_zeros(after.states.shape[-1])
     memory = torch.stack([memories[row][element] if element >= 0 else blank for row, element in pairs])[:, None]
     mask = after.mask.new_tensor([[int(element >= 0)] for _, element in pairs])
     states = torch.cat([memory.to(after.states.dtype), after.states], dim=1)
-    return Combined(states, torch.cat([mask, after.mask], dim=1))
+    return TopInput(states, torch.cat([mask, after.mask], dim=1))
 
 
 def _score(
-    lm: SplitLM, combined: Combined, batch: Read, *, cache: DynamicCache | None, cached_mask: Tensor | None
+    lm: SplitLM, combined: TopInput, batch: Read, *, cache: DynamicCache | None, cached_mask: Tensor | None
 ) -> Tensor:
     """The answer's log-probability when the top half reads `combined`, then the answer but its last token."""
     num_tokens = batch.answers.shape[1]

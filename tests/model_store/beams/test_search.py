@@ -10,7 +10,7 @@ import transformers
 from model_store.beams.search import Search, Title, beam_search
 from model_store.beams.trie import Trie
 from model_store.lm.split_lm import SplitLM, pad_left
-from model_store.memory.combine import Combined, combine
+from model_store.memory.combine import TopInput, combine
 from tests.conftest import make_model
 
 END = 3
@@ -35,7 +35,7 @@ def search(
     searches = [Search(trie.allow(flags), num_titles, num_beams) for _ in prompts]
     with torch.inference_mode():
         states = lm.bottom(tokens, mask, caches[0])
-        return beam_search(lm, mask, caches, Combined(states, mask), trie=trie, searches=searches)
+        return beam_search(lm, mask, caches, TopInput(states, mask), trie=trie, searches=searches)
 
 
 def named(titles: list[Title]) -> dict[tuple[int, ...], float]:
@@ -149,7 +149,7 @@ def test_titles_of_one_token_are_ranked_by_the_head_without_another_step(num_tit
     searches = [Search(trie.allow(), num_titles, num_beams) for _ in PROMPTS]
     with torch.inference_mode():
         states = lm.bottom(tokens, mask, caches[0])
-        results = beam_search(lm, mask, caches, Combined(states, mask), trie=trie, searches=searches)
+        results = beam_search(lm, mask, caches, TopInput(states, mask), trie=trie, searches=searches)
     assert caches[0].get_seq_length() == caches[1].get_seq_length() == tokens.shape[1], "a step was taken for nothing"
     for prompt, found in zip(PROMPTS, results, strict=True):
         expected = {title: forced_score(whole, prompt, title) for title in SINGLE}
@@ -172,7 +172,7 @@ def test_the_first_step_may_be_reweighed() -> None:
             lm,
             mask,
             caches,
-            Combined(states, mask),
+            TopInput(states, mask),
             trie=trie,
             searches=[Search(trie.allow(), 2, 2) for _ in range(2)],
             reweigh=lambda log_probs: wish,

@@ -121,9 +121,10 @@ def test_memory_equals_a_backfill_of_the_log(
         records = {name: record for name, record in found if record is not None}
         assert records.keys() == expected.keys(), "states of exactly the newest K + M"
         for name, (state, fingerprint) in expected.items():
-            kept, kept_fingerprint = service.bundle.codec.decode(records[name])
-            assert kept_fingerprint == fingerprint, f"{name} has the state of another window"
-            np.testing.assert_allclose(kept, state, err_msg=name, rtol=ROUNDING, atol=ROUNDING)
+            kept = service.bundle.codec.decode_many([records[name]])
+            assert kept.is_valid.all()
+            assert kept.fingerprints.tobytes() == fingerprint, f"{name} has the state of another window"
+            np.testing.assert_allclose(kept.states[0], state, err_msg=name, rtol=ROUNDING, atol=ROUNDING)
             if service.engine._batcher.max_batch == 1:
                 assert records[name] == service.bundle.codec.encode(state, fingerprint), "not the same bytes"
         memory = (await service.timeline("u")).memory()
@@ -144,7 +145,8 @@ async def test_a_backfill_from_nothing_gives_the_same(service: Service, raw: Red
     for (name, old), (_, new) in zip(before, after, strict=True):
         assert (old is None) == (new is None)
         if old and new:
-            states = [service.bundle.codec.decode(record)[0] for record in (old, new)]
+            states, _, is_valid = service.bundle.codec.decode_many([old, new])
+            assert is_valid.all()
             np.testing.assert_allclose(states[0], states[1], err_msg=name, rtol=ROUNDING, atol=ROUNDING)
 
 
