@@ -16,10 +16,10 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from service.auth import Keys, refuse_insecure_bind
-from service.errors import BadRequest, ServiceError, status_of
+from service.errors import ServiceError, status_of
 from service.http import problems
 from service.http.dependencies import Resources
-from service.http.fields import FieldError, field_errors
+from service.http.fields import field_errors
 from service.http.middleware import BodyCap, Edge, Guard, count_rejection
 from service.http.routes import interactions, items, model, ops, recommend, users
 from service.http.schemas import Problem
@@ -115,13 +115,6 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 async def _on_invalid_request(request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestValidationError):
         raise error
-    found = error.errors()
-    if found[0]["type"] == "json_invalid":
-        where = f"{found[0]['ctx']['error']} at character {found[0]['loc'][-1]}"
-        return problems.from_service_error(request.scope, BadRequest(f"The body is not valid JSON: {where}."))
-    if found[0]["loc"] == ("body",) and "json" not in request.headers.get("content-type", ""):
-        hint = FieldError(field="body", message="send a JSON object with Content-Type: application/json")
-        return problems.from_field_errors(request.scope, [hint])
     # The first part of a location is body, path or query: the field's own name says enough.
-    named = [{**each, "loc": each["loc"][1:] or each["loc"]} for each in found]
+    named = [{**each, "loc": each["loc"][1:] or each["loc"]} for each in error.errors()]
     return problems.from_field_errors(request.scope, field_errors(named))

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 
 import structlog
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.auth import OPEN_PATHS, Keys, presented_key
@@ -125,9 +124,7 @@ class BodyCap:
             message = await receive()
             received += len(message.get("body", b""))
             if received > self.max_body_bytes:
-                count_rejection(self.metrics, PayloadTooLarge(detail))
-                # FastAPI lets no other kind of error through while it reads.
-                raise HTTPException(413, detail)
+                raise PayloadTooLarge(detail)
             return message
 
         await self.app(scope, receive_capped, send)

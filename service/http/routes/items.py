@@ -1,17 +1,18 @@
 """/items: the catalogue, changed while the service runs."""
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
-from service.http.dependencies import ItemIdPath, ItemsDep, NumNeighbors
+from service.http.body import JsonRoute
+from service.http.dependencies import ItemIdPath, ItemsDep, NumNeighbors, get_resources
 from service.http.schemas import DeletedItem, Item, ItemBody, ItemPatch, ItemsRequest, ItemsResponse, Neighbors
 
-router = APIRouter(prefix="/items", tags=["items"])
+router = APIRouter(prefix="/items", tags=["items"], route_class=JsonRoute)
 
 
 @router.post("")
-async def put_items(body: ItemsRequest, items: ItemsDep) -> ItemsResponse:
+async def put_items(body: ItemsRequest, request: Request) -> ItemsResponse:
     """Adds or replaces many items at once."""
-    return await items.put_many(body.items)
+    return await (await get_resources(request)).items.put_many(body.items)
 
 
 @router.get("/{item_id}")
@@ -21,15 +22,15 @@ async def get_item(item_id: ItemIdPath, items: ItemsDep) -> Item:
 
 
 @router.put("/{item_id}")
-async def put_item(item_id: ItemIdPath, body: ItemBody, items: ItemsDep) -> Item:
+async def put_item(item_id: ItemIdPath, body: ItemBody, request: Request) -> Item:
     """Adds or replaces an item; a new one can be recommended within seconds."""
-    return await items.put(item_id, body)
+    return await (await get_resources(request)).items.put(item_id, body)
 
 
 @router.patch("/{item_id}")
-async def patch_item(item_id: ItemIdPath, body: ItemPatch, items: ItemsDep) -> Item:
+async def patch_item(item_id: ItemIdPath, body: ItemPatch, request: Request) -> Item:
     """Changes only the fields that are given."""
-    return await items.patch(item_id, body)
+    return await (await get_resources(request)).items.patch(item_id, body)
 
 
 @router.delete("/{item_id}")

@@ -1,0 +1,119 @@
+"""JSON in and JSON out: the route class of every endpoint that takes a body.
+
+FastAPI documents the body from the endpoint's signature; pydantic reads it here, straight from the bytes. FastAPI's own
+way (bytes to dict to model, dependencies, the answer validated again) takes 0.06 ms longer for each request.
+
+A body that cannot be read raises BadRequest (400); wrong fields, a missing body and another content type raise
+RequestValidationError (422).
+"""
+
+import json
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, TypeVar, get_type_hints
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError, create_model
+from starlette.requests import ClientDisconnect
+
+from service.errors import BadRequest, ClientGone, Overloaded
+from service.http import problems
+from service.http.middleware import count_rejection
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class JsonRoute(APIRoute):
+    """The route of an endpoint with the parameter `body` (a pydantic model).
+
+    Its other parameters may be `request` and parameters of the path; dependencies and query parameters are not filled
+    in. It answers with a model, or with a Response when the status depends on what happened.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        kinds = get_type_hints(self.endpoint, include_extras=True)
+        if "body" not in kinds:
+            return super().get_route_handler()
+        kinds.pop("return", None)
+        model: type[BaseModel] = kinds.pop("body")
+        takes_request = kinds.pop("request", None) is not None
+        path_model: type[BaseModel] = create_model("PathParameters", **{name: (kinds[name], ...) for name in kinds})
+        status = self.status_code or 200
+
+        async def handle(request: Request) -> Response:
+            values: dict[str, Any] = {"request": request} if takes_request else {}
+            if kinds:
+                values |= _path_parameters(path_model, request.path_params)
+            values["body"] = parse_body(model, await _json_bytes(request))
+            try:
+                answer = await self.endpoint(**values)
+            except Overloaded as error:  # thousands under overload: answered here, not through every layer
+                count_rejection(request.app.state.metrics, error)
+                return problems.from_service_error(request.scope, error)
+            return answer if isinstance(answer, Response) else json_response(answer, status)
+
+        return handle
+
+
+def json_response(answer: BaseModel, status: int = 200) -> Response:
+    """The model as JSON."""
+    return Response(answer.model_dump_json(), status, media_type="application/json")
+
+
+def parse_body(model: type[Model], body: bytes) -> Model:
+    """Raises BadRequest or RequestValidationError."""
+    if not body:
+        raise _invalid("Field required")
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        if error.errors(include_url=False, include_context=False)[0]["type"] != "json_invalid":
+            raise _wrong_fields("body", error) from None
+    # Not JSON, or JSON that only Python's parser reads (a lone surrogate, UTF-16): the latter gets its field named.
+    try:
+        return model.model_validate(_loaded(body))
+    except ValidationError as error:
+        raise _wrong_fields("body", error) from None
+
+
+def _loaded(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except json.JSONDecodeError as error:
+        raise BadRequest(f"The body is not valid JSON: {error.msg} at character {error.pos}.") from None
+    except UnicodeDecodeError:
+        raise BadRequest("The body is not valid JSON: it is not UTF-8.") from None
+    except (ValueError, RecursionError):
+        raise BadRequest("The body is not valid JSON: a number is too long, or it is nested too deeply.") from None
+
+
+async def _json_bytes(request: Request) -> bytes:
+    """The whole body. Raises PayloadTooLarge through `middleware.BodyCap`, ClientGone when the caller hangs up."""
+    try:
+        body = await request.body()
+    except ClientDisconnect:
+        raise ClientGone("The caller closed the connection.") from None
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    is_json = content_type == "application/json" or (
+        content_type.startswith("application/") and content_type.endswith("+json")
+    )
+    if not is_json:
+        raise _invalid("send a JSON object with Content-Type: application/json")
+    return body
+
+
+def _path_parameters(model: type[BaseModel], given: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        return dict(model.model_validate(given))
+    except ValidationError as error:
+        raise _wrong_fields("path", error) from None
+
+
+def _wrong_fields(place: str, error: ValidationError) -> RequestValidationError:
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    return RequestValidationError([{**each, "loc": (place, *each["loc"])} for each in found])
+
+
+def _invalid(message: str) -> RequestValidationError:
+    return RequestValidationError([{"type": "value_error", "loc": ("body",), "msg": message}])

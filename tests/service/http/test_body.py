@@ -1,0 +1,184 @@
+"""Bodies: what is read, what is refused and with which words. Work for a caller who leaves is stopped."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from httpx2 import Response
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
+
+from service.errors import BadRequest, ClientGone, Overloaded
+from service.http.body import parse_body
+from service.http.dependencies import while_connected
+from service.http.schemas import InteractionsRequest, ItemBody, ItemPatch, ItemsRequest, RecommendRequest
+from tests.service.standins import Shell, shell
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3)
+FIELDS: dict[str, st.SearchStrategy[Any]] = {
+    "user_id": st.text(min_size=1, max_size=3) | SCALARS,
+    "k": st.integers(0, 101) | SCALARS,
+    "explain": st.booleans() | SCALARS,
+    "recent": st.lists(st.fixed_dictionaries({"item_id": st.text(max_size=2)}, optional={"timestamp": SCALARS})),
+    "candidates": st.none() | st.lists(SCALARS, max_size=2),
+    "filter": st.dictionaries(st.text(max_size=2), SCALARS | st.lists(SCALARS, max_size=2), max_size=2),
+    "deadline_ms": st.integers(0, 60_001) | SCALARS,
+}
+
+
+MODELS = [RecommendRequest, InteractionsRequest, ItemsRequest, ItemBody, ItemPatch]
+
+
+def through_python(model: type[BaseModel], body: bytes) -> BaseModel | None:
+    """The body read by Python's parser, then validated. None when it is refused."""
+    try:
+        return model.model_validate(json.loads(body))
+    except (ValidationError, ValueError):
+        return None
+
+
+def parsed(model: type[BaseModel], body: bytes) -> BaseModel | None:
+    try:
+        return parse_body(model, body)
+    except RequestValidationError:
+        return None
+
+
+def problem(body: bytes, model: type[BaseModel] = RecommendRequest) -> str:
+    """The text of the refusal."""
+    with pytest.raises((BadRequest, RequestValidationError)) as caught:
+        parse_body(model, body)
+    if isinstance(caught.value, RequestValidationError):
+        return "; ".join(f"{each['loc']}: {each['msg']}" for each in caught.value.errors())
+    return str(caught.value)
+
+
+@given(st.fixed_dictionaries({}, optional=FIELDS), st.booleans())
+def test_both_parsers_read_the_same(fields: dict[str, Any], is_ascii: bool) -> None:
+    body = json.dumps(fields, ensure_ascii=is_ascii).encode("utf-8", "surrogatepass")
+    try:
+        assert parsed(RecommendRequest, body) == through_python(RecommendRequest, body)
+    except BadRequest:  # a lone surrogate that is written as bytes is not UTF-8
+        assert not is_ascii
+
+
+@pytest.mark.parametrize("body", [b'{"k": 3, "k": 4}', b' {"k":3} ', b"{}", b'{"user_id": "\\ud83d\\ude00 \xc3\xa9"}'])
+def test_odd_but_good_requests_are_read(body: bytes) -> None:
+    assert parsed(RecommendRequest, body) == through_python(RecommendRequest, body) is not None
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("body", [b"null", b"[]", b"7", b'"text"', b"true"])
+def test_a_body_that_is_no_object_is_refused(model: type[BaseModel], body: bytes) -> None:
+    assert problem(body, model).startswith("('body',): ")
+
+
+def test_an_empty_body_is_a_missing_field() -> None:
+    assert problem(b"") == "('body',): Field required"
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b'{"k": }', "Expecting value at character 6"), (b'{"k": "\xff"}', "not UTF-8"),
+        (b"[" * 100_000, "nested too deeply"), (b'{"k": 1' + b"0" * 5000 + b"}", "a number is too long"),
+    ],
+)  # fmt: skip
+def test_an_unreadable_body_gets_its_reason(body: bytes, text: str) -> None:
+    assert text in problem(body)
+
+
+def test_a_lone_surrogate_is_the_mistake_of_its_field() -> None:
+    assert problem(b'{"user_id": "\\ud800"}').startswith("('body', 'user_id'): ")
+
+
+async def post(opened: Shell, declared: str) -> Response:
+    return await opened.client.post("/recommend", content=b'{"user_id": "u"}', headers={"content-type": declared})
+
+
+async def test_the_content_type_must_be_json() -> None:
+    async with shell() as opened:
+        for declared in ("Application/JSON; charset=utf-8", "application/x+json"):
+            answer = await post(opened, declared)
+            assert answer.is_success and answer.headers["content-type"] == "application/json"
+        for declared in ("text/plain", "text/json", ""):
+            answer = await post(opened, declared)
+            assert answer.status_code == 422 and "Content-Type: application/json" in answer.text
+
+
+async def test_every_body_goes_through_the_same_route_class() -> None:
+    async with shell() as opened:
+        documented = opened.app.openapi()["paths"].items()
+        with_body = [
+            (path, method) for path, methods in documented for method in methods if "requestBody" in methods[method]
+        ]
+        assert len(with_body) == 5
+        for path, method in with_body:
+            answer = await opened.client.request(
+                method, path, content=b'{"a": }', headers={"content-type": "application/json"}
+            )
+            assert answer.status_code == 400 and "character 6" in answer.json()["detail"], path
+
+
+async def test_a_refused_request_is_counted_and_answered() -> None:
+    def refuse() -> None:
+        raise Overloaded(retry_after_s=3)
+
+    async with shell() as opened:
+        opened.recommender.hook = refuse
+        answer = await opened.client.post("/recommend", json={})
+        assert answer.status_code == 429 and answer.headers["retry-after"] == "3"
+        assert opened.metric("rejected_total", reason="Overloaded") == 1
+
+
+# ---- callers who leave
+
+
+def request(*messages: str) -> Request:
+    """Of a caller who sends these, then waits."""
+    coming = [{"type": message} for message in messages]
+
+    async def receive() -> dict[str, str]:
+        return coming.pop(0) if coming else await asyncio.Future()
+
+    return Request({"type": "http"}, receive)
+
+
+async def test_a_caller_who_leaves_stops_the_work() -> None:
+    is_stopped = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            is_stopped.set()
+
+    with pytest.raises(ClientGone):
+        await while_connected(request("http.request", "http.disconnect"), work())
+    assert is_stopped.is_set(), "the work goes on behind the answer"
+    task = asyncio.current_task()
+    assert task is not None and not task.cancelling()
+
+
+async def test_a_deadline_is_not_taken_for_a_caller_who_left() -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await while_connected(request(), asyncio.sleep(60))
+
+
+async def test_the_watch_ends_with_the_work() -> None:
+    before = asyncio.all_tasks()
+    assert await while_connected(request(), asyncio.sleep(0, "done")) == "done"
+    with pytest.raises(ValueError, match="of its own"):
+        await while_connected(request(), fail())
+    await asyncio.sleep(0.01)
+    assert asyncio.all_tasks() == before
+
+
+async def fail() -> None:
+    await asyncio.sleep(0)
+    raise ValueError("of its own")
