@@ -1,23 +1,22 @@
-"""What the operator asked for: the environment and the flags, checked once, frozen.
+"""Settings of the service: environment variables AUTOMR_* and command-line flags, validated once, then frozen.
 
-`Settings.from_env` is pure; only `__main__` hands it the real environment. What the bundle dictates (split
-layer, K, M) has no setting here; what is decided at start (device, dtype) is the engine's plan.
+`Settings.from_env` is pure: `__main__` passes the process environment, tests pass a dict. What the bundle fixes (split
+layer, K, M) is no setting.
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationError,
-    field_validator,
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
 )
 
 from service.auth import HASH_PREFIX, is_digest
@@ -31,10 +30,12 @@ def _comma_list(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
-class Settings(BaseModel):
-    """Every field is the variable AUTOMR_<NAME>; the descriptions are the help texts."""
+class Settings(BaseSettings):
+    """Each field is the variable AUTOMR_<NAME>. The descriptions are the help texts."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False
+    )
 
     bundle: Path = Field(default=Path("model_store/bundles/current"), description="directory of the bundle to serve")
     store: SecretStr = Field(
@@ -43,24 +44,28 @@ class Settings(BaseModel):
     )
     host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on, 0 = any free one")
-    api_keys: Annotated[tuple[SecretStr, ...], BeforeValidator(_comma_list)] = Field(
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_comma_list)] = Field(
         default=(), description="comma-separated API keys, plain or sha256:HEX"
     )
-    allow_anonymous: bool = Field(default=False, description="listen beyond this machine even without API keys")
+    allow_anonymous: bool = Field(
+        default=False, description="accept connections from other machines even without API keys"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="where the model runs: auto, cpu or cuda"
     )
     precision: Literal["bundle", "bfloat16", "int8"] = Field(
-        default="bundle", description="how a processor multiplies: as the bundle says, or faster: bfloat16 or int8"
+        default="bundle", description="arithmetic on a CPU: that of the bundle, or the faster bfloat16 or int8"
     )
     threads: int = Field(
-        default=0, ge=0, le=1024, description="CPU threads of the model, 0 = all cores, or one for a small model"
+        default=0, ge=0, le=1024, description="CPU threads of the model, 0 = all cores, one for a small model"
     )
     engine_thread: Literal["auto", "own", "event-loop"] = Field(
         default="auto",
         description="where the model runs: on its own thread, or the event loop's (auto: if a batch takes under 0.1 s)",
     )
-    max_queue: int = Field(default=256, ge=1, le=100_000, description="waiting requests before 429")
+    max_queue: int = Field(
+        default=256, ge=1, le=100_000, description="requests that may wait for the model; more are refused with 429"
+    )
     max_batch: int = Field(default=32, ge=1, le=1024, description="requests in one model call")
     max_batch_tokens: int = Field(default=8192, ge=1, description="tokens in one model call")
     batch_wait_ms: float = Field(
@@ -70,14 +75,19 @@ class Settings(BaseModel):
         description="how long an idle engine on its own thread waits for a second request, in ms",
     )
     window_cache_mib: int = Field(
-        default=256, ge=0, le=1 << 20, description="memory for windows that were read already, in MiB, 0 = none"
+        default=256, ge=0, le=1 << 20, description="cache of encoded recent windows, in MiB, 0 = no cache"
     )
     deadline_ms: int = Field(
-        default=2000, ge=1, le=60_000, description="time for a request that names no deadline, in ms"
+        default=2000, ge=1, le=60_000, description="deadline of a recommendation that sets none, in ms"
+    )
+    visible_timeout_s: float = Field(
+        default=30.0, gt=0, le=3600, description="deadline of POST /interactions with `wait: visible`, in seconds"
     )
     max_body_bytes: int = Field(default=1 << 20, ge=1024, description="largest request body, in bytes")
-    store_timeout_s: float = Field(default=1.0, gt=0, le=60, description="patience with the memory store, in seconds")
-    drain_s: int = Field(default=20, ge=0, le=3600, description="time for requests in flight at shutdown, in seconds")
+    store_timeout_s: float = Field(
+        default=1.0, gt=0, le=60, description="time limit of one call to the memory store, in seconds"
+    )
+    drain_s: int = Field(default=20, ge=0, le=3600, description="time for unfinished requests at shutdown, in seconds")
     encode_in_process: bool = Field(default=True, description="encode memory inside the server (false: run workers)")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least severe log level"
@@ -102,19 +112,30 @@ class Settings(BaseModel):
         return keys
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str], **overrides: Any) -> Self:
-        """Reads AUTOMR_* variables; `overrides` win, None means not given, as does an empty variable.
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """`Settings(...)` reads arguments only; `from_env` adds the variables. `.env` files are never read."""
+        return (init_settings,)
 
-        Raises SettingsError naming every mistake at once, never a value: it may be a secret.
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str], **overrides: Any) -> Self:
+        """Reads the AUTOMR_* variables of `environ`. `overrides` win; None and an empty variable mean "not given".
+
+        Raises SettingsError with every mistake at once. It names no value, because a value may be a secret.
         """
-        ours = {name: text for name, text in environ.items() if name.startswith(PREFIX)}
-        asked = {name.removeprefix(PREFIX).lower(): text for name, text in ours.items()}
-        unknown = sorted(name for name in asked if name not in cls.model_fields)
-        problems = [_unknown(name, cls.model_fields) for name in unknown]
-        values = {name: text for name, text in asked.items() if name not in unknown and text.strip()}
-        values |= {name: value for name, value in overrides.items() if value is not None}
+        asked = {name.lower(): text for name, text in environ.items() if name.startswith(PREFIX)}
+        problems = _unknown_variables(asked, cls.model_fields)
+        variables = EnvSettingsSource(cls)
+        variables.env_vars = {name: text for name, text in asked.items() if text.strip()}
+        given = {name: value for name, value in overrides.items() if value is not None}
         try:
-            settings = cls.model_validate(values)
+            settings = cls(**(variables() | given))
         except ValidationError as error:
             problems += [_problem(details) for details in error.errors(include_url=False, include_input=False)]
             raise SettingsError(problems) from None
@@ -151,10 +172,15 @@ def variable(field: str) -> str:
     return PREFIX + field.upper()
 
 
-def _unknown(name: str, known: Mapping[str, Any]) -> str:
+def _unknown_variables(asked: Iterable[str], known: Mapping[str, Any]) -> list[str]:
+    """One line for each variable that is no setting; `asked` are names in lower case, with the prefix."""
+    names = sorted(name.removeprefix(PREFIX.lower()) for name in asked)
+    return [f"{variable(name)}: there is no such setting{_hint(name, known)}" for name in names if name not in known]
+
+
+def _hint(name: str, known: Mapping[str, Any]) -> str:
     nearest = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {variable(nearest[0])}?" if nearest else ""
-    return f"{variable(name)}: there is no such setting{hint}"
+    return f"; did you mean {variable(nearest[0])}?" if nearest else ""
 
 
 def _problem(details: Any) -> str:

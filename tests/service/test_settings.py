@@ -1,4 +1,4 @@
-"""Settings are read once, completely, and never tell a secret."""
+"""Settings: where they come from, how mistakes are reported, and that secrets are never shown."""
 
 from pathlib import Path
 
@@ -12,6 +12,18 @@ def problems_of(environ: dict[str, str], **overrides: object) -> list[str]:
     with pytest.raises(SettingsError) as caught:
         Settings.from_env(environ, **overrides)
     return caught.value.problems
+
+
+def test_only_the_given_variables_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the environment of the process nor a `.env` file."""
+    (tmp_path / ".env").write_text("AUTOMR_PORT=1\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AUTOMR_PORT", "2")
+    assert Settings().port == Settings.from_env({}).port == 8000
+
+
+def test_names_of_variables_are_in_upper_case() -> None:
+    assert Settings.from_env({"automr_port": "1", "AUTOMR_HOST": "::1"}).port == 8000
 
 
 def test_defaults_suit_a_laptop() -> None:
