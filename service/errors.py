@@ -13,7 +13,10 @@
     ├── Unavailable
     │   ├── NotReady                  still loading or warming up
     │   ├── Draining                  shutting down
-    │   └── StoreUnavailable          the memory store does not answer
+    │   ├── StoreUnavailable          the memory store does not answer
+    │   └── ModelUnavailable          the process of the model is starting, or has ended
+    ├── ModelFailed                   the model could not compute a job
+    ├── StoreCorrupt                  a key of the memory store has a value of the wrong type
     ├── DeadlineExceeded              the time the caller gave is over
     └── StartupError                  the operator has to change something; never met by a request
         ├── SettingsError(problems)   wrong environment or flags, all mistakes at once
@@ -104,6 +107,18 @@ class StoreUnavailable(Unavailable):
     title = "Memory store unavailable"
 
 
+class StoreCorrupt(ServiceError):
+    title = "Memory store corrupt"
+
+
+class ModelUnavailable(Unavailable):
+    title = "Model unavailable"
+
+
+class ModelFailed(ServiceError):
+    title = "Model failed"
+
+
 class DeadlineExceeded(ServiceError):
     title = "Deadline exceeded"
 
@@ -142,6 +157,7 @@ STATUS: Mapping[type[Exception], int] = {
     ClientGone: CLIENT_CLOSED_REQUEST,
     Overloaded: 429,
     Unavailable: 503,
+    StoreCorrupt: 500,
     DeadlineExceeded: 504,
     StartupError: 500,
 }

@@ -1,16 +1,19 @@
-"""The Redis page: the only client that reads and writes the keys of `keys.py`. Records and catalogue are opaque here.
+"""`MemoryStore`: the only client of Redis. It reads and writes the keys of the table in `keys.py`.
 
-Every change of a user is one atomic script; every command here may be repeated without further effect, so a caller
-retries as it likes. A state is small (10 % over its record) while its hash is a listpack: the server wants
-`hash-max-listpack-value` above the record size (see `embedded.py`). Knows neither torch nor HTTP; all errors of the
-client leave as `StoreUnavailable`.
+Takes and gives the values of `events.py`. State records and catalogue items are opaque here: bytes and JSON objects.
+Every change of a user's keys is one atomic Lua script (`scripts.py`). After an error, every method may simply be called
+again. A user stays small while its states are a listpack: `hash-max-listpack-value` of the server should exceed the
+record size (see `embedded.py`). Knows neither torch nor HTTP.
+
+Errors: `StoreUnavailable` when the server does not answer or refuses a command; `StoreCorrupt` when a key has a wrong
+type.
 """
 
 import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Self
 from urllib.parse import unquote
 
@@ -18,65 +21,59 @@ from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisClusterException, RedisError
+from redis.exceptions import RedisClusterException, RedisError
 
-from service.errors import BadRequest, StartupError, StoreUnavailable
+from service.errors import BadRequest, StartupError, StoreCorrupt, StoreUnavailable
 from service.store import scripts
 from service.store.events import (
+    Deleted,
     Event,
     Recalled,
-    Receipt,
     Remembered,
     Saved,
     UserCounts,
     UserStates,
     decode_events,
+    decode_remembered,
     decode_text,
+    encode_event,
     encode_text,
+    item_digest,
     make_cursor,
+    order_member,
     read_cursor,
     read_json,
-    remembered,
 )
-from service.store.keys import (
-    ENCODE,
-    GROUP,
-    ITEMS,
-    ITEMS_VERSION,
-    Command,
-    append_command,
-    encode_commands,
-    save_retrieval_command,
-    save_states_command,
-    script_command,
-    user_keys,
-    user_prefix,
-)
+from service.store.keys import ENCODE, GROUP, ITEMS, ITEMS_VERSION, user_keys, user_prefix
 
 log = logging.getLogger(__name__)
 
-CLAIM_AFTER_MS = 30_000
+CLAIM_AFTER_MS = 30_000  # an entry that its worker did not renew for so long goes to another worker
 MAX_CONNECTIONS = 64
 SCHEMES = "redis://, rediss://, unix://, redis+cluster://, rediss+cluster://"
 
+Command = tuple[Any, ...]
+
 
 class MemoryStore:
-    """One per process and event loop. Coroutines may run at once; each takes a connection of the pool."""
+    """One per process and event loop. Its coroutines may run concurrently; they share a pool of connections."""
 
     def __init__(self, client: Redis | RedisCluster, *, timeout_s: float) -> None:
         self._client = client
         self._timeout_s = timeout_s
-        self._slots = asyncio.Semaphore(MAX_CONNECTIONS // 2)
+        self._is_cluster = isinstance(client, RedisCluster)
+        # A cluster client raises an error when all connections are in use. Only the pool of the other client waits.
+        self._slots = asyncio.Semaphore(MAX_CONNECTIONS // 2) if self._is_cluster else nullcontext()
 
     @classmethod
     async def connect(cls, url: str, *, timeout_s: float = 2.0, client_name: str = "automr") -> Self:
-        """For the URLs of `SCHEMES`. The server may be down: see `ping`."""
+        """A store for a URL of one of `SCHEMES`. Does not contact the server: see `ping`."""
         options: dict[str, Any] = {
             "socket_timeout": timeout_s,
             "socket_connect_timeout": timeout_s,
             "client_name": client_name,
             "max_connections": MAX_CONNECTIONS,
-            # once more, for pooled connections that died with a restarted server, but not after a timeout
+            # One retry, for pooled connections that broke when the server restarted. No retry after a timeout.
             "retry": Retry(ExponentialBackoff(cap=0.05, base=0.01), 1, (RedisConnectionError,)),
         }
         scheme, _, rest = url.partition("://")
@@ -90,25 +87,26 @@ class MemoryStore:
         return cls(Redis.from_pool(pool), timeout_s=timeout_s)
 
     async def close(self) -> None:
-        with _translated():
+        with _translated_errors():
             await self._client.aclose()
 
     async def ping(self) -> None:
+        """Raises `StoreUnavailable` if the server does not answer."""
         await self._call("EXISTS", ITEMS_VERSION)  # PING would ask every node of a cluster
 
-    # ---- a user's events
+    # ---- events of a user
 
     async def append(self, events: Sequence[Event]) -> list[bool]:
-        """True where the event is new, False for a duplicate (same user and event id: the first one wins).
+        """For each event True if it is new, False if the user has an event with this id: the first one is kept.
 
-        The users are queued for encoding even when all was known, so a retry heals a crash between the two.
+        Asks for the encoding of all users, also for duplicates: so a retry repairs a crash between the two writes.
         """
         by_user: dict[str, list[int]] = {}
         for position, event in enumerate(events):
             by_user.setdefault(event.user_id, []).append(position)
-        appends = [append_command([events[i] for i in positions]) for positions in by_user.values()]
-        requests = encode_commands(by_user)
-        if isinstance(self._client, RedisCluster):  # or another node hands a request out before its event is in
+        appends = [_append([events[i] for i in positions]) for positions in by_user.values()]
+        requests = _encoding_requests(by_user)
+        if self._is_cluster:  # the queue may be on another node, and events must be stored before it names their user
             answers = await self._run(appends)
             await self._run(requests)
         else:
@@ -120,82 +118,79 @@ class MemoryStore:
         return is_new
 
     async def recall(self, user_id: str, space: str, limit: int) -> list[Remembered]:
-        """The newest `limit` events, oldest first, with their records. One round trip, O(limit)."""
-        return (await self.recall_many([user_id], space, limit))[0].events
+        """The newest `limit` events, oldest first, with their state records. One round trip, O(limit)."""
+        return (await self._recall(user_id, space, limit)).events
 
     async def recall_and_seen(self, user_id: str, space: str, limit: int) -> tuple[list[Remembered], bytes]:
-        """As `recall`, and the `item_digest` of every event, end to end in any order. One round trip."""
-        answer = await self._script(scripts.RECALL, user_keys(user_id, space), max(limit, 0), "1")
-        return _recalled(user_id, answer).events, answer[-1] or b""
+        """Result of `recall` and `Recalled.seen`. One round trip."""
+        recalled = await self._recall(user_id, space, limit, "1")
+        return recalled.events, recalled.seen
 
     async def recall_many(self, user_ids: Sequence[str], space: str, limit: int) -> list[Recalled]:
-        """As `recall` for each of the users, in order, in one round trip."""
-        keys = [user_keys(user_id, space) for user_id in user_ids]
-        answers = await self._run([script_command(scripts.RECALL, each, max(limit, 0), "") for each in keys])
+        """The newest `limit` events of each user, in the given order. One round trip; `seen` is left empty."""
+        answers = await self._run([_recall(user_id, space, limit) for user_id in user_ids])
         recalled = []
-        for each in zip(user_ids, answers, strict=True):
-            await asyncio.sleep(0)  # gives way, since of many users it takes long
-            recalled.append(_recalled(*each))
+        for user_id, answer in zip(user_ids, answers, strict=True):
+            await asyncio.sleep(0)  # decoding many users takes long: let other tasks run in between
+            recalled.append(_decode_recalled(user_id, answer))
         return recalled
 
     async def events(self, user_id: str, *, before: str | None = None, limit: int) -> tuple[list[Event], str | None]:
-        """A page, newest first, and the cursor of the next. What comes or goes meanwhile disturbs nothing."""
+        """A page of events, newest first, and the cursor of the next page (None after the last).
+
+        Events that are added or deleted between two pages neither repeat nor hide others.
+        """
         if limit <= 0:
             raise BadRequest("limit must be positive")
         place = read_cursor(before) if before is not None else (b"", b"")
-        keys = user_keys(user_id)
-        members, bodies, score = await self._script(scripts.PAGE, keys, limit, *place)
+        members, bodies, score = await self._script(scripts.PAGE, user_keys(user_id), limit, *place)
         ids = [member[17:] for member in members[:limit]]
-        page = _decoded(user_id, ids, bodies[: len(ids)])
-        next_cursor = make_cursor(score, members[limit - 1]) if len(members) > limit else None
-        return [event for event in page if event is not None], next_cursor
+        page = [event for event in decode_events(user_id, ids, bodies[: len(ids)]) if event is not None]
+        _warn_of_unreadable(len(ids) - len(page), len(ids))
+        return page, make_cursor(score, members[limit - 1]) if len(members) > limit else None
 
     async def counts(self, user_id: str, space: str) -> UserCounts:
         prefix = user_prefix(user_id)
         sizes = await self._run([("HLEN", prefix + "events"), ("HLEN", f"{prefix}states:{space}")])
         return UserCounts(*sizes)
 
-    async def forget_user(self, user_id: str) -> Receipt:
-        """Every key of the user, of all spaces, at once."""
-        return Receipt(*await self._script(scripts.FORGET_USER, user_keys(user_id), user_prefix(user_id)))
+    async def forget_user(self, user_id: str) -> Deleted:
+        """Deletes every key of the user, of all spaces, atomically."""
+        return Deleted(*await self._script(scripts.FORGET_USER, user_keys(user_id), user_prefix(user_id)))
 
     async def forget_event(self, user_id: str, event_id: str) -> bool:
-        """With its states; windows over it go stale, so the caller then asks for encoding."""
+        """Deletes an event and its states. False if it is unknown.
+
+        States of windows that contained the event become stale, so the caller asks for encoding afterwards.
+        """
         args = user_prefix(user_id), encode_text(event_id)
         return bool(await self._script(scripts.FORGET_EVENT, user_keys(user_id), *args))
 
     async def users(self) -> AsyncIterator[str]:
-        """Everyone with events. By SCAN: who comes or goes meanwhile may be missed, some may come twice."""
-        with _translated():
+        """Ids of the users with events, by SCAN: an id may come twice; users who come or go meanwhile may be missed."""
+        with _translated_errors():
             async for key in self._client.scan_iter(match="automr:{*}:events", count=1000, _type="hash"):
                 yield unquote(decode_text(key[8:-8]), errors="surrogatepass")
 
-    # ---- what was derived from them
+    # ---- states of a user
 
     async def save_states(self, space: str, states: Sequence[UserStates], limit: int) -> list[Saved]:
-        """Of each user those whose event is still among its newest `keep`; others go. One round trip.
+        """Saves the records whose event is still among the newest `keep` of its user; deletes those of older events.
 
-        `limit` as in the `recall_many` that they follow from.
+        `limit` is that of the `recall_many` from whose events the states were computed. One round trip.
         """
-        return [Saved(*each) for each in await self._run([save_states_command(each, space, limit) for each in states])]
+        return [Saved(*answer) for answer in await self._run([_save_states(each, space, limit) for each in states])]
 
-    async def save_retrievals(self, space: str, weights: Mapping[str, Mapping[str, float]]) -> None:
-        """User id -> event id -> weight, for many users in one round trip; those who are unknown stay so."""
-        await self._run([save_retrieval_command(user_id, space, each) for user_id, each in weights.items()])
-
-    async def last_retrieval(self, user_id: str, space: str) -> dict[str, float]:
-        """Event id -> weight; empty when there was none."""
-        found = read_json(await self._call("GET", f"{user_prefix(user_id)}retrieval:{space}"))
-        return {key: float(weight) for key, weight in found.items() if isinstance(weight, int | float)}
-
-    # ---- the encode queue: at least once
+    # ---- the encode queue: every entry is delivered at least once
 
     async def request_encoding(self, user_ids: Iterable[str]) -> None:
-        await self._run(encode_commands(user_ids))
+        await self._run(_encoding_requests(user_ids))
 
     async def next_encodings(self, consumer: str, *, count: int, block_ms: int) -> list[tuple[str, str]]:
-        """(entry id, user id) of entries now ours; those another worker left for 30 s first. Waits up to
-        `block_ms`, but always less than the client's timeout; may return none.
+        """(entry id, user id) of at most `count` entries, which `consumer` owns from then on; may be empty.
+
+        Entries that their consumer has not renewed for `CLAIM_AFTER_MS` come first. Waits up to `block_ms` for new
+        ones, but at most half of the client's timeout.
         """
         entries = await self._script(scripts.CLAIM, [ENCODE], GROUP, consumer, CLAIM_AFTER_MS, count)
         if not entries:
@@ -203,24 +198,35 @@ class MemoryStore:
             options = ("COUNT", count, "BLOCK", block, "STREAMS", ENCODE, ">")
             found = await self._call("XREADGROUP", "GROUP", GROUP, consumer, *options)
             entries = [(entry, fields.get(b"user")) for _, batch in found or () for entry, fields in batch]
-        await self.encoded([entry.decode() for entry, user in entries if not user])  # not written by us
+        await self.encoded([entry.decode() for entry, user in entries if not user])  # not written by AutoMR
         return [(entry.decode(), decode_text(user)) for entry, user in entries if user]
 
+    async def renew_encodings(self, consumer: str, entry_ids: Sequence[str]) -> int:
+        """Keeps these entries of `consumer` for another `CLAIM_AFTER_MS`; returns how many it still owns.
+
+        Does not touch entries that are gone or that another consumer has claimed.
+        """
+        if not entry_ids:
+            return 0
+        return int(await self._script(scripts.RENEW, [ENCODE], GROUP, consumer, *entry_ids))
+
     async def encoded(self, entry_ids: Sequence[str]) -> None:
+        """Acknowledges entries and removes them from the queue."""
         if entry_ids:
             await self._script(scripts.ENCODED, [ENCODE], GROUP, *entry_ids)
 
     async def backlog(self) -> int:
+        """Number of entries in the queue, including those that workers own."""
         return int(await self._call("XLEN", ENCODE))
 
     async def backlog_age_s(self) -> float:
-        """How long the oldest entry has been waiting, by the server's clock; 0 when there is none."""
+        """Age of the oldest entry by the server's clock; 0 for an empty queue."""
         return int(await self._script(scripts.BACKLOG_AGE, [ENCODE])) / 1000
 
     # ---- the catalogue overlay
 
     async def put_items(self, items: Mapping[str, Mapping[str, Any]]) -> None:
-        """The version grows last; a crash in between is healed by the caller's retry."""
+        """Increments the version last, so that the caller's retry repairs a crash in between."""
         if items:
             pairs = ((encode_text(item_id), json.dumps(dict(body))) for item_id, body in items.items())
             await self._call("HSET", ITEMS, *(part for pair in pairs for part in pair))
@@ -234,67 +240,81 @@ class MemoryStore:
         raw = await self._call("GET", ITEMS_VERSION)
         return int(raw) if raw and raw.isdigit() else 0
 
-    # ---- the wire
+    # ---- sending
+
+    async def _recall(self, user_id: str, space: str, limit: int, with_seen: str = "") -> Recalled:
+        return _decode_recalled(user_id, (await self._run([_recall(user_id, space, limit, with_seen)]))[0])
 
     async def _call(self, *command: Any) -> Any:
         return (await self._run([command]))[0]
 
-    async def _script(self, script: scripts.Script, keys: Sequence[str], *args: Any) -> Any:
-        return (await self._run([script_command(script, keys, *args)]))[0]
+    async def _script(self, script: str, keys: Sequence[str], *args: Any) -> Any:
+        return (await self._run([_eval(script, keys, *args)]))[0]
 
     async def _run(self, commands: Sequence[Command]) -> list[Any]:
-        """All answers, or the first error."""
-        if not commands:
-            return []
-        with _translated():
-            if not isinstance(self._client, RedisCluster):
-                return await self._send(commands)
-            # its pipelines refuse EVALSHA, and each node has its own scripts
-            sends = (self._send_alone(command) for command in commands)
-            answers = await asyncio.gather(*sends, return_exceptions=True)
-            for answer in answers:
-                if isinstance(answer, BaseException):
-                    raise answer
-            return answers
-
-    async def _send_alone(self, command: Command) -> Any:
-        async with self._slots:
-            return (await self._send([command]))[0]
-
-    async def _send(self, commands: Sequence[Command]) -> list[Any]:
-        """A server that lost its scripts gets them, and the whole list again."""
-        try:
-            return await self._attempt(commands)
-        except NoScriptError:
-            for script in scripts.ALL:
-                await self._client.script_load(script.text)
-            return await self._attempt(commands)
-
-    async def _attempt(self, commands: Sequence[Command]) -> list[Any]:
-        if len(commands) == 1:
-            return [await self._client.execute_command(*commands[0])]
-        pipeline = self._client.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)
-        return list(await pipeline.execute())
+        """The answers, from one round trip (on a cluster one per node), or the first error."""
+        with _translated_errors():
+            async with self._slots:
+                pipeline = self._client.pipeline(transaction=False)
+                for command in commands:
+                    pipeline.execute_command(*command)
+                return list(await pipeline.execute())
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def _translated_errors() -> Iterator[None]:
     try:
         yield
     except (RedisError, RedisClusterException, OSError) as error:
+        reply = str(error).rpartition(" caused error: ")[2]  # a pipeline's error begins with the command
+        if reply.lstrip("('\"").startswith("WRONGTYPE "):
+            raise StoreCorrupt("A key of the memory store has a value of the wrong type.") from error
         raise StoreUnavailable(f"The memory store does not answer ({type(error).__name__}).") from error
 
 
-def _recalled(user_id: str, answer: Sequence[Any]) -> Recalled:
-    """What RECALL answered, with the oldest event first."""
-    ids, bodies, records, log_name, _ = answer
-    return Recalled(remembered(_decoded(user_id, ids, bodies)[::-1], records[::-1]), log_name)
+# ---- commands and answers of the scripts
 
 
-def _decoded(user_id: str, ids: Sequence[bytes], bodies: Sequence[bytes | None]) -> list[Event | None]:
-    events = decode_events(user_id, ids, bodies)
-    if not all(events):
-        log.warning("skipped %d of %d stored events: not readable", events.count(None), len(events))
-    return events
+def _eval(script: str, keys: Sequence[str], *args: Any) -> Command:
+    """The text is sent each time, 2 kB at most. The server caches compiled scripts, so EVALSHA is not faster, and it
+    needs reloading when the server lost its scripts and is refused by the client's cluster pipelines.
+    """
+    return ("EVAL", script, len(keys), *keys, *args)
+
+
+def _append(events: Sequence[Event]) -> Command:
+    """`events` are of one user."""
+    args: list[Any] = []
+    for event in events:
+        digest = item_digest(event.item_id)
+        args += (encode_text(event.event_id), encode_event(event), event.timestamp, order_member(event), digest)
+    return _eval(scripts.APPEND, user_keys(events[0].user_id), *args)
+
+
+def _recall(user_id: str, space: str, limit: int, with_seen: str = "") -> Command:
+    return _eval(scripts.RECALL, user_keys(user_id, space), max(limit, 0), with_seen)
+
+
+def _decode_recalled(user_id: str, answer: Sequence[Any]) -> Recalled:
+    """`answer` of RECALL has the newest event first."""
+    ids, bodies, records, log_digest, seen = answer
+    events = decode_remembered(user_id, ids[::-1], bodies[::-1], records[::-1])
+    _warn_of_unreadable(len(ids) - len(events), len(ids))
+    return Recalled(events, log_digest, seen or b"")
+
+
+def _warn_of_unreadable(num_unreadable: int, num_events: int) -> None:
+    if num_unreadable:
+        log.warning("skipped %d of %d stored events: not readable", num_unreadable, num_events)
+
+
+def _save_states(states: UserStates, space: str, limit: int) -> Command:
+    keep = max(states.keep, 1)
+    args: list[Any] = [keep, space, max(limit, keep)]
+    for event_id, record in states.records.items():
+        args += (encode_text(event_id), record)
+    return _eval(scripts.SAVE_STATES, user_keys(states.user_id, space), *args)
+
+
+def _encoding_requests(user_ids: Iterable[str]) -> list[Command]:
+    return [("XADD", ENCODE, "*", "user", encode_text(user_id)) for user_id in user_ids]

@@ -1,8 +1,7 @@
-"""What the store hands out: an event, an event with its state, counts, a receipt; and the byte forms of
-these.
+"""The values that the store takes and gives, and their byte forms in Redis.
 
-Pure values: knows neither Redis nor HTTP. `decode_event` reads bytes that somebody else may have written, so
-it answers None instead of raising.
+Knows neither Redis nor HTTP. The stored bytes may come from another program, so decoding never raises: what is not an
+event of ours decodes to None.
 """
 
 import base64
@@ -10,15 +9,16 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
+from math import isfinite
 from operator import itemgetter
 from types import NoneType
 from typing import Any, NamedTuple
 
 from pydantic_core import from_json
 
+from model_store.text.history import tie_key
 from service.errors import BadRequest
 
 DIGEST_BYTES = 8
@@ -27,7 +27,7 @@ _SCORE = re.compile(rb"-?(\d+(\.\d+)?(e[+-]?\d+)?|inf)")
 
 
 class Event(NamedTuple):
-    """`timestamp` is in seconds, |timestamp| < 2**53 (Redis orders by a double)."""
+    """One interaction. `timestamp` is in seconds, |timestamp| < 2**53, because Redis orders by a double."""
 
     event_id: str
     user_id: str
@@ -38,65 +38,87 @@ class Event(NamedTuple):
 
 
 class Remembered(NamedTuple):
-    """`record` is the stored state in the asked space (see `model_store.memory.codec`), None while it is not yet
-    encoded.
-    """
+    """An event and its state record in one space (see `model_store.memory.codec`); None when there is no record."""
 
     event: Event
     record: bytes | None
 
 
 class Recalled(NamedTuple):
-    """A user's newest events, oldest first. `log` names them and their order."""
+    """The newest events of one user, oldest first.
+
+    `log_digest` is a digest of the ids and the order of these events. `seen` is the `item_digest` of every event of the
+    user, concatenated in any order; empty unless it was asked for.
+    """
 
     events: list[Remembered]
-    log: bytes
-
-
-class Saved(NamedTuple):
-    """How many states were written, and the `log` of `Recalled` at that moment: if it is another, look again."""
-
-    num_states: int
-    log: bytes
+    log_digest: bytes
+    seen: bytes
 
 
 class UserStates(NamedTuple):
-    """States to be saved: event id -> record, and of how many of the user's newest events states are kept."""
+    """State records of one user to save: event id -> record. Records of the newest `keep` events are kept."""
 
     user_id: str
     records: Mapping[str, bytes]
     keep: int
 
 
-@dataclass(frozen=True)
-class UserCounts:
+class Saved(NamedTuple):
+    """Result of saving one `UserStates`: number of records written, and `Recalled.log_digest` at that moment.
+
+    If the digest has changed since the events were read, the records may be of outdated windows.
+    """
+
+    num_states: int
+    log_digest: bytes
+
+
+class UserCounts(NamedTuple):
+    """Numbers of stored events and of state records in one space."""
+
     events: int
     states: int
 
 
-@dataclass(frozen=True)
-class Receipt:
-    """What a deletion removed; all zero when the user was unknown."""
+class Deleted(NamedTuple):
+    """Numbers of events, state records and keys that a deletion removed; all zero for an unknown user."""
 
     events: int
     states: int
     keys: int
 
 
+# ---- text
+
+
 def encode_text(text: str) -> bytes:
-    """UTF-8 that also carries lone surrogates, which JSON bodies may contain."""
+    """UTF-8 that also allows lone surrogates, which JSON bodies may contain."""
     return text.encode("utf-8", "surrogatepass")
 
 
 def decode_text(raw: bytes) -> str:
-    """Never raises: bytes that are not ours become replacement characters."""
+    """Inverse of `encode_text`. Never raises: invalid bytes become replacement characters."""
     try:
         return raw.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:
         return raw.decode("utf-8", "replace")
 
 
+def read_json(raw: bytes | None) -> dict[str, Any]:
+    """The JSON object in `raw`; empty when there is none."""
+    try:
+        found = json.loads(decode_text(raw or b"{}"))
+    except (ValueError, RecursionError):
+        found = {}
+    return found if isinstance(found, dict) else {}
+
+
+# ---- events
+
+
 def encode_event(event: Event) -> bytes:
+    """JSON without the event id and the user id, which are the field and the key."""
     fields = {
         "item_id": event.item_id,
         "timestamp": event.timestamp,
@@ -106,68 +128,86 @@ def encode_event(event: Event) -> bytes:
     return encode_text(json.dumps(fields, ensure_ascii=False, separators=(",", ":")))
 
 
+def order_member(event: Event) -> bytes:
+    """Member of the `order` set: among equal timestamps Redis orders by these bytes."""
+    return encode_text(f"{tie_key(event.user_id, event.item_id)}:{event.event_id}")
+
+
 def item_digest(item_id: str) -> bytes:
-    """Stands for an item id in `seen`: 64 bits, so that of a million items hardly two will ever be alike."""
+    """64 bits of SHA-1 that represent an item id in `seen`. Among a million items a collision is very unlikely."""
     return hashlib.sha1(encode_text(item_id), usedforsecurity=False).digest()[:DIGEST_BYTES]
 
 
-def decode_events(user_id: str, event_ids: Sequence[bytes], raw: Sequence[bytes | None]) -> list[Event | None]:
-    """What `decode_event` gives of each, three times faster where all are events of ours: column by column."""
-    try:
-        item_ids, timestamps, kinds, values = zip(*[_FIELDS(from_json(body or b"")) for body in raw], strict=True)
-        is_valid = _are(item_ids, str) and _are(timestamps, int) and _are(kinds, str)
-        if not is_valid or not _are(values, NoneType, int, float):
-            raise ValueError("some are not events of ours")
-        identities = [event_id.decode("utf-8", "surrogatepass") for event_id in event_ids]
-    except (ValueError, KeyError, TypeError):
-        return [decode_event(user_id, *pair) for pair in zip(event_ids, raw, strict=True)]
-    rows = zip(identities, repeat(user_id), item_ids, timestamps, kinds, values, strict=False)
-    return list(map(partial(tuple.__new__, Event), rows))
-
-
-def remembered(events: Sequence[Event | None], records: Sequence[bytes | None]) -> list[Remembered]:
-    """Pairs, without those whose event could not be read."""
+def decode_remembered(
+    user_id: str, event_ids: Sequence[bytes], bodies: Sequence[bytes | None], records: Sequence[bytes | None]
+) -> list[Remembered]:
+    """Events with their records, in the given order, without unreadable events."""
+    events = decode_events(user_id, event_ids, bodies)
     pairs = map(partial(tuple.__new__, Remembered), zip(events, records, strict=True))
     return list(pairs) if all(events) else [pair for pair in pairs if pair.event is not None]
 
 
-def _are(values: Sequence[object], *kinds: type) -> bool:
-    """A bool is no int here, since it is none in JSON."""
-    return set(map(type, values)) <= set(kinds)
-
-
-def decode_event(user_id: str, event_id: bytes, raw: bytes | None) -> Event | None:
-    """None when the bytes are not an event of ours."""
+def decode_events(user_id: str, event_ids: Sequence[bytes], bodies: Sequence[bytes | None]) -> list[Event | None]:
+    """`decode_event` of each. Decodes column by column, which is three times faster, if every event is well formed."""
     try:
-        fields = _parse(raw or b"")
-        item_id, timestamp, kind, value = _FIELDS(fields)
+        item_ids, timestamps, kinds, values = zip(*[_FIELDS(from_json(body or b"")) for body in bodies], strict=True)
+        is_valid = _are(item_ids, str) and _are(timestamps, int) and _are(kinds, str)
+        if not is_valid or not _are(values, NoneType, int, float) or not all(map(isfinite, filter(None, values))):
+            raise ValueError("at least one event is not well formed")
+        identities = [event_id.decode("utf-8", "surrogatepass") for event_id in event_ids]
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return [decode_event(user_id, *pair) for pair in zip(event_ids, bodies, strict=True)]
+    rows = zip(identities, repeat(user_id), item_ids, timestamps, kinds, values, strict=False)
+    return list(map(partial(tuple.__new__, Event), rows))
+
+
+def decode_event(user_id: str, event_id: bytes, body: bytes | None) -> Event | None:
+    """None when `body` is not an event of ours. A `value` that JSON cannot express (NaN, Infinity) becomes None."""
+    try:
+        item_id, timestamp, kind, value = _FIELDS(_parse(body or b""))
         identity = event_id.decode("utf-8", "surrogatepass")
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     is_valid = isinstance(item_id, str) and isinstance(kind, str) and _is_number(timestamp, int)
     if not is_valid or not (value is None or _is_number(value, (int, float))):
         return None
-    return Event(identity, user_id, item_id, timestamp, kind, value)
+    return Event(identity, user_id, item_id, timestamp, kind, _finite(value))
 
 
 def _parse(raw: bytes) -> Any:
     try:
-        return from_json(raw)  # several times faster than `json`, but it wants true UTF-8
+        return from_json(raw)  # several times faster than `json`, but it refuses lone surrogates
     except ValueError:
         return json.loads(raw)
+
+
+def _are(values: Sequence[object], *kinds: type) -> bool:
+    """Compares exact types, because JSON's true is not a number but Python's True is an int."""
+    return set(map(type, values)) <= set(kinds)
 
 
 def _is_number(value: object, kind: type | tuple[type, ...]) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
+def _finite(value: float | None) -> float | None:
+    """None for NaN, infinities and integers beyond the range of a double."""
+    try:
+        return value if value is not None and isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+# ---- cursors
+
+
 def make_cursor(score: bytes, member: bytes) -> str:
-    """A place in the order of events, as an opaque text."""
+    """Opaque text for a position in the `order` set."""
     return base64.urlsafe_b64encode(score + b":" + member).decode().rstrip("=")
 
 
 def read_cursor(cursor: str) -> tuple[bytes, bytes]:
-    """Score and member."""
+    """Score and member. Raises `BadRequest` for a text that `make_cursor` did not make."""
     try:
         raw = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
     except ValueError:
@@ -176,12 +216,3 @@ def read_cursor(cursor: str) -> tuple[bytes, bytes]:
     if not _SCORE.fullmatch(score):
         raise BadRequest("The cursor was not made by this service.")
     return score, member
-
-
-def read_json(raw: bytes | None) -> dict[str, Any]:
-    """Empty when the bytes are no JSON object."""
-    try:
-        found = json.loads(decode_text(raw or b"{}"))
-    except (ValueError, RecursionError):
-        found = {}
-    return found if isinstance(found, dict) else {}

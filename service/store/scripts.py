@@ -1,23 +1,11 @@
-"""The Lua text of the store: every change of a user's keys is one script, so a reader never sees half of it.
+"""The Lua scripts of the store. Every change of a user's keys is one script, so a reader never sees half of a change.
 
-Every script takes the user's keys in the order events, order, seen, spaces (then states, retrieval of one
-space) and stays within Redis 7.0 and within one hash slot. A script writes `events` last: if it is cut short,
-the client's retry finds the event missing and heals the rest. Knows no Python types and no client.
+KEYS of the scripts about one user are those of `keys.user_keys`: events, order, seen, spaces and, where the script
+needs them, the states of one space. Every script uses one hash slot and only commands of Redis 7.0. A script writes
+`events` last: if it is interrupted, the client's retry finds the event missing and repairs the rest. Knows no client.
+
+The comment above each script says: arguments -> answer.
 """
-
-import hashlib
-from typing import NamedTuple
-
-
-class Script(NamedTuple):
-    text: str
-    sha: str
-
-
-def _script(*parts: str) -> Script:
-    text = "\n".join(parts)
-    return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
-
 
 # Members of `order` are "<16 hex of tie_key>:<event_id>".
 _EVENT_ID = """
@@ -29,12 +17,12 @@ local function event_ids(members)
 end
 """
 
-# 80 bits of a digest stand for an event id in `states`: ids may be long, and 20 bytes keep an element small.
+# `states` names an event by the first 80 bits of its id's SHA-1: ids may be long, and 20 hex digits keep a field small.
 _FIELD = """
 local function field(id) return string.sub(redis.sha1hex(id), 1, 20) end
 """
 
-# HMGET in portions, since unpack() has a limit.
+# HMGET in portions of 1000 fields, because Lua's unpack() has a limit.
 _HMGET = """
 local function hmget(key, fields)
   local values = {}
@@ -46,8 +34,8 @@ local function hmget(key, fields)
 end
 """
 
-# ARGV: (event_id, body, timestamp, order member, item digest)*  ->  1 new | 0 duplicate, for each
-APPEND = _script("""
+# ARGV: (event_id, body, timestamp, order member, item digest)*  ->  for each event 1 (new) or 0 (duplicate)
+APPEND = """
 local answer = {}
 for i = 1, #ARGV, 5 do
   local id, body, timestamp, member, digest = unpack(ARGV, i, i + 4)
@@ -60,10 +48,10 @@ for i = 1, #ARGV, 5 do
   answer[#answer + 1] = is_new and 1 or 0
 end
 return answer
-""")
+"""
 
-# `seen` has 8 bytes for each event, in any order. It is made anew from the log when it has another size: after an
-# event was forgotten, and where an earlier version left a hash. `item_digest` of `events.py` does the same.
+# `seen` has 8 bytes for each event, in any order. It is computed again from the events when its size is wrong: after an
+# event was deleted, and where an earlier version left a hash. `digest` equals `item_digest` of `events.py`.
 _SEEN = """
 local function digest(body)
   local is_json, fields = pcall(cjson.decode, body)
@@ -85,20 +73,20 @@ local function seen()
 end
 """
 
-# Names the newest events and their order: states made of windows over them are right while it stays the same.
+# A digest of the newest events and their order. States computed from these events are valid while it stays the same.
 _LOG = """
-local function log_of(members) return redis.sha1hex(table.concat(members, '\\n')) end
+local function log_digest(members) return redis.sha1hex(table.concat(members, '\\n')) end
 """
 
-# ARGV: limit, '1' for `seen`  ->  ids, bodies, records, log, seen; newest first, nil where missing. All states
-# are read at once, since finding them one by one in a listpack takes longer.
-RECALL = _script(
-    _EVENT_ID,
-    _FIELD,
-    _HMGET,
-    _SEEN,
-    _LOG,
-    """
+# ARGV: limit, '1' to ask for `seen`  ->  event ids, bodies, records (each newest first, nil where missing), log digest,
+# seen. Reads all states at once, because looking up each of them in a listpack takes longer.
+RECALL = (
+    _EVENT_ID
+    + _FIELD
+    + _HMGET
+    + _SEEN
+    + _LOG
+    + """
 local limit = tonumber(ARGV[1])
 local members = limit > 0 and redis.call('ZREVRANGE', KEYS[2], 0, limit - 1) or {}
 local ids = event_ids(members)
@@ -106,17 +94,17 @@ local states, pairs_of_states = {}, redis.call('HGETALL', KEYS[5])
 for i = 1, #pairs_of_states, 2 do states[pairs_of_states[i]] = pairs_of_states[i + 1] end
 local records = {}
 for i, id in ipairs(ids) do records[i] = states[field(id)] or false end
-return {ids, hmget(KEYS[1], ids), records, log_of(members), ARGV[2] == '1' and seen()}
-""",
+return {ids, hmget(KEYS[1], ids), records, log_digest(members), ARGV[2] == '1' and seen()}
+"""
 )
 
-# ARGV: limit, timestamp, member ('' for both: from the newest)  ->  members, bodies, score of the limit-th;
-# newest first, one more than the limit when there are more. Ties are compared byte by byte: Lua's < follows
-# the server's locale.
-PAGE = _script(
-    _EVENT_ID,
-    _HMGET,
-    """
+# ARGV: limit, timestamp, member of the last event shown ('' for both: start at the newest)  ->  members, bodies, score
+# of the last event of this page; newest first, with one member more than the limit when another page follows. Compares
+# members byte by byte, because Lua's < on strings depends on the server's locale.
+PAGE = (
+    _EVENT_ID
+    + _HMGET
+    + """
 local function is_before(a, b)
   for i = 1, math.min(#a, #b) do
     local x, y = string.byte(a, i), string.byte(b, i)
@@ -134,16 +122,17 @@ end
 local members = redis.call('ZREVRANGE', KEYS[2], shown, shown + limit)
 local score = members[limit] and redis.call('ZSCORE', KEYS[2], members[limit])
 return {members, hmget(KEYS[1], event_ids(members)), score or false}
-""",
+"""
 )
 
-# ARGV: keep, space, limit, (event_id, record)*  ->  how many were written, log of the newest `limit`. Only events
-# that exist and are among the newest `keep` have a state; the rest is trimmed here, which bounds the memory of a user.
-SAVE_STATES = _script(
-    _EVENT_ID,
-    _FIELD,
-    _LOG,
-    """
+# ARGV: keep, space, limit, (event_id, record)*  ->  number of records written, log digest of the newest `limit` events.
+# Only events that exist and are among the newest `keep` have a state. Other states are deleted here, which bounds the
+# size of a user.
+SAVE_STATES = (
+    _EVENT_ID
+    + _FIELD
+    + _LOG
+    + """
 local is_kept, written = {}, 0
 local members = redis.call('ZREVRANGE', KEYS[2], 0, ARGV[3] - 1)
 for i = 1, math.min(tonumber(ARGV[1]), #members) do is_kept[field(event_id(members[i]))] = true end
@@ -156,20 +145,12 @@ end
 for _, name in ipairs(redis.call('HKEYS', KEYS[5])) do
   if not is_kept[name] then redis.call('HDEL', KEYS[5], name) end
 end
-redis.call(redis.call('EXISTS', KEYS[5]) == 1 and 'SADD' or 'SREM', KEYS[4], ARGV[2])
-return {written, log_of(members)}
-""",
+if redis.call('EXISTS', KEYS[5]) == 1 then redis.call('SADD', KEYS[4], ARGV[2]) end
+return {written, log_digest(members)}
+"""
 )
 
-# ARGV: space, body  ->  1 saved | 0 the user is unknown (a deleted user never reappears)
-SAVE_RETRIEVAL = _script("""
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-redis.call('SET', KEYS[6], ARGV[2])
-redis.call('SADD', KEYS[4], ARGV[1])
-return 1
-""")
-
-# A stray value of another type must not stop a deletion, hence pcall.
+# Uses pcall, so that a key of a wrong type does not stop a deletion.
 _FORGET_ALL = """
 local function forget_all(prefix)
   local function length(command, key)
@@ -189,16 +170,16 @@ local function forget_all(prefix)
 end
 """
 
-# ARGV: prefix of the user's keys  ->  events, states, keys
-FORGET_USER = _script(_FORGET_ALL, "return forget_all(ARGV[1])")
+# ARGV: prefix of the user's keys  ->  numbers of deleted events, states and keys
+FORGET_USER = _FORGET_ALL + "return forget_all(ARGV[1])"
 
-# ARGV: prefix of the user's keys, event_id  ->  1 forgotten | 0 unknown. Walks `order`: the tie key of an
-# event cannot be computed here, and deletions are rare.
-FORGET_EVENT = _script(
-    _EVENT_ID,
-    _FIELD,
-    _FORGET_ALL,
-    """
+# ARGV: prefix of the user's keys, event_id  ->  1 (deleted) or 0 (unknown). Searches all of `order`, because the tie
+# key of an event cannot be computed here. Deletions are rare.
+FORGET_EVENT = (
+    _EVENT_ID
+    + _FIELD
+    + _FORGET_ALL
+    + """
 local prefix, id = ARGV[1], ARGV[2]
 if redis.call('HEXISTS', KEYS[1], id) == 0 then return 0 end
 for _, member in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
@@ -212,32 +193,43 @@ end
 redis.call('HDEL', KEYS[1], id)
 if redis.call('EXISTS', KEYS[1]) == 0 then forget_all(prefix) end
 return 1
-""",
+"""
 )
 
-# KEYS: stream; ARGV: group, consumer, idle ms, count  ->  (entry id, user)* of entries another worker left.
-# Makes the group where it is missing, so that reading from it works.
-CLAIM = _script("""
+# KEYS: stream; ARGV: group, consumer, idle ms, count  ->  (entry id, user)* of entries that no worker has renewed for
+# that long; the consumer owns them from then on. Creates a missing group, so that a read from it works.
+CLAIM = """
 redis.pcall('XGROUP', 'CREATE', KEYS[1], ARGV[1], '0', 'MKSTREAM')
 local claimed = redis.call('XAUTOCLAIM', KEYS[1], ARGV[1], ARGV[2], ARGV[3], '0', 'COUNT', ARGV[4])[2]
 for i, entry in ipairs(claimed) do
   claimed[i] = {entry[1], entry[2] and entry[2][1] == 'user' and entry[2][2]}
 end
 return claimed
-""")
+"""
 
-# KEYS: stream; ARGV: group, entry ids  ->  how many were removed
-ENCODED = _script("""
+# KEYS: stream; ARGV: group, consumer, entry ids  ->  number of entries renewed: their idle time starts again at 0.
+# Skips entries that are gone or belong to another consumer, which a plain XCLAIM would take away from it.
+RENEW = """
+local group, consumer, renewed = ARGV[1], ARGV[2], 0
+for i = 3, #ARGV do
+  local owned = redis.pcall('XPENDING', KEYS[1], group, ARGV[i], ARGV[i], 1, consumer)
+  if owned[1] then
+    renewed = renewed + #redis.call('XCLAIM', KEYS[1], group, consumer, 0, ARGV[i], 'JUSTID')
+  end
+end
+return renewed
+"""
+
+# KEYS: stream; ARGV: group, entry ids  ->  number of entries removed
+ENCODED = """
 redis.call('XACK', KEYS[1], ARGV[1], unpack(ARGV, 2))
 return redis.call('XDEL', KEYS[1], unpack(ARGV, 2))
-""")
+"""
 
-# KEYS: stream  ->  milliseconds since its oldest entry was added: an entry's id begins with the server's clock
-BACKLOG_AGE = _script("""
+# KEYS: stream  ->  milliseconds since its oldest entry was added; an entry id begins with the server's time in ms
+BACKLOG_AGE = """
 local oldest = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
 if not oldest then return 0 end
 local now = redis.call('TIME')
 return math.max(0, now[1] * 1000 + math.floor(now[2] / 1000) - string.match(oldest[1], '^%d+'))
-""")
-
-ALL = (APPEND, RECALL, PAGE, SAVE_STATES, SAVE_RETRIEVAL, FORGET_USER, FORGET_EVENT, CLAIM, ENCODED, BACKLOG_AGE)
+"""

@@ -1,20 +1,16 @@
-"""What a recommendation leaves behind, written when the answer is out: retrieval weights, requests for encoding.
+"""Deferred, best-effort requests for encoding, written to the store after the answer of a recommendation.
 
-Collected for a moment and written at once, since each write that the store syncs to disk holds up everybody's reads.
-Nobody waits for it, and what is lost with a store that is away does no harm: the next recommendation says it again.
+Collected for a moment and written together, because each write that the store syncs to disk delays all reads. A request
+that is lost while the store is away does no harm: the next recommendation of the user asks again.
 """
 
 import asyncio
 import time
-from collections.abc import Sequence
 
-import numpy as np
 import structlog
-from numpy.typing import NDArray
 
 from service.errors import StoreUnavailable
 from service.store.client import MemoryStore
-from service.store.events import Event
 
 log = structlog.get_logger("service.usecases.deferred")
 
@@ -23,9 +19,8 @@ _ASK_AGAIN_S = 30.0
 
 
 class Afterwards:
-    def __init__(self, store: MemoryStore, space: str) -> None:
-        self.store, self.space = store, space
-        self._weights: dict[str, tuple[Sequence[Event], NDArray[np.float32]]] = {}
+    def __init__(self, store: MemoryStore) -> None:
+        self.store = store
         self._unencoded: set[str] = set()
         self._asked: set[str] = set()
         self._forget_asked_at = 0.0
@@ -37,11 +32,6 @@ class Afterwards:
         self._is_stopping.set()
         if self._task is not None:
             await self._task
-
-    def keep_weights(self, user_id: str, events: Sequence[Event], weights: NDArray[np.float32]) -> None:
-        """One weight for each event; `GET /users` shows those of the last retrieval."""
-        self._weights[user_id] = events, weights
-        self._write_soon()
 
     def request_encoding(self, user_id: str) -> None:
         """Heals a lost state, and fills a new space user by user. Not again for a while: the queue must stay short."""
@@ -58,21 +48,14 @@ class Afterwards:
             self._task = asyncio.create_task(self._write(), name="afterwards")
 
     async def _write(self) -> None:
-        while self._weights or self._unencoded:
+        while self._unencoded:
             try:
                 async with asyncio.timeout(_COLLECT_S):
                     await self._is_stopping.wait()
             except TimeoutError:
                 pass
-            weights = {user_id: _by_event(*each) for user_id, each in self._weights.items()}
-            self._weights = {}
             unencoded, self._unencoded = self._unencoded, set()
             try:
-                await self.store.save_retrievals(self.space, weights)
                 await self.store.request_encoding(unencoded)
             except StoreUnavailable:
-                log.warning("writes that nobody waits for were lost: store away")
-
-
-def _by_event(events: Sequence[Event], weights: NDArray[np.float32]) -> dict[str, float]:
-    return {event.event_id: round(weight, 4) for event, weight in zip(events, weights.tolist(), strict=True)}
+                log.warning("store away, requests for encoding were lost")

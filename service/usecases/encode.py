@@ -103,14 +103,18 @@ class Worker:
             saved = await self._encode(todo)
             is_same = self.bundle.catalogue is catalogue
             pairs = zip(todo, saved, strict=True)
-            waiting = [each.user_id for each, now in pairs if now.num_states and not (is_same and now.log == each.log)]
+            waiting = [
+                each.user_id
+                for each, now in pairs
+                if now.num_states and not (is_same and now.log_digest == each.log)
+            ]
             num_written += sum(each.num_states for each in saved)
         return num_written
 
     async def _todo(self, user_id: str, recalled: Recalled) -> Todo:
         await asyncio.sleep(0)  # others wait for the event loop, too
         timeline = Timeline(recalled.events, self.bundle)
-        return Todo(user_id, timeline.unencoded(), timeline.num_kept, recalled.log)
+        return Todo(user_id, timeline.unencoded(), timeline.num_kept, recalled.log_digest)
 
     async def _encode(self, todo: Sequence[Todo]) -> list[Saved]:
         """What was written of each user. Short windows go first, so that equal lengths meet in a batch."""

@@ -57,7 +57,7 @@ class Recommender:
     ) -> None:
         self.bundle, self.engine, self.store, self.metrics = bundle, engine, store, metrics
         self._deadline_ms = settings.deadline_ms
-        self._afterwards = Afterwards(store, bundle.manifest.space)
+        self._afterwards = Afterwards(store)
         self._seen_rows = SeenRows(bundle.catalogue)
 
     async def recommend(self, request: RecommendRequest) -> RecommendResponse:
@@ -87,7 +87,6 @@ class Recommender:
         watch.lap("queue")
         watch.laps["queue"] = max(0.0, watch.laps["queue"] - sum(answer.timings_s.values()))
         watch.laps |= answer.timings_s
-        self._keep_weights(request, context, answer)
         memory = self._explain(request, context, answer)
         return self._respond(request, answer.items, watch, memory=memory, fallback=context.fallback)
 
@@ -226,10 +225,6 @@ class Recommender:
                 self.metrics.grounding_distance.observe(item.distance)
         if fallback is not None:
             self.metrics.fallback_total.labels(fallback).inc()
-
-    def _keep_weights(self, request: RecommendRequest, context: Context, answer: Answer) -> None:
-        if request.user_id is not None and context.memory.events:
-            self._afterwards.keep_weights(request.user_id, context.memory.events, answer.weights)
 
 
 def _newest(timeline: Timeline, session: list[tuple[int | None, str]], count: int) -> list[tuple[str, bool]]:

@@ -29,8 +29,8 @@ from model_store.memory.retriever import Retriever
 from model_store.text.history import window_ending_at, window_fingerprint
 from service.store.client import MemoryStore
 from service.store.embedded import EmbeddedServer
-from service.store.events import Event, UserStates, encode_event
-from service.store.keys import order_member, user_keys
+from service.store.events import Event, UserStates, encode_event, order_member
+from service.store.keys import user_keys
 from service.usecases.seen import SeenRows
 from service.usecases.timeline import Timeline, events_needed
 from tests.benchmarks.machine import last_line, median_ms, percentile_ms, table
@@ -122,7 +122,7 @@ async def capacity(store: MemoryStore, raw: Redis) -> list[dict[str, Any]]:
             for dtype in DTYPES:
                 await raw.flushall()
                 await put(store, World.make(hidden_size, dtype, max_memory), "u", max_memory + K)
-                keys = user_keys("u", SPACE)[:5]
+                keys = user_keys("u", SPACE)
                 sizes = [int(await raw.memory_usage(key, samples=0) or 0) for key in keys]
                 total = sum(sizes)
                 facts = {"M": max_memory, "D": hidden_size, "dtype": dtype, "states_bytes": sizes[4]}

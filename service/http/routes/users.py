@@ -15,7 +15,7 @@ router = APIRouter(prefix="/users/{user_id}", tags=["users"])
 
 @router.get("")
 async def get_user(user_id: UserIdPath, users: UsersDep, cursor: Cursor = None, limit: Limit = 50) -> UserPage:
-    """Counts, recent events (newest first) and memory elements with the weights of the last retrieval."""
+    """Counts, recent events (newest first) and memory elements; their `weight` is null."""
     return await users.get(user_id, cursor, limit)
 
 

@@ -1,9 +1,17 @@
-"""Many events are decoded at once, and it makes no difference to any of them."""
+"""Byte forms of events: decoding inverts encoding, and decoding many gives the same as decoding each."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.store.events import Event, Remembered, decode_event, decode_events, encode_event, encode_text, remembered
+from service.store.events import (
+    Event,
+    Remembered,
+    decode_event,
+    decode_events,
+    decode_remembered,
+    encode_event,
+    encode_text,
+)
 
 EVENTS = st.builds(
     Event,
@@ -23,24 +31,36 @@ BAD = st.sampled_from(
         b'{"item_id":"i","timestamp":1,"type":null,"value":null}',
         b'{"item_id":"i","timestamp":1,"type":"view","value":false}',
         b'{"item_id":"i","timestamp":1,"type":"view","value":"1"}',
+        b'{"item_id":"i","timestamp":1,"type":"view","value":NaN}',
+        b'{"item_id":"i","timestamp":1,"type":"view","value":-Infinity}',
+        b'{"item_id":"i","timestamp":1,"type":"view","value":1e999}',
+        b'{"item_id":"i","timestamp":1,"type":"view","value":1' + b"0" * 400 + b"}",
     ]
 )  # fmt: skip
 
 
 @given(st.lists(EVENTS, max_size=6))
-def test_events_of_ours_come_back(events: list[Event]) -> None:
+def test_decoding_inverts_encoding(events: list[Event]) -> None:
     ids = [encode_text(event.event_id) for event in events]
     assert decode_events("u", ids, [encode_event(event) for event in events]) == events
 
 
 @given(st.lists(st.tuples(st.binary(max_size=4), EVENTS.map(encode_event) | BAD), max_size=6))
-def test_many_at_once_are_as_each_alone(stored: list[tuple[bytes, bytes | None]]) -> None:
+def test_decoding_many_events_equals_decoding_each(stored: list[tuple[bytes, bytes | None]]) -> None:
     found = decode_events("u", [event_id for event_id, _ in stored], [body for _, body in stored])
     assert found == [decode_event("u", *pair) for pair in stored]
     assert all(type(event) is Event for event in found if event is not None)
 
 
-def test_events_that_cannot_be_read_are_left_out() -> None:
+def test_unreadable_events_are_left_out() -> None:
     event = Event("e", "u", "i", 1)
-    assert remembered([event, None, event], [b"r", b"s", None]) == [Remembered(event, b"r"), Remembered(event, None)]
-    assert remembered([event], [b"r"])[0].record == b"r" and remembered([], []) == []
+    body = encode_event(event)
+    found = decode_remembered("u", [b"e", b"f", b"e"], [body, b"{", body], [b"r", b"s", None])
+    assert found == [Remembered(event, b"r"), Remembered(event, None)]
+    assert decode_remembered("u", [b"e"], [body], [b"r"])[0].record == b"r" and decode_remembered("u", [], [], []) == []
+
+
+@given(st.sampled_from([float("nan"), float("inf"), float("-inf"), 10**400]))
+def test_a_value_that_is_no_finite_number_decodes_to_none(value: float) -> None:
+    event = Event("e", "u", "i", 1, "view", value)
+    assert decode_events("u", [b"e"], [encode_event(event)]) == [event._replace(value=None)]
