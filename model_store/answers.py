@@ -1,4 +1,4 @@
-"""What is asked of a bundle, and what it answers: plain values, without torch."""
+"""Queries to a bundle and its answers, as plain values. Loads no torch."""
 
 import time
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ POPULAR: Source = "popular"
 
 @dataclass(frozen=True)
 class Query:
-    """One request to the model.
+    """One query to the model.
 
-    `prompt`: tokens of the recent window. `memory` (M, D) float16, oldest first. `allowed` (N,) bool by catalogue row.
-    `chosen`: indices of memories that replace the retriever's choice (used in evaluation).
+    `prompt`: tokens of the recent window. `memory` (M, D): states, oldest first. `allowed` (N,): by catalogue row.
+    `chosen`: indices of memory elements that replace the retriever's selection (used in evaluation).
     """
 
     prompt: Sequence[int]
@@ -46,9 +46,10 @@ class Ranked(NamedTuple):
 
 @dataclass(frozen=True)
 class Answer:
-    """`weights` (M,) are the retriever's probabilities, `chosen` the indices of the memories that reached the top half.
+    """The ranked items of one query, and which memory was used for them.
 
-    `null_weight` is the probability of "no memory helps". `timings_s`: seconds of each stage, for the whole batch.
+    `weights` (M,): the retriever's probabilities. `null_weight`: its probability of the null slot. `chosen`: indices of
+    the memory elements that entered the top half. `timings_s`: seconds of each stage, for the whole batch.
     """
 
     items: list[Ranked]
@@ -59,7 +60,7 @@ class Answer:
 
 
 class Stopwatch:
-    """Seconds between marks."""
+    """Measures seconds between calls of `lap`."""
 
     def __init__(self) -> None:
         self.laps: dict[str, float] = {}
@@ -76,5 +77,5 @@ class Stopwatch:
 
 
 def popular(catalogue: Catalogue, allowed: NDArray[np.bool_], num_results: int) -> list[Ranked]:
-    """The most popular allowed items: the answer where nothing better is known."""
+    """The most popular items of `allowed` (N,), at most `num_results`."""
     return [Ranked(row, POPULAR, None, None) for row in catalogue.most_popular(allowed, num_results)]

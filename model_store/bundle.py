@@ -1,8 +1,7 @@
-"""A bundle that is opened, and the writer of a new one.
+"""An opened bundle with its networks, and the writer of a new bundle.
 
-`BundleView` holds what needs no network: manifest, catalogue, byte form of states. `Bundle` adds the language model,
-the retriever, the title index and the item neighbours. Opening verifies every file; writing is atomic. Nothing is ever
-unpickled. See `files.py` for the files.
+`Bundle` adds to `BundleView` the language model, the retriever, the title index and the item neighbours. Opening
+verifies every file; writing is atomic. Nothing is unpickled. See `files.py` for the files.
 """
 
 import os
@@ -18,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model_store.catalogue.catalogue import Catalogue
-from model_store.catalogue.item import Item, write_items
+from model_store.catalogue.items import Item, write_items
 from model_store.errors import BundleCorrupt, BundleError, UnsupportedBackbone
 from model_store.files import (
     COLUMNS,
@@ -39,24 +38,27 @@ from model_store.lm.checkpoint import load_lm
 from model_store.lm.split_lm import SplitLM
 from model_store.manifest import Manifest
 from model_store.memory.retriever import Retriever
-from model_store.neighbors import Neighbors
+from model_store.neighbors import ItemNeighbors
 from model_store.text.prompt import ItemPrompt, Prompt
 from model_store.view import BundleView, open_catalogue
 
 
 @dataclass
 class Bundle(BundleView):
-    """Everything that answers requests. `catalogue` and `index` are replaced when items change; the rest stays."""
+    """All parts that are needed to answer requests. Item changes replace `catalogue` and update `index`."""
 
     prompt: Prompt
     lm: SplitLM
     retriever: Retriever
     index: ItemIndex
-    neighbors: Neighbors | None = None
+    neighbors: ItemNeighbors | None = None
 
     @classmethod
     def open(cls, path: Path | str, *, device: torch.device | str = "cpu") -> Self:
-        """Raises BundleNotFound, BundleCorrupt, FormatTooNew, SpaceMismatch or UnsupportedBackbone."""
+        """Verify and load the bundle at `path`.
+
+        Raises BundleNotFound, BundleCorrupt, FormatTooNew, SpaceMismatch or UnsupportedBackbone.
+        """
         path = Path(path)
         manifest = read_manifest(path)
         verify_parts(path, manifest)
@@ -72,7 +74,7 @@ class Bundle(BundleView):
             retriever=retriever.to(device).eval(),
             catalogue=open_catalogue(path, manifest, prompt),
             index=ItemIndex.load(path / INDEX),
-            neighbors=Neighbors.load(path / NEIGHBORS) if manifest.generation.neighbor_share else None,
+            neighbors=ItemNeighbors.load(path / NEIGHBORS) if manifest.generation.neighbor_share else None,
         )
         bundle._check_sizes(path)
         bundle._check_window(path)
@@ -80,28 +82,33 @@ class Bundle(BundleView):
 
     def _check_sizes(self, path: Path) -> None:
         if len(self.index) != len(self.catalogue):
-            raise BundleCorrupt(f"{path}: {len(self.catalogue)} items, but {len(self.index)} vectors in the index")
+            raise BundleCorrupt(
+                f"{path}: the number of items is {len(self.catalogue)} in the catalogue, {len(self.index)} in the index"
+            )
         if self.neighbors is not None:
             self._check_neighbors(path, self.neighbors)
 
-    def _check_neighbors(self, path: Path, neighbors: Neighbors) -> None:
+    def _check_neighbors(self, path: Path, neighbors: ItemNeighbors) -> None:
         if not isinstance(self.prompt, ItemPrompt):
-            raise BundleCorrupt(f"{path}: only the item vocabulary has neighbours; build the bundle again")
+            raise BundleCorrupt(f"{path}: item neighbours need the item vocabulary; build the bundle again")
         if max(len(neighbors.starts) - 1, neighbors.indices.max(initial=0) + 1) > len(self.prompt.vocabulary):
-            raise BundleCorrupt(f"{path}: neighbours of items that the vocabulary lacks; build the bundle again")
+            raise BundleCorrupt(
+                f"{path}: the neighbours have tokens that are not in the vocabulary; build the bundle again"
+            )
 
     def _check_window(self, path: Path) -> None:
-        """A token may see the prompt, the memory and the title before it. Other beams take columns, not positions."""
+        """Sliding attention must cover prompt, memory and title. Other beams take cache columns, but no positions."""
         longest = self.prompt.max_tokens + self.manifest.retriever.top_k + self.prompt.longest_title
         window = self.lm.attention_window
         if window is not None and window < longest:
             raise UnsupportedBackbone(
-                f"{path}: prompt, memory and answer may take {longest} tokens, more than the {window} that the model's"
-                " sliding attention sees; lower recent_length or max_title_tokens"
+                f"{path}: prompt, memory and answer may have {longest} tokens, but the sliding attention of the model"
+                f" sees {window}; lower recent_length or max_title_tokens"
             )
 
 
 def build_retriever(manifest: Manifest) -> Retriever:
+    """A retriever with random weights and the sizes of `manifest`."""
     spec = manifest.retriever
     return Retriever(manifest.backbone.hidden_size, width=spec.width, has_null=spec.has_null)
 
@@ -111,12 +118,12 @@ def _load_weights(retriever: Retriever, file: Path) -> None:
         retriever.load_state_dict(load_file(file))
     except RuntimeError as error:
         raise BundleCorrupt(
-            f"{file}: weights of another shape than the manifest's retriever; build it again"
+            f"{file}: the shapes differ from those of the retriever in the manifest; build the bundle again"
         ) from error
 
 
 class BundleWriter:
-    """Collects the parts beside the target, then renames the folder in one step. An existing bundle is replaced.
+    """Collects the parts in a temporary directory beside the target, then renames it. Replaces an existing bundle.
 
     with BundleWriter(path) as writer:
         writer.add_lm(directory); writer.add_retriever(retriever); writer.add_catalogue(catalogue)
@@ -128,7 +135,7 @@ class BundleWriter:
         self.path = Path(path)
 
     def __enter__(self) -> Self:
-        """Raises BundleError when the target holds something else than a bundle: replacing would delete it."""
+        """Raises BundleError if the target is a directory with other content, which replacing would delete."""
         if self.path.exists() and not _may_be_replaced(self.path):
             raise BundleError(f"{self.path}: exists and is not a bundle; choose another path or remove it")
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,6 +148,7 @@ class BundleWriter:
         shutil.rmtree(self._draft, ignore_errors=True)
 
     def add_lm(self, directory: Path) -> None:
+        """Copy a checkpoint directory (see lm/checkpoint.py)."""
         shutil.copytree(directory, self._draft / LM, ignore=shutil.ignore_patterns("stage.json"))
 
     def add_retriever(self, retriever: Retriever) -> None:
@@ -148,21 +156,21 @@ class BundleWriter:
         save_file(weights, self._draft / RETRIEVER)
 
     def add_items(self, items: Iterable[Item]) -> None:
-        """The items alone: what follows from them is made each time the bundle is opened."""
+        """Write the items only. The columns are then computed each time the bundle is opened."""
         write_items(items, self._draft / ITEMS)
 
     def add_catalogue(self, catalogue: Catalogue) -> None:
-        """The items, and what follows from them."""
+        """Write the items and their columns."""
         catalogue.save(self._draft / ITEMS, self._draft / COLUMNS)
 
     def add_index(self, index: ItemIndex) -> None:
         index.save(self._draft / INDEX)
 
-    def add_neighbors(self, neighbors: Neighbors) -> None:
+    def add_neighbors(self, neighbors: ItemNeighbors) -> None:
         neighbors.save(self._draft / NEIGHBORS)
 
     def finish(self, manifest: Manifest) -> Manifest:
-        """Completes `files`, checks the space, and makes the bundle appear. Returns the manifest as written."""
+        """Fill in `files`, check the space and move the bundle to its path. Returns the manifest as written."""
         manifest = manifest.model_copy(update={"files": describe_files(self._draft)})
         verify_parts(self.path, manifest)
         verify_space(self.path, manifest)
@@ -191,9 +199,9 @@ def _sync(root: Path) -> None:
 
 
 def _make_readable(root: Path) -> None:
-    """Readable by every user: the service often runs under another user than the training did.
+    """Let every user read the bundle: the service often runs under another user than the training.
 
-    Without this, the temporary directory and the files that safetensors writes belong to the owner alone.
+    The temporary directory and the files that safetensors writes are otherwise readable by their owner only.
     """
     for path in [root, *root.rglob("*")]:
         path.chmod(0o755 if path.is_dir() else 0o644)

@@ -1,4 +1,4 @@
-"""The files of a bundle: their names, the manifest, and the check that every file is what the manifest says.
+"""The files of a bundle: their names, reading the manifest, and checking every file against it.
 
     manifest.json          written last; a directory with it is a complete bundle
     lm/                    a Hugging Face checkpoint (safetensors) with its tokenizer, adapters merged
@@ -8,7 +8,7 @@
     items.faiss            title embeddings; id = row
     neighbors.safetensors  item neighbours by co-occurrence and by title (item vocabulary, optional)
 
-Needs neither torch nor a tokenizer.
+README.md describes each file. Loads neither torch nor a tokenizer.
 """
 
 import hashlib
@@ -26,12 +26,15 @@ from model_store.text.vocabulary import TITLES_FILE
 
 MANIFEST, LM, RETRIEVER, ITEMS, INDEX = "manifest.json", "lm", "retriever.safetensors", "items.jsonl", "items.faiss"
 COLUMNS, NEIGHBORS = "items.safetensors", "neighbors.safetensors"
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
-_WEIGHTS_AND_TOKENS = (".safetensors", "config.json", TITLES_FILE, *_TOKENIZERS)
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
+_MODEL_FILES = (".safetensors", "config.json", TITLES_FILE, *_TOKENIZER_FILES)
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Checks the format version before anything else, since later versions may have other fields."""
+    """Read the manifest of the bundle at `path`. Raises BundleNotFound, BundleCorrupt or FormatTooNew.
+
+    The format version is checked first, because later versions may have other fields.
+    """
     file = path / MANIFEST
     if not file.is_file():
         raise BundleNotFound(
@@ -50,19 +53,22 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def verify_parts(path: Path, manifest: Manifest) -> None:
-    """What is opened must be listed, or it would be opened without its checksum verified."""
+    """Check that the manifest lists all files that are opened, because only listed files have a checksum.
+
+    Raises BundleCorrupt.
+    """
     needed = {RETRIEVER, ITEMS, INDEX} | ({NEIGHBORS} if manifest.generation.neighbor_share else set())
     missing = needed - manifest.files.keys()
     if missing:
         raise BundleCorrupt(
-            f"{path}: {', '.join(sorted(missing))} is not among the files of the manifest; build it again"
+            f"{path}: {', '.join(sorted(missing))} is not among the files of the manifest; build the bundle again"
         )
 
 
 def verify_files(path: Path, manifest: Manifest, names: Collection[str] | None = None) -> None:
-    """Checks size and SHA-256 of the files in `names` (all files when None). Raises BundleCorrupt.
+    """Check size and SHA-256 of the files in `names` (None: all files). Raises BundleCorrupt.
 
-    Extra files are ignored, except in `lm/`, whose whole content transformers reads.
+    Extra files are ignored, except in `lm/`, where transformers could read them.
     """
     for file in sorted((path / LM).glob("[!.]*")):
         if f"{LM}/{file.name}" not in manifest.files and not file.is_dir():
@@ -83,12 +89,11 @@ def verify_files(path: Path, manifest: Manifest, names: Collection[str] | None =
 
 
 def verify_space(path: Path, manifest: Manifest) -> None:
+    """Check that `space` is that of the files in `lm/`. Raises SpaceMismatch."""
     weights = weights_sha256({name: entry for name, entry in manifest.files.items() if name.startswith(LM + "/")})
     backbone = manifest.backbone.model_copy(update={"weights_sha256": weights})
     if space_id(backbone, manifest.prompt, manifest.memory) != manifest.space:
-        raise SpaceMismatch(
-            f"{path}: the language model is not the one that space {manifest.space} was made with; build it again"
-        )
+        raise SpaceMismatch(f"{path}: the language model is not that of space {manifest.space}; build the bundle again")
 
 
 def sha256_of(file: Path) -> str:
@@ -97,19 +102,19 @@ def sha256_of(file: Path) -> str:
 
 
 def sha256_of_all(files: Iterable[Path]) -> list[str]:
-    """On all cores: hashing lets other threads run."""
+    """Hash on all cores; hashlib releases the GIL."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(sha256_of, files))
 
 
 def weights_sha256(files: dict[str, FileEntry]) -> str:
-    """One digest of what the language model computes: weights, configuration and tokenizer."""
-    relevant = {Path(name).name: entry.sha256 for name, entry in files.items() if name.endswith(_WEIGHTS_AND_TOKENS)}
+    """One SHA-256 for all files that determine what the language model computes: weights, configuration, tokenizer."""
+    relevant = {Path(name).name: entry.sha256 for name, entry in files.items() if name.endswith(_MODEL_FILES)}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
 
 
 def describe_files(root: Path) -> dict[str, FileEntry]:
-    """Size and checksum of every file below `root`, by relative name."""
+    """Size and checksum of every file below `root` except the manifest, by relative path."""
     files = sorted(file for file in root.rglob("*") if file.is_file() and file.name != MANIFEST)
     return {
         file.relative_to(root).as_posix(): FileEntry(num_bytes=file.stat().st_size, sha256=digest)

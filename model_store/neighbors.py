@@ -1,11 +1,11 @@
-"""What was read next to what, or is called alike: a second opinion on the next item, mixed into the language model's.
+"""Item neighbours: items chosen together or with similar titles, mixed into the language model's forecast.
 
     p(item) = (1 − λ) · p_LM(item | prompt, memory) + λ · p_kNN(item | prompt)
 
-as kNN-LM (Khandelwal et al., ICLR 2020) mixes a language model with its nearest training examples. Here the examples
-are items: row i of a sparse matrix says how near other items are to item i, an item of the prompt counts 2^(−age /
-half-life), and the sum is scaled to one. A small model knows many rare pairs only vaguely; a count knows them exactly,
-and titles say what goes with an item that nobody has had yet. Item vocabulary only. Numpy, immutable.
+The mixture follows kNN-LM (Khandelwal et al., ICLR 2020), with items in place of training examples: row i of a sparse
+matrix holds the nearness of other items to item i, each item of the prompt has the weight 2^(−age / half-life), and the
+weighted sum is scaled to one. A small model learns rare pairs of items only vaguely; counts hold them exactly, and
+similar titles give neighbours to an item that nobody has chosen. Item vocabulary only. Immutable.
 """
 
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ from torch import from_numpy as to_tensor
 from model_store.errors import BundleCorrupt
 
 
-class Neighbors(NamedTuple):
-    """A matrix by rows, tokens × tokens: the neighbours of token t are `indices[starts[t] : starts[t + 1]]`."""
+class ItemNeighbors(NamedTuple):
+    """A sparse matrix, tokens × tokens, by rows: the neighbours of token t are `indices[starts[t] : starts[t + 1]]`."""
 
     starts: NDArray[np.int64]
     indices: NDArray[np.int32]
@@ -31,7 +31,7 @@ class Neighbors(NamedTuple):
 
     @classmethod
     def load(cls, file: Path) -> Self:
-        """Raises BundleCorrupt."""
+        """Read `neighbors.safetensors`. Raises BundleCorrupt."""
         try:
             arrays = load_file(file)
             found = cls(arrays["starts"], arrays["indices"], arrays["nearness"].astype(np.float32))
@@ -46,7 +46,7 @@ class Neighbors(NamedTuple):
         save_file({**arrays, "nearness": self.nearness.astype(np.float16)}, file)
 
     def votes(self, tokens: Sequence[int], num_tokens: int, half_life: float) -> NDArray[np.float32]:
-        """(num_tokens,) p_kNN after `tokens`, oldest first; all zero where none of them has a neighbour."""
+        """p_kNN (num_tokens,) after `tokens`, oldest first. All zeros if none of them has a neighbour."""
         found = np.zeros(num_tokens, dtype=np.float32)
         for age, token in enumerate(reversed(tokens)):
             if token < len(self.starts) - 1:
@@ -57,7 +57,10 @@ class Neighbors(NamedTuple):
 
 
 def mix(log_probs: Tensor, votes: NDArray[np.float32], share: float) -> Tensor:
-    """log p (B, V) from the language model's `log_probs` (B, V) and p_kNN (B, V); λ is 0 for a row without votes."""
+    """log p (B, V) from the language model's `log_probs` (B, V), `votes` = p_kNN (B, V) and `share` = λ.
+
+    λ is 0 for a row without votes.
+    """
     knn = to_tensor(votes).to(log_probs.device)
     weight = share * (knn.sum(dim=1, keepdim=True) > 0)
     mixed: Tensor = ((1 - weight) * log_probs.exp() + weight * knn).log()
@@ -65,16 +68,16 @@ def mix(log_probs: Tensor, votes: NDArray[np.float32], share: float) -> Tensor:
 
 
 class Mixture(NamedTuple):
-    """Neighbours and the say they have."""
+    """Item neighbours with their share λ and their half-life in events."""
 
-    neighbors: Neighbors
+    neighbors: ItemNeighbors
     share: float  # λ
     half_life: float
 
     def votes(self, prompts: Sequence[Sequence[int]], num_tokens: int) -> NDArray[np.float32]:
-        """(B, num_tokens)"""
+        """p_kNN (B, num_tokens) after each prompt."""
         return np.stack([self.neighbors.votes(prompt, num_tokens, self.half_life) for prompt in prompts])
 
     def mixed(self, log_probs: Tensor, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """log p (B, V) of the next item after each prompt, from the language model's `log_probs` (B, V)."""
+        """log p (B, V) of the next item after each prompt, mixed from the language model's `log_probs` (B, V)."""
         return mix(log_probs, self.votes(prompts, log_probs.shape[1]), self.share)

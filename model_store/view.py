@@ -1,6 +1,6 @@
-"""The part of a bundle that needs no network: manifest, catalogue, byte form of stored states.
+"""The part of a bundle that needs no neural network: manifest, catalogue and codec of stored states.
 
-A process that only asks a model, and runs none, opens this. It needs neither torch nor a tokenizer.
+For processes that send requests to a model but run none. Loads neither torch nor a tokenizer.
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from model_store.catalogue.catalogue import Catalogue
-from model_store.catalogue.item import read_items
+from model_store.catalogue.items import read_items
 from model_store.errors import BundleCorrupt
 from model_store.files import COLUMNS, ITEMS, read_manifest, verify_files, verify_parts
 from model_store.manifest import Manifest
@@ -18,14 +18,17 @@ from model_store.text.prompt import Prompt
 
 @dataclass
 class BundleView:
-    """`catalogue` is replaced by a new snapshot when items change; the manifest never changes."""
+    """Manifest and catalogue of a bundle. A change of items replaces `catalogue`; the manifest never changes."""
 
     manifest: Manifest
     catalogue: Catalogue
 
     @classmethod
     def open_view(cls, path: Path | str) -> "BundleView":
-        """Verifies only the files that it reads. Raises BundleNotFound, BundleCorrupt or FormatTooNew."""
+        """Open the bundle at `path`; only the files that are read are verified.
+
+        Raises BundleNotFound, BundleCorrupt or FormatTooNew.
+        """
         path = Path(path)
         manifest = read_manifest(path)
         verify_parts(path, manifest)
@@ -38,11 +41,13 @@ class BundleView:
 
 
 def open_catalogue(path: Path, manifest: Manifest, prompt: Prompt | None = None) -> Catalogue:
-    """The catalogue of the bundle at `path`; with a `prompt` also its trie. Raises BundleCorrupt."""
+    """The catalogue of the bundle at `path`, with a trie if `prompt` is given. Raises BundleCorrupt."""
     if COLUMNS in manifest.files:
         catalogue = Catalogue.open(path / ITEMS, path / COLUMNS, prompt)
     else:
         catalogue = Catalogue(read_items(path / ITEMS), prompt)
     if len(catalogue) != manifest.num_items:
-        raise BundleCorrupt(f"{path}: {len(catalogue)} items, but the manifest says {manifest.num_items}")
+        raise BundleCorrupt(
+            f"{path}: the number of items is {len(catalogue)} in the catalogue, {manifest.num_items} in the manifest"
+        )
     return catalogue

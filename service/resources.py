@@ -13,8 +13,8 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from model_store.bundle import Bundle
-from model_store.lm.packed import pack_matrices
 from model_store.lm.precision import set_precision
+from model_store.lm.prepacked import prepack_matrices
 from service.engine.engine import Engine
 from service.errors import SettingsError
 from service.http.dependencies import Resources
@@ -109,7 +109,7 @@ def _open_bundle(settings: Settings) -> Bundle:
             set_precision(bundle.lm, settings.precision)
         except ValueError as error:
             raise SettingsError([f"{variable('precision')}: {error}"]) from None
-    pack_matrices(bundle.lm)
+    prepack_matrices(bundle.lm)
     return bundle
 
 

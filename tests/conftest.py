@@ -16,7 +16,7 @@ from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from model_store.bundle import Bundle, BundleWriter, build_retriever
-from model_store.catalogue.catalogue import Item
+from model_store.catalogue.items import Item
 from model_store.files import describe_files, weights_sha256
 from model_store.grounding import ItemIndex
 from model_store.lm.checkpoint import save_pieces
@@ -31,7 +31,7 @@ from model_store.manifest import (
     space_id,
 )
 from model_store.memory.codec import StateDtype
-from model_store.neighbors import Neighbors
+from model_store.neighbors import ItemNeighbors
 from model_store.text.history import clean_title
 from model_store.text.vocabulary import ItemVocabulary
 
@@ -105,11 +105,11 @@ def write_checkpoint(
     tokenizer.save_pretrained(directory)
 
 
-def ring(num_items: int) -> Neighbors:
+def ring(num_items: int) -> ItemNeighbors:
     """The only neighbour of token t is t + 1, of the last one the first."""
     starts = np.arange(-1, num_items + 1).clip(min=0)
     after = np.append(np.arange(2, num_items + 1), 1).astype(np.int32)
-    return Neighbors(starts, after, np.ones(num_items, dtype=np.float32))
+    return ItemNeighbors(starts, after, np.ones(num_items, dtype=np.float32))
 
 
 def write_bundle(

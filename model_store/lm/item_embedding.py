@@ -1,8 +1,9 @@
-"""Embedding and head of a language model whose tokens are items: row = Σ pieces / √n + what training added.
+"""Embedding and head of a language model whose tokens are items.
 
-`Σ pieces / √n` spells a title from embeddings of its pieces of text and keeps their length whatever n is. Rows of
-titles known in training are stored whole; a later title is spelled, so it can be read and recommended at once.
-Engine thread only.
+The row of a token is Σ pieces / √n, the sum of the embeddings of the n text pieces of its title, plus a residual that
+training learned. The factor 1/√n makes the length of a row independent of n. Rows of titles known in training are
+stored complete. A title added later has no residual: its row is computed from its pieces, so it can be read and
+recommended immediately. Not thread-safe.
 """
 
 from collections.abc import Sequence
@@ -14,26 +15,26 @@ from transformers import PreTrainedModel
 
 from model_store.text.vocabulary import ItemVocabulary
 
-_SPARE = 16  # one spare row for so many
+_SPARE_SHARE = 16  # reserve 1/16 more rows
 
 
-def spell(text: Tensor, pieces: Sequence[Sequence[int]]) -> Tensor:
-    """(W, D) from `text` (P, D) and the pieces of W titles; nothing of a title gives zeros."""
+def rows_from_pieces(text: Tensor, pieces: Sequence[Sequence[int]]) -> Tensor:
+    """Rows (W, D) of W titles from the piece embeddings `text` (P, D). A title without pieces has a row of zeros."""
     counts = torch.tensor([len(each) for each in pieces], device=text.device)
     flat = torch.tensor([piece for each in pieces for piece in each], dtype=torch.long, device=text.device)
-    return spell_flat(text, flat, counts)
+    return rows_from_flat_pieces(text, flat, counts)
 
 
-def spell_flat(text: Tensor, flat: Tensor, counts: Tensor) -> Tensor:
-    """The same from the pieces of all titles in a row and their `counts` (W,)."""
+def rows_from_flat_pieces(text: Tensor, flat: Tensor, counts: Tensor) -> Tensor:
+    """As `rows_from_pieces`, with all pieces in one tensor and the number of pieces of each title in `counts` (W,)."""
     sums = F.embedding_bag(flat, text, counts.cumsum(0) - counts, mode="sum")
     return sums / counts.clamp(min=1).sqrt()[:, None].to(text.dtype)
 
 
 class ItemEmbedding(nn.Module):
-    """tokens (…) → (…, D). `weight` (n, D) are the tokens known in training, `text` (P, D) spells the others.
+    """tokens (…) → (…, D). `weight` holds the rows of known titles, `text` (P, D) the embeddings of text pieces.
 
-    `scale` is for architectures that multiply embeddings, but not the head.
+    `scale` multiplies the output, for architectures that scale embeddings but not the head.
     """
 
     def __init__(self, weight: Tensor, text: Tensor, vocabulary: ItemVocabulary, *, scale: float = 1.0) -> None:
@@ -42,26 +43,26 @@ class ItemEmbedding(nn.Module):
         self.text = nn.Parameter(text, requires_grad=False)
         self.vocabulary = vocabulary
         self.scale = scale
-        self._room: Tensor | None = None  # begins with `weight`, once a title came late
+        self._buffer: Tensor | None = None  # `weight` is its beginning, once a title was added
 
     def rows(self) -> Tensor:
-        """(V, D) of all tokens there are by now."""
+        """Rows (V, D) of all tokens that the vocabulary has at this moment."""
         known, wanted = len(self.weight), len(self.vocabulary)
         if known < wanted:
-            late = spell(self.text, self.vocabulary.spelled(known, wanted))
+            added = rows_from_pieces(self.text, self.vocabulary.pieces(known, wanted))
             with torch.inference_mode(False), torch.no_grad():
-                self._room = self._room_for(wanted)
-                self._room[known:wanted] = late
-                self.weight = nn.Parameter(self._room[:wanted], requires_grad=False)
+                self._buffer = self._buffer_for(wanted)
+                self._buffer[known:wanted] = added
+                self.weight = nn.Parameter(self._buffer[:wanted], requires_grad=False)
         return self.weight
 
-    def _room_for(self, wanted: int) -> Tensor:
-        """And for some more: a large table is not copied for each title that comes."""
-        room = self._room
-        if room is None or len(room) < wanted or room.data_ptr() != self.weight.data_ptr():
-            room = self.weight.new_empty(wanted + wanted // _SPARE, self.weight.shape[1])
-            room[: len(self.weight)] = self.weight
-        return room
+    def _buffer_for(self, wanted: int) -> Tensor:
+        """A buffer of at least `wanted` rows with spare ones, so that most added titles need no copy of the table."""
+        buffer = self._buffer
+        if buffer is None or len(buffer) < wanted or buffer.data_ptr() != self.weight.data_ptr():
+            buffer = self.weight.new_empty(wanted + wanted // _SPARE_SHARE, self.weight.shape[1])
+            buffer[: len(self.weight)] = self.weight
+        return buffer
 
     def forward(self, tokens: Tensor) -> Tensor:
         return F.embedding(tokens, self.rows()) * self.scale
@@ -78,12 +79,12 @@ class ItemHead(nn.Module):
         return F.linear(hidden, self.embedding.rows())
 
 
-def attach(model: PreTrainedModel, embedding: ItemEmbedding, head: ItemHead) -> None:
-    """Puts item tokens into `model`."""
+def use_item_tokens(model: PreTrainedModel, embedding: ItemEmbedding, head: ItemHead) -> None:
+    """Replace the embedding and the head of `model`."""
     model.set_input_embeddings(embedding)
     model.set_output_embeddings(head)
 
 
 def embedding_scale(model: PreTrainedModel) -> float:
-    """Of the embedding module itself; what a model multiplies afterwards stays in the model."""
+    """The factor inside the embedding module. A factor that the model applies afterwards is not included."""
     return float(getattr(model.get_input_embeddings(), "embed_scale", 1.0))

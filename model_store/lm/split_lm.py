@@ -1,13 +1,13 @@
-"""One decoder-only language model as two halves with a KV cache each.
+"""One decoder-only language model as two halves, each with a KV cache of its own.
 
-`bottom` is embeddings + layers[:L]; its output is the layer-L states. `top` is layers[L:] + final norm + head; its
-input is layer-L states. Both are the Hugging Face classes themselves over shared weights, with a slice of the layers,
-so masks, rotary positions, soft-capping and caches stay the library's. Knows neither prompts nor memory.
+`bottom` is the embeddings and layers[:L]; its output is the layer-L states. `top` is layers[L:], the final norm and the
+head; its input is layer-L states. Both halves are objects of the Hugging Face classes that share all weights and have a
+slice of the layers each. Masks, rotary positions, soft-capping and caches are therefore the library's own code.
 """
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,45 +16,25 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from model_store.errors import UnsupportedBackbone
 
+# Attribute names in the Hugging Face classes.
 _LAYERS = ("layers", "h")
 _FINAL_NORMS = ("norm", "final_layer_norm", "ln_f", "final_layernorm")
-_PROBE_TOLERANCE = 1e-2
-
-
-class Padded(NamedTuple):
-    """A ragged batch, padded on the left so that the last token of every row stands at index -1."""
-
-    tokens: Tensor  # (B, T) int64
-    mask: Tensor  # (B, T) int64, 1 = real
-
-
-def pad_left(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> Padded:
-    lengths = [len(row) for row in rows]
-    mask = mask_left(lengths)
-    tokens = torch.zeros_like(mask)
-    tokens[mask == 1] = torch.tensor([token for row in rows for token in row], dtype=torch.long)
-    return Padded(tokens.to(device), mask.to(device))
-
-
-def mask_left(lengths: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-    """(B, T) int64: the last `lengths[b]` columns of row b are real."""
-    width = max(lengths)
-    missing = width - torch.tensor(lengths)
-    return (torch.arange(width) >= missing[:, None]).long().to(device)
+_PROBE_TOLERANCE = 1e-2  # largest difference of logits, relative to the largest logit
 
 
 def positions_of(mask: Tensor, num_last: int) -> Tensor:
-    """(B, num_last) rotary positions of the last columns of a mask: padding does not count."""
+    """Rotary positions (B, num_last) of the last columns of `mask` (B, T). Padding is not counted."""
     return (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -num_last:]
 
 
 class SplitLM:
-    """Takes `model` over: its layers are renumbered, so call it only through the halves afterwards. Not thread-safe."""
+    """The two halves of `model`. Its layers are renumbered: call `model` only through the halves. Not thread-safe."""
 
     _bottom: PreTrainedModel
     _top: PreTrainedModel
 
     def __init__(self, model: PreTrainedModel, split_layer: int) -> None:
+        """Raises UnsupportedBackbone unless both halves have layers and together reproduce the logits of `model`."""
         num_layers = model.config.num_hidden_layers
         if not 0 < split_layer < num_layers:
             raise UnsupportedBackbone(f"split layer {split_layer} must lie between 1 and {num_layers - 1}")
@@ -63,7 +43,7 @@ class SplitLM:
         self.split_layer = split_layer
         expected = _probe_whole(model)
         self._bottom, self._top = _halves(model, split_layer)
-        self._head = _with_base(model, _Echo())
+        self._head = _with_base(model, _PassThrough())
         self._check_probe(expected)
 
     @property
@@ -76,7 +56,7 @@ class SplitLM:
 
     @property
     def _embeddings(self) -> Tensor:
-        """Asked often: to search all parameters of a model for the first takes longer than to multiply small ones."""
+        """Looked up by name: `next(model.parameters())` takes longer than a product of small matrices."""
         return self.model.get_input_embeddings().get_parameter("weight")
 
     @property
@@ -85,23 +65,27 @@ class SplitLM:
 
     @property
     def vocab_size(self) -> int:
-        """Of the checkpoint; items that came later are not counted."""
+        """V of the checkpoint. Tokens of titles added later are not counted."""
         return int(self.model.config.vocab_size)
 
     @property
     def attention_window(self) -> int | None:
-        """Tokens that a layer with sliding attention sees, None without such layers.
+        """How many tokens a layer with sliding attention sees; None without such layers.
 
-        With a mask of two dimensions the library counts padding between tokens as well: only sequences that fit the
-        window are computed faithfully when memory and padding stand side by side. A mask of four dimensions says all.
+        With a mask of two dimensions the library counts padding between tokens too. With memory and padding between
+        tokens, results are therefore right only for sequences that fit into the window. A mask of four dimensions has
+        no such limit.
         """
         config = self.model.config
         kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
         return getattr(config, "sliding_window", None) if "sliding_attention" in kinds else None
 
     def new_caches(self) -> tuple[DynamicCache, DynamicCache]:
-        """Empty caches for the bottom and the top half. No layer forgets, not even one whose attention slides: columns
-        are not positions, and which of them are seen is the mask's business."""
+        """Empty caches for the bottom and the top half.
+
+        Layers with sliding attention keep all columns as well: the mask, not the cache, hides columns, because padding
+        makes columns differ from positions.
+        """
         return DynamicCache(), DynamicCache()
 
     def bottom(
@@ -109,9 +93,9 @@ class SplitLM:
     ) -> Tensor:
         """Layer-L states (B, T, D) of `tokens` (B, T).
 
-        `mask` (B, P + T) covers the P cached columns as well; `cache` is extended in place. Where columns do not simply
-        follow one another, `mask` (B, 1, T, P + T) is what is added to the attention of each, and `positions` (B, T)
-        are their rotary positions.
+        `mask` (B, P + T) covers the P cached columns as well; `cache` is extended in place. For tokens that do not form
+        one sequence, `mask` (B, 1, T, P + T) holds the numbers that are added to the attention scores, and `positions`
+        (B, T) holds the rotary positions.
         """
         return self._bottom(
             input_ids=tokens,
@@ -122,13 +106,19 @@ class SplitLM:
         ).last_hidden_state
 
     def top(self, states: Tensor, mask: Tensor, cache: DynamicCache | None = None, *, num_logits: int = 0) -> Tensor:
-        """Logits (B, num_logits, V) of the last columns of `states` (B, T, D); 0 means all. Otherwise as `bottom`."""
+        """Logits (B, num_logits, V) of the last columns of `states` (B, T, D); 0 = all columns.
+
+        `mask` and `cache` as in `bottom`.
+        """
         return self.head(self.top_hidden(states, mask, cache)[:, -num_logits:])
 
     def top_hidden(
         self, states: Tensor, mask: Tensor, cache: DynamicCache | None = None, *, positions: Tensor | None = None
     ) -> Tensor:
-        """(B, T, D) after the final norm: what the head reads, and what embeds titles. Otherwise as `bottom`."""
+        """Hidden states (B, T, D) after the final norm: the input of the head, and the embeddings of titles.
+
+        `mask`, `cache` and `positions` as in `bottom`.
+        """
         return self._top.base_model(
             inputs_embeds=states,
             attention_mask=mask,
@@ -138,17 +128,18 @@ class SplitLM:
         ).last_hidden_state
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits (..., V) of what `top_hidden` returned (..., D): the library's head, and whatever it does after it.
+        """Logits (…, V) of `hidden` (…, D) from `top_hidden`, with all that the library does after the head.
 
-        As one matrix: of some columns of a batch, torch would make a product per row, many times slower.
+        All columns are multiplied as one matrix: for a slice of a batch, torch would multiply row by row, many times
+        slower.
         """
         return cast(
             Tensor, self._head(inputs_embeds=hidden.flatten(0, -2)[None]).logits[0].unflatten(0, hidden.shape[:-1])
         )
 
     def replace_linears(self, make: Callable[[str, nn.Linear], nn.Module]) -> None:
-        """Puts `make(name, layer)` in the place of each linear layer, the head's too; a replaced one is freed."""
-        places: dict[int, list[tuple[nn.Module, str]]] = {}  # halves and head share layers
+        """Replace every linear layer, including the head, by `make(name, layer)`. The old layers are freed."""
+        places: dict[int, list[tuple[nn.Module, str]]] = {}  # id of a layer → all its places in halves and head
         for whole in (self.model, self._bottom, self._top, self._head):
             for parent in whole.modules():
                 for name, child in parent.named_children():
@@ -198,22 +189,22 @@ def _halves(model: PreTrainedModel, split_layer: int) -> tuple[PreTrainedModel, 
     return bottom, top
 
 
-class _Echo(nn.Module):
-    """Stands in for all layers where only the head is wanted."""
+class _PassThrough(nn.Module):
+    """A base model without layers: returns its input, so that only the head is computed."""
 
     def forward(self, *_: object, inputs_embeds: Tensor, **__: object) -> BaseModelOutputWithPastAndCrossAttentions:
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=inputs_embeds)
 
 
 def _with_base(model: PreTrainedModel, base: nn.Module) -> PreTrainedModel:
-    """The same language model class and head over another base."""
-    twin = _shallow(model)
-    setattr(twin, model.base_model_prefix, base)
-    return twin
+    """A shallow copy of `model` with the same class and head and with `base` instead of its base model."""
+    copied = _shallow(model)
+    setattr(copied, model.base_model_prefix, base)
+    return copied
 
 
 def _slice(base: PreTrainedModel, start: int, stop: int) -> PreTrainedModel:
-    """The same class over layers[start:stop]; everything else is shared."""
+    """A shallow copy of `base` with layers[start:stop]. Everything else is shared."""
     part = _shallow(base)
     part.config = _slice_config(base.config, start, stop)
     setattr(part, _name_among(base, _LAYERS), _Layers(list(_layers(base))[start:stop]))
@@ -221,20 +212,21 @@ def _slice(base: PreTrainedModel, start: int, stop: int) -> PreTrainedModel:
 
 
 class _Layers(nn.ModuleList):
-    """Models ask for `layers[:n]` at every call, for which a ModuleList would make a new ModuleList."""
+    """Returns slices as tuples. Models read `layers[:n]` at every call, and a ModuleList would build a new module."""
 
     def __getitem__(self, index: Any) -> Any:
         return tuple(self._modules.values())[index]
 
 
 def _shallow(module: Any) -> Any:
-    twin = copy.copy(module)
-    twin._modules = dict(module._modules)
-    return twin
+    """A copy that shares submodules and parameters but can have other submodules put in."""
+    copied = copy.copy(module)
+    copied._modules = dict(module._modules)
+    return copied
 
 
 def _slice_config(config: PretrainedConfig, start: int, stop: int) -> PretrainedConfig:
-    """Per-layer lists (`layer_types`, …) are cut with the layers."""
+    """A copy of `config` for layers[start:stop]; lists with one entry per layer (`layer_types`, …) are cut as well."""
     num_layers = config.num_hidden_layers
     part = copy.deepcopy(config)
     for name, value in vars(config).items():

@@ -62,7 +62,7 @@ class ItemVocabulary:
                 self._tokens[title] = len(self._titles)
             return self._tokens[title]
 
-    def spelled(self, first: int, stop: int) -> list[list[int]]:
+    def pieces(self, first: int, stop: int) -> list[list[int]]:
         """The pieces of text of the tokens [first, stop), which must not include the beginning."""
         titles = self._titles[first - 1 : stop - 1]
         if not titles:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from model_store.lm.packed import pack
+from model_store.lm.prepacked import prepack
 
 ROOT = Path(__file__).resolve().parents[2]
 # (rows, inner, outer) of products as a prefill of the 0.5b and 7b sizes has them, and one that is square.
@@ -68,7 +68,7 @@ def _cpu_name() -> str:
 def matrix_rate(dtype: torch.dtype = torch.float32, threads: int | None = None, device: str = "cpu") -> float:
     """Operations (multiplications + additions) per second of large products, the best of several shapes and laps.
 
-    The matrix is laid out as torch does or as `model_store/packed.py` does, whichever is faster. `threads` None leaves
+    The matrix is laid out as torch does or as `lm/prepacked.py` does, whichever is faster. `threads` None leaves
     torch's own number. int8 is summed in int32. Measured once a process.
     """
     shapes = MATRIX_SHAPES if torch.device(device).type == "cpu" else _GPU_SHAPES
@@ -85,7 +85,7 @@ def _product_rate(shape: tuple[int, int, int], dtype: torch.dtype, device: str) 
     else:
         plain = torch.nn.Linear(inner, outer, bias=False, device="meta")
         plain.weight = torch.nn.Parameter(right, requires_grad=False)
-        products = [partial(plain, left), partial(pack(plain), left)]
+        products = [partial(plain, left), partial(prepack(plain), left)]
     best = min(min(laps(product, _LAPS, device=device)) for product in products)
     return 2 * rows * inner * outer / best
 

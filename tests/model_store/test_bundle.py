@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from model_store.answers import Query
 from model_store.bundle import Bundle, BundleWriter, build_retriever
-from model_store.catalogue.catalogue import Item
+from model_store.catalogue.items import Item
 from model_store.errors import (
     BundleCorrupt,
     BundleError,

@@ -1,4 +1,4 @@
-"""The index finds the nearest items, exactly below a size and nearly above, and survives the disk."""
+"""The index finds the nearest items, exactly up to a size and nearly above it, and is the same after saving."""
 
 from pathlib import Path
 from typing import Any
@@ -6,12 +6,10 @@ from typing import Any
 import faiss
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from model_store import grounding
 from model_store.errors import BundleCorrupt
-from model_store.grounding import ItemIndex, with_popularity
+from model_store.grounding import ItemIndex
 
 VECTORS = np.random.default_rng(0).normal(size=(400, 8)).astype(np.float32)
 QUERIES = VECTORS[:5] + 0.01
@@ -38,7 +36,7 @@ def test_search_is_by_l2_nearest_first(index: ItemIndex) -> None:
     )
 
 
-def test_saved_and_loaded_is_the_same_index(index: ItemIndex, tmp_path: Path) -> None:
+def test_a_loaded_index_is_the_one_that_was_saved(index: ItemIndex, tmp_path: Path) -> None:
     index.save(tmp_path / "items.faiss")
     loaded = ItemIndex.load(tmp_path / "items.faiss")
     assert (len(loaded), loaded.dimension) == (400, 8)
@@ -77,7 +75,7 @@ def test_a_changed_index_searches_as_one_that_was_built_so(index: ItemIndex, tmp
     assert len(loaded) == 420 and loaded.search(QUERIES, 9).rows.tolist() == expected.tolist(), "changes were not saved"
 
 
-def test_only_items_that_are_wanted_are_found(index: ItemIndex) -> None:
+def test_only_items_of_the_mask_are_found(index: ItemIndex) -> None:
     index.put(np.array([5, 400, 401]), QUERIES[:3])
     among = np.arange(402) % 3 == 0
     vectors = np.concatenate([VECTORS, QUERIES[1:3]])
@@ -88,7 +86,7 @@ def test_only_items_that_are_wanted_are_found(index: ItemIndex) -> None:
 
 @pytest.mark.parametrize("kind", ["IDMap2,Flat", "IVF8,Flat"])
 def test_indexes_of_older_bundles_are_read(kind: str, tmp_path: Path) -> None:
-    """They were mutable, hence the maps from ids to places."""
+    """Those indexes map ids to positions, because they could be changed."""
     older: Any = faiss.index_factory(8, kind)
     if kind.startswith("IVF"):
         older.cp.min_points_per_centroid = 1
@@ -106,8 +104,8 @@ def test_indexes_of_older_bundles_are_read(kind: str, tmp_path: Path) -> None:
     assert index.vectors(np.array([3, 7])).tolist() == vectors[[3, 7]].tolist()
 
 
-def test_codes_find_nearly_all_of_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clustered as titles are; queries stand near items."""
+def test_the_search_over_codes_finds_nearly_all_nearest_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vectors are clustered, as those of titles are; queries are near items."""
     monkeypatch.setattr(grounding, "MAX_FLAT_ITEMS", 100)
     monkeypatch.setattr(grounding, "_NUM_PROBED", 2000)
     random = np.random.default_rng(0)
@@ -120,29 +118,13 @@ def test_codes_find_nearly_all_of_the_nearest(monkeypatch: pytest.MonkeyPatch) -
     assert recall >= 0.95, f"recall@10 is {recall:.3f}"
 
 
-def test_too_few_items_are_told_apart() -> None:
+def test_missing_results_have_row_minus_one_and_infinite_distance() -> None:
     rows, distances = ItemIndex.build(VECTORS[:2]).search(QUERIES[:1], 4)
     assert rows[0].tolist() == [0, 1, -1, -1]
     assert np.isinf(distances[0, 2:]).all() and np.isfinite(distances[0, :2]).all()
 
 
-def test_not_an_index(tmp_path: Path) -> None:
+def test_a_file_that_is_no_index_is_a_corrupt_bundle(tmp_path: Path) -> None:
     (tmp_path / "items.faiss").write_bytes(b"not an index")
     with pytest.raises(BundleCorrupt, match=r"items\.faiss"):
         ItemIndex.load(tmp_path / "items.faiss")
-
-
-lists = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 100)), max_size=8)
-
-
-@given(lists)
-def test_without_injection_popularity_changes_no_order(pairs: list[tuple[int, int]]) -> None:
-    distances = np.array([distance for distance, _ in pairs], dtype=np.float32)
-    popularity = np.array([count for _, count in pairs], dtype=np.float64)
-    injected = with_popularity(distances, popularity, 0.0)
-    assert np.argsort(injected, kind="stable").tolist() == np.argsort(distances, kind="stable").tolist()
-
-
-def test_injection_prefers_the_popular_of_equally_near() -> None:
-    distances, popularity = np.array([1.0, 1.0, 3.0], dtype=np.float32), np.array([1.0, 9.0, 5.0])
-    assert np.argsort(with_popularity(distances, popularity, 1.0)).tolist() == [1, 0, 2]

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from model_store.answers import GENERATED, GROUNDED, POPULAR, Answer, Query, popular
 from model_store.bundle import Bundle
-from model_store.catalogue.catalogue import Item
-from model_store.grounding import Neighbors
+from model_store.catalogue.items import Item
+from model_store.grounding import NearestItems
 from model_store.inference import embed, encode, pad_memory, recommend, to_float16
-from model_store.lm.item_embedding import ItemEmbedding, spell
+from model_store.lm.item_embedding import ItemEmbedding, rows_from_pieces
 from model_store.manifest import GenerationSpec, RetrieverSpec
 from tests.conftest import BOTH_VOCABULARIES, ITEMS_ONLY, TITLES
-from training.lm.likelihood import answer_log_probs, log_probs_by_element, read
+from training.lm.likelihood import answer_log_probs, encode_answers, log_probs_by_element
 
 EVERYTHING = np.ones(len(TITLES), dtype=bool)
 
@@ -90,7 +90,7 @@ def test_weights_are_probabilities(bundle: Bundle) -> None:
 
 @pytest.fixture(scope="module")
 def shared(bundle_path: Path) -> Bundle:
-    """For tests with many examples: they only read."""
+    """For tests with many examples: they only encode_answers."""
     return Bundle.open(bundle_path)
 
 
@@ -174,7 +174,7 @@ def test_what_annotation_calls_likely_is_what_is_recommended(
     answers = [bundle.prompt.title_tokens(title) for title in TITLES]
     memory = torch.from_numpy(base.memory).float()
     with torch.inference_mode():
-        batch = read(bundle.lm, [base.prompt] * 20, answers)
+        batch = encode_answers(bundle.lm, [base.prompt] * 20, answers)
         one = memory[2].expand(20, 1, 32), torch.ones(20, 1, dtype=torch.long)
         none = torch.zeros(20, 0, 32), torch.zeros(20, 0, dtype=torch.long)
         for chosen, given_memory in (((2,), one), ((), none)):
@@ -182,7 +182,7 @@ def test_what_annotation_calls_likely_is_what_is_recommended(
             found = by_title(bundle, replace(base, chosen=chosen))
             assert found == pytest.approx(dict(zip(TITLES, expected.tolist(), strict=True)), abs=1e-3), f"{chosen=}"
         (gains,) = log_probs_by_element(
-            bundle.lm, read(bundle.lm, [base.prompt], [answers[7]]), [memory], placement, max_rows=2
+            bundle.lm, encode_answers(bundle.lm, [base.prompt], [answers[7]]), [memory], placement, max_rows=2
         )
     singly = [by_title(bundle, replace(base, chosen=chosen))[TITLES[7]] for chosen in ((), (0,), (1,), (2,), (3,))]
     assert gains.tolist() == pytest.approx(singly, abs=1e-3), "annotation and serving see another memory"
@@ -302,7 +302,9 @@ def test_titles_may_be_read_while_the_model_runs(bundle: Bundle) -> None:
     assert sorted(tokens.values()) == list(range(21, len(inputs.rows()))), "a token is shared or lost"
     for title, token in tokens.items():
         pieces = [bundle.prompt.tokenizer.encode(title, add_special_tokens=False)]
-        assert inputs.rows()[token].equal(spell(inputs.text, pieces)[0]), f"{title!r} has the row of another title"
+        assert inputs.rows()[token].equal(rows_from_pieces(inputs.text, pieces)[0]), (
+            f"{title!r} has the row of another title"
+        )
 
 
 @ITEMS_ONLY
@@ -340,7 +342,7 @@ def test_states_are_stored_as_they_are_computed(bundle: Bundle) -> None:
     assert states.dtype == np.float16 and states.shape == (2, 32)
     for state, prompt in zip(states, prompts, strict=True):
         assert np.allclose(state, encode(bundle.lm, [prompt])[0], atol=2e-3, rtol=2e-3), "padding changes a state"
-        decoded, _ = bundle.codec.decode(bundle.codec.encode(state, b"12345678"))
+        (decoded,), _, _ = bundle.codec.decode_many([bundle.codec.encode(state, b"12345678")])
         assert decoded.tolist() == state.tolist(), "storing a state rounds it again"
     padded, _ = pad_memory([states], bundle)
     assert padded[0].half().numpy().tolist() == states.tolist(), "reading a stored state rounds it"
@@ -381,7 +383,7 @@ def test_nearer_items_that_are_excluded_hide_no_allowed_ones(bundle: Bundle) -> 
 
 def test_popular_items_fill_what_grounding_cannot(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Inverted lists may hold too few allowed items where they are searched."""
-    nothing = Neighbors(np.full((1, 80), -1), np.full((1, 80), np.inf, dtype=np.float32))
+    nothing = NearestItems(np.full((1, 80), -1), np.full((1, 80), np.inf, dtype=np.float32))
     monkeypatch.setattr(bundle.index, "search", lambda *_: nothing)
     answer = recommend(bundle, [replace(query(bundle, []), allowed=np.ones(20, dtype=bool), num_results=20)])[0]
     assert sorted(rows(answer)) == list(range(20))

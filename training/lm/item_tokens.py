@@ -20,7 +20,13 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from model_store.lm.checkpoint import save_pieces
-from model_store.lm.item_embedding import ItemEmbedding, ItemHead, attach, embedding_scale, spell_flat
+from model_store.lm.item_embedding import (
+    ItemEmbedding,
+    ItemHead,
+    embedding_scale,
+    rows_from_flat_pieces,
+    use_item_tokens,
+)
 from model_store.text.vocabulary import BEGIN, ItemVocabulary
 
 _WORDS_STEP_BACK, _LAYERS_STEP_BACK = 0.3, 0.1
@@ -35,12 +41,12 @@ class LearnedItemEmbedding(ItemEmbedding):
         # Not zeros, which the first norm would divide by nearly nothing: any piece will do where none begins a text.
         self.weight.data[BEGIN] = text[vocabulary.tokenizer.bos_token_id or 0]
         self.dropout = dropout
-        pieces = [[], *vocabulary.spelled(1, len(vocabulary))]
+        pieces = [[], *vocabulary.pieces(1, len(vocabulary))]
         self.flat = nn.Buffer(torch.tensor([piece for each in pieces for piece in each], dtype=torch.long))
         self.counts = nn.Buffer(torch.tensor([len(each) for each in pieces]))
 
     def rows(self) -> Tensor:
-        return spell_flat(self.text, self.flat, self.counts) + self.weight
+        return rows_from_flat_pieces(self.text, self.flat, self.counts) + self.weight
 
     def some(self, tokens: Tensor) -> Tensor:
         """`rows()[tokens]` (…, D) at the cost of these tokens alone."""
@@ -49,7 +55,9 @@ class LearnedItemEmbedding(ItemEmbedding):
         firsts = (self.counts.cumsum(0) - self.counts)[each]
         shifts = torch.repeat_interleave(firsts - (counts.cumsum(0) - counts), counts)
         pieces = self.flat[shifts + torch.arange(len(shifts), device=each.device)]
-        return (spell_flat(self.text, pieces, counts) + F.embedding(each, self.weight)).view(*tokens.shape, -1)
+        return (rows_from_flat_pieces(self.text, pieces, counts) + F.embedding(each, self.weight)).view(
+            *tokens.shape, -1
+        )
 
     def forward(self, tokens: Tensor) -> Tensor:
         return F.dropout(self.some(tokens), self.dropout, self.training) * self.scale
@@ -100,7 +108,7 @@ def learn_items(model: PreTrainedModel, vocabulary: ItemVocabulary, *, dropout: 
         outputs = LearnedItemEmbedding(_copy(model.get_output_embeddings()), vocabulary, dropout=dropout)
     for embedding in (inputs, outputs):
         embedding.text.requires_grad_(train_text)
-    attach(model, inputs, LearnedItemHead(outputs))
+    use_item_tokens(model, inputs, LearnedItemHead(outputs))
     model.config.vocab_size = len(vocabulary)
     model.config.pad_token_id = None  # of the text: among items it would be another one's row, or none
 

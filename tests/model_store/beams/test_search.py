@@ -9,7 +9,8 @@ import transformers
 
 from model_store.beams.search import Search, Title, beam_search
 from model_store.beams.trie import Trie
-from model_store.lm.split_lm import SplitLM, pad_left
+from model_store.lm.padding import pad
+from model_store.lm.split_lm import SplitLM
 from model_store.memory.combine import TopInput, combine
 from tests.conftest import make_model
 
@@ -29,7 +30,7 @@ def search(
     rows: list[int] | None = None,
 ) -> list[list[Title]]:
     trie = Trie(TITLES)
-    tokens, mask = pad_left(prompts)
+    tokens, mask = pad(prompts)
     caches = lm.new_caches()
     flags = None if rows is None else np.isin(np.arange(len(TITLES)), rows)
     searches = [Search(trie.allow(flags), num_titles, num_beams) for _ in prompts]
@@ -103,7 +104,7 @@ def test_memory_is_read_like_an_explicit_sequence(architecture: str, placement: 
     lm = SplitLM(make_model(architecture), 2)
     memory = torch.randn(2, 2, 32, generator=torch.Generator().manual_seed(0))
     memory_mask = torch.tensor([[1, 1], [0, 1]])
-    tokens, mask = pad_left(PROMPTS[:2])
+    tokens, mask = pad(PROMPTS[:2])
     caches, trie = lm.new_caches(), Trie(TITLES)
     searches = [Search(trie.allow(), 50, 50) for _ in range(2)]
     with torch.inference_mode():
@@ -144,7 +145,7 @@ SINGLE = [(token,) for token in (40, 12, 7, 12, 399, 55)]
 @pytest.mark.parametrize("num_beams", [1, 3, 50])
 def test_titles_of_one_token_are_ranked_by_the_head_without_another_step(num_titles: int, num_beams: int) -> None:
     whole, lm, trie = make_model("llama"), SplitLM(make_model("llama"), 2), Trie(SINGLE)
-    tokens, mask = pad_left(PROMPTS)
+    tokens, mask = pad(PROMPTS)
     caches = lm.new_caches()
     searches = [Search(trie.allow(), num_titles, num_beams) for _ in PROMPTS]
     with torch.inference_mode():
@@ -162,7 +163,7 @@ def test_titles_of_one_token_are_ranked_by_the_head_without_another_step(num_tit
 def test_the_first_step_may_be_reweighed() -> None:
     """Another opinion on the next item takes part before anything is dropped."""
     lm, trie = SplitLM(make_model("llama"), 2), Trie(SINGLE)
-    tokens, mask = pad_left(PROMPTS[:2])
+    tokens, mask = pad(PROMPTS[:2])
     wish = torch.full((2, 400), -9.0)
     wish[0, 7] = wish[1, 399] = -0.5
     caches = lm.new_caches()

@@ -14,7 +14,8 @@ from transformers import DynamicCache
 from model_store.beams.search import Search, Title, beam_search
 from model_store.beams.tree_attention import Branch, Tree
 from model_store.beams.trie import Trie
-from model_store.lm.split_lm import SplitLM, pad_left
+from model_store.lm.padding import pad
+from model_store.lm.split_lm import SplitLM
 from model_store.memory.combine import combine
 from tests.conftest import ARCHITECTURES, make_model
 from tests.model_store.plain_beams import plain_beam_search
@@ -39,7 +40,7 @@ def both_ways(
     allowed: NDArray[np.bool_] | None = None,
 ) -> list[list[list[Title]]]:
     """Columns first, rows second."""
-    trie, (tokens, mask) = Trie(titles), pad_left(prompts)
+    trie, (tokens, mask) = Trie(titles), pad(prompts)
     counts = num_memories or [0] * len(prompts)
     memory = torch.randn(len(prompts), max(counts), lm.hidden_size, generator=torch.Generator().manual_seed(0))
     memory_mask = (torch.arange(max(counts)) < torch.tensor(counts)[:, None]).long()
@@ -128,7 +129,7 @@ def test_random_catalogues_give_the_same(
 @torch.inference_mode()
 def test_a_token_sees_its_ancestors_and_nobody_else() -> None:
     """Whatever the neighbours are, its state is the one it has as the end of a sequence of its own."""
-    tokens, mask = pad_left(PROMPTS[:2])
+    tokens, mask = pad(PROMPTS[:2])
     caches = LLAMA.new_caches()
     LLAMA.top_hidden(LLAMA.bottom(tokens, mask, caches[0]), mask, caches[1])
     tree = Tree(LLAMA, caches, (mask, mask))
@@ -144,7 +145,7 @@ def test_a_token_sees_its_ancestors_and_nobody_else() -> None:
 
 @torch.inference_mode()
 def test_a_finished_query_is_let_go() -> None:
-    tokens, mask = pad_left(PROMPTS)
+    tokens, mask = pad(PROMPTS)
     caches = LLAMA.new_caches()
     LLAMA.top_hidden(LLAMA.bottom(tokens, mask, caches[0]), mask, caches[1])
     tree = Tree(LLAMA, caches, (mask, mask))

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from model_store.bundle import Bundle
-from model_store.catalogue.catalogue import Catalogue, Item, clean, read_items, write_items
+from model_store.catalogue.catalogue import Catalogue
+from model_store.catalogue.items import Item, clean, read_items, write_items
 from model_store.errors import BundleCorrupt
 from model_store.manifest import PromptSpec
 from model_store.text.prompt import ItemPrompt, Prompt

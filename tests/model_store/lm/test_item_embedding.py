@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model_store.lm.item_embedding import ItemEmbedding, ItemHead, spell, spell_flat
+from model_store.lm.item_embedding import ItemEmbedding, ItemHead, rows_from_flat_pieces, rows_from_pieces
 from model_store.text.vocabulary import ItemVocabulary
 from tests.conftest import TITLES, make_tokenizer
 
@@ -22,9 +22,9 @@ def test_spelling_is_the_sum_of_the_pieces_over_the_root_of_their_number() -> No
     text = torch.randn(10, D)
     pieces = [[1, 2, 2], [], [7]]
     expected = torch.stack([text[[1, 2, 2]].sum(0) / 3**0.5, torch.zeros(D), text[7]])
-    torch.testing.assert_close(spell(text, pieces), expected)
+    torch.testing.assert_close(rows_from_pieces(text, pieces), expected)
     flat, counts = torch.tensor([1, 2, 2, 7]), torch.tensor([3, 0, 1])
-    torch.testing.assert_close(spell_flat(text, flat, counts), expected)
+    torch.testing.assert_close(rows_from_flat_pieces(text, flat, counts), expected)
 
 
 def test_a_late_title_gets_the_row_that_its_pieces_spell() -> None:
@@ -33,7 +33,9 @@ def test_a_late_title_gets_the_row_that_its_pieces_spell() -> None:
     token = embedding.vocabulary.token("A late title")
     rows = embedding.rows()
     torch.testing.assert_close(rows[: len(before)], before, msg="a known row changed")
-    torch.testing.assert_close(rows[token], spell(embedding.text, embedding.vocabulary.spelled(token, token + 1))[0])
+    torch.testing.assert_close(
+        rows[token], rows_from_pieces(embedding.text, embedding.vocabulary.pieces(token, token + 1))[0]
+    )
 
 
 def test_late_titles_have_one_row_in_whatever_order_they_came() -> None:
@@ -54,7 +56,7 @@ def test_rows_that_were_handed_out_stay_whatever_comes_later() -> None:
     embedding, expected = make_embedding(), []
     for number in range(40):
         token = embedding.vocabulary.token(f"late {number}")
-        expected.append(spell(embedding.text, embedding.vocabulary.spelled(token, token + 1))[0])
+        expected.append(rows_from_pieces(embedding.text, embedding.vocabulary.pieces(token, token + 1))[0])
         with torch.inference_mode(number % 3 == 0):
             rows = embedding.rows()
         if number == 20:
@@ -73,7 +75,7 @@ def test_the_head_scores_all_there_are_and_only_the_input_is_scaled() -> None:
 
 
 def test_titles_without_pieces_are_zeros() -> None:
-    assert spell(torch.randn(10, D), [[], []]).equal(torch.zeros(2, D)), "nothing is not zero"
+    assert rows_from_pieces(torch.randn(10, D), [[], []]).equal(torch.zeros(2, D)), "nothing is not zero"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -81,10 +83,10 @@ def test_a_row_does_not_depend_on_what_else_is_spelled(dtype: torch.dtype) -> No
     """To the byte: two processes spell late titles in other batches and must make the same states."""
     text = torch.randn(50, 33, generator=torch.Generator().manual_seed(0)).to(dtype)
     pieces = [torch.randint(50, (length,)).tolist() for length in (3, 1, 0, 17, 8, 2, 40)]
-    together = spell(text, pieces)
+    together = rows_from_pieces(text, pieces)
     assert together.dtype == dtype
     for row, each in zip(together, pieces, strict=True):
-        assert row.equal(spell(text, [each])[0]), f"a title of {len(each)} pieces is spelled otherwise alone"
+        assert row.equal(rows_from_pieces(text, [each])[0]), f"a title of {len(each)} pieces is spelled otherwise alone"
 
 
 def test_a_token_that_nobody_was_given_is_refused() -> None:

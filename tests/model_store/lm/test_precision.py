@@ -6,8 +6,9 @@ import transformers
 from torch import Tensor, nn
 
 from model_store.lm import precision as precision_module
+from model_store.lm.padding import pad
 from model_store.lm.precision import Bfloat16Linear, Int8Linear, Precision, set_precision
-from model_store.lm.split_lm import SplitLM, pad_left
+from model_store.lm.split_lm import SplitLM
 from tests.conftest import ARCHITECTURES, make_model
 
 LOWER: list[Precision] = ["bfloat16", "int8"]
@@ -16,7 +17,7 @@ NUM_TOKENS = 60
 
 def logits_of(lm: SplitLM, rows: list[list[int]]) -> Tensor:
     """(B, V) after each row."""
-    tokens, mask = pad_left(rows)
+    tokens, mask = pad(rows)
     with torch.inference_mode():
         return lm.top(lm.bottom(tokens, mask), mask, num_logits=1)[:, -1].float()
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from model_store.errors import UnsupportedBackbone
 from model_store.lm.checkpoint import load_lm
-from model_store.lm.split_lm import SplitLM, pad_left, positions_of
+from model_store.lm.padding import pad
+from model_store.lm.split_lm import SplitLM, positions_of
 from model_store.manifest import BackboneSpec, PromptSpec
 from tests.conftest import ARCHITECTURES, make_model, make_tokenizer
 
@@ -36,7 +37,7 @@ def whole_logits(model: transformers.PreTrainedModel, row: list[int]) -> Tensor:
 @torch.inference_mode()
 def split_logits(lm: SplitLM, rows: list[list[int]]) -> list[Tensor]:
     """(T, V) of each row, without padding."""
-    tokens, mask = pad_left(rows)
+    tokens, mask = pad(rows)
     logits = lm.top(lm.bottom(tokens, mask), mask)
     return [logits[index, -len(row) :] for index, row in enumerate(rows)]
 
@@ -56,7 +57,7 @@ def test_the_halves_are_the_whole_model(checkpoint: Path, split_layer: int) -> N
 
 def test_reading_in_chunks_is_reading_in_one_go(checkpoint: Path) -> None:
     lm = SplitLM(load(checkpoint), 2)
-    tokens, mask = pad_left(ROWS)
+    tokens, mask = pad(ROWS)
     caches = lm.new_caches()
     with torch.inference_mode():
         chunks = []

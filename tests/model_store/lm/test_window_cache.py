@@ -9,10 +9,10 @@ import torch
 
 from model_store.answers import Answer, Query
 from model_store.bundle import Bundle
-from model_store.catalogue.catalogue import Item
+from model_store.catalogue.items import Item
 from model_store.inference import encode, recommend
 from model_store.lm.split_lm import SplitLM
-from model_store.lm.window_cache import WindowCache, read_bottom
+from model_store.lm.window_cache import WindowCache, run_bottom
 from tests.conftest import ARCHITECTURES, BOTH_VOCABULARIES, ITEMS_ONLY, TITLES, make_model
 
 PROMPTS = [[5, 6, 7, 8, 9], [20], [30, 31, 32]]
@@ -20,7 +20,7 @@ LARGE = 2**30
 
 
 def windows_of(bundle: Bundle, max_bytes: int = LARGE) -> WindowCache:
-    return WindowCache(max_bytes, has_layers=bundle.manifest.vocabulary == "titles")
+    return WindowCache(max_bytes, keeps_keys_values=bundle.manifest.vocabulary == "titles")
 
 
 def count_reads(lm: SplitLM, monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
@@ -40,11 +40,11 @@ def count_reads(lm: SplitLM, monkeypatch: pytest.MonkeyPatch) -> list[torch.Size
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_what_is_kept_is_what_was_read(architecture: str) -> None:
     lm = SplitLM(make_model(architecture), 2)
-    windows = WindowCache(LARGE, has_layers=True)
-    windows.read(lm, [PROMPTS[2]])
-    fresh = read_bottom(lm, PROMPTS)
+    windows = WindowCache(LARGE, keeps_keys_values=True)
+    windows.run_bottom(lm, [PROMPTS[2]])
+    fresh = run_bottom(lm, PROMPTS)
     for _ in range(2):
-        kept = windows.read(lm, PROMPTS)
+        kept = windows.run_bottom(lm, PROMPTS)
         assert kept.mask.equal(fresh.mask)
         real = fresh.mask == 1
         assert torch.allclose(kept.states[real], fresh.states[real], atol=1e-5), "other states"
@@ -97,7 +97,7 @@ def test_a_request_after_an_event_runs_the_top_half_only(bundle: Bundle, monkeyp
 
 def test_missing_windows_are_read_together_and_equal_ones_once(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = SplitLM(make_model("llama"), 2)
-    windows = WindowCache(LARGE, has_layers=False)
+    windows = WindowCache(LARGE, keeps_keys_values=False)
     shapes = count_reads(lm, monkeypatch)
     states = encode(lm, [[5, 6], [7], [5, 6], [8, 9]], windows)
     assert shapes == [(3, 2)] and states[0].tobytes() == states[2].tobytes()
@@ -107,11 +107,11 @@ def test_missing_windows_are_read_together_and_equal_ones_once(monkeypatch: pyte
 
 def test_the_windows_used_last_are_kept_within_the_bytes() -> None:
     lm = SplitLM(make_model("llama"), 2)
-    windows = WindowCache(LARGE, has_layers=True)
+    windows = WindowCache(LARGE, keeps_keys_values=True)
     encode(lm, [[1, 2, 3]], windows)
     one = windows.num_bytes
     assert one == 4 * 3 * (32 + 2 * 2 * 2 * 8), "three columns: states, keys and values of two layers"
-    windows = WindowCache(2 * one, has_layers=True)
+    windows = WindowCache(2 * one, keeps_keys_values=True)
     for window in ([1, 2, 3], [4, 5, 6], [1, 2, 3], [7, 8, 9]):
         encode(lm, [window], windows)
         assert windows.num_bytes <= 2 * one, "more bytes than allowed"
@@ -124,17 +124,17 @@ def test_the_windows_used_last_are_kept_within_the_bytes() -> None:
 
 def test_no_bytes_keep_nothing() -> None:
     lm = SplitLM(make_model("llama"), 2)
-    windows = WindowCache(0, has_layers=True)
+    windows = WindowCache(0, keeps_keys_values=True)
     assert encode(lm, PROMPTS, windows).tobytes() == encode(lm, PROMPTS).tobytes()
     assert len(windows) == windows.num_bytes == 0
 
 
 def test_a_window_does_not_keep_the_batch_it_was_read_in() -> None:
     lm = SplitLM(make_model("llama"), 2)
-    windows = WindowCache(LARGE, has_layers=True)
+    windows = WindowCache(LARGE, keeps_keys_values=True)
     encode(lm, [[1], [2] * 100], windows)
     small = windows._windows[(1,)]
-    held = [tensor.untyped_storage().nbytes() for tensor in (small.states, *small.layers)]
+    held = [tensor.untyped_storage().nbytes() for tensor in (small.states, *small.keys_values)]
     assert sum(held) == small.num_bytes, "more memory is held than is counted"
 
 

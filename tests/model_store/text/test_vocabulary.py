@@ -68,7 +68,7 @@ def test_a_missing_or_broken_list_is_a_corrupt_bundle(tmp_path: Path, content: s
 
 def test_pieces_spell_the_title() -> None:
     vocabulary = ItemVocabulary(TITLES, TOKENIZER)
-    pieces = vocabulary.spelled(2, 4)
+    pieces = vocabulary.pieces(2, 4)
     assert [TOKENIZER.decode(each) for each in pieces] == TITLES[1:3], "the pieces of another title"
 
 

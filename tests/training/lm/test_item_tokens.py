@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model_store.lm.item_embedding import ItemEmbedding
-from model_store.lm.split_lm import SplitLM, pad_left
+from model_store.lm.padding import pad
+from model_store.lm.split_lm import SplitLM
 from model_store.text.vocabulary import BEGIN, ItemVocabulary
 from tests.conftest import TITLES, make_model, make_tokenizer
 from tests.training.small import TINY, diary
@@ -26,9 +27,9 @@ from training.lm.item_tokens import (
     start_from,
 )
 from training.lm.packing import PackedBatches, packed_loss
+from training.lm.tuning import make_model as make_tuned
+from training.lm.tuning import run, trainable
 from training.lm.windows import Windows
-from training.sft import make_model as make_tuned
-from training.sft import run, trainable
 
 ITEMS = replace(TINY, vocabulary="items", dropout=0.1)
 CPU = torch.device("cpu")
@@ -103,7 +104,7 @@ def test_the_saved_model_computes_what_was_trained(
     trained, backbone = tuned_and_opened(architecture, tmp_path, monkeypatch)
     assert backbone.spec.split_layer == trained.split_layer and backbone.vocabulary == "items"
     prompts = [backbone.prompt.tokens(titles) for titles in (diary().titles[:3], diary().titles[7:9], [])]
-    tokens, mask = pad_left(prompts)
+    tokens, mask = pad(prompts)
     with torch.inference_mode():
         states, expected_states = backbone.lm.bottom(tokens, mask), trained.bottom(tokens, mask)
         torch.testing.assert_close(states, expected_states, atol=1e-4, rtol=1e-3, msg="other states are remembered")
@@ -123,10 +124,10 @@ def test_a_late_title_is_spelled_with_what_was_trained(
         learned = embeddings(trained)[number]
         assert isinstance(learned, LearnedItemEmbedding)
         residual = learned.weight[again]
-        as_if_late = at_work.vocabulary.spelled(again, again + 1)[0]
+        as_if_late = at_work.vocabulary.pieces(again, again + 1)[0]
         spelled = learned.text[as_if_late].sum(0) / len(as_if_late) ** 0.5
         torch.testing.assert_close(at_work.rows()[again], spelled + residual, atol=1e-5, rtol=1e-4)
-        (pieces,) = at_work.vocabulary.spelled(token, token + 1)
+        (pieces,) = at_work.vocabulary.pieces(token, token + 1)
         torch.testing.assert_close(at_work.rows()[token], learned.text[pieces].sum(0) / len(pieces) ** 0.5)
 
 
@@ -146,7 +147,7 @@ def test_a_checkpoint_may_pad_with_a_token_beyond_the_items(
     """Its special tokens are text; a catalogue is often smaller than the number of one of them."""
     sizes = {"pad_token_id": 399, "bos_token_id": 398, "eos_token_id": 397}
     trained, backbone = tuned_and_opened(architecture, tmp_path, monkeypatch, **sizes)
-    tokens, mask = pad_left([backbone.prompt.tokens(diary().titles[:3])])
+    tokens, mask = pad([backbone.prompt.tokens(diary().titles[:3])])
     with torch.inference_mode():
         torch.testing.assert_close(backbone.lm.bottom(tokens, mask), trained.bottom(tokens, mask), atol=1e-4, rtol=1e-3)
 
@@ -184,7 +185,7 @@ def test_a_title_that_is_only_read_moves_its_pieces() -> None:
     embedding = make_embedding(["Red Moon", "Red Tea", "Blue River"])
     embedding(torch.tensor([[1]])).sum().backward()
     assert embedding.text.grad is not None and embedding.weight.grad is not None
-    (pieces,) = embedding.vocabulary.spelled(1, 2)
+    (pieces,) = embedding.vocabulary.pieces(1, 2)
     assert set(embedding.text.grad.abs().sum(dim=1).nonzero().flatten().tolist()) == set(pieces)
     assert embedding.weight.grad.abs().sum(dim=1).nonzero().flatten().tolist() == [1]
 
@@ -200,7 +201,7 @@ def test_titles_that_share_words_start_near_each_other() -> None:
 @pytest.mark.parametrize("title", ["", "日本", "\U0001f600", "ÀÉ", "<s>", "İstanbul ﬁne", "\u200d"])
 def test_any_text_can_be_spelled(title: str) -> None:
     tokenizer = piece_tokenizer(TITLES, 300)
-    (pieces,) = ItemVocabulary([title], tokenizer).spelled(1, 2)
+    (pieces,) = ItemVocabulary([title], tokenizer).pieces(1, 2)
     assert all(0 <= piece < tokenizer.vocab_size for piece in pieces)
     assert bool(pieces) == bool(title), "nothing is left of a title"
 

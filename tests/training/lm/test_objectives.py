@@ -8,16 +8,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from model_store.lm.split_lm import SplitLM, pad_left
+from model_store.lm.padding import pad
+from model_store.lm.split_lm import SplitLM
 from model_store.memory.combine import combine
 from tests.training.small import TINY, diary, small_lm, small_windows
 from training.data.splits import Target
-from training.lm.likelihood import answer_log_probs, read
-from training.lm.objectives import missed_ndcg, token_popularity, training_loss, validation
-from training.lm.packing import PackedBatches, Read, Row, read_packed
+from training.lm.likelihood import answer_log_probs, encode_answers
+from training.lm.objectives import ndcg_loss, token_popularity, training_loss, validation
+from training.lm.packing import HeadInputs, PackedBatches, PackedRow, head_inputs
+from training.lm.tuning import make_model
 from training.lm.windows import Windows
 from training.run.recipes import Recipe
-from training.sft import make_model
 
 ITEMS = replace(TINY, vocabulary="items", sft_valid_targets=1000, memory_share=0.5, memory_sizes=(1, 4))
 CPU = torch.device("cpu")
@@ -36,24 +37,24 @@ def item_world(recipe: Recipe = ITEMS) -> tuple[SplitLM, Windows]:
 @pytest.mark.parametrize(("rank", "gain"), [(1, 1.0), (2, 1 / math.log2(3)), (10, 1 / math.log2(11)), (11, 0.0)])
 def test_a_target_gains_by_its_rank(rank: int, gain: float) -> None:
     logits = -torch.arange(20.0)[None]
-    assert missed_ndcg(logits, torch.tensor([rank - 1])) == pytest.approx(1 - gain)
+    assert ndcg_loss(logits, torch.tensor([rank - 1])) == pytest.approx(1 - gain)
 
 
 def test_targets_add_up() -> None:
     logits = torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]])
-    assert missed_ndcg(logits, torch.tensor([0, 1])) == pytest.approx(0 + 1 - 1 / math.log2(3))
+    assert ndcg_loss(logits, torch.tensor([0, 1])) == pytest.approx(0 + 1 - 1 / math.log2(3))
 
 
 def by_hand(lm: SplitLM, windows: Windows, target: Target, memory_size: int) -> float:
-    """1 − NDCG@10 of one target; its prompt and each memory are read on their own.
+    """1 − NDCG@10 of one target; its prompt and each memory are encode_answers on their own.
 
-    As in training, memories come in blocks of K that are read once: a memory has seen its own block up to itself.
+    As in training, memories come in blocks of K that are encode_answers once: a memory has seen its own block up to itself.
     """
     history = windows.titles(windows.split.histories[target.user].items)
-    tokens, mask = pad_left([windows.prompt_ending_at(target.user, target.position - 1)])
+    tokens, mask = pad([windows.prompt_ending_at(target.user, target.position - 1)])
     places = windows.memory_positions(target).tolist()
     blocks = [history[at - (at - places[0]) % windows.recent_length : at + 1] for at in places]
-    memory = [lm.bottom(*pad_left([windows.prompt.tokens(block)]))[0, -1] for block in blocks]
+    memory = [lm.bottom(*pad([windows.prompt.tokens(block)]))[0, -1] for block in blocks]
     shown = memory[-memory_size:] if memory_size else []
     stacked = torch.stack(shown)[None] if shown else torch.zeros(1, 0, lm.hidden_size)
     combined = combine(
@@ -87,7 +88,7 @@ def test_titles_are_judged_by_their_likelihood() -> None:
     recipe = replace(TINY, sft_valid_targets=1000, memory_share=0.0)
     examples = [windows.example(target) for target in windows.split.valid]
     nothing = torch.zeros(len(examples), 0, lm.hidden_size), torch.zeros(len(examples), 0, dtype=torch.long)
-    batch = read(lm, [each.prompt for each in examples], [each.answer for each in examples])
+    batch = encode_answers(lm, [each.prompt for each in examples], [each.answer for each in examples])
     expected = -answer_log_probs(lm, batch, *nothing, "insert").mean()
     assert validation(lm, windows, recipe, seed=0)() == pytest.approx(float(expected), rel=1e-3)
 
@@ -111,7 +112,7 @@ def test_a_small_catalogue_is_answered_whole_and_a_large_one_in_part() -> None:
     lm, windows = item_world()
     lm.model.eval()
     batches = PackedBatches(windows, num_blocks=8, memory_share=0.5, seed=0, memory_sizes=(1, 4))
-    packed = read_packed(lm, batches(0))
+    packed = head_inputs(lm, batches(0))
     exact = float(F.cross_entropy(lm.head(packed.hidden).float(), packed.labels))
     assert float(training_loss(lm, windows, ITEMS, seed=0)(0)) == pytest.approx(exact, rel=1e-4)
     part = replace(ITEMS, max_softmax_items=10, softmax_popular=5, softmax_sampled=3)
@@ -125,9 +126,9 @@ def test_the_batches_of_one_step_share_its_blocks(monkeypatch: pytest.MonkeyPatc
     lm, windows = item_world()
     sizes: list[int] = []
 
-    def watched(lm: SplitLM, rows: Sequence[Row]) -> Read:
+    def watched(lm: SplitLM, rows: Sequence[PackedRow]) -> HeadInputs:
         sizes.append(len(rows))
-        return read_packed(lm, rows)
+        return head_inputs(lm, rows)
 
     monkeypatch.setattr("training.lm.objectives.read_packed", watched)
     for accumulate in (1, 2, 4):

@@ -4,21 +4,22 @@ import pytest
 import torch
 from torch import nn
 
-from model_store.lm import packed
-from model_store.lm.packed import PackedLinear, pack, pack_matrices
+from model_store.lm import prepacked
+from model_store.lm.padding import pad
 from model_store.lm.precision import set_precision
-from model_store.lm.split_lm import SplitLM, pad_left
+from model_store.lm.prepacked import PrepackedLinear, prepack, prepack_matrices
+from model_store.lm.split_lm import SplitLM
 from tests.conftest import ARCHITECTURES, make_model
 
 
 @pytest.fixture
 def all_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the tiny models here, every matrix is worth it."""
-    monkeypatch.setattr(packed, "_MIN_NUMBERS", 1)
+    monkeypatch.setattr(prepacked, "_MIN_NUMBERS", 1)
 
 
 def logits_of(lm: SplitLM, rows: list[list[int]]) -> torch.Tensor:
-    tokens, mask = pad_left(rows)
+    tokens, mask = pad(rows)
     with torch.inference_mode():
         return lm.top(lm.bottom(tokens, mask), mask, num_logits=1)[:, -1]
 
@@ -29,7 +30,7 @@ def test_every_architecture_says_the_same(architecture: str) -> None:
     rows = [[5, 6, 7], [8, 9, 10, 11, 12]]
     lm = SplitLM(make_model(architecture), 2)
     expected, num_parameters = logits_of(lm, rows), sum(each.numel() for each in lm.model.parameters())
-    pack_matrices(lm)
+    prepack_matrices(lm)
     torch.testing.assert_close(logits_of(lm, rows), expected, rtol=1e-4, atol=1e-5)
     for part in (lm.model, lm._bottom, lm._top, lm._head):
         assert not [name for name, module in part.named_modules() if isinstance(module, nn.Linear)]
@@ -43,8 +44,8 @@ def test_every_architecture_says_the_same(architecture: str) -> None:
 def test_a_product_is_the_same(shape: tuple[int, ...], dtype: torch.dtype, bias: bool) -> None:
     torch.manual_seed(0)
     linear, inputs = nn.Linear(600, 500, bias=bias).to(dtype), torch.randn(shape, dtype=dtype)
-    made = pack(linear)
-    assert isinstance(made, PackedLinear)
+    made = prepack(linear)
+    assert isinstance(made, PrepackedLinear)
     with torch.inference_mode():
         torch.testing.assert_close(
             made(inputs), linear(inputs), rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-5
@@ -54,29 +55,29 @@ def test_a_product_is_the_same(shape: tuple[int, ...], dtype: torch.dtype, bias:
 def test_columns_that_are_not_contiguous_are_read_as_they_are() -> None:
     linear, inputs = nn.Linear(600, 500), torch.randn(4, 1200)[:, ::2]
     with torch.inference_mode():
-        torch.testing.assert_close(pack(linear)(inputs), linear(inputs), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(prepack(linear)(inputs), linear(inputs), rtol=1e-4, atol=1e-5)
 
 
 def test_small_matrices_and_other_types_stay() -> None:
     for linear in (nn.Linear(64, 64), nn.Linear(600, 500).half(), nn.Linear(600, 500, device="meta")):
-        assert pack(linear) is linear, "packing costs more than it saves, or cannot be done"
+        assert prepack(linear) is linear, "packing costs more than it saves, or cannot be done"
 
 
 def test_what_a_processor_cannot_pack_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: object) -> None:
         raise RuntimeError("bf16 path needs the cpu support avx512bw")
 
-    packed._can_pack.cache_clear()
-    monkeypatch.setattr(packed, "PackedLinear", refuse)
+    prepacked._can_prepack.cache_clear()
+    monkeypatch.setattr(prepacked, "PrepackedLinear", refuse)
     linear = nn.Linear(600, 500)
-    assert pack(linear) is linear, "the server would not start"
-    packed._can_pack.cache_clear()
+    assert prepack(linear) is linear, "the server would not start"
+    prepacked._can_prepack.cache_clear()
 
 
 @pytest.mark.usefixtures("all_are_large")
 def test_bfloat16_is_packed_as_well() -> None:
     lm = SplitLM(make_model("llama"), 2)
     set_precision(lm, "bfloat16")
-    pack_matrices(lm)
-    dtypes = {module.weight.dtype for module in lm._top.base_model.modules() if isinstance(module, PackedLinear)}
+    prepack_matrices(lm)
+    dtypes = {module.weight.dtype for module in lm._top.base_model.modules() if isinstance(module, PrepackedLinear)}
     assert dtypes == {torch.bfloat16} and lm.dtype == torch.float32
