@@ -14,23 +14,26 @@ from typing import Any
 import numpy as np
 from safetensors.torch import load_file
 
-from model_store.files import MANIFEST, read_manifest
 from model_store.bundle import Bundle, BundleWriter, build_retriever
-from model_store.catalogue.catalogue import Catalogue, Item, clean
+from model_store.catalogue.catalogue import Catalogue
+from model_store.catalogue.items import Item, clean
 from model_store.errors import EmptyCatalogue
+from model_store.files import MANIFEST, read_manifest
 from model_store.grounding import ItemIndex
 from model_store.inference import embed
 from model_store.manifest import GenerationSpec, Manifest, MemorySpec, RetrieverSpec, space_id
-from model_store.neighbors import Neighbors
+from model_store.neighbors import ItemNeighbors
 from training.data.dataset import Dataset
 from training.data.splits import Split
+from training.items.mixture import NEIGHBORS_FILE
 from training.lm.backbone import Backbone, open_backbone
 from training.lm.windows import token_batches
-from training.mixture import NEIGHBORS_FILE
+from training.memory.learning import RETRIEVER_FILE
+from training.run.device import pick_device
 from training.run.inputs import load_inputs
+from training.run.program import run_program, stage_parser
 from training.run.recipes import Recipe, get_recipe
-from training.run.stage import digest, pick_device, progress, read_certificate, run_stage, stage_parser
-from training.train_retriever import RETRIEVER_FILE
+from training.run.stage import digest, progress, read_certificate
 
 _TOKENS_PER_BATCH = 16_384
 
@@ -98,7 +101,7 @@ def run(
         writer.add_catalogue(Catalogue(items, backbone.prompt))
         writer.add_index(ItemIndex.build(embed_items(backbone, items)))
         if manifest.generation.neighbor_share:
-            writer.add_neighbors(Neighbors.load(mixture_dir / NEIGHBORS_FILE))
+            writer.add_neighbors(ItemNeighbors.load(mixture_dir / NEIGHBORS_FILE))
         manifest = writer.finish(manifest)
     Bundle.open(out)  # what cannot be opened must not be announced
     return _facts(out, manifest)
@@ -153,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             device=arguments.device,
         )
 
-    return run_stage(stage, parser.parse_args(argv))
+    return run_program(stage, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -16,14 +16,11 @@ from safetensors.numpy import save_file
 
 from model_store.beams.trie import Trie
 from model_store.catalogue.columns import Columns, postings_of
-from model_store.catalogue.item import Item, clean, parse_item, read_items, write_items
-from model_store.catalogue.item_list import ItemList, Lines
+from model_store.catalogue.items import Item, ItemList, MappedItems, write_items
 from model_store.catalogue.mapped import read_mapped
 from model_store.catalogue.postings import Postings
 from model_store.errors import BundleCorrupt
 from model_store.text.prompt import Prompt
-
-__all__ = ["Catalogue", "Item", "clean", "read_items", "write_items"]
 
 _NUM_COMPARED = 16
 _POPULAR_AT_ONCE = 4096
@@ -34,7 +31,7 @@ class Catalogue:
 
     def __init__(self, items: Iterable[Item], prompt: Prompt | None = None, columns: Columns | None = None) -> None:
         """`prompt` turns titles into tokens; without it there is no trie. `columns` of `items`, if already computed."""
-        self.items: ItemList[Item] = items if isinstance(items, ItemList) else ItemList(list(items))
+        self.items: ItemList = items if isinstance(items, ItemList) else ItemList(list(items))
         self._columns = columns = Columns.of(self.items, prompt) if columns is None else columns
         self._prompt = prompt
         self.rows, self.popularity, self.by_popularity = columns.rows, columns.popularity, columns.by_popularity
@@ -53,7 +50,7 @@ class Catalogue:
         """What `save` wrote, mapped: a million items open in a second. Raises BundleCorrupt when they do not fit."""
         try:
             arrays: dict[str, NDArray[Any]] = read_mapped(columns)
-            lines = Lines(items, arrays["starts"], parse_item)
+            lines = MappedItems(items, arrays["starts"])
             catalogue = cls(ItemList(lines), prompt, Columns.read(arrays, prompt))
             if not catalogue._fits():
                 raise ValueError("other items, or another tokenizer")
@@ -90,13 +87,37 @@ class Catalogue:
         return len(self.items)
 
     def available(self, now: float) -> NDArray[np.bool_]:
-        """(N,) bool, a fresh array that the caller may change."""
+        """(N,) bool: items that may be shown at `now` (epoch seconds); a fresh array that the caller may change."""
         return self._columns.availability.at(now)
+
+    def allowed(
+        self,
+        now: float,
+        *,
+        candidates: Iterable[str] | None = None,
+        attributes: Mapping[str, Any] | None = None,
+        without: NDArray[np.int64] | None = None,
+    ) -> NDArray[np.bool_]:
+        """(N,) bool: items that are available, among `candidates`, with these `attributes`, not in the rows `without`.
+
+        Unknown candidates are ignored. See `matching` for `attributes`.
+        """
+        allowed = self.available(now)
+        if candidates is not None:
+            wanted = np.zeros(len(self), dtype=bool)
+            wanted[[self.rows[item_id] for item_id in candidates if item_id in self.rows]] = True
+            allowed &= wanted
+        if attributes:
+            allowed &= self.matching(attributes)
+        if without is not None:
+            allowed[without] = False
+        return allowed
 
     def titles(self, item_ids: Iterable[str]) -> list[str]:
         """The title of each item; "" for an item that the catalogue does not know."""
-        items, rows = self.items, map(self.rows.get, item_ids)
-        return [items[row].title if row is not None else "" for row in rows]
+        rows = list(map(self.rows.get, item_ids))
+        known = iter(self.items.at(row for row in rows if row is not None))
+        return ["" if row is None else next(known).title for row in rows]
 
     def most_popular(self, allowed: NDArray[np.bool_], num_results: int) -> list[int]:
         """Rows of the most popular items of `allowed` (N,) bool, best first."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from model_store.beams.paths import Paths
 from model_store.beams.trie import Trie
 from model_store.catalogue.availability import Availability
-from model_store.catalogue.item import Item
+from model_store.catalogue.items import Item
 from model_store.catalogue.mapped import packed
 from model_store.catalogue.postings import Postings
 from model_store.text.prompt import Prompt

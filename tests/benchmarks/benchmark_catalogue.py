@@ -26,14 +26,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from model_store.beams.paths import Paths
 from model_store.beams.trie import Allowed, Node, Trie
-from model_store.bundle import BundleWriter, build_retriever
-from model_store.files import describe_files, weights_sha256
-from model_store.catalogue.catalogue import Catalogue, Item
+from model_store.catalogue.catalogue import Catalogue
+from model_store.catalogue.items import Item
 from model_store.grounding import ItemIndex
-from model_store.manifest import BackboneSpec, Manifest, MemorySpec, PromptSpec, RetrieverSpec, space_id
+from model_store.manifest import PromptSpec, RetrieverSpec
 from model_store.text.prompt import Prompt
 from tests.benchmarks.machine import bandwidth, last_line, median_ms, percentile_ms, table
 from tests.benchmarks.serving import running_server
+from tests.benchmarks.world import save_bundle
 
 NUM_WORDS, NUM_SHELVES = 30_000, 1000
 NUM_CENTRES, SPREAD, QUERY_NOISE = 20_000, 0.7, 0.2
@@ -220,7 +220,7 @@ def on_noise(num_items: int, dimension: int, rng: np.random.Generator) -> Result
 
 
 def write_bundle(path: Path, catalogue: Catalogue, index: ItemIndex, prompt: Prompt) -> None:
-    """With a language model of random weights."""
+    """With a language model and a retriever of random weights."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(SPECIAL) + NUM_WORDS,
@@ -233,30 +233,7 @@ def write_bundle(path: Path, catalogue: Catalogue, index: ItemIndex, prompt: Pro
         eos_token_id=None,
         tie_word_embeddings=True,
     )
-    checkpoint = path.with_name("checkpoint")
-    LlamaForCausalLM(config).save_pretrained(checkpoint)
-    prompt.tokenizer.save_pretrained(checkpoint)
-    weights = weights_sha256(describe_files(checkpoint))
-    backbone = BackboneSpec(
-        base_model="random", weights_sha256=weights, split_layer=2, num_layers=4, hidden_size=index.dimension
-    )
-    memory = MemorySpec()
-    manifest = Manifest(
-        name=path.name,
-        created_at="2026-01-01T00:00:00Z",
-        backbone=backbone,
-        prompt=prompt.spec,
-        memory=memory,
-        retriever=RetrieverSpec(width=64),
-        num_items=len(catalogue),
-        space=space_id(backbone, prompt.spec, memory),
-    )
-    with BundleWriter(path) as writer:
-        writer.add_lm(checkpoint)
-        writer.add_retriever(build_retriever(manifest))
-        writer.add_catalogue(catalogue)
-        writer.add_index(index)
-        writer.finish(manifest)
+    save_bundle(path, LlamaForCausalLM(config), catalogue, index, prompt, retriever=RetrieverSpec(width=64))
 
 
 def serving(path: Path) -> Results:
@@ -266,12 +243,10 @@ def serving(path: Path) -> Results:
         body = {"recent": [{"item_id": "item3"}, {"item_id": "item5"}], "k": 10}
         answers = [timed(lambda: server.post("/recommend", body))[0] for _ in range(20)]
         put_s, _ = timed(lambda: server.ask("PUT", "/items/new", {"title": "w1 w2 w3"}))
-        status = Path(f"/proc/{server.pid}/status").read_text()
-        own = int(status.split("RssAnon:")[1].split()[0]) / 1024
         return {
             "start_to_ready_s": ready_s,
             "resident_mib": server.resident_mib,
-            "own_mib": own,
+            "own_mib": server.anonymous_mib,
             "recommend_ms": median_ms(answers),
             "put_ms": 1000 * put_s,
         }

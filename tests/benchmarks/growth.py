@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 import redis.asyncio
 
-from model_store.bundle import Bundle
-from model_store.catalogue.catalogue import Catalogue, Item
 from model_store.answers import Query
+from model_store.bundle import Bundle
+from model_store.catalogue.catalogue import Catalogue
+from model_store.catalogue.items import Item
 from model_store.inference import recommend
 from service.store.keys import user_prefix
 from tests.benchmarks.benchmark_catalogue import NUM_WORDS, SPECIAL, titles_of

@@ -1,15 +1,17 @@
-"""Models of a known shape with random weights, and a bookshop for them: what the benchmarks of the engine run on.
+"""Models of a known shape with random weights, and a synthetic catalogue for them, for the benchmarks.
 
-Everything is made in memory. A series has a few words of its own, and its titles are its name and some of them, so
-titles share beginnings as those of real series do; some are the beginning of another, some occur twice. Embeddings of
-words of one series attract each other, and those of words and of the terminator: a title that has begun goes on or ends
-likely, as after training. (With weights that are random alone every token costs the same, so the shortest titles would
-always win, and beams would end early.)
+The catalogue consists of series. A series has a few words of its own; each of its titles is the name of the series and
+some of these words. So titles share beginnings as the titles of real series do, some titles are the beginning of
+another, and some occur twice. The embeddings of the words of one series attract each other, and words and the
+terminator attract each other: a title that has begun is likely to go on or to end, as after training. With purely
+random weights every token would cost the same, so the shortest titles would always win and beams would end early.
 """
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,13 +21,23 @@ from torch import Tensor
 from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from model_store.bundle import Bundle, build_retriever
-from model_store.catalogue.catalogue import Catalogue, Item
-from model_store.grounding import ItemIndex
 from model_store.answers import Query
+from model_store.bundle import Bundle, BundleWriter, build_retriever
+from model_store.catalogue.catalogue import Catalogue
+from model_store.catalogue.items import Item
+from model_store.files import describe_files, weights_sha256
+from model_store.grounding import ItemIndex
 from model_store.inference import encode
 from model_store.lm.split_lm import SplitLM
-from model_store.manifest import BackboneSpec, GenerationSpec, Manifest, PromptSpec, RetrieverSpec
+from model_store.manifest import (
+    BackboneSpec,
+    GenerationSpec,
+    Manifest,
+    MemorySpec,
+    PromptSpec,
+    RetrieverSpec,
+    space_id,
+)
 from model_store.text.prompt import Prompt
 
 RECENT = 10  # K
@@ -35,13 +47,14 @@ _SPECIAL = ["<unk>", "<s>", "\n"]
 _RETRIEVER_WIDTH = 256
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-
-# How strongly words of one series attract each other, and words and the terminator.
+# Added to embeddings: how strongly the words of one series attract each other, and words and the terminator.
 _THEME, _ENDING = 1.7, 1.6
 
 
 @dataclass(frozen=True)
 class Shape:
+    """Sizes of a model, of its catalogue (`num_series`, ten titles each) and of its search (`num_beams`)."""
+
     family: str
     num_layers: int
     hidden_size: int
@@ -60,7 +73,7 @@ class Shape:
 
     @property
     def layer_parameters(self) -> int:
-        """Of the matrices of one layer."""
+        """Number of weights in the matrices of one layer."""
         grouped = self.hidden_size * self.num_key_value_heads // self.num_heads
         return self.hidden_size * (2 * self.hidden_size + 2 * grouped + 3 * self.intermediate_size)
 
@@ -81,7 +94,7 @@ SHAPES = {
 
 
 class Shop(NamedTuple):
-    """`words` of a series are ids of the vocabulary; `titles` are texts, ten or so of each series, in its order."""
+    """`words`: token ids of the words of each series. `titles`: texts, ten for each series, in the same order."""
 
     words: list[list[int]]
     titles: list[str]
@@ -95,7 +108,7 @@ def make_shop(shape: Shape, seed: int = 0) -> Shop:
 
 
 def _titles(words: Sequence[int], rng: np.random.Generator) -> Iterator[str]:
-    """Three to eight words each; every fifth goes on where the one before it ends, the last repeats the first."""
+    """Three to eight words each. Every fifth is the one before it and one more word; the last repeats the first."""
     drawn: list[list[int]] = []
     for number in range(_TITLES_PER_SERIES - 1):
         others = rng.permutation(words[_NAME_WORDS:]).tolist()
@@ -115,7 +128,7 @@ def _head_words() -> list[str]:
 
 
 def make_prompt(shape: Shape, recent_length: int = RECENT) -> Prompt:
-    """The real one, over a tokenizer that has a token for each word."""
+    """The prompt of the product, with a tokenizer that has one token for each word."""
     size = _NAME_WORDS + _OTHER_WORDS
     texts = [*_SPECIAL, *_head_words(), *(f"w{word}" for word in range(shape.num_series * size))]
     tokenizer = Tokenizer(models.WordLevel({text: place for place, text in enumerate(texts)}, unk_token="<unk>"))
@@ -148,9 +161,11 @@ def make_model(
     model.eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
         if name.endswith(("o_proj.weight", "down_proj.weight")):
-            parameter.div_((2 * shape.num_layers) ** 0.5)  # as GPT-2 starts: what is read stays visible above
+            # As GPT-2 is initialised: the embeddings keep their influence in the upper layers.
+            parameter.div_((2 * shape.num_layers) ** 0.5)
     themes = torch.nn.functional.normalize(torch.randn(len(shop.words), shape.hidden_size), dim=1)
-    model.base_model.get_submodule("norm").get_parameter("weight")[1] *= -1  # so of two tokens only unlike ones attract
+    # The sign makes only tokens with unlike values in column 1 attract each other.
+    model.base_model.get_submodule("norm").get_parameter("weight")[1] *= -1
     for table in {id(table): table for table in (_input_table(model), _output_table(model))}.values():
         table[_SPECIAL.index("\n"), :2] += _ENDING * torch.tensor([1.0, 1.0]).to(table)
         for words, theme in zip(shop.words, themes, strict=True):
@@ -168,7 +183,7 @@ def _output_table(model: PreTrainedModel) -> Tensor:
 
 
 def make_bundle(model: PreTrainedModel, shape: Shape, shop: Shop, *, num_beams: int | None = None) -> Bundle:
-    """Takes the model over. The retriever is random and never abstains."""
+    """In memory. The bundle takes the model over. The retriever has random weights and never abstains."""
     dtype = next(name for name, kind in DTYPES.items() if kind == model.dtype)
     manifest = Manifest(
         name=f"random-{shape.family}",
@@ -199,8 +214,48 @@ def make_bundle(model: PreTrainedModel, shape: Shape, shop: Shop, *, num_beams: 
     )
 
 
+def save_bundle(
+    path: Path,
+    model: PreTrainedModel,
+    catalogue: Catalogue,
+    index: ItemIndex,
+    prompt: Prompt,
+    *,
+    retriever: RetrieverSpec | None = None,
+    generation: GenerationSpec | None = None,
+) -> None:
+    """Write a bundle that a server can open. The model is cut in the middle; the retriever has random weights."""
+    memory = MemorySpec()
+    with tempfile.TemporaryDirectory() as checkpoint, BundleWriter(path) as writer:
+        model.save_pretrained(checkpoint)
+        prompt.tokenizer.save_pretrained(checkpoint)
+        backbone = BackboneSpec(
+            base_model="random",
+            weights_sha256=weights_sha256(describe_files(Path(checkpoint))),
+            split_layer=model.config.num_hidden_layers // 2,
+            num_layers=model.config.num_hidden_layers,
+            hidden_size=model.config.hidden_size,
+        )
+        manifest = Manifest(
+            name=path.name,
+            created_at="2026-01-01T00:00:00Z",
+            backbone=backbone,
+            prompt=prompt.spec,
+            memory=memory,
+            retriever=retriever or RetrieverSpec(width=_RETRIEVER_WIDTH, has_null=False),
+            generation=generation or GenerationSpec(),
+            num_items=len(catalogue),
+            space=space_id(backbone, prompt.spec, memory),
+        )
+        writer.add_lm(Path(checkpoint))
+        writer.add_retriever(build_retriever(manifest))
+        writer.add_catalogue(catalogue)
+        writer.add_index(index)
+        writer.finish(manifest)
+
+
 class Reader(NamedTuple):
-    """`titles` oldest first; `memory` (M, D) float16, random but as large as the states of the model."""
+    """A user. `titles`: oldest first. `memory` (M, D) float16: random, scaled like the states of the model."""
 
     titles: list[str]
     memory: np.ndarray
@@ -216,7 +271,7 @@ def make_readers(bundle: Bundle, count: int, *, num_events: int = 500, num_memor
 
 
 def make_query(bundle: Bundle, reader: Reader, *, num_results: int = 10, with_memory: bool = True) -> Query:
-    """All items are allowed. Without memory it asks what a model alone would answer to the same prompt."""
+    """All items are allowed. Without memory the query has the same prompt and no memory elements."""
     return Query(
         prompt=bundle.prompt.tokens(reader.titles),
         memory=reader.memory if with_memory else reader.memory[:0],
@@ -227,7 +282,7 @@ def make_query(bundle: Bundle, reader: Reader, *, num_results: int = 10, with_me
 
 @contextmanager
 def quiet_library() -> Iterator[None]:
-    """Without the library's warnings and progress bars: they would mix with the table."""
+    """Switch off the warnings and progress bars of transformers: they would mix with the tables."""
     import transformers
 
     before = transformers.logging.get_verbosity()

@@ -1,0 +1,119 @@
+"""Items: what an item is, the file of items, and the list of items by row.
+
+The file is UTF-8 with one JSON object a line; line number = row. A million parsed items take a gigabyte and many
+seconds, so an opened bundle maps the file and parses a line when it is asked for. Everything here is immutable.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_store.text.history import clean_title
+
+_NUM_CACHED = 50_000  # parsed lines
+
+
+@dataclass(frozen=True)
+class Item:
+    """`popularity` counts interactions in training. Availability is in epoch seconds, None = open."""
+
+    item_id: str
+    title: str
+    popularity: int = 0
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    hidden: bool = False
+    available_from: int | None = None
+    available_until: int | None = None
+
+
+def write_items(items: Iterable[Item], path: Path) -> NDArray[np.int64]:
+    """Returns (N + 1,): the offset in the file at which each line starts, and the size of the file."""
+    sizes = [0]
+    with path.open("wb") as file:
+        for item in items:
+            sizes.append(file.write((json.dumps(vars(item), ensure_ascii=False) + "\n").encode()))
+    return np.cumsum(sizes, dtype=np.int64)
+
+
+def read_items(path: Path) -> list[Item]:
+    with path.open("rb") as file:
+        return [_parse(line) for line in file]
+
+
+def clean(item: Item) -> Item:
+    """The item with its title as the prompt shows it. Raises ValueError when nothing visible is left of the title."""
+    title = clean_title(item.title)
+    if not title:
+        raise ValueError(f"item {item.item_id!r} has no visible title")
+    return replace(item, title=title)
+
+
+class MappedItems(Sequence[Item]):
+    """The items of a mapped file. Line i is at [starts[i], starts[i + 1]). Thread-safe."""
+
+    def __init__(self, file: Path, starts: NDArray[np.int64]) -> None:
+        """Raises ValueError when the lines do not fill the file."""
+        size = file.stat().st_size
+        if not len(starts) or starts[-1] != size:
+            raise ValueError(f"{file}: has {size} bytes, its lines are elsewhere")
+        self._text = np.memmap(file, dtype=np.uint8, mode="r").view(np.ndarray) if size else np.empty(0, dtype=np.uint8)
+        self._starts = starts
+        self.at: Callable[[int], Item] = lru_cache(maxsize=_NUM_CACHED)(self._at)
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    @overload
+    def __getitem__(self, row: int) -> Item: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[Item]: ...
+    def __getitem__(self, row: int | slice) -> Item | list[Item]:
+        if isinstance(row, slice):
+            return [self.at(each) for each in range(*row.indices(len(self)))]
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"no row {row} of {len(self)}")
+        return self.at(row % len(self))
+
+    def _at(self, row: int) -> Item:
+        return _parse(self._text[self._starts[row] : self._starts[row + 1]].tobytes())
+
+
+class ItemList(Sequence[Item]):
+    """`base` with other items at the rows of `changed`; rows from len(base) on are new. Thread-safe."""
+
+    def __init__(self, base: list[Item] | MappedItems, changed: Mapping[int, Item] | None = None) -> None:
+        self.base = base
+        self.changed = dict(changed or {})
+        self._length = max(len(base), max(self.changed, default=-1) + 1)
+        self._base_at: Callable[[int], Item] = base.at if isinstance(base, MappedItems) else base.__getitem__
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, row: int) -> Item: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[Item]: ...
+    def __getitem__(self, row: int | slice) -> Item | list[Item]:
+        if isinstance(row, slice):
+            return [self[each] for each in range(*row.indices(len(self)))]
+        place = row + len(self) if row < 0 else row
+        return self.changed[place] if place in self.changed else self.base[place]
+
+    def at(self, rows: Iterable[int]) -> list[Item]:
+        """The items at `rows`, which are known and not negative."""
+        changed, base_at = self.changed, self._base_at
+        return [changed[row] if row in changed else base_at(row) for row in rows]
+
+    def replaced(self, changes: Mapping[int, Item]) -> "ItemList":
+        return ItemList(self.base, {**self.changed, **changes})
+
+
+def _parse(line: bytes) -> Item:
+    return Item(**json.loads(line))
