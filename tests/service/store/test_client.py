@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -377,7 +378,7 @@ async def test_a_renewed_entry_stays_with_its_worker(store: MemoryStore, raw: Re
     await make_idle(raw, "a", first, second)
     assert await store.renew_encodings("a", [first]) == 1
     assert await store.next_encodings("b", count=5, block_ms=1) == [(second, "v")]
-    (pending,) = await raw.xpending_range(ENCODE, GROUP, first, first, 1)
+    pending = await pending_entry(raw, first)
     assert pending["consumer"] == b"a" and pending["time_since_delivered"] < CLAIM_AFTER_MS
     assert pending["times_delivered"] == 1, "a renewal counts as a delivery"
 
@@ -389,7 +390,7 @@ async def test_a_renewal_takes_nothing_from_another_worker(store: MemoryStore, r
     assert await store.next_encodings("b", count=1, block_ms=1) == [(theirs, "v")]
     await make_idle(raw, "b", theirs)
     assert await store.renew_encodings("a", [mine, theirs, unread, "1-1"]) == 1
-    (pending,) = await raw.xpending_range(ENCODE, GROUP, theirs, theirs, 1)
+    pending = await pending_entry(raw, theirs)
     assert pending["consumer"] == b"b" and pending["time_since_delivered"] > CLAIM_AFTER_MS, "b's entry was renewed"
     assert await store.next_encodings("c", count=5, block_ms=1) == [(theirs, "v")]
 
@@ -418,11 +419,17 @@ async def test_a_renewal_is_one_command(store: MemoryStore, raw: Redis) -> None:
 
 async def make_idle(raw: Redis, consumer: str, *entries: str) -> None:
     """As if the consumer had not renewed the entries for longer than `CLAIM_AFTER_MS`."""
-    await raw.xclaim(ENCODE, GROUP, consumer, 0, entries, idle=CLAIM_AFTER_MS + 1, justid=True)
+    await raw.xclaim(ENCODE, GROUP, consumer, 0, list(entries), idle=CLAIM_AFTER_MS + 1, justid=True)
+
+
+async def pending_entry(raw: Redis, entry: str) -> dict[str, Any]:
+    found: Any = await raw.xpending_range(ENCODE, GROUP, entry, entry, 1)
+    return dict(found[0])
 
 
 async def entry_ids(raw: Redis) -> list[str]:
-    return [entry.decode() for entry, _ in await raw.xrange(ENCODE)]
+    entries: Any = await raw.xrange(ENCODE)
+    return [entry.decode() for entry, _ in entries]
 
 
 async def test_waiting_for_entries_ends_before_the_timeout(valkey: EmbeddedServer, raw: Redis) -> None:

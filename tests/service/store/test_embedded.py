@@ -1,4 +1,4 @@
-"""Laws of the embedded server: nothing acknowledged is lost, nothing left behind, one a directory."""
+"""The embedded server: no acknowledged write is lost, nothing remains after a stop, a directory has one server."""
 
 import os
 import shutil
@@ -34,7 +34,7 @@ async def append(url: str, *names: str) -> None:
     await store.close()
 
 
-async def remembered(url: str) -> set[str]:
+async def stored_ids(url: str) -> set[str]:
     store = await MemoryStore.connect(url)
     found = {memory.event.event_id for memory in await store.recall("u", "s", 100)}
     await store.close()
@@ -49,7 +49,7 @@ def is_alive(pid: int) -> bool:
 def wait_for(condition: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + 5
     while not condition():
-        assert time.monotonic() < deadline, f"waited 5 s in vain for: {what}"
+        assert time.monotonic() < deadline, f"waited 5 s for: {what}"
         time.sleep(0.01)
 
 
@@ -57,15 +57,15 @@ def has_new_server(server: EmbeddedServer, old_pid: int) -> bool:
     return server.pid != old_pid
 
 
-async def test_what_was_appended_is_there_after_a_stop_and_a_start(tmp_path: Path) -> None:
+async def test_events_are_still_there_after_a_stop_and_a_start(tmp_path: Path) -> None:
     directory = tmp_path / "a directory with späces"
     with EmbeddedServer(directory) as server:
         await append(server.url, "e1", "e2")
     with EmbeddedServer(directory) as server:
-        assert await remembered(server.url) == {"e1", "e2"}
+        assert await stored_ids(server.url) == {"e1", "e2"}
 
 
-def test_it_starts_quickly_and_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_it_starts_quickly_and_removes_its_process_and_socket(tmp_path: Path) -> None:
     started = time.monotonic()
     server = EmbeddedServer(tmp_path)
     server.start()
@@ -85,10 +85,10 @@ def test_a_directory_has_one_server(tmp_path: Path) -> None:
         with pytest.raises(StoreInUse) as error:
             EmbeddedServer(tmp_path, lock_wait_s=0.1).start()
         assert str(tmp_path) in str(error.value) and str(first.pid) in str(error.value)
-        assert is_alive(first.pid), "the refused one disturbed the owner"
+        assert is_alive(first.pid), "the refused start stopped the running server"
 
 
-async def test_a_killed_server_comes_back_with_all_it_acknowledged(tmp_path: Path) -> None:
+async def test_a_killed_server_is_restarted_with_all_acknowledged_events(tmp_path: Path) -> None:
     with EmbeddedServer(tmp_path) as server:
         pid, url = server.pid, server.url
         await append(url, "e1")
@@ -102,11 +102,11 @@ async def test_a_killed_server_comes_back_with_all_it_acknowledged(tmp_path: Pat
             except StoreUnavailable:
                 time.sleep(0.01)
         await store.close()
-        assert await remembered(url) == {"e1"}
+        assert await stored_ids(url) == {"e1"}
 
 
 @pytest.mark.parametrize("killed", ["owner", "watcher"])
-async def test_no_orphan_holds_the_directory(tmp_path: Path, killed: str) -> None:
+async def test_the_server_ends_when_its_owner_or_watcher_is_killed(tmp_path: Path, killed: str) -> None:
     with subprocess.Popen([sys.executable, "-c", OWNER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
         pid, url = owner.stdout.readline().split()
@@ -115,40 +115,40 @@ async def test_no_orphan_holds_the_directory(tmp_path: Path, killed: str) -> Non
         os.kill(owner.pid if killed == "owner" else int(parent_line.split()[1]), signal.SIGKILL)
         wait_for(lambda: not is_alive(int(pid)), "the end of the server")
         owner.kill()
-    shutil.rmtree(Path(url.removeprefix("unix://")).parent, ignore_errors=True)  # a killed watcher leaves it
+    shutil.rmtree(Path(url.removeprefix("unix://")).parent, ignore_errors=True)  # a killed watcher does not remove it
     with EmbeddedServer(tmp_path) as server:
-        assert await remembered(server.url) == {"e1"}
+        assert await stored_ids(server.url) == {"e1"}
 
 
-async def test_a_torn_tail_of_the_log_loads(tmp_path: Path) -> None:
+async def test_an_incomplete_end_of_the_append_only_file_is_accepted(tmp_path: Path) -> None:
     with EmbeddedServer(tmp_path) as server:
         await append(server.url, "e1")
         await append(server.url, "e2")
     log = max((tmp_path / "appendonlydir").glob("*.incr.aof"))
     log.write_bytes(log.read_bytes()[:-10])
     with EmbeddedServer(tmp_path) as server:
-        assert "e1" in await remembered(server.url)
+        assert "e1" in await stored_ids(server.url)
 
 
-def test_a_log_that_is_not_one_is_an_error_that_says_so(tmp_path: Path) -> None:
+def test_an_invalid_append_only_file_is_reported(tmp_path: Path) -> None:
     with EmbeddedServer(tmp_path):
         pass
     (tmp_path / "appendonlydir" / "appendonly.aof.manifest").write_text("nonsense\n")
-    for _ in range(2):  # the second would be StoreInUse, had the first kept the directory
+    for _ in range(2):  # the second attempt would raise StoreInUse if the first had kept the lock
         with pytest.raises(StoreUnavailable, match=r"ended at once: .*manifest"):
             EmbeddedServer(tmp_path).start()
 
 
-async def test_long_paths_are_no_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_directory_may_have_a_long_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = tmp_path / ("d" * 120) / ("e" * 120)
     directory.mkdir(parents=True)
     monkeypatch.setattr("tempfile.tempdir", str(directory))
     with EmbeddedServer(directory) as server:
         await append(server.url, "e1")
-        assert await remembered(server.url) == {"e1"}
+        assert await stored_ids(server.url) == {"e1"}
 
 
-def test_a_directory_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreUnavailable, match="file"):
         EmbeddedServer(tmp_path / "file" / "store").start()
