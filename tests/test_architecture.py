@@ -35,7 +35,7 @@ DOORS = {
 # Policy is tested in milliseconds: these reach torch neither directly nor through modules of ours.
 HEAVY = ("torch", "transformers")
 TORCH_FREE = ("service.engine.batching", "service.store.client", "service.http.schemas", "service.settings")
-ENVIRONMENT_READERS = ("service.settings", "service.__main__", "training.run.stage")  # the last sets one, for torch
+ENVIRONMENT_READERS = ("service.settings", "service.__main__", "training.run.program")  # the last sets one, for torch
 ENVIRONMENT = ("os.environ", "os.environb", "os.getenv", "os.putenv", "os.unsetenv")
 UNPICKLERS = ("pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "torch.load")
 MAX_FILE_LINES = 300

@@ -1,6 +1,6 @@
 """All stages: data set → bundle. Starts at the first unfinished stage; a stage whose inputs changed runs again.
 
-    sft → mixture → annotate → train_retriever → build_index
+    tuning → mixture → annotate → train_retriever → build_index
 
 Intermediate results live in `OUT.work` and may be deleted once the bundle is there.
 """
@@ -13,13 +13,15 @@ from typing import Any
 
 import torch
 
-from training import annotate, build_index, sft, train_retriever
+from training import annotate, build_index, train_retriever
 from training import mixture as mixture_stage
+from training.lm import tuning
 from training.run.demo import demo_inputs, write_demo_interactions
-from training.run.distributed import leave
+from training.run.distributed import leave_process_group
 from training.run.inputs import Inputs, load_inputs
+from training.run.program import run_program
 from training.run.recipes import RECIPES, Recipe, get_recipe
-from training.run.stage import read_certificate, run_stage
+from training.run.stage import read_certificate
 
 
 def run(
@@ -43,9 +45,9 @@ def run(
     _, split, fingerprint = inputs
     backbone = work / "sft"
     common: dict[str, Any] = {"recipe": recipe, "seed": seed, "device": device}
-    key = sft.stage_key(fingerprint, recipe, model, seed)
-    tuned = sft.run(split, backbone, inputs=key, model_name=model, **common)
-    if not leave():  # only main goes on: what follows is the work of one process
+    key = tuning.stage_key(fingerprint, recipe, model, seed)
+    tuned = tuning.run(split, backbone, inputs=key, model_name=model, **common)
+    if not leave_process_group():  # only main goes on: what follows is the work of one process
         return {"sft": tuned}
     made = {"recipe": recipe_name, "model": model}
     return {"sft": tuned, **complete(inputs, out, backbone=backbone, work=work, provenance=made, **common)}
@@ -123,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_demo_interactions(inputs, arguments.out)
         return facts
 
-    return run_stage(stage, parser.parse_args(argv), is_shared=True)
+    return run_program(stage, parser.parse_args(argv), is_shared=True)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,13 @@ from safetensors.numpy import save_file
 
 from model_store.lm.split_lm import SplitLM
 from tests.training.small import TINY, diary, small_lm, small_windows
-from training import annotate as annotate_module
-from training.annotate import Annotation, annotate, read_shards, stage_key, summarise, write_shards
+from training.annotate import annotation_summary, stage_key
 from training.data.splits import Target
-from training.lm.likelihood import answer_log_probs, read
+from training.lm.likelihood import answer_log_probs, encode_answers
 from training.lm.states import States, spans_of, window_states
 from training.lm.windows import Windows
+from training.memory import annotations
+from training.memory.annotations import Annotation, annotate, read_annotations, write_annotations
 
 TARGETS = [Target(0, 25), Target(3, 2), Target(1, 9), Target(0, 12), Target(3, 20)]
 
@@ -71,7 +72,7 @@ def test_every_number_is_the_likelihood_it_claims_to_be(lm: SplitLM, windows: Wi
         memory = torch.from_numpy(annotation.memory(states))
         assert annotation.log_probs.shape == (1 + len(memory),)
         with torch.inference_mode():
-            batch = read(lm, [example.prompt], [example.answer])
+            batch = encode_answers(lm, [example.prompt], [example.answer])
             for place, choice in enumerate([memory[:0], *memory[:, None]]):
                 mask = torch.ones(1, len(choice), dtype=torch.long)
                 expected = float(answer_log_probs(lm, batch, choice[None], mask, "insert"))
@@ -88,8 +89,8 @@ def test_batch_size_changes_nothing(batch_size: int, lm: SplitLM, windows: Windo
 
 
 def write(lm: SplitLM, windows: Windows, states: States, directory: Path) -> list[Annotation]:
-    write_shards(lm, windows, TARGETS, states, recipe=TINY, directory=directory)
-    return sorted(read_shards(directory), key=lambda found: TARGETS.index(Target(found.user, found.position)))
+    write_annotations(lm, windows, TARGETS, states, recipe=TINY, directory=directory)
+    return sorted(read_annotations(directory), key=lambda found: TARGETS.index(Target(found.user, found.position)))
 
 
 def test_what_is_read_is_what_was_written(lm: SplitLM, windows: Windows, states: States, tmp_path: Path) -> None:
@@ -98,8 +99,8 @@ def test_what_is_read_is_what_was_written(lm: SplitLM, windows: Windows, states:
 
 
 def test_a_shard_without_any_memory(lm: SplitLM, windows: Windows, states: States, tmp_path: Path) -> None:
-    write_shards(lm, windows, [Target(3, 2)], states, recipe=TINY, directory=tmp_path)
-    (found,) = read_shards(tmp_path)
+    write_annotations(lm, windows, [Target(3, 2)], states, recipe=TINY, directory=tmp_path)
+    (found,) = read_annotations(tmp_path)
     assert (len(found.memory_positions), len(found.log_probs)) == (0, 1)
     assert found.memory(states).shape == (0, lm.hidden_size)
 
@@ -107,7 +108,7 @@ def test_a_shard_without_any_memory(lm: SplitLM, windows: Windows, states: State
 def test_a_run_that_was_killed_goes_on(
     lm: SplitLM, windows: Windows, states: States, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(annotate_module, "_TARGETS_PER_SHARD", 2)
+    monkeypatch.setattr(annotations, "_TARGETS_PER_SHARD", 2)
     expected = write(lm, windows, states, tmp_path / "whole")
 
     def save_half(tensors: dict[str, Any], path: Path) -> None:
@@ -117,9 +118,9 @@ def test_a_run_that_was_killed_goes_on(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(annotate_module, "save_file", save_half)
+        patched.setattr(annotations, "save_file", save_half)
         write(lm, windows, states, tmp_path / "cut")
-    assert len(read_shards(tmp_path / "cut")) == 2, "half a shard was taken for a whole one"
+    assert len(read_annotations(tmp_path / "cut")) == 2, "half a shard was taken for a whole one"
     (done,) = (tmp_path / "cut").glob("annotations-*")
     written = done.stat().st_mtime_ns
     for found, whole in zip(write(lm, windows, states, tmp_path / "cut"), expected, strict=True):
@@ -128,9 +129,9 @@ def test_a_run_that_was_killed_goes_on(
 
 
 def test_head_room_counts_only_targets_with_memory_and_never_a_loss() -> None:
-    facts = summarise([made_up([-4, -3, -5]), made_up([-4, -6]), made_up([-4])])
+    facts = annotation_summary([made_up([-4, -3, -5]), made_up([-4, -6]), made_up([-4])])
     assert facts == {"targets": 3, "with_memory": 2, "oracle_gain_nats": 0.5, "random_gain_nats": -1.0}
-    assert summarise([made_up([-4])])["oracle_gain_nats"] == 0
+    assert annotation_summary([made_up([-4])])["oracle_gain_nats"] == 0
 
 
 def test_the_key_changes_with_what_changes_labels_only() -> None:

@@ -9,27 +9,25 @@ import pytest
 import torch
 from scipy import sparse
 
-from model_store.neighbors import Neighbors
+from model_store.neighbors import ItemNeighbors
 from tests.training.small import TINY
 from tests.training.worlds import chain, world
-from training import sft
 from training.data.splits import Split
-from training.lm.backbone import Backbone, open_backbone
-from training.lm.windows import Windows
-from training.mixture import (
+from training.items.mixture import (
     HALF_LIVES,
-    LIKENESS_WEIGHTS,
     NEIGHBORS_FILE,
     SHARES,
-    Choice,
+    ChosenMixture,
     alike_items,
     as_neighbors,
     choose_mixture,
     combined,
-    reach,
-    run,
-    stage_key,
+    long_against_recent,
 )
+from training.lm import tuning
+from training.lm.backbone import Backbone, open_backbone
+from training.lm.windows import Windows
+from training.mixture import LIKENESS_WEIGHTS, forecast_of, run, stage_key
 
 ITEMS = replace(TINY, vocabulary="items", mixture_targets=30, recent_length=3)
 
@@ -42,7 +40,7 @@ def split() -> Split:
 @pytest.fixture(scope="module")
 def directory(split: Split, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("sft")
-    sft.run(split, out, recipe=ITEMS, inputs="x")
+    tuning.run(split, out, recipe=ITEMS, inputs="x")
     return out
 
 
@@ -51,7 +49,7 @@ def backbone(directory: Path) -> Backbone:
     return open_backbone(directory, torch.device("cpu"))
 
 
-def successors(split: Split, step: int) -> Neighbors:
+def successors(split: Split, step: int) -> ItemNeighbors:
     """Item i is followed by item i + step, says this table."""
     num_items = len(split.item_ids)
     following = (np.arange(num_items) + step) % num_items
@@ -59,9 +57,10 @@ def successors(split: Split, step: int) -> Neighbors:
     return as_neighbors(matrix, list(range(1, 1 + num_items)), np.ones(num_items, np.int64))
 
 
-def chosen(split: Split, backbone: Backbone, tables: dict[float, Neighbors]) -> Choice:
-    windows = Windows(split, backbone.prompt, ITEMS.max_memory)
-    return choose_mixture(backbone, tables, windows, split.valid[:30], mask_seen=False)
+def chosen(split: Split, backbone: Backbone, tables: dict[float, ItemNeighbors]) -> ChosenMixture:
+    forecast = forecast_of(backbone, Windows(split, backbone.prompt, ITEMS.max_memory))
+    tokens = np.array([backbone.prompt.title_tokens(title)[0] for title in split.titles])
+    return choose_mixture(forecast, tables, split, tokens, split.valid[:30], mask_seen=False)
 
 
 def test_neighbours_that_know_the_answer_are_trusted(split: Split, backbone: Backbone) -> None:
@@ -108,7 +107,7 @@ def test_the_stage_writes_what_the_bundle_needs_and_runs_once(split: Split, dire
     assert {"valid_ndcg@10_recent", "valid_ndcg@10_long", "long_minus_recent"} <= facts.keys()
     assert facts["likeness_weight"] in LIKENESS_WEIGHTS and facts["neighbor_share"] in SHARES
     assert facts["neighbor_half_life"] in HALF_LIVES
-    assert len(Neighbors.load(tmp_path / NEIGHBORS_FILE).starts) == len(split.item_ids) + 2, "a row for each token"
+    assert len(ItemNeighbors.load(tmp_path / NEIGHBORS_FILE).starts) == len(split.item_ids) + 2, "a row for each token"
     assert run(split, tmp_path, backbone_dir=tmp_path / "gone", recipe=ITEMS, inputs=key) == facts
 
 
@@ -116,7 +115,7 @@ def test_what_the_past_is_worth_is_told_beforehand() -> None:
     def reached(ago: int) -> dict[str, Any]:
         split = partners(ago)
         table = sparse.csr_matrix((np.ones(50, np.float32), (np.arange(50), 50 + np.arange(50))), (100, 100))
-        return reach(table, split, split.valid, (2, 12), keep_seen=True)
+        return long_against_recent(table, split, split.valid, (2, 12), keep_seen=True)
 
     old, new = reached(ago=8), reached(ago=1)
     assert old["valid_ndcg@10_recent"] == 0 and old["valid_ndcg@10_long"] > 0.2

@@ -11,14 +11,15 @@ import numpy as np
 import polars as pl
 import pytest
 
-from model_store.bundle import Bundle
 from model_store.answers import Query
+from model_store.bundle import Bundle
 from model_store.inference import recommend
 from tests.conftest import TITLES, make_model, make_tokenizer
 from tests.training.small import RECENT, TINY, shop
-from training import annotate, build_index, sft, train_retriever
+from training import annotate, build_index, train_retriever
 from training.data.dataset import save_dataset
 from training.data.synthetic import synthetic_dataset
+from training.lm import tuning
 from training.pipeline import main
 from training.run import recipes
 from training.run.demo import INTERACTIONS
@@ -76,7 +77,7 @@ def stages_that_ran(monkeypatch: pytest.MonkeyPatch, data: Path, out: Path, *mor
         monkeypatch.setattr(module, function, watched)
 
     for module, function in (
-        (sft, "make_model"),
+        (tuning, "make_model"),
         (annotate, "learning_targets"),
         (train_retriever, "read_annotated"),
         (build_index, "catalogue_items"),

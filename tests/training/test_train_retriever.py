@@ -17,25 +17,26 @@ from model_store.manifest import BackboneSpec
 from model_store.memory.retriever import Retriever, choose
 from tests.training.small import TINY, diary, small_lm, small_windows
 from training import train_retriever
-from training.annotate import Annotated, Annotation
 from training.lm.backbone import Backbone
 from training.lm.states import States
-from training.memory.labels import Batch, collate, target_weights
-from training.memory.selection import Gains, pays
+from training.memory.annotations import Annotation, AnnotationSet
+from training.memory.learning import (
+    RETRIEVER_FILE,
+    RetrievalQuality,
+    RetrieverBatch,
+    collate,
+    fit_retriever,
+    kl_divergence,
+    label_entropy,
+    measure_retrieval,
+    target_weights,
+    uniform_kl,
+)
+from training.memory.selection import MemoryGains, is_significant
 from training.run.loop import Schedule
 from training.run.recipes import Recipe
 from training.run.stage import StageError
-from training.train_retriever import (
-    RETRIEVER_FILE,
-    Quality,
-    entropy,
-    judge,
-    kl_divergence,
-    run,
-    stage_key,
-    train,
-    uniform_kl,
-)
+from training.train_retriever import run, stage_key
 
 D, M = 16, 8
 LEARNS = replace(
@@ -125,10 +126,10 @@ def test_uniform_loss_and_entropy_by_hand() -> None:
     even = [annotation(user, np.zeros(D), np.zeros(count)) for user, count in ((0, 1), (1, 3))]
     batch = collate(even, states, "log_gain", 0.1)
     assert uniform_kl(batch) == pytest.approx(0, abs=1e-6), "equal gains: knowing nothing is right"
-    assert entropy(batch) == pytest.approx((math.log(2) + math.log(4)) / 2)
+    assert label_entropy(batch) == pytest.approx((math.log(2) + math.log(4)) / 2)
     sure = collate([annotation(1, np.zeros(D), np.array([9.0, -9.0, -9.0]))], states, "log_gain", 0.1)
     assert uniform_kl(sure) == pytest.approx(math.log(4), abs=1e-5)
-    assert entropy(sure) == pytest.approx(0, abs=1e-5)
+    assert label_entropy(sure) == pytest.approx(0, abs=1e-5)
 
 
 # --- quality ------------------------------------------------------------------------------------------------------
@@ -148,14 +149,14 @@ class Fixed(Retriever):
 def test_quality_by_hand() -> None:
     """Takes the best, takes a bad one, abstains where it should, abstains where it should not."""
     gains = torch.tensor([[2.0, 1.0], [-1.0, 0.5], [-1.0, -2.0], [1.0, 0.0]])
-    batch = Batch(torch.zeros(4, D), torch.zeros(4, 2, D), torch.ones(4, 2), torch.zeros(4, 3), gains)
-    quality = judge(Fixed([[0, 2, 1], [0, 2, -9], [1, 0, 0], [1, 0, 0]]), batch)
+    batch = RetrieverBatch(torch.zeros(4, D), torch.zeros(4, 2, D), torch.ones(4, 2), torch.zeros(4, 3), gains)
+    quality = measure_retrieval(Fixed([[0, 2, 1], [0, 2, -9], [1, 0, 0], [1, 0, 0]]), batch)
     assert quality.gain == pytest.approx((2 - 1 + 0 + 0) / 4)
     assert quality.oracle_gain == pytest.approx((2 + 0.5 + 0 + 1) / 4)
     assert quality.precision_at_1 == pytest.approx(1 / 3), "of the three targets that some memory helps"
     assert quality.abstains == pytest.approx(2 / 4)
     assert quality.captured == pytest.approx(1 / 3.5)
-    assert Quality(0.1, 0, 0, 0).captured == 0
+    assert RetrievalQuality(0.1, 0, 0, 0).captured == 0
 
 
 # --- learning -----------------------------------------------------------------------------------------------------
@@ -177,18 +178,18 @@ def toy(num_users: int, rng: np.random.Generator, *, helps: bool) -> tuple[list[
     return [annotation(user, queries[user], gains[user]) for user in range(num_users)], memories
 
 
-def annotated(num_train: int, *, helps: bool) -> Annotated:
+def annotated(num_train: int, *, helps: bool) -> AnnotationSet:
     found, memories = toy(num_train + 100, np.random.default_rng(0), helps=helps)
-    return Annotated(found[:num_train], found[num_train:], states_of(memories))
+    return AnnotationSet(found[:num_train], found[num_train:], states_of(memories))
 
 
-def fresh_quality(retriever: Retriever, *, helps: bool) -> Quality:
+def fresh_quality(retriever: Retriever, *, helps: bool) -> RetrievalQuality:
     found, memories = toy(200, np.random.default_rng(7), helps=helps)
-    return judge(retriever, collate(found, states_of(memories), "log_gain", 0.1))
+    return measure_retrieval(retriever, collate(found, states_of(memories), "log_gain", 0.1))
 
 
 def test_a_trained_retriever_finds_the_right_memory(tmp_path: Path) -> None:
-    trained = train(annotated(1000, helps=True), LEARNS, temperature=0.1, seed=0, checkpoints=tmp_path)
+    trained = fit_retriever(annotated(1000, helps=True), LEARNS, temperature=0.1, seed=0, checkpoints=tmp_path)
     torch.manual_seed(3)
     untrained = fresh_quality(Retriever(D, width=64), helps=True)
     quality = fresh_quality(trained.retriever, helps=True)
@@ -199,14 +200,14 @@ def test_a_trained_retriever_finds_the_right_memory(tmp_path: Path) -> None:
 
 
 def test_a_trained_retriever_abstains_where_nothing_helps(tmp_path: Path) -> None:
-    trained = train(annotated(200, helps=False), LEARNS, temperature=0.1, seed=0, checkpoints=tmp_path)
+    trained = fit_retriever(annotated(200, helps=False), LEARNS, temperature=0.1, seed=0, checkpoints=tmp_path)
     assert fresh_quality(trained.retriever, helps=False).abstains >= 0.9
 
 
 def test_equal_seeds_train_equal_retrievers(tmp_path: Path) -> None:
     data, recipe = annotated(50, helps=True), replace(LEARNS, retriever=Schedule(max_steps=5, learning_rate=1e-3))
     one, same, other = (
-        train(data, recipe, temperature=0.1, seed=seed, checkpoints=tmp_path / name).retriever.null.weight.tolist()
+        fit_retriever(data, recipe, temperature=0.1, seed=seed, checkpoints=tmp_path / name).retriever.null.weight.tolist()
         for seed, name in ((0, "one"), (0, "same"), (1, "other"))
     )
     assert one == same
@@ -217,21 +218,21 @@ def test_equal_seeds_train_equal_retrievers(tmp_path: Path) -> None:
 
 
 def run_on(
-    data: Annotated, out: Path, monkeypatch: pytest.MonkeyPatch, recipe: Recipe = TINY, gain: float = 0.5
+    data: AnnotationSet, out: Path, monkeypatch: pytest.MonkeyPatch, recipe: Recipe = TINY, gain: float = 0.5
 ) -> dict[str, object]:
     """The annotations are made up, so what several memories gain together is too: with two, twice the nats of one."""
     windows = small_windows()
     backbone = Backbone(spec_of(), "titles", small_lm(), windows.prompt)
-    monkeypatch.setattr(train_retriever, "read_annotated", lambda directory: data)
+    monkeypatch.setattr(train_retriever, "read_annotation_set", lambda directory: data)
     monkeypatch.setattr(train_retriever, "open_backbone", lambda directory, device: backbone)
     monkeypatch.setattr(
         train_retriever,
         "valid_gains",
         lambda retrievers, top_ks, *_, placement, mixture: {
-            (name, top_k): Gains(gain * np.full(9, top_k), None) for name in retrievers for top_k in top_ks
+            (name, top_k): MemoryGains(gain * np.full(9, top_k), None) for name in retrievers for top_k in top_ks
         },
     )
-    monkeypatch.setattr(train_retriever, "pays", lambda gains, users: gains.mean() > 0)
+    monkeypatch.setattr(train_retriever, "is_significant", lambda gains, users: gains.mean() > 0)
     key = stage_key([{"labels": "a"}], recipe, 0)
     return run(diary(), out, annotations_dir=out, backbone_dir=out, recipe=recipe, inputs=key)
 
@@ -269,16 +270,16 @@ def test_a_gain_pays_when_it_stands_out_from_its_users() -> None:
     rng = np.random.default_rng(0)
     users = np.repeat(np.arange(100), 10)
     noise = rng.normal(size=100)[users] + rng.normal(size=1000)
-    assert pays(1.0 + noise, users.tolist()) and not pays(noise - noise.mean(), users.tolist())
-    assert not pays(-1.0 + noise, users.tolist())
+    assert is_significant(1.0 + noise, users.tolist()) and not is_significant(noise - noise.mean(), users.tolist())
+    assert not is_significant(-1.0 + noise, users.tolist())
     lucky = np.where(users == 0, 100.0, 0.0)  # one user out of a hundred: no more than its own standard error
-    assert not pays(lucky - 0.02, users.tolist())
+    assert not is_significant(lucky - 0.02, users.tolist())
 
 
 def test_a_stage_that_is_done_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = annotated(40, helps=True)
     first = run_on(data, tmp_path, monkeypatch)
-    monkeypatch.setattr(train_retriever, "train", None)
+    monkeypatch.setattr(train_retriever, "fit_retriever", None)
     assert run_on(data, tmp_path, monkeypatch) == first
 
 
@@ -286,7 +287,7 @@ def test_where_no_history_is_longer_than_the_prompt_it_always_abstains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = [annotation(0, np.ones(D), np.zeros(0))]
-    facts = run_on(Annotated(short, short, states_of([])), tmp_path, monkeypatch)
+    facts = run_on(AnnotationSet(short, short, states_of([])), tmp_path, monkeypatch)
     assert facts["abstains"] == 1
     retriever = Retriever(D, width=TINY.retriever_width)
     retriever.load_state_dict(load_file(tmp_path / RETRIEVER_FILE))

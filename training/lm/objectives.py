@@ -1,9 +1,9 @@
-"""What tuning minimises, and by what it is judged on the valid period.
+"""The training loss of tuning, and the validation loss that selects its checkpoint; both depend on the vocabulary.
 
-`titles`  cross entropy of every token; judged by the log-probability of whole true titles
-`items`   cross entropy over the catalogue, sampled where it is large; judged by NDCG@10 in the full ranking, because a
-          growing model gets surer of what it knows and so less likely on items that nobody had read before the cut,
-          while its order of the others still improves
+`titles`  trained by cross entropy of every token; validated by the log-probability of whole true titles
+`items`   trained by cross entropy over the catalogue, or over a sample of a large one; validated by 1 − NDCG@10 in the
+          full ranking. The log-probability would stop training too early: the model grows more certain of items it
+          knows and gives less to items first seen after the cut, while its order of the others still improves
 """
 
 import math
@@ -18,17 +18,17 @@ from torch.nn import functional as F
 from model_store.lm.split_lm import SplitLM
 from training.data.splits import Target, sample_targets
 from training.lm.item_tokens import LearnedItemHead, SampledSoftmax
-from training.lm.packing import PackedBatches, Read, Row, read_packed, target_rows
+from training.lm.packing import HeadInputs, PackedBatches, PackedRow, head_inputs, target_rows
 from training.lm.windows import Windows
+from training.run.device import autocast
 from training.run.metrics import ndcg
 from training.run.recipes import Recipe
-from training.run.stage import autocast
 
 _VALID_BATCH = 16
 
 
 def training_loss(lm: SplitLM, windows: Windows, recipe: Recipe, seed: int) -> Callable[[int], Tensor]:
-    """The loss of the batch with a number. The batches of a step share its blocks."""
+    """Maps the number of a batch to its loss. The batches of one step share `recipe.sft_batch_blocks` blocks."""
     num_parts = recipe.sft.batches_per_step
     batches = PackedBatches(
         windows,
@@ -42,31 +42,31 @@ def training_loss(lm: SplitLM, windows: Windows, recipe: Recipe, seed: int) -> C
 
     def loss_at(number: int) -> Tensor:
         with autocast(lm.device, lm.hidden_size):
-            return criterion(read_packed(lm, batches(number)))
+            return criterion(head_inputs(lm, batches(number)))
 
     return loss_at
 
 
-def _criterion(lm: SplitLM, windows: Windows, recipe: Recipe) -> Callable[[Read], Tensor]:
+def _criterion(lm: SplitLM, windows: Windows, recipe: Recipe) -> Callable[[HeadInputs], Tensor]:
     head = lm.model.get_output_embeddings()
     if not isinstance(head, LearnedItemHead) or len(head.embedding.vocabulary) <= recipe.max_softmax_items:
-        return lambda read: F.cross_entropy(lm.head(read.hidden).float(), read.labels)
+        return lambda inputs: F.cross_entropy(lm.head(inputs.hidden).float(), inputs.labels)
     popularity = token_popularity(windows, len(head.embedding.vocabulary)).tolist()
     sampled = SampledSoftmax(popularity, num_popular=recipe.softmax_popular, num_sampled=recipe.softmax_sampled)
-    return lambda read: sampled(head, read.hidden, read.labels)
+    return lambda inputs: sampled(head, inputs.hidden, inputs.labels)
 
 
 def token_popularity(windows: Windows, num_tokens: int) -> NDArray[np.int64]:
-    """(V,) interactions in the train period by item token."""
+    """(V,) number of interactions in the train period for each item token."""
     tokens = [windows.prompt.title_tokens(title)[0] for title in windows.split.titles]
     return np.bincount(tokens, weights=windows.split.popularity, minlength=num_tokens).astype(np.int64)
 
 
 def validation(lm: SplitLM, windows: Windows, recipe: Recipe, seed: int) -> Callable[[], float]:
-    """Smaller is better. With a memory-aware recipe, the mean of the cases without memory and with the newest of it."""
+    """Smaller is better. If the recipe trains with memory: the mean of the losses without it and with its newest part."""
     targets = sample_targets(windows.split.valid, recipe.sft_valid_targets, seed)
     sizes = (0, max(recipe.memory_sizes)) if recipe.memory_share else (0,)
-    judge = missed_ndcg if recipe.vocabulary == "items" else _nats
+    loss_of = ndcg_loss if recipe.vocabulary == "items" else _nats
 
     @torch.inference_mode()
     def validate() -> float:
@@ -76,16 +76,17 @@ def validation(lm: SplitLM, windows: Windows, recipe: Recipe, seed: int) -> Call
             for start in range(0, len(targets), _VALID_BATCH):
                 batch = _rows(windows, targets[start : start + _VALID_BATCH], size)
                 with autocast(lm.device, lm.hidden_size):
-                    read = read_packed(lm, batch)
-                total += judge(lm.head(read.hidden.to(lm.dtype)).float(), read.labels)  # in bf16, ranks would tie
+                    inputs = head_inputs(lm, batch)
+                hidden = inputs.hidden.to(lm.dtype)  # in bf16 many scores would be equal
+                total += loss_of(lm.head(hidden).float(), inputs.labels)
         lm.model.train()
         return total / len(targets) / len(sizes)
 
     return validate
 
 
-def _rows(windows: Windows, targets: list[Target], memory_size: int) -> list[Row]:
-    rows: list[Row] = []
+def _rows(windows: Windows, targets: list[Target], memory_size: int) -> list[PackedRow]:
+    rows: list[PackedRow] = []
     for target in targets:
         found = target_rows(windows, target.user, target.position, len(rows), with_memory=memory_size > 0)
         rows += [*found[:-1], found[-1]._replace(memory=found[-1].memory[-memory_size:] if memory_size else [])]
@@ -96,7 +97,7 @@ def _nats(logits: Tensor, labels: Tensor) -> float:
     return float(F.cross_entropy(logits, labels, reduction="sum"))
 
 
-def missed_ndcg(logits: Tensor, labels: Tensor) -> float:
-    """Sum of 1 − NDCG@10."""
+def ndcg_loss(logits: Tensor, labels: Tensor) -> float:
+    """Sum of 1 − NDCG@10 over the rows. `logits` (R, V), `labels` (R,)."""
     ranks = (logits > logits.gather(1, labels[:, None])).sum(dim=1)
     return float((1 - ndcg(ranks.cpu().numpy())).sum())

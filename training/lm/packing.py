@@ -1,11 +1,13 @@
 """Packed training of the split model: every title of a window is a target, and older windows are its memory.
 
-A *block* is a window of K + 1 consecutive titles; the loss on all of them costs about a tenth of one prompt per target
-and trains the same distribution. A *chapter* is a run of consecutive blocks of one user. The bottom half reads each
-block alone, as it reads windows when serving; the layer-L states at the ends of earlier titles of the chapter are the
-memory. A random part of it, often none, stands in the block where `insert` puts it when serving: before the last token
-of a random title. So the generator learns to read memory while it learns to write, and the bottom half learns to leave
-in its states what is worth remembering. With `memory_share=0` this is plain BIGRec tuning, the paper's generator.
+A *block* is a window of K + 1 consecutive titles, with a loss on all of them. It costs about a tenth of one prompt per
+target and trains the same distribution. A *chapter* is a run of consecutive blocks of one user.
+
+The bottom half reads each block alone, as it reads windows when serving. The layer-L states at the ends of earlier
+titles of the chapter are the memory. A random part of the memory, often none, is put where `insert` puts memory when
+serving: before the last token of a title of the block, here a random one. So the generator learns to read memory while
+it learns to write, and the bottom half learns states that are worth storing. With `memory_share=0` this is plain BIGRec
+tuning, as for the paper's generator.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from model_store.lm.padding import pad
 from model_store.lm.split_lm import SplitLM
 from training.lm.windows import Windows
 
@@ -31,12 +34,12 @@ class Block(NamedTuple):
     ends: list[int]
 
 
-class Row(NamedTuple):
-    """A block as it is trained: with which memories, where they stand, and from which token on there is loss."""
+class PackedRow(NamedTuple):
+    """One training sequence: a block, its memory, the place of the memory, and the first token with a loss."""
 
     block: Block
-    memory: list[tuple[int, int]]  # (row in the batch, title) whose states are seen, oldest first
-    boundary: int  # the title before whose last token the memory stands
+    memory: list[tuple[int, int]]  # (row in the batch, title) of the states, oldest first
+    boundary: int  # the memory is put before the last token of this title
     loss_from: int
 
 
@@ -50,40 +53,42 @@ def make_block(windows: Windows, user: int, start: int, stop: int) -> Block:
     return Block(tokens, ends)
 
 
-class Read(NamedTuple):
-    """What the head is asked: (R, D) states after the final norm, and the token (R,) that follows each."""
+class HeadInputs(NamedTuple):
+    """(R, D) states after the final norm, and (R,) the token that follows each."""
 
     hidden: Tensor
     labels: Tensor
 
 
-def read_packed(lm: SplitLM, rows: Sequence[Row]) -> Read:
-    """Every title token from `loss_from` on, given the block before it and the memory; rows in any order.
+def head_inputs(lm: SplitLM, rows: Sequence[PackedRow]) -> HeadInputs:
+    """One entry for each title token from `loss_from` on, given the block before it and the memory; in any order.
 
-    Both halves read rows of like length together: on real data half of one rectangle of all blocks would be padding,
-    and three quarters of one of all blocks with their memories.
+    Both halves read rows of similar length together. In a single padded batch half of the bottom half's input and three
+    quarters of the top half's would be padding on real data.
     """
-    states = _read(lm, [row.block.tokens for row in rows])
+    states = _bottom_states(lm, [row.block.tokens for row in rows])
     starts = np.cumsum([0, *(len(row.block.tokens) for row in rows)]).tolist()
-    views = [_view(rows, index, starts) for index, row in enumerate(rows) if row.loss_from < len(row.block.tokens)]
+    inputs = [
+        _packed_input(rows, index, starts) for index, row in enumerate(rows) if row.loss_from < len(row.block.tokens)
+    ]
     hidden, labels = [], []
-    for group in groups_of_like_length([len(view.order) for view in views]):
-        order = _pad_right([views[index].order for index in group], 0, lm.device)
-        targets = _pad_right([views[index].labels for index in group], _IGNORED, lm.device).tokens
-        is_target = targets != _IGNORED  # a row is mostly memory: its logits would cost more than the model
-        hidden.append(lm.top_hidden(states[order.tokens], order.mask)[is_target])
+    for group in groups_of_similar_length([len(each.order) for each in inputs]):
+        order = pad([inputs[index].order for index in group], side="right", device=lm.device)
+        targets = pad([inputs[index].labels for index in group], side="right", value=_IGNORED, device=lm.device).values
+        is_target = targets != _IGNORED  # most of a row is memory: logits for all of it would cost more than the model
+        hidden.append(lm.top_hidden(states[order.values], order.mask)[is_target])
         labels.append(targets[is_target])
-    return Read(torch.cat(hidden), torch.cat(labels))
+    return HeadInputs(torch.cat(hidden), torch.cat(labels))
 
 
-def packed_loss(lm: SplitLM, rows: Sequence[Row], *, reduction: str = "mean") -> Tensor:
+def packed_loss(lm: SplitLM, rows: Sequence[PackedRow], *, reduction: str = "mean") -> Tensor:
     """Cross entropy over the whole vocabulary."""
-    read = read_packed(lm, rows)
-    return F.cross_entropy(lm.head(read.hidden).float(), read.labels, reduction=reduction)
+    inputs = head_inputs(lm, rows)
+    return F.cross_entropy(lm.head(inputs.hidden).float(), inputs.labels, reduction=reduction)
 
 
-def groups_of_like_length(lengths: Sequence[int]) -> Iterator[NDArray[np.int64]]:
-    """Indices of rows; the longest of a group is at most half as long again as its shortest."""
+def groups_of_similar_length(lengths: Sequence[int]) -> Iterator[NDArray[np.int64]]:
+    """Yields indices of rows. The longest row of a group is at most 1.5 times as long as its shortest."""
     order = np.argsort(lengths, kind="stable")
     start = 0
     for stop, row in enumerate(order):
@@ -93,53 +98,42 @@ def groups_of_like_length(lengths: Sequence[int]) -> Iterator[NDArray[np.int64]]
     yield order[start:]
 
 
-def _read(lm: SplitLM, blocks: Sequence[Sequence[int]]) -> Tensor:
-    """(N, D): the layer-L states of all tokens of all blocks, one block after the other."""
-    groups = list(groups_of_like_length([len(block) for block in blocks]))
+def _bottom_states(lm: SplitLM, blocks: Sequence[Sequence[int]]) -> Tensor:
+    """(N, D) layer-L states of all tokens of all blocks, one block after the other."""
+    groups = list(groups_of_similar_length([len(block) for block in blocks]))
     found: dict[int, Tensor] = {}
     for group in groups:
-        padded = _pad_right([blocks[index] for index in group], 0, lm.device)
-        found |= zip(group.tolist(), lm.bottom(padded.tokens, padded.mask), strict=True)
+        padded = pad([blocks[index] for index in group], side="right", device=lm.device)
+        found |= zip(group.tolist(), lm.bottom(padded.values, padded.mask), strict=True)
     return torch.cat([found[index][: len(block)] for index, block in enumerate(blocks)])
 
 
-class _View(NamedTuple):
-    """What the top half reads of a row: `order` names states, `labels` the next token wherever there is loss."""
+class _PackedInput(NamedTuple):
+    """Input of the top half for one row: indices of bottom states, and the next token wherever there is a loss."""
 
     order: list[int]
     labels: list[int]
 
 
-def _view(rows: Sequence[Row], index: int, starts: Sequence[int]) -> _View:
+def _packed_input(rows: Sequence[PackedRow], index: int, starts: Sequence[int]) -> _PackedInput:
     row = rows[index]
     tokens, cut = row.block.tokens, row.block.ends[row.boundary]
     own = range(starts[index], starts[index + 1])
     memory = [starts[other] + rows[other].block.ends[title] for other, title in row.memory]
     first = max(0, row.loss_from - 1)
     labels = [_IGNORED] * first + tokens[first + 1 :] + [_IGNORED]
-    return _View(
+    return _PackedInput(
         [*own[:cut], *memory, *own[cut:]],
         [*labels[:cut], *[_IGNORED] * len(memory), *labels[cut:]],
     )
 
 
-class _Padded(NamedTuple):
-    tokens: Tensor  # (B, T) int64
-    mask: Tensor  # (B, T) int64, 1 = real
-
-
-def _pad_right(rows: Sequence[Sequence[int]], value: int, device: torch.device) -> _Padded:
-    width = max(map(len, rows))
-    tokens = np.full((len(rows), width), value, dtype=np.int64)
-    mask = np.zeros((len(rows), width), dtype=np.int64)
-    for number, row in enumerate(rows):
-        tokens[number, : len(row)] = row
-        mask[number, : len(row)] = 1
-    return _Padded(torch.from_numpy(tokens).to(device), torch.from_numpy(mask).to(device))
-
-
 class PackedBatches:
-    """The rows of any step, reproducibly: epochs are cut and shuffled by seed. No memory before step `memory_from`."""
+    """The rows of any batch, by its number: epochs are cut into blocks and shuffled by seed.
+
+    Before batch `memory_from` no row has memory; from then on a share `memory_share` of the rows has some. How many
+    memories a row gets is drawn from `memory_sizes`.
+    """
 
     def __init__(
         self,
@@ -156,20 +150,20 @@ class PackedBatches:
         self._epoch, self._first_step = -1, 0
         self._batches: list[list[list[tuple[int, int]]]] = []
 
-    def __call__(self, step: int) -> list[Row]:
+    def __call__(self, step: int) -> list[PackedRow]:
         while step >= self._first_step + len(self._batches):
             self._first_step += len(self._batches)
             self._epoch += 1
             self._batches = self._cut(np.random.default_rng((self.seed, self._epoch)))
         rng = np.random.default_rng((self.seed, step, 1))
-        rows: list[Row] = []
+        rows: list[PackedRow] = []
         memory_share = self.memory_share if step >= self.memory_from else 0.0
         for chapter in self._batches[step - self._first_step]:
             rows += self._rows(chapter, len(rows), memory_share, rng)
         return rows
 
     def _cut(self, rng: np.random.Generator) -> list[list[list[tuple[int, int]]]]:
-        """One epoch: chapters of (user, start) in random order, batched to about `num_blocks` blocks."""
+        """One epoch: chapters of (user, start of a block) in random order, in batches of about `num_blocks` blocks."""
         chapters = [
             [(user, start) for start in starts[first : first + _CHAPTER_BLOCKS]]
             for user, history in enumerate(self.windows.split.histories)
@@ -184,21 +178,21 @@ class PackedBatches:
         return batches
 
     def _starts(self, train_end: int, rng: np.random.Generator) -> list[int]:
-        """Where blocks start: every K + 1 events from a random offset; the first may start before the first event."""
+        """Block starts: every K + 1 events from a random offset. The first may be negative: that block is shorter."""
         size = self.windows.recent_length + 1
         return [] if train_end < 2 else list(range(-int(rng.integers(min(size, train_end - 1))), train_end - 1, size))
 
     def _rows(
         self, chapter: Sequence[tuple[int, int]], first_row: int, memory_share: float, rng: np.random.Generator
-    ) -> list[Row]:
-        rows: list[Row] = []
+    ) -> list[PackedRow]:
+        rows: list[PackedRow] = []
         earlier: list[tuple[int, int]] = []
         for number, (user, start) in enumerate(chapter):
             stop = min(start + self.windows.recent_length + 1, self.windows.split.histories[user].train_end)
             block = make_block(self.windows, user, start, stop)
             memory = self._subset(earlier[-self.windows.max_memory :], memory_share, rng)
             boundary = int(rng.integers(max(1, len(block.ends) - 1)))
-            rows.append(Row(block, memory, boundary, loss_from=max(1, len(self.windows.prompt.head))))
+            rows.append(PackedRow(block, memory, boundary, loss_from=max(1, len(self.windows.prompt.head))))
             earlier += [(first_row + number, title) for title in range(len(block.ends))]
         return rows
 
@@ -209,16 +203,19 @@ class PackedBatches:
         return [memory[index] for index in chosen]
 
 
-def target_rows(windows: Windows, user: int, position: int, first_row: int, *, with_memory: bool) -> list[Row]:
-    """Rows whose only loss is on one target: its window and itself last, and before it the blocks of its memory."""
+def target_rows(windows: Windows, user: int, position: int, first_row: int, *, with_memory: bool) -> list[PackedRow]:
+    """Rows with a loss on one target only: first the blocks of its memory, last its window with the target itself.
+
+    `first_row` is the number of the first of these rows in the batch.
+    """
     head, size = max(1, len(windows.prompt.head)), windows.recent_length
     start = max(0, position - size)
     block = make_block(windows, user, start, position + 1)
     if position == start:
-        return [Row(block, [], 0, head)]
+        return [PackedRow(block, [], 0, head)]
     loss_from = block.ends[-2] + 1
     oldest = max(0, start - windows.max_memory)
     starts = range(oldest, start, size) if with_memory else range(0)
-    rows = [Row(make_block(windows, user, at, min(at + size, start)), [], 0, 1 << 30) for at in starts]
+    rows = [PackedRow(make_block(windows, user, at, min(at + size, start)), [], 0, 1 << 30) for at in starts]
     memory = [(first_row + number, title) for number, row in enumerate(rows) for title in range(len(row.block.ends))]
-    return [*rows, Row(block, memory, len(block.ends) - 2, loss_from)]
+    return [*rows, PackedRow(block, memory, len(block.ends) - 2, loss_from)]

@@ -1,7 +1,7 @@
-"""Layer-L states of many windows, computed once and kept: the memory of training users.
+"""Layer-L states of many windows, computed once and stored: the memory of training users.
 
-In: a split model, users, positions. Out: shards of safetensors, one tensor float16 per user, so that the bottom half
-reads a window once however many targets remember it. Resumes at the first missing shard.
+In: a split model, users, positions. Out: shards of safetensors with one float16 tensor per user. The bottom half reads
+each window once, however many targets have it in their memory. An interrupted run continues at the first missing shard.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from model_store.inference import encode
 from model_store.lm.split_lm import SplitLM
 from training.data.splits import Target
 from training.lm.windows import Windows, token_batches
-from training.run.stage import progress, whole_file
+from training.run.stage import atomic_file, progress
 
 _USERS_PER_SHARD = 64
 _TOKENS_PER_BATCH = 16_384
@@ -26,21 +26,21 @@ Spans = dict[int, tuple[int, int]]  # user → [start, stop), positions in the u
 
 @dataclass(frozen=True)
 class States:
-    """`arrays[user]` (length, D) are the states of the windows that end at `starts[user]` and after."""
+    """Row i of `arrays[user]` (length, D) is the state of the window that ends at position `starts[user]` + i."""
 
     hidden_size: int
     starts: dict[int, int]
     arrays: dict[int, NDArray[np.float16]]
 
     def at(self, user: int, positions: np.ndarray) -> NDArray[np.float16]:
-        """(len(positions), D)"""
+        """(len(positions), D) states of windows that end at these positions of the user's history."""
         if not len(positions):
             return np.zeros((0, self.hidden_size), dtype=np.float16)
         return self.arrays[user][positions - self.starts[user]]
 
 
 def encode_prompts(lm: SplitLM, prompts: Sequence[Sequence[int]]) -> NDArray[np.float16]:
-    """(W, D) in the order of `prompts`, batched by length."""
+    """(W, D) states in the order of `prompts`; batches are made of prompts of similar length."""
     states = np.empty((len(prompts), lm.hidden_size), dtype=np.float16)
     for rows in token_batches([len(prompt) for prompt in prompts], _TOKENS_PER_BATCH):
         states[rows] = encode(lm, [prompts[row] for row in rows])
@@ -48,9 +48,9 @@ def encode_prompts(lm: SplitLM, prompts: Sequence[Sequence[int]]) -> NDArray[np.
 
 
 def window_states(lm: SplitLM, windows: Windows, spans: Spans, directory: Path) -> States:
-    """States of the windows ending at the positions of each user's span.
+    """States of the windows that end at the positions of each user's span.
 
-    Ask always with the same spans for one directory.
+    One directory belongs to one set of spans: call with the same spans each time.
     """
     directory.mkdir(parents=True, exist_ok=True)
     users = sorted(spans)
@@ -60,7 +60,7 @@ def window_states(lm: SplitLM, windows: Windows, spans: Spans, directory: Path) 
         file = directory / f"states-{number:05d}.safetensors"
         if not file.is_file():
             encoded = _encode_shard(lm, windows, {user: spans[user] for user in shard})
-            with whole_file(file) as draft:
+            with atomic_file(file) as draft:
                 save_file(encoded, draft)
         bar.update(_num_windows(spans, shard))
     bar.close()
@@ -81,7 +81,7 @@ def load_states(directory: Path, hidden_size: int) -> States:
 
 
 def _encode_shard(lm: SplitLM, windows: Windows, spans: Spans) -> dict[str, NDArray[np.float16]]:
-    """One tensor per user, named user:start."""
+    """One tensor per user, named "user:start"."""
     prompts = [windows.prompt_ending_at(user, at) for user, span in spans.items() for at in range(*span)]
     ends = np.cumsum([stop - start for start, stop in spans.values()])
     arrays = np.split(encode_prompts(lm, prompts), ends[:-1])
@@ -89,7 +89,7 @@ def _encode_shard(lm: SplitLM, windows: Windows, spans: Spans) -> dict[str, NDAr
 
 
 def spans_of(windows: Windows, targets: Sequence[Target]) -> Spans:
-    """The positions whose states the memories of these targets need, per user."""
+    """For each user the range of positions whose states the memories of these targets need."""
     spans: Spans = {}
     for target in targets:
         positions = windows.memory_positions(target)

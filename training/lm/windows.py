@@ -1,6 +1,7 @@
-"""Histories as prompts: the window before a target, the windows that make its memory.
+"""Histories as prompts: the window before a target, and the windows that make its memory.
 
-Rows of items become titles here and nowhere else in training, so that all stages show the model the same text.
+In: a split, a prompt writer (`model_store.text.prompt`). Out: token lists. Item rows become titles only here, so that
+all stages show the model the same text.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,15 +13,17 @@ from model_store.lm.split_lm import SplitLM
 from model_store.text.history import window_ending_at
 from model_store.text.prompt import ItemPrompt, Prompt
 from training.data.splits import Split, Target
-from training.lm.likelihood import Read, read
+from training.lm.likelihood import EncodedBatch, encode_answers
 
 
 @dataclass(frozen=True)
 class Example:
-    """A target with what may be known before it; `memory_positions` are of the user's history, oldest first.
+    """A target with everything that may be known before it.
 
-    `excluded` are the tokens of items that the user had and, as nobody comes back to an item, will not choose: what
-    memory says of them is no help. Item vocabulary only; a title's first token belongs to other titles too.
+    `answer` are the tokens of the true title. `memory_positions` are positions in the user's history, oldest first.
+    `excluded` are the tokens of items that the user had already, if users of this data set do not repeat items: memory
+    that only rules them out is no help. They are used with the item vocabulary only, because the first token of a
+    title belongs to other titles too.
     """
 
     user: int
@@ -32,7 +35,7 @@ class Example:
 
 
 class Windows:
-    """Prompts over one split. `max_memory` is M."""
+    """Writes the prompts of one split. `max_memory` is M."""
 
     def __init__(self, split: Split, prompt: Prompt, max_memory: int) -> None:
         self.split, self.prompt, self.max_memory = split, prompt, max_memory
@@ -45,12 +48,12 @@ class Windows:
         return [self.split.titles[item] for item in items]
 
     def prompt_ending_at(self, user: int, position: int) -> list[int]:
-        """x_{u,h_m}: the prompt of the window that ends with the event at `position`."""
+        """x_{u,h_m} of the paper: the prompt of the window that ends with the event at `position`."""
         items = self.split.histories[user].items.tolist()
         return self.prompt.tokens(self.titles(window_ending_at(items, position, self.recent_length)))
 
     def memory_positions(self, target: Target) -> np.ndarray:
-        """Everything older than the K recent events, the newest M of it, oldest first."""
+        """Positions of the newest M events that are older than the K recent ones, oldest first."""
         end = max(0, target.position - self.recent_length)
         return np.arange(max(0, end - self.max_memory), end)
 
@@ -69,12 +72,12 @@ class Windows:
     def _excluded(self, items: np.ndarray, answer: tuple[int, ...]) -> tuple[int, ...]:
         if self.split.has_repeats or not isinstance(self.prompt, ItemPrompt):
             return ()
-        had = {token for title in self.titles(items) for token in self.prompt.title_tokens(title)}
-        return tuple(sorted(had - set(answer)))
+        seen = {token for title in self.titles(items) for token in self.prompt.title_tokens(title)}
+        return tuple(sorted(seen - set(answer)))
 
 
-def read_examples(lm: SplitLM, examples: Sequence[Example]) -> Read:
-    return read(
+def encode_examples(lm: SplitLM, examples: Sequence[Example]) -> EncodedBatch:
+    return encode_answers(
         lm,
         [example.prompt for example in examples],
         [example.answer for example in examples],
@@ -83,7 +86,7 @@ def read_examples(lm: SplitLM, examples: Sequence[Example]) -> Read:
 
 
 def token_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[np.ndarray]:
-    """Indices of rows of like length, each batch at most `max_tokens` padded tokens (or one row)."""
+    """Yields indices of rows of similar length. A batch has at most `max_tokens` tokens after padding, or one row."""
     order = np.argsort(lengths, kind="stable")
     start = 0
     for stop in range(1, len(order) + 1):

@@ -1,8 +1,9 @@
-"""How a retriever is chosen: by what the memories that it picks do together, on valid targets.
+"""Which retriever is chosen: by what the memories that it picks add together, on valid targets.
 
-Ranks are those that will be served, item neighbours included: what memory says may be said already. What memories add
-to the likelihood of the truth is one matter, what they add to the ranking another: memory can make a model less sure of
-itself, and so every truth likelier, without moving one of them up.
+In: trained retrievers, numbers of memories, valid annotations, a backbone. Out: gains of every candidate. Ranks are
+those that are served, item neighbours included, because memory may only repeat what the neighbours already say. Gains
+in log-probability and in rank are separate: memory can make a model less certain, and so every true title more likely,
+without moving one of them up.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -12,36 +13,40 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from model_store.lm.padding import pad
+from model_store.lm.split_lm import SplitLM
 from model_store.memory.retriever import Retriever, choose
 from model_store.neighbors import Mixture
-from training.annotate import Annotated, Annotation
 from training.data.splits import Target
 from training.lm.backbone import Backbone
-from training.lm.likelihood import Read, answer_log_probs, item_forecast
+from training.lm.likelihood import EncodedBatch, answer_log_probs, item_forecast
 from training.lm.states import States
-from training.lm.windows import Example, Windows, read_examples
-from training.memory.joint import padded_memory
-from training.memory.labels import collate
+from training.lm.windows import Example, Windows, encode_examples
+from training.memory.annotations import Annotation, AnnotationSet
+from training.memory.learning import collate
 from training.run.metrics import ndcg
 from training.run.stage import progress
 
 _BATCH = 64
-_ERRORS = 2  # standard errors: of candidates that do nothing, one in six is one above, and the best of many is kept
+# Standard errors. For one candidate without effect the mean is above one standard error in one case of six, and here
+# the best of many candidates is tested.
+_ERRORS = 2
 Name = TypeVar("Name", bound=Hashable)
-Shown = tuple[int, ...]  # places in a memory, oldest first
-Forecasts = dict[tuple[int, Shown], NDArray[np.float64]]  # (row, what it is shown) → log p of the truth, NDCG@10
+Places = tuple[int, ...]  # places in a memory, oldest first
+Forecasts = dict[tuple[int, Places], NDArray[np.float64]]  # (row, memories) → (log p of the truth, NDCG@10)
 
 
-class Gains(NamedTuple):
-    """What the chosen memories add together, (T,) for each valid annotation."""
+class MemoryGains(NamedTuple):
+    """What the chosen memories add together: (T,), one value for each valid annotation."""
 
     nats: NDArray[np.float64]
-    ndcg: NDArray[np.float64] | None  # NDCG@10; None where an item is several tokens, and a ranking costs a search
+    ndcg: NDArray[np.float64] | None  # NDCG@10; None with the title vocabulary, where a ranking needs a beam search
 
     @property
     def value(self) -> NDArray[np.float64]:
-        """By which retrievers are chosen."""
+        """The gain by which retrievers are chosen: NDCG@10 where there is one, else nats."""
         return self.nats if self.ndcg is None else self.ndcg
 
 
@@ -49,82 +54,122 @@ class Gains(NamedTuple):
 def valid_gains(
     retrievers: Mapping[Name, Retriever],
     top_ks: Sequence[int],
-    annotated: Annotated,
+    annotated: AnnotationSet,
     backbone: Backbone,
     windows: Windows,
     *,
     placement: str,
     mixture: Mixture | None = None,
-) -> dict[tuple[Name, int], Gains]:
-    """Of every retriever with every number of memories. Most of them pick much the same: nothing is asked twice.
+) -> dict[tuple[Name, int], MemoryGains]:
+    """The gains of every retriever with every number of memories.
 
-    Ranks, and NDCG, are of the language model mixed with `mixture`; nats of the language model alone.
+    NDCG@10 is of the forecast mixed with `mixture`; nats are of the language model alone. Candidates often pick the
+    same memories, so each distinct set of memories is computed once.
     """
     found: dict[tuple[Name, int], list[NDArray[np.float64]]] = {(name, k): [] for name in retrievers for k in top_ks}
     starts = range(0, len(annotated.valid), _BATCH)
     for start in progress(starts, desc="choose the retriever", unit="batch"):
         part = annotated.valid[start : start + _BATCH]
-        shown = _shown_by(retrievers, top_ks, part, annotated.states)
-        asked = sorted({(row, ()) for row in range(len(part))}.union(*map(enumerate, shown.values())), key=_size)
+        picked = _picked_by(retrievers, top_ks, part, annotated.states)
+        cases = sorted({(row, ()) for row in range(len(part))}.union(*map(enumerate, picked.values())), key=_size)
         examples = [windows.example(Target(each.user, each.position)) for each in part]
-        forecasts = _forecasts(backbone, examples, part, asked, annotated.states, placement=placement, mixture=mixture)
-        for candidate, rows in shown.items():
+        forecasts = _forecasts(backbone, examples, part, cases, annotated.states, placement=placement, mixture=mixture)
+        for candidate, rows in picked.items():
             found[candidate] += [forecasts[row, places] - forecasts[row, ()] for row, places in enumerate(rows)]
     has_ranks = backbone.vocabulary == "items"
     return {
-        candidate: Gains(nats=table[:, 0], ndcg=table[:, 1] if has_ranks else None)
+        candidate: MemoryGains(nats=table[:, 0], ndcg=table[:, 1] if has_ranks else None)
         for candidate, table in ((candidate, np.stack(rows)) for candidate, rows in found.items())
     }
 
 
-def _shown_by(
+def _picked_by(
     retrievers: Mapping[Name, Retriever], top_ks: Sequence[int], part: Sequence[Annotation], states: States
-) -> dict[tuple[Name, int], list[Shown]]:
+) -> dict[tuple[Name, int], list[Places]]:
     batch = collate(part, states, "log_gain", temperature=1.0)
-    shown: dict[tuple[Name, int], list[Shown]] = {}
+    picked: dict[tuple[Name, int], list[Places]] = {}
     for name, retriever in retrievers.items():
         log_scores = retriever(batch.query, batch.memory, batch.mask)
         for top_k in top_ks:
-            picked = zip(*choose(log_scores, top_k), strict=True)
-            shown[name, top_k] = [tuple(places[kept == 1].tolist()) for places, kept in picked]
-    return shown
+            choices = zip(*choose(log_scores, top_k), strict=True)
+            picked[name, top_k] = [tuple(places[kept == 1].tolist()) for places, kept in choices]
+    return picked
 
 
-def _size(asked: tuple[int, Shown]) -> int:
-    return len(asked[1])
+def _size(case: tuple[int, Places]) -> int:
+    return len(case[1])
 
 
 def _forecasts(
     backbone: Backbone,
     examples: Sequence[Example],
     part: Sequence[Annotation],
-    asked: Sequence[tuple[int, Shown]],
+    cases: Sequence[tuple[int, Places]],
     states: States,
     *,
     placement: str,
     mixture: Mixture | None,
 ) -> Forecasts:
-    """The bottom half reads each row once. NDCG@10 is NaN where an item is several tokens."""
-    read = read_examples(backbone.lm, examples)
+    """The bottom half reads each row once. NDCG@10 is NaN with the title vocabulary."""
+    encoded = encode_examples(backbone.lm, examples)
     found: Forecasts = {}
-    for start in range(0, len(asked), _BATCH):
-        rows, shown = zip(*asked[start : start + _BATCH], strict=True)
-        twin = Read(*(tensor[list(rows)] for tensor in read))
-        memory = padded_memory(backbone.lm, [part[row] for row in rows], shown, states)
+    for start in range(0, len(cases), _BATCH):
+        rows, places = zip(*cases[start : start + _BATCH], strict=True)
+        batch = EncodedBatch(*(tensor[list(rows)] for tensor in encoded))
+        memory = padded_memory(backbone.lm, [part[row] for row in rows], places, states)
         if backbone.vocabulary == "items":
             prompts = [examples[row].prompt for row in rows]
             reweigh = partial(mixture.mixed, prompts=prompts) if mixture else None
-            log_probs, ranks = item_forecast(backbone.lm, twin, *memory, placement, reweigh=reweigh)
+            log_probs, ranks = item_forecast(backbone.lm, batch, *memory, placement, reweigh=reweigh)
             gained = ndcg(ranks.cpu().numpy())
         else:
-            log_probs = answer_log_probs(backbone.lm, twin, *memory, placement)
+            log_probs = answer_log_probs(backbone.lm, batch, *memory, placement)
             gained = np.full(len(rows), np.nan)
-        found |= zip(zip(rows, shown, strict=True), np.stack([log_probs.cpu().numpy(), gained], axis=1), strict=True)
+        found |= zip(zip(rows, places, strict=True), np.stack([log_probs.cpu().numpy(), gained], axis=1), strict=True)
     return found
 
 
-def pays(gains: NDArray[np.float64], users: Sequence[int]) -> bool:
-    """Whether the mean gain is more than two standard errors, by user, above nothing: it is the best of many."""
+def is_significant(gains: NDArray[np.float64], users: Sequence[int]) -> bool:
+    """Whether the mean gain is more than two standard errors above zero, with targets clustered by user."""
     whose = np.unique(np.array(users), return_inverse=True)[1]
     sums = np.bincount(whose, weights=gains - gains.mean())
     return bool(gains.mean() > _ERRORS * np.sqrt((sums**2).sum()) / len(gains))
+
+
+@torch.inference_mode()
+def joint_gains(
+    lm: SplitLM,
+    examples: Sequence[Example],
+    annotations: Sequence[Annotation],
+    picked: Sequence[Sequence[int]],
+    states: States,
+    *,
+    placement: str,
+) -> list[float]:
+    """Nats that the picked memories add together to the true title of each example: eq. 5 for a set.
+
+    `picked` are places in each memory, oldest first. The sum of single gains overstates this gain. Gains of no memory
+    and of one memory are taken from the annotations. All examples are one batch, which must fit into memory.
+    """
+    found = [
+        float(each.log_probs[1 + places[0]] - each.log_probs[0]) if places else 0.0
+        for each, places in zip(annotations, picked, strict=True)
+    ]
+    several = [row for row, places in enumerate(picked) if len(places) > 1]
+    if not several:
+        return found
+    encoded = encode_examples(lm, [examples[row] for row in several])
+    memory = padded_memory(lm, [annotations[row] for row in several], [picked[row] for row in several], states)
+    log_probs = answer_log_probs(lm, encoded, *memory, placement).cpu()
+    for row, log_prob in zip(several, log_probs.tolist(), strict=True):
+        found[row] = log_prob - float(annotations[row].log_probs[0])
+    return found
+
+
+def padded_memory(
+    lm: SplitLM, annotations: Sequence[Annotation], picked: Sequence[Sequence[int]], states: States
+) -> tuple[Tensor, Tensor]:
+    """The states of the picked memories (B, S, D), padded on the left, and their mask (B, S)."""
+    chosen = [each.memory(states)[list(places)] for each, places in zip(annotations, picked, strict=True)]
+    padded = pad([torch.from_numpy(memory).to(lm.dtype) for memory in chosen], device=lm.device)
+    return padded.values, padded.mask

@@ -1,9 +1,10 @@
-"""Several processes for one training run, as `torchrun` starts them. Without it there is one, and nothing here acts.
+"""Data-parallel training in the processes that `torchrun` starts. In a single process these functions do nothing.
 
-All read the same data and hold the same weights; each computes its share of the batches of a step, and the gradients
-are summed. The first process, *main*, alone judges, writes and prints. Torch's DistributedDataParallel wraps the one
-forward pass of a module; ours goes through two halves of a model, so the sum is taken after the backward pass. Knows no
-model and no stage. Processes on several machines need a file system in common: a resumed run is read by all.
+All processes read the same data and hold the same weights. Each computes its share of the batches of a step, then the
+gradients are summed. Only the first process, *main*, validates, writes and prints. DistributedDataParallel is not used
+because it wraps one forward pass, and training here calls two halves of a model; the sum is taken after the backward
+pass. Knows no model and no stage. Processes on several machines need a common file system, because every process reads
+the checkpoint of a resumed run.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -14,29 +15,29 @@ import torch
 from torch import Tensor
 from torch import distributed as group
 
-_PATIENCE = timedelta(hours=6)  # the others wait while main validates and writes
+_TIMEOUT = timedelta(hours=6)  # the other processes wait while main validates and writes
 
 
-def is_launched() -> bool:
-    """By torchrun, whatever the number of processes."""
+def is_torchrun() -> bool:
+    """Whether torchrun started this process, even as the only one."""
     return group.is_available() and group.is_torchelastic_launched()
 
 
 @contextmanager
-def joined() -> Iterator[bool]:
-    """All processes of this run as a group for the while, each with a GPU of its own; yields whether this is main."""
-    if not is_launched():
+def process_group() -> Iterator[bool]:
+    """Connects all processes of this run, each with its own GPU. Yields whether this process is main."""
+    if not is_torchrun():
         yield True
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(group.get_node_local_rank() % torch.cuda.device_count())
-    group.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
+    group.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_TIMEOUT)
     yield is_main()
-    leave()
+    leave_process_group()
 
 
-def leave() -> bool:
-    """Dissolves the group: what follows is the work of one process. Returns whether this is the one, main."""
+def leave_process_group() -> bool:
+    """Disconnects the processes; the work that follows is for main alone. Returns whether this process is main."""
     was_main = is_main()
     if group.is_initialized():
         group.destroy_process_group()
@@ -55,13 +56,13 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def on_main(find: Callable[[], float]) -> float:
-    """What main finds, told to all; the others wait for it."""
+def on_main(compute: Callable[[], float]) -> float:
+    """Calls `compute` in main only and returns its result in all processes, which wait for it."""
     if world_size() == 1:
-        return find()
-    told = torch.tensor(find() if is_main() else 0.0, dtype=torch.float64)
-    group.broadcast(told, src=0)
-    return float(told)
+        return compute()
+    result = torch.tensor(compute() if is_main() else 0.0, dtype=torch.float64)
+    group.broadcast(result, src=0)
+    return float(result)
 
 
 def wait_for_main() -> None:
@@ -69,14 +70,14 @@ def wait_for_main() -> None:
 
 
 def copy_from_main(tensors: Iterable[Tensor]) -> None:
-    """In place; all must name the same tensors in the same order."""
+    """In place. All processes must pass the same tensors in the same order."""
     if world_size() > 1:
         for tensor in tensors:
             group.broadcast(tensor.detach(), src=0)
 
 
 def sum_gradients(parameters: Iterable[Tensor]) -> None:
-    """Over all processes, in place, as one flat buffer. A parameter without a gradient here counts as zero."""
+    """Sums over all processes, in place, as one flat buffer. A parameter without a gradient counts as zero."""
     if world_size() == 1:
         return
     gradients = []

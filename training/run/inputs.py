@@ -1,4 +1,4 @@
-"""What a stage reads first: the data set, cut, with a fingerprint that names both."""
+"""The inputs of a stage: a data set, its split, and a fingerprint of both."""
 
 import hashlib
 from collections.abc import Callable
@@ -13,7 +13,7 @@ SPLITS: dict[str, Callable[[Dataset], Split]] = {"time": time_split, "leave-one-
 
 
 class Inputs(NamedTuple):
-    """`fingerprint` changes with any interaction, title or cut."""
+    """`fingerprint` changes with any interaction, title or split."""
 
     dataset: Dataset
     split: Split
@@ -21,7 +21,7 @@ class Inputs(NamedTuple):
 
 
 def load_inputs(data: Path, split_name: str) -> Inputs:
-    """Raises DataError."""
+    """Reads the data set in directory `data` and splits it. Raises DataError."""
     dataset = load_dataset(data)
     split = SPLITS[split_name](dataset)
     return Inputs(dataset, split, fingerprint(split))

@@ -1,8 +1,9 @@
 """One training loop for all stages: AdamW, warm-up and cosine decay, validation, early stop, checkpoints, resume.
 
 In: parameters, a loss for each batch, a validation loss. Out: the parameters with the best validation loss, in place.
-A step takes the mean over one batch or several, shared out among the processes of the run. Batches are a function of
-their number, so a resumed run sees what an uninterrupted one would, and two processes what one would. Knows no models.
+A step takes the mean loss over one or several batches, which the processes of the run share. A batch depends only on its
+number, so a resumed run sees the same batches as an uninterrupted one, and two processes see the same as one. Knows no
+models.
 """
 
 import json
@@ -16,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from training.run.distributed import copy_from_main, is_main, on_main, rank, sum_gradients, world_size
-from training.run.stage import StageError, progress, whole_file, write_json
+from training.run.stage import StageError, atomic_file, progress, write_json
 
-_BETAS = (0.9, 0.98)  # runs are short: .999 would remember the large gradients of the start for a thousand steps
+_BETAS = (0.9, 0.98)  # runs are short, and .999 would keep the large gradients of the start for a thousand steps
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,10 @@ class Schedule:
     max_grad_norm: float = 1.0
     evaluate_every: int = 200
     patience: int = 5  # evaluations without a better validation loss before stopping
-    accumulate: int = 1  # batches whose gradients make a step, where one large batch would not fit into memory
+    accumulate: int = 1  # batches per step, where one large batch would not fit into memory
 
     def rate(self, step: int) -> float:
-        """Linear warm-up, then cosine to a tenth."""
+        """The learning rate of a step: linear warm-up, then cosine decay to a tenth."""
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
         share = (step - self.warmup_steps) / max(1, self.max_steps - self.warmup_steps)
@@ -41,7 +42,7 @@ class Schedule:
 
     @property
     def batches_per_step(self) -> int:
-        """`accumulate`, rounded up to a multiple of the processes: step s takes batches s·n … s·n + n − 1."""
+        """`accumulate`, rounded up to a multiple n of the processes. Step s takes batches s·n … s·n + n − 1."""
         return world_size() * math.ceil(self.accumulate / world_size())
 
 
@@ -63,10 +64,10 @@ def fit(
     label: str,
     choose_after: int = 0,
 ) -> Progress:
-    """Minimises `loss_at(batch)` and leaves the best parameters in place; the caller deletes `checkpoints` in the end.
+    """Minimises `loss_at(batch number)` and sets the parameters to the best ones.
 
-    With one batch per step, a batch's number is the step's. Parameters of up to `choose_after` steps are neither the
-    best nor a reason to stop, unless there are no later ones. Raises StageError when training diverges.
+    Validations up to step `choose_after` neither choose the best parameters nor count for the early stop, unless there
+    are no later ones. The caller deletes the directory `checkpoints`. Raises StageError when training diverges.
     """
     trainer = _Trainer(parameters, schedule, checkpoints)
     state = trainer.resume()
@@ -77,7 +78,7 @@ def fit(
         state.step += 1
         bar.update()
         if state.step % schedule.evaluate_every == 0 or state.step == schedule.max_steps:
-            trainer.judge(state, on_main(validate), counts=state.step > min(choose_after, schedule.max_steps - 1))
+            trainer.record(state, on_main(validate), counts=state.step > min(choose_after, schedule.max_steps - 1))
             bar.set_postfix(loss=f"{loss:.3f}", valid=f"{state.best_loss:.4f}@{state.best_step}")
     bar.close()
     if is_main():
@@ -87,7 +88,7 @@ def fit(
 
 
 class _Trainer:
-    """Parameters, optimizer and their files: `last.safetensors`, `best.safetensors`, `progress.json` (written last)."""
+    """Parameters, optimizer and their files: `last-STEP.safetensors`, `best.safetensors`, then `progress.json`."""
 
     def __init__(self, parameters: dict[str, nn.Parameter], schedule: Schedule, directory: Path) -> None:
         self.parameters, self.schedule, self.directory = parameters, schedule, directory
@@ -96,19 +97,19 @@ class _Trainer:
             lr=schedule.learning_rate,
             betas=_BETAS,
             weight_decay=schedule.weight_decay,
-            # In one pass over memory: a table of 38,519 items takes 4 ms a step instead of 32 (one core).
+            # One pass over memory: a step with a table of 38,519 items takes 4 ms instead of 32 (one core).
             fused=all(each.device.type == "cpu" for each in parameters.values()),
         )
         directory.mkdir(parents=True, exist_ok=True)
 
     def update(self, loss_at: Callable[[int], Tensor], step: int) -> float:
-        """Returns the mean loss of the batches that this process computed."""
+        """One step. Returns the mean loss of the batches that this process computed."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.rate(step)
         self.optimizer.zero_grad(set_to_none=True)
         num_batches, losses = self.schedule.batches_per_step, []
         for batch in range(step * num_batches + rank(), (step + 1) * num_batches, world_size()):
-            torch.manual_seed(batch)  # dropout, too, is a function of the batch
+            torch.manual_seed(batch)  # dropout depends on the batch number only, too
             loss = loss_at(batch)
             (loss / num_batches).backward()
             losses.append(float(loss.detach()))
@@ -117,7 +118,8 @@ class _Trainer:
         self.optimizer.step()
         return sum(losses) / len(losses)
 
-    def judge(self, state: Progress, valid_loss: float, *, counts: bool) -> None:
+    def record(self, state: Progress, valid_loss: float, *, counts: bool) -> None:
+        """Updates `state` with a validation loss and writes a checkpoint."""
         if not math.isfinite(valid_loss):
             raise StageError(
                 f"validation loss is {valid_loss} after {state.step} steps: training diverged; lower the learning rate"
@@ -140,7 +142,7 @@ class _Trainer:
                 stale.unlink()
 
     def resume(self) -> Progress:
-        """From the newest finished checkpoint, or from the start."""
+        """Loads the newest finished checkpoint; without one, returns the start."""
         file = self.directory / "progress.json"
         if not file.is_file():
             return Progress()
@@ -174,5 +176,5 @@ class _Trainer:
                 parameter.copy_(tensors[name])
 
     def _save(self, name: str, tensors: dict[str, Tensor]) -> None:
-        with whole_file(self.directory / f"{name}.safetensors") as draft:
+        with atomic_file(self.directory / f"{name}.safetensors") as draft:
             save_file({key: tensor.contiguous().cpu().clone() for key, tensor in tensors.items()}, draft)

@@ -1,8 +1,8 @@
-"""Ranks to numbers: recall, NDCG, and what a difference between two rows is worth.
+"""Recall and NDCG from ranks, and bootstrap intervals by user.
 
-In: the rank of the true item for every target, 0 for the first place. Out: a value of every metric for every
-target, and means with 95 % intervals. One true item per target, so NDCG is 1 / log2(rank + 2) within the cut.
-Pure numpy; knows neither models nor files.
+In: the rank of the true item for every target, 0 for the first place. Out: every metric for every target, and means
+with 95 % intervals. Each target has one true item, so NDCG is 1 / log2(rank + 2) within the cut-off. Knows neither
+models nor files.
 """
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
+from scipy.stats import spearmanr
 
 RECALL_CUTS, NDCG_CUTS = (1, 5, 10), (5, 10)
 TITLE_SUFFIX = "/title"
-MISSED = np.iinfo(np.int64).max  # the rank of a truth that was not ranked at all
+MISSED = np.iinfo(np.int64).max  # the rank of a true item that was not ranked
 CHUNK_BYTES = 64 * 1024 * 1024
 
 Id = TypeVar("Id", str, int)
@@ -23,7 +24,7 @@ Interval = tuple[float, float, float]  # mean, low, high
 
 @dataclass(frozen=True)
 class Bootstrap(Generic[Name]):
-    """Means of named columns: of the data, and of every resample of its users. All columns saw the same resamples."""
+    """Means of named columns, in the data and in every resample of users. All columns share the same resamples."""
 
     means: dict[Name, float]
     drawn: dict[Name, np.ndarray]  # (draws,)
@@ -36,22 +37,22 @@ class Bootstrap(Generic[Name]):
         return _interval(self.means[name] - self.means[other], self.drawn[name] - self.drawn[other], self.level)
 
     def ratio(self, name: Name, other: Name) -> Interval | None:
-        """One mean over the other's. None where the other's mean, or that of some resample, is not above zero."""
+        """One mean divided by the other. None if the other mean is not positive in the data and in all resamples."""
         base, bases = self.means[other], self.drawn[other]
         if min(base, bases.min()) <= 0:
             return None
         return _interval(self.means[name] / base, self.drawn[name] / bases, self.level)
 
     def relative(self, name: Name, other: Name) -> Interval | None:
-        """The difference as a share of the other's mean; None as with `ratio`."""
+        """The difference divided by the other mean; None as with `ratio`."""
         ratio = self.ratio(name, other)
         return (ratio[0] - 1, ratio[1] - 1, ratio[2] - 1) if ratio else None
 
 
 def ranks_to_metrics(ranks: np.ndarray, title_ranks: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """One value per target under each name of `metrics.json`; the title names only with `title_ranks`.
+    """Metric name as in `metrics.json` → one value per target. Metrics by title are there only with `title_ranks`.
 
-    `ranks` (targets,) int64, 0 is best, `MISSED` is never found. Means over targets are the usual metrics.
+    `ranks` (targets,) int64; 0 is best, `MISSED` is not found.
     """
     metrics = dict(_metrics(np.asarray(ranks, dtype=np.int64)))
     if title_ranks is not None:
@@ -61,24 +62,24 @@ def ranks_to_metrics(ranks: np.ndarray, title_ranks: np.ndarray | None = None) -
 
 
 def ndcg(ranks: np.ndarray, cut: int = 10) -> np.ndarray:
-    """A value for each rank, 0 is the first place; half a rank is what ties may leave."""
+    """NDCG for each rank, 0 is the first place. Ranks may be fractional, as the mean rank of ties is."""
     ranks = np.asarray(ranks, dtype=np.float64)
     return np.where(ranks < cut, 1 / np.log2(ranks + 2), 0.0)
 
 
 def rank_in_list(ranked: Sequence[Id], truth: Id) -> int:
-    """Place of the truth in a list, best first; `MISSED` if not there. The list's own order breaks ties."""
+    """Rank of the true item in a list, best first; `MISSED` if it is not in the list."""
     return next((place for place, item in enumerate(ranked) if item == truth), MISSED)
 
 
 def title_rank_in_list(ranked: Sequence[int], truth: int, title_class: np.ndarray) -> int:
-    """Place of the first item whose title is the truth's, counting each title once. Items are rows."""
+    """Rank of the first item with the title of the true item; each title counts once. Items are row numbers."""
     classes = dict.fromkeys(title_class[np.asarray(ranked, dtype=np.int64)].tolist())
     return rank_in_list(list(classes), int(title_class[truth]))
 
 
 def popularity_tie_order(popularity: np.ndarray, item_ids: Sequence[str]) -> np.ndarray:
-    """(N,) places: the more popular first, then by item id. The documented rule for equal scores."""
+    """(N,) rank of each item when scores are equal: the more popular first, then by item id."""
     by_id = np.argsort(np.array(item_ids, dtype=np.str_), kind="stable")
     order = by_id[np.argsort(-popularity[by_id], kind="stable")]
     places = np.empty(len(order), dtype=np.int64)
@@ -94,11 +95,11 @@ def paired_bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> Bootstrap[Name]:
-    """Means over targets with percentile intervals. The resamples are drawn once, however many columns there are.
+    """Means over targets with percentile intervals. The resamples are drawn once for all columns.
 
-    `columns` (targets,) each, or (seeds, targets), which is averaged over seeds first; `users` (targets,)
-    says whose each target is. Users are drawn whole: targets of one user are not independent. Values that
-    are not finite are a ValueError: leave a missing column out.
+    `columns` are (targets,) each, or (seeds, targets), which are averaged over seeds first; `users` (targets,) is the
+    user of each target. Resampling draws whole users, because targets of one user are not independent. Raises
+    ValueError for values that are not finite.
     """
     table = _table(columns, len(users))  # (columns, targets)
     whose, num_targets = np.unique(users, return_inverse=True, return_counts=True)[1:]
@@ -109,11 +110,10 @@ def paired_bootstrap(
 
 
 def rank_correlation(scores: np.ndarray, gains: np.ndarray) -> float:
-    """Spearman's, equal values sharing the mean of their places; both (M,). NaN where either knows no order."""
-    a, b = _places(scores), _places(gains)
-    a, b = a - a.mean(), b - b.mean()
-    scale = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / scale if scale > 0 else float("nan")
+    """Spearman's ρ of two (M,) arrays; NaN if all values of one are equal."""
+    if np.ptp(scores) == 0 or np.ptp(gains) == 0:
+        return float("nan")
+    return float(spearmanr(scores, gains).statistic)
 
 
 def _metrics(ranks: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
@@ -136,7 +136,7 @@ def _table(columns: Mapping[Name, np.ndarray], num_targets: int) -> np.ndarray:
 
 
 def _weights(num_users: int, draws: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each user was drawn, (some draws, users) at a time, so that memory stays bounded."""
+    """Yields how often each user was drawn, (draws, users), in chunks that keep memory bounded."""
     rng = np.random.default_rng(seed)
     chunk = max(1, CHUNK_BYTES // (8 * num_users))
     for begin in range(0, draws, chunk):
@@ -146,18 +146,10 @@ def _weights(num_users: int, draws: int, seed: int) -> Iterator[np.ndarray]:
 
 
 def _means(sums: np.ndarray, num_targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(draws, columns): mean over the targets of the users drawn."""
+    """(draws, columns) means over the targets of the drawn users."""
     return (weights @ sums.T) / (weights @ num_targets.astype(np.float64))[:, None]
 
 
 def _interval(mean: float, drawn: np.ndarray, level: float) -> Interval:
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return float(mean), float(low), float(high)
-
-
-def _places(values: np.ndarray) -> np.ndarray:
-    """(M,) places in rising order, from 0."""
-    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
-    first = np.cumsum(counts) - counts
-    places: np.ndarray = (first + (counts - 1) / 2)[group]
-    return places

@@ -1,11 +1,11 @@
-"""Named settings. A recipe is data; stages read the fields they need.
+"""Recipes: named settings of all stages. A recipe is data; each stage reads the fields it needs.
 
-`demo`       the synthetic world on two cores in about two minutes
-`study`      smaller still, a token for each title, in under a minute: `training.study` without data
-`cpu-small`  real data on two cores, under an hour; the item vocabulary, which the valid period favours
-`cpu-small-titles`  the same with the paper's vocabulary: titles are written token by token
-`gpu`        the item vocabulary with a larger backbone made here, for one or more GPUs
-`lora`       a real checkpoint (`--model`), LoRA as in BIGRec; wants a GPU
+`demo`       the synthetic bookshop on two cores in about two minutes
+`study`      smaller, with one token per title, in under a minute: used by `training.study` without data
+`cpu-small`  real data on two cores in under an hour; item vocabulary, which does better on the valid period
+`cpu-small-titles`  the same with the paper's vocabulary, where titles are written token by token
+`gpu`        item vocabulary with a larger model made from scratch, for one or more GPUs
+`lora`       a pretrained checkpoint (`--model`) with LoRA as in BIGRec; needs a GPU
 """
 
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from training.run.stage import StageError
 
 @dataclass(frozen=True)
 class BackboneShape:
-    """Of a model trained from scratch; ignored when `--model` names a checkpoint."""
+    """The size of a model made from scratch; ignored when `--model` names a checkpoint."""
 
     hidden_size: int = 128
     num_layers: int = 4
@@ -30,9 +30,9 @@ class BackboneShape:
 class Recipe:
     shape: BackboneShape = field(default_factory=BackboneShape)
     vocabulary: Vocabulary = "titles"  # or "items": one token per title
-    dropout: float = 0.0  # of item embeddings, and of what their head reads
-    collaborative_start: bool = True  # item vectors of a model made here start from co-occurrence
-    max_softmax_items: int = 12_000  # above, the loss is over the most popular items and a sample of the others
+    dropout: float = 0.0  # of item embeddings and of the input of the head
+    collaborative_start: bool = True  # without a checkpoint, item vectors start from co-occurrence
+    max_softmax_items: int = 12_000  # above, the loss is over the most popular items and a sample of the rest
     softmax_popular: int = 1000
     softmax_sampled: int = 2048
     split_layer: int | None = None  # L; None = half of the layers
@@ -41,25 +41,30 @@ class Recipe:
     state_dtype: StateDtype = "float16"  # of stored memory; "int8" takes half the bytes
     max_title_tokens: int = 24
     num_beams: int = 20
-    top_ks: tuple[int, ...] = (1,)  # memories that reach the top half; the best on the valid period is kept
+    top_ks: tuple[int, ...] = (1,)  # number of memories given to the top half; the best on the valid period is kept
     combine: str = "insert"
 
     sft: Schedule = field(default_factory=lambda: Schedule(max_steps=3000, learning_rate=1e-3))
     sft_batch_blocks: int = 64  # windows of K + 1 titles per step
     sft_valid_targets: int = 200
-    memory_share: float = 0.7  # of training windows that see memory; 0 is the paper's generator, which never saw any
-    memory_sizes: tuple[int, ...] = (1, 8, 10_000, 10_000)  # how much of it, drawn by chance; 10,000 is all there is
-    memory_from: int = 0  # the step from which they do: reading the window is learned sooner and cheaper without memory
+    memory_share: float = 0.7  # of training windows that get memory; 0 trains the paper's generator
+    memory_sizes: tuple[int, ...] = (
+        1,
+        8,
+        10_000,
+        10_000,
+    )  # the number of memories is drawn from these; 10,000 means all
+    memory_from: int = 0  # the first step with memory: windows are learned faster and cheaper without it
 
-    mixture_targets: int = 2000  # valid targets that say how far to trust item neighbours; 0 asks none
+    mixture_targets: int = 2000  # valid targets that choose the share of item neighbours; 0 turns neighbours off
 
-    held_out_labels: bool = False  # annotate the valid period only, which the generator was not tuned on
+    held_out_labels: bool = False  # annotate only the valid period, which the generator was not tuned on
     annotate_targets: int = 1500
     valid_targets: int = 400
     annotate_batch: int = 16
 
     gain_form: str = "log_gain"  # or "probability", the paper's literal eq. 5
-    # "kl" to the labels, eq. 6; "marginal": the likelihood of the truth, without labels. The best on the valid period.
+    # "kl" (eq. 6) or "marginal" (likelihood of the truth, without labels); the best on the valid period is kept
     retriever_losses: tuple[str, ...] = ("kl",)
     label_temperatures: tuple[float, ...] = (0.03, 0.1, 0.3)  # the best on the valid period is kept
     retriever: Schedule = field(
@@ -68,17 +73,17 @@ class Recipe:
     retriever_batch: int = 64
     retriever_width: int = 256
 
-    # Of torch, on a processor; 0: as many as cores. To share the small products of a small model gains next to nothing,
-    # and where another process has one of the cores, it waits for that one at every step (measured: 20 times slower).
+    # Threads of torch on a CPU; 0 means one per core. A small model gains almost nothing from several threads, and if
+    # another process uses one of the cores, all threads wait for that core at every step (measured: 20 times slower).
     num_threads: int = 0
-    synthetic_users: int = 0  # demo only: the pipeline makes its own data
+    synthetic_users: int = 0  # readers of the synthetic data that the pipeline makes without --data; 0: it needs --data
     lora_rank: int = 8
 
 
 RECIPES: dict[str, Recipe] = {
     "demo": Recipe(
         shape=BackboneShape(hidden_size=64, num_layers=3, num_heads=4, vocab_size=3000),
-        split_layer=1,  # a state then says little but which book it is, and two layers are left to look it up
+        split_layer=1,  # states then encode little but the last title, and two layers are left to find a memory
         sft=Schedule(max_steps=3600, learning_rate=4e-3, evaluate_every=1800),
         sft_batch_blocks=16,
         memory_share=0.85,

@@ -89,7 +89,7 @@ def tuned_and_opened(
             super().__init__(*facts)
             in_training.append(self)
 
-    monkeypatch.setattr("training.sft.SplitLM", Watched)
+    monkeypatch.setattr("training.lm.tuning.SplitLM", Watched)
     name = write_checkpoint(architecture, directory / "checkpoint", **sizes)
     run(diary(), directory / "sft", recipe=ITEMS, inputs="x", model_name=name, device="cpu")
     (trained,) = in_training

@@ -8,7 +8,7 @@ from torch import Tensor
 from model_store.lm.split_lm import SplitLM
 from tests.conftest import make_model
 from tests.training.small import small_lm
-from training.lm.likelihood import Read, answer_log_probs, log_probs_by_element, read
+from training.lm.likelihood import EncodedBatch, answer_log_probs, encode_answers, log_probs_by_element
 
 # Those with sliding attention see padding as distance; a bundle refuses windows that do not fit (see test_bundle.py).
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma", "phi3", "olmo2", "gpt_neox")
@@ -24,8 +24,8 @@ def lms() -> dict[str, SplitLM]:
 
 
 @torch.inference_mode()
-def understood(lm: SplitLM, rows: slice = slice(None)) -> Read:
-    return read(lm, PROMPTS[rows], ANSWERS[rows])
+def understood(lm: SplitLM, rows: slice = slice(None)) -> EncodedBatch:
+    return encode_answers(lm, PROMPTS[rows], ANSWERS[rows])
 
 
 def memories(lm: SplitLM) -> list[Tensor]:

@@ -130,7 +130,7 @@ def test_the_batches_of_one_step_share_its_blocks(monkeypatch: pytest.MonkeyPatc
         sizes.append(len(rows))
         return head_inputs(lm, rows)
 
-    monkeypatch.setattr("training.lm.objectives.read_packed", watched)
+    monkeypatch.setattr("training.lm.objectives.head_inputs", watched)
     for accumulate in (1, 2, 4):
         training_loss(lm, windows, replace(ITEMS, sft=replace(ITEMS.sft, accumulate=accumulate)), seed=0)(0)
     assert sizes[0] > sizes[1] > sizes[2], "each batch has the blocks of a whole step"

@@ -11,8 +11,8 @@ from model_store.lm.split_lm import SplitLM
 from tests.conftest import make_model
 from tests.training.small import diary, small_lm, small_windows
 from training.data.splits import Target
-from training.lm.likelihood import answer_log_probs, read
-from training.lm.packing import Block, PackedBatches, Row, make_block, packed_loss, target_rows
+from training.lm.likelihood import answer_log_probs, encode_answers
+from training.lm.packing import Block, PackedBatches, PackedRow, make_block, packed_loss, target_rows
 from training.lm.windows import Windows
 
 SPLIT = diary()
@@ -30,15 +30,15 @@ def lm() -> SplitLM:
 
 
 @torch.inference_mode()
-def loss(lm: SplitLM, rows: Sequence[Row], reduction: str = "sum") -> float:
+def loss(lm: SplitLM, rows: Sequence[PackedRow], reduction: str = "sum") -> float:
     return float(packed_loss(lm, rows, reduction=reduction))
 
 
-def plain(windows: Windows, user: int, start: int, stop: int, *, from_title: int = 0) -> Row:
+def plain(windows: Windows, user: int, start: int, stop: int, *, from_title: int = 0) -> PackedRow:
     """A block without memory, with loss from one of its titles on."""
     block = make_block(windows, user, start, stop)
     head = len(windows.prompt.head)
-    return Row(block, [], 0, loss_from=block.ends[from_title - 1] + 1 if from_title else head)
+    return PackedRow(block, [], 0, loss_from=block.ends[from_title - 1] + 1 if from_title else head)
 
 
 @torch.inference_mode()
@@ -109,7 +109,7 @@ def by_hand(lm: SplitLM, block: Block, memory: Tensor, boundary: int, loss_from:
 def test_memory_stands_before_the_last_token_of_its_title(boundary: int, windows: Windows, lm: SplitLM) -> None:
     older, block = make_block(windows, 0, 0, 4), make_block(windows, 0, 4, 8)
     head = len(windows.prompt.head)
-    rows = [Row(older, [], 0, 1 << 30), Row(block, [(0, 0), (0, 2)], boundary, head)]
+    rows = [PackedRow(older, [], 0, 1 << 30), PackedRow(block, [(0, 0), (0, 2)], boundary, head)]
     tokens = torch.tensor([older.tokens])
     states = lm.bottom(tokens, torch.ones_like(tokens))[0]
     memory = states[[older.ends[0], older.ends[2]]]
@@ -120,10 +120,10 @@ def test_memory_stands_before_the_last_token_of_its_title(boundary: int, windows
 @torch.inference_mode()
 def test_the_answer_after_inserted_memory_is_scored_as_annotation_scores_it(windows: Windows, lm: SplitLM) -> None:
     older, block = make_block(windows, 0, 0, 4), make_block(windows, 0, 4, 8)
-    rows = [Row(older, [], 0, 1 << 30), Row(block, [(0, 1)], 2, block.ends[2] + 1)]
+    rows = [PackedRow(older, [], 0, 1 << 30), PackedRow(block, [(0, 1)], 2, block.ends[2] + 1)]
     tokens = torch.tensor([older.tokens])
     memory = lm.bottom(tokens, torch.ones_like(tokens))[:, older.ends[1]][:, None]
-    batch = read(lm, [windows.prompt_ending_at(0, 6)], [windows.prompt.title_tokens(SPLIT.titles[7])])
+    batch = encode_answers(lm, [windows.prompt_ending_at(0, 6)], [windows.prompt.title_tokens(SPLIT.titles[7])])
     expected = -float(answer_log_probs(lm, batch, memory, torch.ones(1, 1, dtype=torch.long), "insert"))
     assert loss(lm, rows) == pytest.approx(expected, rel=1e-4)
 
@@ -133,7 +133,7 @@ def test_gradients_reach_what_the_memory_was_made_of(windows: Windows) -> None:
     lm.model.requires_grad_(True)
     older, block = make_block(windows, 0, 0, 4), make_block(windows, 0, 4, 8)
     only_older = sorted(set(older.tokens) - set(block.tokens))
-    packed_loss(lm, [Row(older, [], 0, 1 << 30), Row(block, [(0, 3)], 2, block.ends[2] + 1)]).backward()
+    packed_loss(lm, [PackedRow(older, [], 0, 1 << 30), PackedRow(block, [(0, 3)], 2, block.ends[2] + 1)]).backward()
     gradient = lm.model.get_input_embeddings().weight.grad
     assert isinstance(gradient, Tensor)
     assert gradient[only_older].abs().sum() > 0, "the bottom half cannot learn what to leave in its states"
@@ -142,8 +142,8 @@ def test_gradients_reach_what_the_memory_was_made_of(windows: Windows) -> None:
 # --- which blocks a step holds ------------------------------------------------------------------------------------
 
 
-def events_of(row: Row, windows: Windows) -> list[int]:
-    """The items of a block: each is read once, so they tell the user and the positions."""
+def events_of(row: PackedRow, windows: Windows) -> list[int]:
+    """The items of a block: each is encode_answers once, so they tell the user and the positions."""
     known = {windows.prompt.title_tokens(title): item for item, title in enumerate(SPLIT.titles)}
     starts = [len(windows.prompt.head), *(end + 1 for end in row.block.ends)]
     pairs = zip(starts, row.block.ends, strict=False)
@@ -216,7 +216,7 @@ def test_a_target_is_scored_as_its_prompt_would_be(target: Target, windows: Wind
     rows = target_rows(windows, target.user, target.position, 0, with_memory=False)
     example = windows.example(target)
     nothing = torch.zeros(1, 0, lm.hidden_size), torch.zeros(1, 0, dtype=torch.long)
-    expected = -float(answer_log_probs(lm, read(lm, [example.prompt], [example.answer]), *nothing, "insert"))
+    expected = -float(answer_log_probs(lm, encode_answers(lm, [example.prompt], [example.answer]), *nothing, "insert"))
     assert loss(lm, rows) == pytest.approx(expected, rel=1e-4)
 
 
@@ -234,7 +234,7 @@ def test_a_target_remembers_what_is_older_than_its_window(position: int, windows
 def test_targets_of_one_batch_keep_their_own_memory(windows: Windows, lm: SplitLM) -> None:
     wanted = [Target(0, 20), Target(3, 12), Target(2, 1)]
     alone = sum(loss(lm, target_rows(windows, t.user, t.position, 0, with_memory=True)) for t in wanted)
-    rows: list[Row] = []
+    rows: list[PackedRow] = []
     for target in wanted:
         rows += target_rows(windows, target.user, target.position, len(rows), with_memory=True)
     assert loss(lm, rows) == pytest.approx(alone, rel=1e-4)

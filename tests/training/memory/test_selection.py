@@ -10,29 +10,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model_store.memory.retriever import Retriever, choose
-from model_store.neighbors import Mixture, Neighbors
+from model_store.neighbors import ItemNeighbors, Mixture
 from tests.training.small import TINY
 from tests.training.worlds import chain
-from training import annotate, sft
-from training.annotate import Annotated, Annotation, read_annotated
+from training import annotate
+from training.lm import tuning
 from training.lm.backbone import Backbone, open_backbone
-from training.lm.likelihood import Read, answer_log_probs, read
+from training.lm.likelihood import EncodedBatch, answer_log_probs, encode_answers
 from training.lm.windows import Windows
 from training.memory import selection
-from training.memory.joint import padded_memory
-from training.memory.labels import collate
-from training.memory.selection import valid_gains
+from training.memory.annotations import Annotation, AnnotationSet, read_annotation_set
+from training.memory.learning import collate
+from training.memory.selection import padded_memory, valid_gains
 
 SPLIT = chain()
 TOP_KS = (1, 3)
 
 
 @pytest.fixture(scope="module", params=["titles", "items"])
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Backbone, Annotated]:
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Backbone, AnnotationSet]:
     recipe, out = replace(TINY, vocabulary=request.param), tmp_path_factory.mktemp(request.param)
-    sft.run(SPLIT, out / "sft", recipe=recipe, inputs="x")
+    tuning.run(SPLIT, out / "sft", recipe=recipe, inputs="x")
     annotate.run(SPLIT, out / "labels", backbone_dir=out / "sft", recipe=recipe, inputs="y")
-    return open_backbone(out / "sft", torch.device("cpu")), read_annotated(out / "labels").with_memory()
+    return open_backbone(out / "sft", torch.device("cpu")), read_annotation_set(out / "labels").with_memory()
 
 
 def retrievers(hidden_size: int) -> dict[str, Retriever]:
@@ -45,24 +45,24 @@ def retrievers(hidden_size: int) -> dict[str, Retriever]:
     return found
 
 
-def shown_to(retriever: Retriever, annotated: Annotated, each: Annotation, top_k: int) -> list[int]:
+def shown_to(retriever: Retriever, annotated: AnnotationSet, each: Annotation, top_k: int) -> list[int]:
     batch = collate([each], annotated.states, "log_gain", 1.0)
     choice = choose(retriever(batch.query, batch.memory, batch.mask), top_k)
     places: list[int] = choice.indices[choice.mask == 1].tolist()
     return places
 
 
-def neighbors(num_tokens: int) -> Neighbors:
+def neighbors(num_tokens: int) -> ItemNeighbors:
     """Five of each token, by chance."""
     rng = np.random.default_rng(0)
     indices = rng.integers(0, num_tokens, (num_tokens, 5)).astype(np.int32)
     nearness = rng.random((num_tokens, 5), dtype=np.float32)
-    return Neighbors(np.arange(0, 5 * num_tokens + 1, 5), indices.ravel(), nearness.ravel())
+    return ItemNeighbors(np.arange(0, 5 * num_tokens + 1, 5), indices.ravel(), nearness.ravel())
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
 @torch.inference_mode()
-def test_gains_are_those_of_one_target_asked_alone(share: float, made: tuple[Backbone, Annotated]) -> None:
+def test_gains_are_those_of_one_target_asked_alone(share: float, made: tuple[Backbone, AnnotationSet]) -> None:
     backbone, annotated = made
     mixture = Mixture(neighbors(backbone.lm.vocab_size), share, half_life=2.0) if share else None
     lm, windows = backbone.lm, Windows(SPLIT, backbone.prompt, TINY.max_memory)
@@ -75,7 +75,7 @@ def test_gains_are_those_of_one_target_asked_alone(share: float, made: tuple[Bac
             shown = shown_to(candidates[name], annotated, each, top_k)
             target = next(t for t in SPLIT.valid if (t.user, t.position) == (each.user, each.position))
             example = windows.example(target)
-            alone = read(lm, [example.prompt], [example.answer], [example.excluded])
+            alone = encode_answers(lm, [example.prompt], [example.answer], [example.excluded])
 
             def memory(places: list[int], each: Annotation = each) -> tuple[Tensor, Tensor]:
                 states = torch.from_numpy(each.memory(annotated.states)[places]).float()[None]
@@ -90,7 +90,7 @@ def test_gains_are_those_of_one_target_asked_alone(share: float, made: tuple[Bac
     assert not found["none", 1].nats.any(), "who abstains gains nothing"
 
 
-def ndcg_of(backbone: Backbone, alone: Read, memory: tuple[Tensor, Tensor], votes: NDArray[np.float32] | None) -> float:
+def ndcg_of(backbone: Backbone, alone: EncodedBatch, memory: tuple[Tensor, Tensor], votes: NDArray[np.float32] | None) -> float:
     """From probabilities as they are, without what cannot follow; votes have half the say."""
     states = torch.cat([alone.states[:, :-1], memory[0], alone.states[:, -1:]], dim=1)
     logits = backbone.lm.top(states, torch.ones(states.shape[:2], dtype=torch.long), num_logits=1)[0, 0]
@@ -103,7 +103,7 @@ def ndcg_of(backbone: Backbone, alone: Read, memory: tuple[Tensor, Tensor], vote
     return 1 / math.log2(rank + 2) if rank < 10 else 0.0
 
 
-def test_what_several_pick_is_asked_once(made: tuple[Backbone, Annotated], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_several_pick_is_asked_once(made: tuple[Backbone, AnnotationSet], monkeypatch: pytest.MonkeyPatch) -> None:
     backbone, annotated = made
     windows = Windows(SPLIT, backbone.prompt, TINY.max_memory)
     asked: list[int] = []

@@ -21,9 +21,9 @@ from torch.nn import functional as F
 
 from model_store.lm.split_lm import SplitLM
 from tests.conftest import make_model
-from training.run.distributed import is_main, leave, rank, wait_for_main, world_size
+from training.run.distributed import is_main, leave_process_group, rank, wait_for_main, world_size
 from training.run.loop import Progress, Schedule, fit
-from training.run.stage import run_stage
+from training.run.program import run_program
 
 ROOT = Path(__file__).resolve().parents[3]
 SCHEDULE = Schedule(max_steps=6, learning_rate=0.01, warmup_steps=2, evaluate_every=2, accumulate=3)
@@ -88,13 +88,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         state = run.fit(own / "checkpoints")
         resumed = interrupted_and_resumed(arguments.out / "common")
         facts = {"batches": run.batches, "best_loss": state.best_loss, "world_size": world_size()}
-        facts |= {"resumed_batches": resumed.batches, "was_main": leave(), "left_size": world_size()}
+        facts |= {"resumed_batches": resumed.batches, "was_main": leave_process_group(), "left_size": world_size()}
         save_file(run.weights(), own / "weights.safetensors")
         save_file(resumed.weights(), own / "resumed.safetensors")
         (own / "report.json").write_text(json.dumps(facts))
         return facts
 
-    return run_stage(stage, parser.parse_args(argv), is_shared=True)
+    return run_program(stage, parser.parse_args(argv), is_shared=True)
 
 
 @pytest.fixture(scope="module")

@@ -11,19 +11,18 @@ from torch.nn import functional
 
 from model_store.errors import BundleNotFound
 from training.data.dataset import DataError
-from training.run import stage
+from training.run import device
+from training.run.device import autocast, pick_device
+from training.run.program import run_program
 from training.run.stage import (
     CERTIFICATE,
     StageError,
-    autocast,
+    atomic_file,
     begin,
     digest,
     finish,
     is_done,
-    pick_device,
     read_certificate,
-    run_stage,
-    whole_file,
     write_json,
 )
 
@@ -63,7 +62,7 @@ def test_checkpoints_go_when_the_stage_is_done(tmp_path: Path) -> None:
 def test_a_file_that_was_cut_short_is_never_seen(tmp_path: Path) -> None:
     file = tmp_path / "facts.json"
     write_json(file, {"old": 1})
-    with pytest.raises(KeyboardInterrupt), whole_file(file) as draft:
+    with pytest.raises(KeyboardInterrupt), atomic_file(file) as draft:
         draft.write_text('{"ne')
         raise KeyboardInterrupt
     assert json.loads(file.read_text()) == {"old": 1}, "the old file must survive a write that was cut short"
@@ -86,7 +85,7 @@ def test_devices() -> None:
 def test_a_cpu_trains_in_bf16_where_that_pays(
     width: int, has_bf16: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "has_bf16_instructions", lambda: has_bf16)
+    monkeypatch.setattr(device, "has_bf16_instructions", lambda: has_bf16)
     layer = torch.nn.Linear(width, 8)
     with autocast(torch.device("cpu"), width):
         assert layer(torch.ones(2, width)).dtype == expected
@@ -94,7 +93,7 @@ def test_a_cpu_trains_in_bf16_where_that_pays(
 
 
 def test_attention_keeps_its_precision_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "has_bf16_instructions", lambda: True)
+    monkeypatch.setattr(device, "has_bf16_instructions", lambda: True)
     query, key, value = torch.randn(3, 2, 4, 10, 8, generator=torch.Generator().manual_seed(0)).unbind()
     mask = torch.ones(10, 10, dtype=torch.bool).tril()
     exact = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
@@ -104,7 +103,7 @@ def test_attention_keeps_its_precision_in_bf16(monkeypatch: pytest.MonkeyPatch) 
 
 
 def run(main: Any) -> int:
-    return run_stage(main, argparse.Namespace())
+    return run_program(main, argparse.Namespace())
 
 
 def test_success_is_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:

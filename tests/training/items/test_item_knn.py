@@ -8,9 +8,10 @@ import torch
 
 from tests.training.worlds import chain, communities, world
 from training.data.splits import Target
+from training.items.co_occurrence import co_occurrences
+from training.items.item_knn import KnnSettings, knn_scores, similarities
+from training.items.scoring import ranked_lists, true_items
 from training.rows.baselines import fit_baseline
-from training.rows.item_knn import Settings, co_occurrences, score, similarities
-from training.rows.scoring import ranked_lists, truths
 
 CPU = torch.device("cpu")
 
@@ -27,7 +28,7 @@ def test_item_knn_stays_inside_the_community(tmp_path: Path) -> None:
 def test_item_knn_finds_neighbours_in_a_chain_better_than_popularity(tmp_path: Path) -> None:
     split = chain()
     lists = ranked_lists(fit_baseline("item_knn", split, 0, tmp_path, CPU), split, split.test, num=2)
-    hits = np.mean([truth in ranked for truth, ranked in zip(truths(split, split.test), lists, strict=True)])
+    hits = np.mean([truth in ranked for truth, ranked in zip(true_items(split, split.test), lists, strict=True)])
     assert hits > 0.95, f"the successor is one of the two nearest in only {hits:.0%} of the targets"
 
 
@@ -43,7 +44,7 @@ def test_pairs_are_counted_within_the_span_and_the_train_period(span: int | None
 
 def test_cosine_of_user_sets_is_a_special_case() -> None:
     split = world([[0, 1, 2], [1, 0], [0, 2]], train_ends=[3, 2, 1])
-    settings = Settings(span=None, balance=0.5, shrinkage=0.0, num_neighbours=10)
+    settings = KnnSettings(span=None, balance=0.5, shrinkage=0.0, num_neighbours=10)
     near = similarities(co_occurrences(split, None), split.popularity, settings).toarray()
     users = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 0]], dtype=float)
     norms = np.linalg.norm(users, axis=0)
@@ -55,18 +56,18 @@ def test_only_the_nearest_are_kept_and_the_counts_are_left_alone() -> None:
     split = world([[0, 1, 2], [1, 0], [0, 2]], train_ends=[3, 2, 1])
     counts = co_occurrences(split, None)
     before = counts.toarray()
-    near = similarities(counts, split.popularity, Settings(span=None, num_neighbours=1))
+    near = similarities(counts, split.popularity, KnnSettings(span=None, num_neighbours=1))
     assert (np.diff(near.indptr) == 1).all(), "every item here has a neighbour, and keeps one"
     np.testing.assert_array_equal(counts.toarray(), before, err_msg="a search tries many settings on the same counts")
 
 
 def test_recent_events_count_more_and_seen_items_come_last_unless_kept() -> None:
     split = world([[0, 1, 2], [3, 4, 5], [1, 4, 0]], train_ends=[3, 3, 0])
-    near = similarities(co_occurrences(split, None), split.popularity, Settings(span=None))
+    near = similarities(co_occurrences(split, None), split.popularity, KnnSettings(span=None))
     target = Target(2, 2)  # item 1 is of age one, item 4 of age zero
-    kept = score(near, split, [target], 1.0, keep_seen=True)[0]
+    kept = knn_scores(near, split, [target], 1.0, keep_seen=True)[0]
     np.testing.assert_allclose(kept, [0.5, 0, 0.5, 1, 0, 1], atol=1e-6, err_msg="weights halve with each event")
-    dropped = score(near, split, [target], 1.0, keep_seen=False)[0]
+    dropped = knn_scores(near, split, [target], 1.0, keep_seen=False)[0]
     assert dropped[[1, 4]].max() < dropped[[0, 2, 3, 5]].min(), "a seen item stands before an unseen one"
 
 

@@ -8,8 +8,8 @@ import torch
 
 from tests.training.worlds import world
 from training.data.splits import Target
+from training.items.scoring import ndcg_at_10, past_items, ranked_lists, top_items, unseen
 from training.rows.baselines import fit_baseline
-from training.rows.scoring import ndcg_at_10, past, ranked_lists, top_items, unseen
 from training.run.metrics import popularity_tie_order
 from training.run.stage import StageError
 
@@ -39,8 +39,8 @@ def test_a_masked_item_is_never_listed() -> None:
 
 def test_the_past_is_the_last_hundred_before_the_target() -> None:
     split = world([list(range(150))], train_ends=[150])
-    assert past(split, Target(0, 120)).tolist() == list(range(20, 120))
-    assert past(split, Target(0, 2)).tolist() == [0, 1]
+    assert past_items(split, Target(0, 120)).tolist() == list(range(20, 120))
+    assert past_items(split, Target(0, 2)).tolist() == [0, 1]
 
 
 def test_a_model_that_scores_all_alike_gains_nothing_by_ties() -> None:

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from tests.training.small import diary, small_lm, small_windows
-from training.annotate import annotate
 from training.data.splits import Target
-from training.lm.likelihood import answer_log_probs, read
+from training.lm.likelihood import answer_log_probs, encode_answers
 from training.lm.states import spans_of, window_states
-from training.memory.joint import joint_gains
+from training.memory.annotations import annotate
+from training.memory.selection import joint_gains
 
 TARGETS = [Target(0, 25), Target(3, 20), Target(1, 9), Target(0, 3)]
 SHOWN = [[0, 4, 7], [2], [1, 3], []]
@@ -26,7 +26,7 @@ def test_joint_gains_are_likelihoods_with_all_shown_minus_without(placement: str
     for example, annotation, shown, gain in zip(examples, annotations, SHOWN, found, strict=True):
         memory = torch.from_numpy(annotation.memory(states))[shown][None]
         with torch.inference_mode():
-            batch = read(lm, [example.prompt], [example.answer])
+            batch = encode_answers(lm, [example.prompt], [example.answer])
             mask = torch.ones(1, len(shown), dtype=torch.long)
             expected = float(answer_log_probs(lm, batch, memory, mask, placement)) - float(annotation.log_probs[0])
         assert gain == pytest.approx(expected, abs=2e-3), f"{len(shown)} memories of user {example.user}"

@@ -8,7 +8,7 @@ import pytest
 from tests.training.small import TINY
 from tests.training.worlds import communities
 from training.data.splits import Target
-from training.memory.targets import learning_targets, pick_targets
+from training.memory.annotations import learning_targets, pick_targets
 
 
 def test_targets_come_from_few_users_and_without_repeats() -> None:

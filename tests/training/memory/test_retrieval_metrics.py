@@ -1,4 +1,4 @@
-"""The retriever judged alone: by hand on chosen scores, like training's own judge, and with a real model's gains."""
+"""The retriever judged alone: by hand on chosen scores, like training's own measure_retrieval, and with a real model's gains."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,26 +13,25 @@ from model_store.bundle import Bundle
 from model_store.manifest import RetrieverSpec
 from model_store.memory.retriever import Retriever, choose
 from tests.training.small import diary, shop
-from training.annotate import Annotation
 from training.data.splits import Split, time_split
-from training.lm.likelihood import answer_log_probs, read
+from training.lm.likelihood import answer_log_probs, encode_answers
 from training.lm.states import States
 from training.lm.windows import Example
-from training.memory.labels import collate
-from training.memory.retrieval_quality import (
+from training.memory.annotations import Annotation
+from training.memory.learning import collate, measure_retrieval
+from training.memory.retrieval_metrics import (
     CUTS,
     RANDOM_DRAWS,
-    Judged,
-    judge_targets,
-    read_judged,
-    score,
-    summarise,
-    write_judged,
+    RetrievalRecords,
+    measure_targets,
+    read_records,
+    retrieval_summary,
+    retriever_scores,
+    write_records,
 )
 from training.rows.contest import make_contest
 from training.rows.registry import Contest
 from training.run.inputs import Inputs, fingerprint
-from training.train_retriever import judge
 
 D, DAY_S = 32, 86_400
 POSITION = 20  # of every target made by hand; its memory are the events 0, 1, 2, …
@@ -50,7 +49,7 @@ class Fixed(Retriever):
         return torch.cat([torch.full_like(logits[:, :1], self.null_logit), logits], dim=1).log_softmax(dim=1)
 
 
-def by_hand(bundle: Bundle, cases: list[tuple[list[float], list[float]]], *, null: float = 0.0) -> Judged:
+def by_hand(bundle: Bundle, cases: list[tuple[list[float], list[float]]], *, null: float = 0.0) -> RetrievalRecords:
     """One user for each (logits, gains); every event a day after the one before, but the first two at once."""
     bundle.retriever = Fixed(null)
     spec = bundle.manifest.retriever.model_copy(update={"top_k": 1})
@@ -66,7 +65,7 @@ def by_hand(bundle: Bundle, cases: list[tuple[list[float], list[float]]], *, nul
         )
     examples = [Example(each.user, each.position, [1], (1,), each.memory_positions) for each in annotations]
     states = States(D, dict.fromkeys(arrays, 0), arrays)
-    judged = judge_targets(bundle, dated(len(cases)), examples, annotations, states)
+    judged = measure_targets(bundle, dated(len(cases)), examples, annotations, states)
     assert judged is not None
     return judged
 
@@ -113,7 +112,7 @@ def test_who_abstains_gains_nothing_and_lies_nowhere(bundle: Bundle) -> None:
 def test_the_summary_by_hand(bundle: Bundle) -> None:
     """Best first; best second; abstains rightly where nothing helps; abstains wrongly."""
     cases = [([9.0, 6.0], [2.0, 1.0]), ([9.0, 6.0], [0.5, 1.0]), ([1.0, 2.0], [-1.0, -2.0]), ([1.0, 2.0], [0.0, 4.0])]
-    found = summarise(by_hand(bundle, cases, null=5.0), top_k=1)
+    found = retrieval_summary(by_hand(bundle, cases, null=5.0), top_k=1)
     assert (found["targets"], found["users"], found["elements"], found["top_k"]) == (4, 4, 2, 1)
     assert found["helped"][0] == pytest.approx(3 / 4)
     assert found["precision@1"][0] == pytest.approx(2 / 3), "of the three that some element helps"
@@ -132,7 +131,7 @@ def test_the_summary_by_hand(bundle: Bundle) -> None:
 
 def test_what_does_not_exist_is_none(bundle: Bundle) -> None:
     """Nothing helps anywhere, everybody abstains, one element has no order."""
-    found = summarise(by_hand(bundle, [([1.0], [-1.0]), ([1.0], [-2.0])], null=5.0), top_k=1)
+    found = retrieval_summary(by_hand(bundle, [([1.0], [-1.0]), ([1.0], [-2.0])], null=5.0), top_k=1)
     undefined = ("captured", "rank_correlation", "takes_what_helps", *(f"precision@{k}" for k in CUTS))
     assert all(found[name] is None for name in undefined), {name: found[name] for name in undefined}
     assert found["distance"]["days"]["retrieved"] is None
@@ -142,13 +141,13 @@ def test_what_does_not_exist_is_none(bundle: Bundle) -> None:
 
 def test_without_memory_there_is_nothing_to_judge(bundle: Bundle) -> None:
     empty = Annotation(0, 2, np.arange(0), np.zeros(D, dtype=np.float16), np.array([-5.0], dtype=np.float32), 1)
-    assert judge_targets(bundle, diary(), [], [empty], States(D, {}, {})) is None
+    assert measure_targets(bundle, diary(), [], [empty], States(D, {}, {})) is None
 
 
 # --- a real model -------------------------------------------------------------------------------------------------
 
 
-def real_contest(make_bundle: Any, tmp_path: Path, *, top_k: int) -> tuple[Contest, list[Annotation], Judged]:
+def real_contest(make_bundle: Any, tmp_path: Path, *, top_k: int) -> tuple[Contest, list[Annotation], RetrievalRecords]:
     dataset = shop()
     split = time_split(dataset)
     bundle = Bundle.open(make_bundle(retriever=RetrieverSpec(width=16, top_k=top_k)))
@@ -156,9 +155,9 @@ def real_contest(make_bundle: Any, tmp_path: Path, *, top_k: int) -> tuple[Conte
     annotations = contest.annotate()
     torch.nn.init.zeros_(bundle.retriever.null.weight)
     torch.nn.init.zeros_(bundle.retriever.null.bias)
-    log_scores = score(bundle, annotations, contest.states)
+    log_scores = retriever_scores(bundle, annotations, contest.states)
     torch.nn.init.constant_(bundle.retriever.null.bias, float((log_scores[:, 1:].amax(1) - log_scores[:, 0]).median()))
-    judged = judge_targets(bundle, split, contest.examples, annotations, contest.states)
+    judged = measure_targets(bundle, split, contest.examples, annotations, contest.states)
     assert judged is not None
     assert 0 < judged.abstained.sum() < len(judged.abstained), "all abstain, or none does: half of it goes untested"
     return contest, annotations, judged
@@ -166,8 +165,8 @@ def real_contest(make_bundle: Any, tmp_path: Path, *, top_k: int) -> tuple[Conte
 
 def test_it_agrees_with_the_judge_that_training_uses(make_bundle: Any, tmp_path: Path) -> None:
     contest, annotations, judged = real_contest(make_bundle, tmp_path, top_k=1)
-    quality = judge(contest.bundle.retriever, collate(annotations, contest.states, "log_gain", 0.1))
-    found = summarise(judged, top_k=1)
+    quality = measure_retrieval(contest.bundle.retriever, collate(annotations, contest.states, "log_gain", 0.1))
+    found = retrieval_summary(judged, top_k=1)
     assert found["abstains"][0] == pytest.approx(quality.abstains)
     assert found["gain_nats"]["retrieved"][0] == pytest.approx(quality.gain, abs=1e-5)
     assert found["gain_nats"]["oracle"][0] == pytest.approx(quality.oracle_gain, abs=1e-5)
@@ -188,17 +187,17 @@ def test_joint_gain_is_that_of_all_that_is_shown_together(make_bundle: Any, tmp_
             scores = contest.bundle.retriever(query[None], memory[None], torch.ones(1, len(memory)))
             choice = choose(scores, spec.top_k)
             shown = memory[choice.indices[0][choice.mask[0] == 1]][None]
-            understood = read(lm, [example.prompt], [example.answer])
+            understood = encode_answers(lm, [example.prompt], [example.answer])
             with_it = answer_log_probs(lm, understood, shown, torch.ones(shown.shape[:2]).long(), spec.combine)
         assert joint == pytest.approx(float(with_it) - each.log_probs[0], abs=1e-4)
         assert abstained == (shown.shape[1] == 0)
     assert not np.allclose(judged.joint_gain, judged.retrieved_gain), "three elements say the same as one"
-    assert summarise(judged, top_k=3)["gain_nats"]["joint"][0] == pytest.approx(judged.joint_gain.mean())
+    assert retrieval_summary(judged, top_k=3)["gain_nats"]["joint"][0] == pytest.approx(judged.joint_gain.mean())
 
 
 def test_what_was_judged_is_read_back_whole(make_bundle: Any, tmp_path: Path) -> None:
     _, _, judged = real_contest(make_bundle, tmp_path, top_k=1)
-    write_judged(judged, tmp_path / "judged.safetensors")
-    back = read_judged(tmp_path / "judged.safetensors")
+    write_records(judged, tmp_path / "judged.safetensors")
+    back = read_records(tmp_path / "judged.safetensors")
     for name, values in vars(judged).items():
         np.testing.assert_array_equal(getattr(back, name), values, err_msg=name)

@@ -1,0 +1,179 @@
+"""Supervised tuning of the language model: the next title (BIGRec, arXiv 2308.08434, step 1), with memory in some windows.
+
+In: a split, a recipe. Out: a backbone directory. Without a checkpoint a small Llama and its tokenizer are made from the
+catalogue and trained whole; a checkpoint gets LoRA adapters, which are merged in the end.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from model_store.lm.split_lm import SplitLM
+from model_store.text.prompt import ItemPrompt, Prompt
+from model_store.text.vocabulary import ItemVocabulary
+from training.data.splits import Split
+from training.items.co_occurrence import co_occurrence_vectors
+from training.lm.backbone import (
+    checkpoint_identity,
+    new_model,
+    new_tokenizer,
+    pretrained,
+    prompt_spec,
+    save_backbone,
+    split_layer,
+    with_adapters,
+)
+from training.lm.item_tokens import learn_items, piece_tokenizer, start_from
+from training.lm.objectives import training_loss, validation
+from training.lm.windows import Windows
+from training.run.device import pick_device, seed_everything
+from training.run.distributed import is_main, on_main, wait_for_main
+from training.run.loop import Progress, fit
+from training.run.recipes import Recipe
+from training.run.stage import begin, digest, finish, is_done, read_certificate
+
+
+class TunableModel(NamedTuple):
+    """A model in training. `adapted` carries the adapters of a checkpoint; it is None for a model trained whole."""
+
+    model: PreTrainedModel
+    prompt: Prompt
+    adapted: Any
+
+    def whole(self) -> PreTrainedModel:
+        """The plain model, adapters merged."""
+        merged: PreTrainedModel = self.model if self.adapted is None else self.adapted.merge_and_unload()
+        return merged
+
+
+def make_model(
+    split: Split, recipe: Recipe, model_name: str | None, device: torch.device, *, seed: int = 0
+) -> TunableModel:
+    if model_name is None:
+        tokenizer = _tokenizer(split, recipe)
+        model, adapted = new_model(recipe.shape, len(tokenizer)), None
+    else:
+        model, tokenizer, adapted = _adapted(model_name, recipe, device)
+    spec = prompt_spec(recipe, is_pretrained=model_name is not None)
+    prompt = Prompt(tokenizer, spec) if recipe.vocabulary == "titles" else None
+    if prompt is None:
+        vocabulary = ItemVocabulary(list(dict.fromkeys(split.titles)), tokenizer)
+        learn_items(model, vocabulary, dropout=recipe.dropout, train_text=model_name is None)
+        if recipe.collaborative_start and model_name is None:
+            vectors = co_occurrence_vectors(split, model.config.hidden_size, seed=seed)
+            start_from(model, vectors, [vocabulary.token(title) for title in split.titles])
+        prompt = ItemPrompt(vocabulary, spec)
+    placed: Any = model
+    return TunableModel(placed.to(device), prompt, adapted)
+
+
+def _tokenizer(split: Split, recipe: Recipe) -> PreTrainedTokenizerBase:
+    if recipe.vocabulary == "items":
+        return piece_tokenizer(split.titles, recipe.shape.vocab_size)
+    return new_tokenizer(split.titles, split.popularity.tolist(), recipe.shape.vocab_size)
+
+
+def _adapted(
+    model_name: str, recipe: Recipe, device: torch.device
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Any]:
+    model, tokenizer = pretrained(model_name, device)
+    adapted = with_adapters(model, recipe)
+    base: Any = adapted.get_base_model()
+    return base, tokenizer, adapted
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def stage_key(fingerprint: str, recipe: Recipe, model_name: str | None, seed: int) -> str:
+    """What the backbone depends on."""
+    memory = [recipe.memory_share, recipe.memory_from, recipe.memory_sizes]
+    training = [recipe.sft, recipe.sft_batch_blocks, recipe.sft_valid_targets, memory]
+    source = [recipe.lora_rank, checkpoint_identity(model_name)] if model_name else recipe.shape
+    prompts = [prompt_spec(recipe, is_pretrained=model_name is not None), recipe.max_memory]
+    tokens = [recipe.vocabulary, recipe.dropout, recipe.max_softmax_items, recipe.softmax_popular]
+    tokens += [recipe.softmax_sampled, recipe.collaborative_start]
+    return digest([fingerprint, source, recipe.split_layer, training, prompts, tokens, seed])
+
+
+def run(
+    split: Split,
+    out: Path,
+    *,
+    recipe: Recipe,
+    inputs: str,
+    model_name: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Returns the certificate; does nothing when the stage is done already."""
+    if on_main(lambda: is_done(out, inputs)):
+        return read_certificate(out)
+    if is_main():
+        begin(out)
+    seed_everything(seed)
+    where = pick_device(device)
+    tuned = make_model(split, recipe, model_name, where, seed=seed)
+    windows = Windows(split, tuned.prompt, recipe.max_memory)
+    lm = SplitLM(tuned.model, split_layer(recipe, tuned.model))
+    state = _fit(lm, tuned, windows, recipe, seed=seed, checkpoints=out / f"checkpoints-{inputs}")
+    if is_main():
+        _save(out, tuned, lm.split_layer, state, recipe=recipe, inputs=inputs, model_name=model_name)
+    wait_for_main()
+    return read_certificate(out)
+
+
+def _save(
+    out: Path,
+    tuned: TunableModel,
+    split_at: int,
+    state: Progress,
+    *,
+    recipe: Recipe,
+    inputs: str,
+    model_name: str | None,
+) -> None:
+    spec = save_backbone(
+        out,
+        tuned.whole(),
+        tuned.prompt.tokenizer,
+        base_model=_base_model(recipe, model_name),
+        adapter=", ".join(_adapters(recipe, model_name)) or None,
+        split_layer=split_at,
+    )
+    report = {"steps": state.step, "best_step": state.best_step, "valid_loss": round(state.best_loss, 4)}
+    facts = {"backbone": spec.model_dump(), "prompt": tuned.prompt.spec.model_dump(), "vocabulary": recipe.vocabulary}
+    finish(out, inputs, {**facts, **report})
+
+
+def _fit(
+    lm: SplitLM, tuned: TunableModel, windows: Windows, recipe: Recipe, *, seed: int, checkpoints: Path
+) -> Progress:
+    lm.model.train()
+    loss_at = training_loss(lm, windows, recipe, seed)
+    validate = validation(lm, windows, recipe, seed)
+    return fit(
+        trainable(tuned.model),
+        loss_at,
+        validate,
+        recipe.sft,
+        checkpoints=checkpoints,
+        label="sft",
+        choose_after=recipe.memory_from if recipe.memory_share else 0,  # before, it has not learned to read memory
+    )
+
+
+def _base_model(recipe: Recipe, model_name: str | None) -> str:
+    """For people: a hub name as it is, a folder by its last part, so that no path of this machine is published."""
+    if model_name is None:
+        return f"llama-{recipe.shape.num_layers}x{recipe.shape.hidden_size} from scratch"
+    return Path(model_name).resolve().name if Path(model_name).is_dir() else model_name
+
+
+def _adapters(recipe: Recipe, model_name: str | None) -> list[str]:
+    lora = [f"lora-{recipe.lora_rank} merged"] if model_name else []
+    return lora + (["memory-aware"] if recipe.memory_share else [])
