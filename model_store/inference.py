@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model_store.answers import GENERATED, GROUNDED, Answer, Query, Ranked, Stopwatch, popular
-from model_store.beams.search import Search, Title, beam_search
-from model_store.beams.trie import Allowed
+from model_store.beams.search import ScoredTitle, Search, beam_search
+from model_store.beams.trie import AllowedItems
 from model_store.bundle import Bundle
 from model_store.lm.padding import pad
 from model_store.lm.split_lm import SplitLM
@@ -82,9 +82,9 @@ def generate(
     bottom: BottomOutput,
     top_input: TopInput,
     *,
-    allowed: Sequence[Allowed],
+    allowed: Sequence[AllowedItems],
     queries: Sequence[Query],
-) -> list[list[Title]]:
+) -> list[list[ScoredTitle]]:
     """The titles of each query by constrained beam search, at most `num_beams` of the manifest.
 
     With item tokens the first step scores all titles, so a longer list costs no further step: there the limit is the
@@ -105,7 +105,7 @@ def generate(
         top_input,
         trie=bundle.catalogue.trie,
         searches=searches,
-        reweigh=lambda log_probs: with_neighbors(bundle, prompts, log_probs),
+        adjust_first_step=lambda log_probs: with_neighbors(bundle, prompts, log_probs),
     )
 
 
@@ -137,7 +137,7 @@ def _selection(chosen: Sequence[tuple[int, ...]], device: torch.device) -> Selec
     return Selection(indices, mask)
 
 
-def _rank(bundle: Bundle, query: Query, titles: list[Title], allowed: Allowed) -> list[Ranked]:
+def _rank(bundle: Bundle, query: Query, titles: list[ScoredTitle], allowed: AllowedItems) -> list[Ranked]:
     """Generated titles, then the items nearest to the best one, then popular items, until the list is full."""
     ranked = [Ranked(_representative(bundle, allowed, title), GENERATED, title.score, 0.0) for title in titles]
     taken = {item.row for item in ranked}
@@ -149,7 +149,7 @@ def _rank(bundle: Bundle, query: Query, titles: list[Title], allowed: Allowed) -
     return ranked[: query.num_results]
 
 
-def _representative(bundle: Bundle, allowed: Allowed, title: Title) -> int:
+def _representative(bundle: Bundle, allowed: AllowedItems, title: ScoredTitle) -> int:
     """The catalogue row that is shown for a title: its most popular allowed item, the lowest row if tied."""
     rows = allowed.rows(title.node)
     if len(rows) == 1:  # the usual case

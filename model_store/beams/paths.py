@@ -1,6 +1,6 @@
-"""Token sequences in sorted order: what the trie walks over, what a bundle stores, where changed titles are spliced in.
+"""Token sequences in sorted order: the trie walks over them, a bundle stores them, changed titles are spliced in.
 
-Numpy only, immutable. A table may lie in a mapped file: nothing is written to it.
+Immutable. The arrays may be memory-mapped; they are never written to. Imports numpy only.
 """
 
 from bisect import bisect_left
@@ -13,32 +13,35 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-_PAD = -1  # sorts before every token, so a sequence comes before those that it begins
-_MANY = 16  # a change of more than one sequence in so many is sorted anew
+_PAD = -1  # sorts before every token, so a sequence comes before its extensions
+_SORT_SHARE = 16  # if more than 1/16 of the sequences change, all are sorted again
 
 
 @dataclass(frozen=True)
 class Paths:
-    """`order` (N,) int32: whose sequence stands at a place. `tokens` (L, N) int32: column = place, padded with −1."""
+    """N sequences in sorted order.
+
+    `order` (N,) int32: the row whose sequence is at a place. `tokens` (L, N) int32: column = place, padded with −1.
+    """
 
     order: NDArray[np.int32]
     tokens: NDArray[np.int32]
 
     @classmethod
     def of(cls, sequences: Sequence[Sequence[int]]) -> Self:
-        """Row i is `sequences[i]`."""
+        """Sort `sequences`; sequence i belongs to row i."""
         counts = np.fromiter(map(len, sequences), dtype=np.int64, count=len(sequences))
         flat = np.fromiter(chain.from_iterable(sequences), dtype=np.int32, count=int(counts.sum()))
         return cls.from_flat(flat, counts)
 
     @classmethod
     def from_flat(cls, flat: NDArray[np.int32], counts: NDArray[np.int64]) -> Self:
-        """From the tokens of all sequences in a row, and how many each has (N,)."""
+        """As `of`, from the tokens of all sequences in one array and the length of each, `counts` (N,)."""
         return cls._sorted(_table(flat, counts))
 
     @classmethod
     def _sorted(cls, table: NDArray[np.int32]) -> Self:
-        """`table` (L, N) in the order of rows."""
+        """Sort the columns of `table` (L, N), column = row."""
         if not table.size:
             return cls(np.arange(table.shape[1], dtype=np.int32), table)
         order = np.lexsort(table[::-1]).astype(np.int32)
@@ -52,7 +55,7 @@ class Paths:
 
     @cached_property
     def places(self) -> NDArray[np.int32]:
-        """(N,): where a row's sequence stands; the inverse of `order`."""
+        """(N,) the place of each row's sequence; the inverse of `order`."""
         places = np.empty_like(self.order)
         places[self.order] = np.arange(len(self), dtype=np.int32)
         return places
@@ -62,15 +65,15 @@ class Paths:
         return tuple(column[column != _PAD].tolist())
 
     def replaced(self, rows: NDArray[np.int64], sequences: Sequence[Sequence[int]]) -> "Paths":
-        """With other `sequences` of different `rows`; rows from N on are new, and none between may be missing.
+        """A copy with other `sequences` for `rows`, which are all different. Rows from N on are new, without gaps.
 
-        A few are spliced in, which copies the table, but sorts nothing.
+        A small change is spliced in: that copies the table, but sorts nothing again.
         """
         fresh = Paths.of(sequences)
         old = _widened(self.tokens, len(fresh.tokens))
         new = _widened(fresh.tokens, len(old))
         known = rows[rows < len(self)]
-        if len(rows) * _MANY > len(self):
+        if len(rows) * _SORT_SHARE > len(self):
             table = np.full((len(old), int(max(len(self) - 1, rows.max(initial=-1))) + 1), _PAD, dtype=np.int32)
             table[:, self.order] = old
             table[:, rows[fresh.order]] = new
@@ -82,7 +85,7 @@ class Paths:
 
 
 def _table(flat: NDArray[np.int32], counts: NDArray[np.int64]) -> NDArray[np.int32]:
-    """(L, N), padded."""
+    """A padded table (L, N), one sequence a column."""
     table = np.full((int(counts.max(initial=0)), len(counts)), _PAD, dtype=np.int32)
     starts = counts.cumsum() - counts
     for depth, column in enumerate(table):
@@ -104,9 +107,9 @@ def _key(column: NDArray[np.int32]) -> list[int]:
 def _spliced(
     old: NDArray[np.int32], new: NDArray[np.int32], removed: Sequence[int], added: Sequence[int]
 ) -> NDArray[np.int32]:
-    """`old` (L, N) without the columns `removed`, and with column i of `new` before the old column `added[i]`.
+    """`old` (L, N) without the columns `removed`, with column i of `new` inserted before the old column `added[i]`.
 
-    Both lists are sorted.
+    `removed` and `added` are in ascending order.
     """
     events = sorted(
         [*((place, 1, 0) for place in removed), *((place, 0, number) for number, place in enumerate(added))]

@@ -1,9 +1,9 @@
-"""A catalogue of a million titles: building it, asking it, changing it, and starting a server with it.
+"""A catalogue of a million titles: build it, search it, change it, and start a server with it.
 
-Titles are three to eight words, common ones more often; one item in fifty is hidden. Vectors are clustered as those of
-titles are: around 20 000 centres, most of their variance in few directions; queries are vectors of items and some
-noise. Prints a table and, last, one line of JSON. Needs 3 GB of disk below `--directory` and 4 GB of memory; about four
-minutes on two idle cores.
+A title has three to eight words; some words are much more frequent than others. One item in fifty is hidden. Vectors
+are clustered like embeddings of titles: around 20 000 centres, with most of their variance in few directions. Queries
+are vectors of items plus noise. Prints a table and, last, one line of JSON. Needs 3 GB of disk below `--directory` and
+4 GB of memory; takes about four minutes on two idle cores.
 
     python tests/benchmarks/benchmark_catalogue.py [--items 1000000] [--dimension 256] [--directory DIR]
 """
@@ -25,7 +25,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from model_store.beams.paths import Paths
-from model_store.beams.trie import Allowed, Node, Trie
+from model_store.beams.trie import AllowedItems, Node, Trie
 from model_store.catalogue.catalogue import Catalogue
 from model_store.catalogue.items import Item
 from model_store.grounding import ItemIndex
@@ -46,7 +46,7 @@ Results = dict[str, Any]
 
 
 def titles_of(num_items: int, rng: np.random.Generator) -> list[str]:
-    """Words are drawn with a density that falls with their number."""
+    """Words with low numbers are the most frequent."""
     words = np.array([f"w{number}" for number in range(NUM_WORDS)], dtype=object)
     drawn = words[(NUM_WORDS * rng.random((num_items, 8)) ** 3).astype(int)]
     return [" ".join(row[:length]) for row, length in zip(drawn, rng.integers(3, 9, num_items), strict=True)]
@@ -110,7 +110,7 @@ def building(titles: Sequence[str], prompt: Prompt) -> Results:
 
 
 def masks(catalogue: Catalogue, rng: np.random.Generator) -> dict[str, list[NDArray[np.bool_]]]:
-    """What requests of several kinds allow."""
+    """(N,) masks of allowed items, for several kinds of requests."""
     size = len(catalogue)
 
     def seen() -> NDArray[np.bool_]:
@@ -133,7 +133,7 @@ def masks(catalogue: Catalogue, rng: np.random.Generator) -> dict[str, list[NDAr
 
 
 def mask_steps(catalogue: Catalogue, rng: np.random.Generator) -> Results:
-    """One request: what it allows, the first tokens among that, then the children of a node further down."""
+    """Mask work of one request: allowed items, then allowed first tokens, then allowed children of a deeper node."""
     trie, nodes = catalogue.trie, below_root(catalogue.trie, rng)
     results: Results = {}
     for name, found in masks(catalogue, rng).items():
@@ -153,19 +153,21 @@ def first_tokens(trie: Trie, found: Sequence[NDArray[np.bool_]], number: int) ->
     return trie.allow(found[number % len(found)]).among(trie.children(trie.root))
 
 
-def children_among(trie: Trie, nodes: Sequence[Node], allowed: Sequence[Allowed], number: int) -> NDArray[np.int64]:
+def children_among(
+    trie: Trie, nodes: Sequence[Node], allowed: Sequence[AllowedItems], number: int
+) -> NDArray[np.int64]:
     return allowed[number % len(allowed)].among(trie.children(nodes[number % len(nodes)]))
 
 
 def below_root(trie: Trie, rng: np.random.Generator) -> list[Node]:
-    """Children of the root, the larger the likelier."""
+    """Children of the root, drawn with probability proportional to their number of titles."""
     children = trie.children(trie.root)
     places = children.starts.searchsorted(rng.integers(trie.root.stop, size=REPEATS), side="right") - 1
     return [trie.edge(children, int(place), 0).child for place in places]
 
 
 def changes(catalogue: Catalogue, index: ItemIndex, rng: np.random.Generator) -> Results:
-    """One PUT: the new snapshot, made beside the engine, then the vector, on its thread."""
+    """One PUT /items: a new snapshot of the catalogue, then the vector in the index."""
     vector = rng.standard_normal((1, index.dimension), dtype=np.float32)
     renamed = each_ms(lambda number: catalogue.with_items([Item(f"item{number}", f"w{number} w7 w9")]), NUM_PUTS)
     new = each_ms(lambda number: catalogue.with_items([Item(f"new{number}", f"w{number} w7 w9")]), NUM_PUTS)
@@ -181,7 +183,7 @@ def changes(catalogue: Catalogue, index: ItemIndex, rng: np.random.Generator) ->
 def grounding(
     index: ItemIndex, vectors: NDArray[np.float32], queries: NDArray[np.float32], floor_bytes: float
 ) -> Results:
-    """Beside Faiss Flat, one thread each."""
+    """Search time and recall against Faiss Flat, with one thread each."""
     faiss.omp_set_num_threads(1)
     flat = faiss.IndexFlatL2(vectors.shape[1])
     flat.add(vectors)
@@ -200,12 +202,12 @@ def grounding(
 
 
 def probed_bytes(num_items: int, dimension: int) -> float:
-    """Codes in the lists that are probed, the centres of all lists, and the vectors that are compared."""
+    """Bytes that a search reads: codes in the probed lists, the centres of all lists, and the compared vectors."""
     return min(num_items, 200_000) * dimension / 4 + 4 * dimension * (num_items**0.5 + 200)
 
 
 def on_noise(num_items: int, dimension: int, rng: np.random.Generator) -> Results:
-    """The worst case: nothing is near anything, so no list is likelier than another."""
+    """Worst case: vectors without clusters, so that no list is more likely than another to hold the neighbours."""
     vectors = rng.standard_normal((num_items, dimension), dtype=np.float32)
     queries = rng.standard_normal((NUM_QUERIES, dimension), dtype=np.float32)
     floor_bytes = probed_bytes(num_items, dimension)
@@ -253,7 +255,7 @@ def serving(path: Path) -> Results:
 
 
 def measure(num_items: int, dimension: int, directory: Path) -> Results:
-    """What fills memory is gone before the server starts."""
+    """The server starts after this process has released the catalogue."""
     results = made(num_items, dimension, directory / "bundle")
     return {**results, "server": serving(directory / "bundle")}
 
@@ -275,16 +277,16 @@ def made(num_items: int, dimension: int, bundle: Path) -> Results:
 
 
 def rows_of(results: Results) -> list[list[object]]:
-    """The table. The last column is the most that is wanted at a million items, recall the least."""
+    """The table. Its last column is the goal at a million items: a maximum, for recall a minimum."""
     trie, ground, put, server = (results[name] for name in ("trie", "grounding", "put", "server"))
     rows: list[list[object]] = [
-        ["", "p50", "p99", "wanted"],
+        ["", "p50", "p99", "goal"],
         ["titles to tokens, s", trie["tokenising_s"], None, None],
         ["trie, s", trie["trie_s"], None, 60],
         ["trie, MiB", trie["trie_mib"], None, 1024],
     ]
     for name, steps in results["mask"].items():
-        rows.append([f"first mask of its kind, ms: {name}", steps["first_allow_ms"], None, None])
+        rows.append([f"first mask, ms: {name}", steps["first_allow_ms"], None, None])
         rows.append([f"mask + first tokens, ms: {name}", *steps["allow_and_root_ms"].values(), 1])
         rows.append([f"children of a node, ms: {name}", *steps["node_ms"].values(), 1])
     rows += [[f"one change, ms: {name.removesuffix('_ms')}", *found.values(), None] for name, found in put.items()]
@@ -301,7 +303,7 @@ def rows_of(results: Results) -> list[list[object]]:
         ["bundle, MiB", results["bundle_mib"], None, None],
         ["server: start to ready, s", server["start_to_ready_s"], None, 20],
         ["server: resident, MiB", server["resident_mib"], None, None],
-        ["  of that its own, not mapped files", server["own_mib"], None, None],
+        ["  without mapped files", server["own_mib"], None, None],
         ["server: /recommend, ms", server["recommend_ms"], None, None],
         ["server: PUT /items/X, ms", server["put_ms"], None, None],
     ]
@@ -311,7 +313,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--dimension", type=int, default=256)
-    parser.add_argument("--directory", type=Path, help="where the bundle is made and removed again (default: TMPDIR)")
+    parser.add_argument("--directory", type=Path, help="where the temporary bundle is written (default: TMPDIR)")
     arguments = parser.parse_args(argv)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from model_store.beams.search import Search, Title
-from model_store.beams.trie import Edge, Node, Trie
+from model_store.beams.search import ScoredTitle, Search
+from model_store.beams.trie import Node, Trie, TrieEdge
 from model_store.lm.split_lm import SplitLM
 from model_store.memory.combine import TopInput
 
@@ -23,7 +23,7 @@ class Beam(NamedTuple):
 
     search: int
     parent: int  # row of the caches
-    edge: Edge
+    edge: TrieEdge
     score: float
 
 
@@ -57,7 +57,7 @@ def plain_beam_search(
     *,
     trie: Trie,
     searches: Sequence[Search],
-) -> list[list[Title]]:
+) -> list[list[ScoredTitle]]:
     log_probs = lm.top(combined.states, combined.mask, caches[1], num_logits=1)[:, -1].log_softmax(dim=-1)
     state = Caches(*caches, prompt_mask, combined.mask)
     frontier: Frontier = [(index, index, trie.root, 0.0) for index in range(len(searches))]

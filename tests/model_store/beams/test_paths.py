@@ -35,7 +35,7 @@ def test_a_change_gives_what_building_anew_gives(
         row: expected[row] for row in [*range(len(rows), len(expected)), *(row for row in changes if row < len(rows))]
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_MANY", many)
+        patch.setattr(module, "_SORT_SHARE", many)
         paths = Paths.of(rows).replaced(np.array(list(new), dtype=np.int64), list(new.values()))
     assert in_order(paths) == sorted(expected)
     assert [paths.sequence(int(paths.places[row])) for row in range(len(expected))] == expected

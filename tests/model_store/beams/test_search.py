@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from model_store.beams.search import Search, Title, beam_search
+from model_store.beams.search import ScoredTitle, Search, beam_search
 from model_store.beams.trie import Trie
 from model_store.lm.padding import pad
 from model_store.lm.split_lm import SplitLM
@@ -28,7 +28,7 @@ def search(
     num_beams: int = 50,
     num_titles: int = 50,
     rows: list[int] | None = None,
-) -> list[list[Title]]:
+) -> list[list[ScoredTitle]]:
     trie = Trie(TITLES)
     tokens, mask = pad(prompts)
     caches = lm.new_caches()
@@ -39,7 +39,7 @@ def search(
         return beam_search(lm, mask, caches, TopInput(states, mask), trie=trie, searches=searches)
 
 
-def named(titles: list[Title]) -> dict[tuple[int, ...], float]:
+def named(titles: list[ScoredTitle]) -> dict[tuple[int, ...], float]:
     order = Trie(TITLES).order
     return {TITLES[order[title.node.start]]: title.score for title in titles}
 
@@ -176,7 +176,7 @@ def test_the_first_step_may_be_reweighed() -> None:
             TopInput(states, mask),
             trie=trie,
             searches=[Search(trie.allow(), 2, 2) for _ in range(2)],
-            reweigh=lambda log_probs: wish,
+            adjust_first_step=lambda log_probs: wish,
         )
     best = [SINGLE[trie.order[found[0].node.start]] for found in results]
     assert best == [(7,), (399,)] and [found[0].score for found in results] == [-0.5, -0.5]

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from transformers import DynamicCache
 
-from model_store.beams.search import Search, Title, beam_search
-from model_store.beams.tree_attention import Branch, Tree
+from model_store.beams.search import ScoredTitle, Search, beam_search
+from model_store.beams.tree_attention import Branch, TokenTree
 from model_store.beams.trie import Trie
 from model_store.lm.padding import pad
 from model_store.lm.split_lm import SplitLM
@@ -38,7 +38,7 @@ def both_ways(
     num_memories: Sequence[int] | None = None,
     placement: str = "insert",
     allowed: NDArray[np.bool_] | None = None,
-) -> list[list[list[Title]]]:
+) -> list[list[list[ScoredTitle]]]:
     """Columns first, rows second."""
     trie, (tokens, mask) = Trie(titles), pad(prompts)
     counts = num_memories or [0] * len(prompts)
@@ -55,7 +55,7 @@ def both_ways(
     return found
 
 
-def check_same(columns: list[list[Title]], rows: list[list[Title]]) -> None:
+def check_same(columns: list[list[ScoredTitle]], rows: list[list[ScoredTitle]]) -> None:
     for query, (fast, plain) in enumerate(zip(columns, rows, strict=True)):
         assert [title.node for title in fast] == [title.node for title in plain], f"other titles for query {query}"
         scores = [title.score for title in plain]
@@ -132,7 +132,7 @@ def test_a_token_sees_its_ancestors_and_nobody_else() -> None:
     tokens, mask = pad(PROMPTS[:2])
     caches = LLAMA.new_caches()
     LLAMA.top_hidden(LLAMA.bottom(tokens, mask, caches[0]), mask, caches[1])
-    tree = Tree(LLAMA, caches, (mask, mask))
+    tree = TokenTree(LLAMA, caches, (mask, mask))
     tree.read([Branch(0, 0, 0, [40, 41]), Branch(1, 1, 0, [50]), Branch(0, 0, 0, [42])])
     last = tree.read([Branch(0, 3, 1, [43, 44]), Branch(0, 1, 2, [45]), Branch(1, 2, 1, [46])])
     whole = [[*PROMPTS[0], 42, 43], [*PROMPTS[0], 42, 43, 44], [*PROMPTS[0], 40, 41, 45], [*PROMPTS[1], 50, 46]]
@@ -148,7 +148,7 @@ def test_a_finished_query_is_let_go() -> None:
     tokens, mask = pad(PROMPTS)
     caches = LLAMA.new_caches()
     LLAMA.top_hidden(LLAMA.bottom(tokens, mask, caches[0]), mask, caches[1])
-    tree = Tree(LLAMA, caches, (mask, mask))
+    tree = TokenTree(LLAMA, caches, (mask, mask))
     tree.read([Branch(0, 0, 0, [40]), Branch(2, 2, 0, [41])])
     assert [rows_and_columns(cache) for cache in caches] == [(2, tokens.shape[1] + 1)] * 2
     assert tree.read([Branch(2, 1, 1, [42, 43])]).shape == (2, 32)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_store.beams import trie as module
-from model_store.beams.trie import Allowed, Children, Edge, Node, Trie
+from model_store.beams.trie import AllowedItems, Children, Node, Trie, TrieEdge
 
 END = 0
 titles = st.lists(st.integers(1, 3), max_size=5).map(lambda tokens: (*tokens, END))
@@ -17,12 +17,12 @@ single = st.tuples(st.integers(1, 9))  # item tokens: one each, no terminator
 catalogues = st.one_of(st.lists(titles, max_size=25), st.lists(single, max_size=25))
 
 
-def edges_of(trie: Trie, node: Node, allowed: Allowed | None = None) -> list[Edge]:
+def edges_of(trie: Trie, node: Node, allowed: AllowedItems | None = None) -> list[TrieEdge]:
     children = trie.children(node)
     return [trie.edge(children, int(place), node.depth) for place in (allowed or trie.allow()).among(children)]
 
 
-def leaves(trie: Trie, allowed: Allowed) -> Iterator[tuple[tuple[int, ...], Node]]:
+def leaves(trie: Trie, allowed: AllowedItems) -> Iterator[tuple[tuple[int, ...], Node]]:
     """Every generable token sequence with its leaf."""
     stack: list[tuple[tuple[int, ...], Node]] = [((), trie.root)]
     while stack:
