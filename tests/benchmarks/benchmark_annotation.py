@@ -1,16 +1,17 @@
-"""Labels of all memory elements of a target: the shared prefix of training.annotate against one pass per element.
+"""Annotation of all memory elements of a target: the shared prefix of training against one pass per element.
 
-Three ways to the same log-probabilities, with the same weights, in the same run:
+Three ways to compute the same log-probabilities, with the same weights, in the same run:
 
-`each`     for every element the bottom half reads its window, then prompt and answer, and the top half reads prompt,
-           memory and answer. Nothing is kept, nothing batched; logits are computed for the answer only.
-`batched`  the same work, all elements of a target in one batch.
-`shared`   what training does: a window is read once however many targets remember it, prompt and answer once, and the
-           top half's keys and values of the prompt are shared by all elements. Reading the windows is counted in;
-           `states kept` is the same without it, as for the next target of a reader whose windows are known.
+`each`     for every element, the bottom half reads the window of the element, then prompt and answer; the top half
+           reads prompt, memory element and answer. No cache, no batch; logits are computed for the answer only.
+`batched`  the same work, with all elements of a target in one batch.
+`shared`   as training does it: each window is read once, whatever the number of targets that have it in memory; prompt
+           and answer are read once; all elements share the top half's keys and values of the prompt. The time includes
+           reading the windows; `states kept` is the same without it, as for a user whose windows are already encoded.
 
-Targets are consecutive events of one reader. The floor is the linear layers' operations of the shared way over the
-measured rate of one large product of matrices. Prints a table and, last, one line of JSON; fails when results differ.
+Targets are consecutive events of one user. The floor is the number of operations of the linear layers in the shared
+way, divided by the measured rate of large matrix products. Prints a table and, last, one line of JSON. Fails when the
+results differ.
 
     python tests/benchmarks/benchmark_annotation.py [--targets 16] [--elements 90] [--laps 3]
 """
@@ -30,14 +31,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from model_store.lm.split_lm import SplitLM
 from tests.benchmarks.machine import last_line, matrix_rate, table, timed
-from training.annotate import annotate
-from training.lm.likelihood import answer_log_probs, read
+from training.lm.likelihood import answer_log_probs, encode_answers
 from training.lm.states import States, encode_prompts
 from training.lm.windows import Example
+from training.memory.annotations import annotate
 
 RECENT = 10  # K
 TOLERANCE = 1e-3  # nats, of a whole answer
-BATCH = 16  # targets at a time, as the recipes have it
+BATCH = 16  # targets at a time, as in the recipes
 
 
 class Size(NamedTuple):
@@ -57,14 +58,14 @@ SIZES = (
 
 
 class Reader(NamedTuple):
-    """One reader: the prompts of the windows that end at each event, and targets with as many memories each."""
+    """One user. `prompts`: of the window that ends at each event. `examples`: targets with equally many memories."""
 
     prompts: list[list[int]]
     examples: list[Example]
 
     @property
     def num_windows(self) -> int:
-        """Those that some target remembers."""
+        """Number of windows that are a memory of at least one target."""
         return int(self.examples[-1].memory_positions[-1]) + 1
 
 
@@ -100,12 +101,12 @@ def make_reader(size: Size, num_targets: int, num_elements: int) -> Reader:
 
 @torch.inference_mode()
 def each(lm: SplitLM, reader: Reader, example: Example) -> list[float]:
-    """(1 + M,) without memory, then with each element."""
+    """(1 + M,) log-probabilities: without memory, then with each element."""
     scores = _scores(lm, example, torch.zeros(1, 0, lm.hidden_size))
     for position in example.memory_positions:
         window = torch.tensor([reader.prompts[position]])
         state = lm.bottom(window, torch.ones_like(window))[:, -1:]
-        scores += _scores(lm, example, state.half())  # as it is stored
+        scores += _scores(lm, example, state.half())  # stored states are float16
     return scores
 
 
@@ -116,15 +117,15 @@ def batched(lm: SplitLM, reader: Reader, example: Example) -> list[float]:
 
 
 def _scores(lm: SplitLM, example: Example, memory: Tensor) -> list[float]:
-    """`memory` (B, S, D), S = 0 or 1: one whole pass for each row."""
-    batch = read(lm, [example.prompt] * len(memory), [example.answer] * len(memory))
+    """One whole pass for each row of `memory` (B, S, D), S = 0 or 1."""
+    batch = encode_answers(lm, [example.prompt] * len(memory), [example.answer] * len(memory))
     mask = torch.ones(memory.shape[:2], dtype=torch.long)
     scores: list[float] = answer_log_probs(lm, batch, memory, mask, "insert").tolist()
     return scores
 
 
 def shared(lm: SplitLM, reader: Reader) -> list[list[float]]:
-    """All targets of the reader, as training annotates them."""
+    """All targets of the user, as training annotates them; the windows are encoded first."""
     return score_targets(lm, reader, encode_prompts(lm, reader.prompts[: reader.num_windows]))
 
 
@@ -138,7 +139,7 @@ def score_targets(lm: SplitLM, reader: Reader, states: NDArray[np.float16]) -> l
 
 
 def num_operations(size: Size, reader: Reader) -> float:
-    """Multiplications and additions of the linear layers that the shared way cannot do without, for all targets."""
+    """Multiplications and additions of the linear layers in the shared way, for all targets."""
     layer = 2 * 10 * size.hidden_size**2  # four products of attention, three of an MLP of twice the width
     targets = reader.examples
     windows = sum(map(len, reader.prompts[: reader.num_windows]))
@@ -153,7 +154,7 @@ def num_operations(size: Size, reader: Reader) -> float:
 
 
 def measure(size: Size, *, num_targets: int, num_elements: int, num_laps: int) -> dict[str, float]:
-    """Milliseconds per target, medians. The ways take turns, so that a busy machine is busy for all of them."""
+    """Medians of milliseconds per target. The ways take turns, so that other load on the machine hits all of them."""
     lm, reader = make_lm(size), make_reader(size, num_targets, num_elements)
     states = encode_prompts(lm, reader.prompts[: reader.num_windows])
     expected = score_targets(lm, reader, states)  # also warms up

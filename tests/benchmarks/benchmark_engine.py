@@ -1,13 +1,13 @@
-"""The engine against its counted floor, and against Hugging Face `generate` with the same weights, beams and answers.
+"""The engine against its floor, and against Hugging Face `generate` with the same weights, beams and answers.
 
 Weights are random in a known shape (`world.py`): `demo`, `0.5b` (Qwen2.5-0.5B) or `7b` (Llama-2-7B, on a GPU only).
-AutoMR answers from a prompt of 10 items and 90 memories, its matrices laid out as a server does (`packed.py`).
+AutoMR answers from a prompt of 10 items and 90 memories. Its matrices are packed as in a server (`prepacked.py`).
 
-`floor`      operations over the matrix rate and bytes over the bandwidth, of the tokens that were read (`floor.py`)
-`hf 10`      generate with a function that allows the catalogue, 10 items in the prompt: as AutoMR without memory
-`hf 100`     the same with the whole history in the prompt; at demo size, and with --long, of 500 items as well
-`window`     a request whose window the worker has encoded before (`window_cache.py`), and one whose window is new
-`bfloat16`   the engine in another precision (`precision.py`), `int8` too: times, and how often it answers the same
+`floor`      lower bound of the time for the tokens that were read (`floor.py`)
+`hf 10`      `generate` constrained to the catalogue, 10 items in the prompt: the same task as AutoMR without memory
+`hf 100`     the same with 100 items in the prompt; at demo size, and with --long, 500 items as well
+`window`     a request whose window is in the cache (`window_cache.py`), and a request whose window is new
+`bfloat16`   the engine in another precision (`precision.py`), also `int8`: time, and agreement of the answers
 
 Prints tables and, last, one line of JSON.
 
@@ -29,11 +29,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from model_store.bundle import Bundle
 from model_store.answers import Answer
+from model_store.bundle import Bundle
 from model_store.inference import encode, recommend
-from model_store.lm.packed import pack_matrices
 from model_store.lm.precision import Precision, set_precision
+from model_store.lm.prepacked import prepack_matrices
 from model_store.lm.window_cache import WindowCache
 from tests.benchmarks.floor import Work, counted
 from tests.benchmarks.machine import bandwidth, last_line, matrix_rate, median_ms, paired, table
@@ -61,7 +61,7 @@ _REPEATS = {"demo": 10, "0.5b": 2, "7b": 5}
 
 @dataclass
 class Bench:
-    """The parts of one run. `twin` has the weights of the bundle's model, and is whole."""
+    """The parts of one run. `twin`: the whole model over the same weights as the split model of the bundle."""
 
     size: str
     shape: Shape
@@ -87,7 +87,7 @@ class Bench:
         return self.bundle.prompt.title_tokens(self.bundle.catalogue.items[row].title)
 
     def prompt_of(self, reader: Reader, num_items: int) -> list[int]:
-        """As the bundle writes it, but of any length."""
+        """Token ids of the bundle's prompt, but with any number of items."""
         prompt, titles = self.bundle.prompt, reader.titles[-num_items:]
         return [*prompt.head, *(token for title in titles for token in prompt.title_tokens(title))]
 
@@ -98,13 +98,13 @@ def make_bench(size: str, *, device: str, dtype: torch.dtype, num_beams: int | N
     model = make_model(shape, shop, dtype=dtype, device=device)
     twin = _twin(model)
     bundle = make_bundle(model, shape, shop, num_beams=num_beams)
-    pack_matrices(bundle.lm)  # as the service does
+    prepack_matrices(bundle.lm)  # as the service does
     readers = make_readers(bundle, max(BATCHES))
     return Bench(size, shape, shop, bundle, twin, readers, device, dtype)
 
 
 def _twin(model: PreTrainedModel) -> PreTrainedModel:
-    """Another object over the same weights: the halves take theirs over."""
+    """Another object over the same weights. It stays whole when the bundle splits the model."""
     return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 
@@ -134,16 +134,16 @@ def against_floor(bench: Bench, batch_size: int, repeats: int) -> dict[str, Any]
 
 
 def _must_be_counted(work: Work, batch_size: int) -> None:
-    """A path around the doors that are counted would make the floor too low, and the ratio look bad, or none."""
+    """Raises SystemExit if tokens were read by methods that `counted` does not wrap: the floor is too low."""
     if not work.beam_tokens or min(work.prompt_tokens) < batch_size:
-        raise SystemExit("the engine reads tokens where floor.py does not count them")
+        raise SystemExit("the engine reads tokens by methods that floor.py does not count")
 
 
-# --- against what one would do otherwise ------------------------------------------------------------------------------
+# --- against Hugging Face generate ------------------------------------------------------------------------------------
 
 
 def against_generate(bench: Bench, num_items: int, repeats: int, *, warm_up: int) -> dict[str, Any]:
-    """Requests of one reader at a time, both ways in turn. Of 10 items the answers are compared as well."""
+    """One request at a time, both ways in turn. With 10 items in the prompt the answers are compared too."""
     sequences = [bench.bundle.prompt.title_tokens(title) for title in bench.shop.titles]
     peer = Generate(bench.twin, sequences, terminator=bench.bundle.prompt.terminator[0])
     ours, plain, theirs = (cycle(bench.readers) for _ in range(3))
@@ -174,13 +174,16 @@ def against_generate(bench: Bench, num_items: int, repeats: int, *, warm_up: int
 def _agreement_with_peer(
     bench: Bench, answers: Sequence[Answer], found: Sequence[Sequence[Generated]]
 ) -> dict[str, float]:
-    """Beams of the two search differently (whole edges here, single tokens there), so lists may differ further down."""
+    """The beams differ (here whole edges of the trie, there single tokens), so the ends of the lists may differ.
+
+    Raises SystemExit when the same title has different scores.
+    """
     ours = [{bench.title(item.row): item.score for item in answer.items} for answer in answers]
     theirs = [{each.tokens: each.score for each in lists} for lists in found]
     shared = [(one[title], two[title]) for one, two in zip(ours, theirs, strict=True) for title in one.keys() & two]
     worst = max((abs((mine or 0.0) - yours) for mine, yours in shared), default=float("inf"))
     if bench.dtype == torch.float32 and worst > SCORE_TOLERANCE:
-        raise SystemExit(f"the same title scores differently by {worst:.2g} nats: not the same question")
+        raise SystemExit(f"the scores of the same title differ by {worst:.2g} nats")
     pairs = list(zip(ours, theirs, strict=True))
     return {
         "top1_same": statistics.mean(next(iter(one)) == next(iter(two)) for one, two in pairs),
@@ -194,22 +197,22 @@ def _best(scores: dict[tuple[int, ...], Any]) -> float:
     return max(float(score) for score in scores.values() if score is not None)
 
 
-# --- a window that is known -------------------------------------------------------------------------------------------
+# --- a window in the cache --------------------------------------------------------------------------------------------
 
 
 def after_event(bench: Bench, repeats: int) -> dict[str, float]:
-    """One reader. The window is new, or known because the ingest worker has encoded it; the answer is the same."""
+    """One request. Its window is new, or in the cache because the worker has encoded it. The answers must agree."""
     reader = bench.readers[:1]
-    known = WindowCache(has_layers=True)
+    known = WindowCache(keeps_keys_values=True)
     encode(bench.bundle.lm, [bench.bundle.prompt.tokens(reader[0].titles)], known)
     ways = {
         "no_cache": lambda: bench.answer(reader),
-        "new_window": lambda: bench.answer(reader, windows=WindowCache(has_layers=True)),
+        "new_window": lambda: bench.answer(reader, windows=WindowCache(keeps_keys_values=True)),
         "known_window": lambda: bench.answer(reader, windows=known),
     }
     rows = [[item.row for item in way()[0].items] for way in ways.values()]
     if rows[0] != rows[1] or rows[0] != rows[2]:
-        raise SystemExit("a known window changes the answer")
+        raise SystemExit("a cached window changes the answer")
     none, new, hit = paired(list(ways.values()), repeats, device=bench.device, warm_up=0)
     return {
         "no_cache_ms": median_ms(none),
@@ -223,11 +226,11 @@ def after_event(bench: Bench, repeats: int) -> dict[str, float]:
 
 
 def in_precision(bench: Bench, precision: Precision, repeats: int) -> dict[str, Any]:
-    """The largest batch as `precision.py` has it, in turn with the model as it is."""
+    """The largest batch in this precision (`precision.py`), in turn with the original precision."""
     size = max(BATCHES)
     bundle = make_bundle(copy.deepcopy(bench.twin), bench.shape, bench.shop, num_beams=bench.num_beams)
     set_precision(bundle.lm, precision)
-    pack_matrices(bundle.lm)
+    prepack_matrices(bundle.lm)
     dtype = getattr(torch, precision)
     other = replace(bench, bundle=bundle)
     with counted(bundle.lm) as work:
@@ -281,14 +284,14 @@ def is_gpu(device: str) -> bool:
 
 
 def llama_cpp() -> str:
-    """Whether the other engine is there to be compared with; it is not installed for this."""
+    """Names of llama.cpp programs on this machine. The benchmark only reports them."""
     found = [name for name in ("llama-bench", "llama-cli") if shutil.which(name)]
     found += ["llama_cpp"] if importlib.util.find_spec("llama_cpp") else []
     return ", ".join(found) or "not installed"
 
 
 def report(bench: Bench, results: dict[str, Any]) -> str:
-    """What `measure` found, as tables."""
+    """Tables of the results of `measure`."""
     floors = [("AutoMR, 90 memories", "ms", "floor, ms", "× floor", "prompt tokens", "beam tokens", "steps")]
     for name, row in results["recommend"].items():
         counts = [row["prompt_tokens"][0], row["beam_tokens"], row["steps"]]
@@ -300,7 +303,7 @@ def report(bench: Bench, results: dict[str, Any]) -> str:
         peers.append((f"{name.removeprefix('hf_')} items in the prompt", *sizes, *agreement))
     window = results["window"]
     windows = [
-        ("one request, ms", "without cache", "new window", "known window", "× faster"),
+        ("one request, ms", "without cache", "new window", "cached window", "× faster"),
         ("AutoMR, 90 memories", *window.values()),
     ]
     parts = [table(floors), _stages(results), table(windows), table(peers)]
@@ -327,15 +330,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, help="default: float32, on a GPU bfloat16")
     parser.add_argument("--beams", type=int, help="default: 20 at demo size, otherwise 10")
-    parser.add_argument("--repeats", type=int, help="runs that are timed, of each way")
-    parser.add_argument("--long", action="store_true", help="500 items in the prompt as well: minutes at 0.5b")
+    parser.add_argument("--repeats", type=int, help="timed runs of each way")
+    parser.add_argument("--long", action="store_true", help="also 500 items in the prompt; takes minutes at 0.5b")
     arguments = parser.parse_args(argv)
     on_gpu = is_gpu(arguments.device)
     if arguments.size == "7b" and not on_gpu:
         print("7b needs a GPU: --device cuda", file=sys.stderr)
         return 2
     if arguments.size == "demo":
-        torch.set_num_threads(1)  # as the service runs so small a model, and as `generate` is fastest, too
+        torch.set_num_threads(1)  # as in the service for so small a model; also the fastest for `generate`
     dtype = DTYPES[arguments.dtype or ("bfloat16" if on_gpu else "float32")]
     with quiet_library():
         bench = make_bench(arguments.size, device=arguments.device, dtype=dtype, num_beams=arguments.beams)

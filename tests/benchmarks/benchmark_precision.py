@@ -1,7 +1,8 @@
-"""Whether bfloat16 and int8 recommend what float32 does: a trained bundle (default: the demo's) on its own readers.
+"""Agreement of bfloat16 and int8 with float32: recommendations of a trained bundle (default: the demo's).
 
-Readers are asked for after each event from their 11th on. Every precision reads windows and memory for itself, as a
-server in it would. Compared are the ten items of each answer. Prints a table and, last, one line of JSON. A minute.
+There is one request for a user after each of its events from the 11th on. Each precision encodes windows and memory
+itself, as a server with this precision would. The ten items of each answer are compared. Prints a table and, last, one
+line of JSON. About a minute.
 
     PYTHONPATH=. python tests/benchmarks/benchmark_precision.py [--bundle DIR] [--requests 500]
 """
@@ -17,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from model_store.bundle import Bundle
 from model_store.answers import Query
+from model_store.bundle import Bundle
 from model_store.inference import encode, recommend
-from model_store.lm.packed import pack_matrices
 from model_store.lm.precision import Precision, set_precision
+from model_store.lm.prepacked import prepack_matrices
 from tests.benchmarks.benchmark_engine import RESULTS
 from tests.benchmarks.machine import last_line, table
 from tests.benchmarks.serving import ROOT, demo_events
@@ -34,7 +35,7 @@ Titles = list[str]
 
 
 def histories(bundle: Bundle, events: Sequence[dict[str, Any]], num_requests: int) -> list[Titles]:
-    """What readers had read when they asked, oldest first; more than the window holds."""
+    """Titles of a user at the time of each request, oldest first; more than fit in the window."""
     rows, items = bundle.catalogue.rows, bundle.catalogue.items
     found: list[Titles] = []
     for _, own in groupby(sorted(events, key=itemgetter("user_id", "timestamp")), key=itemgetter("user_id")):
@@ -45,14 +46,14 @@ def histories(bundle: Bundle, events: Sequence[dict[str, Any]], num_requests: in
 
 
 def answers(bundle: Bundle, asked: Sequence[Titles]) -> list[list[int]]:
-    """Rows of the ten items of each."""
+    """Catalogue rows of the ten items of each answer."""
     batches = [asked[start : start + _BATCH] for start in range(0, len(asked), _BATCH)]
     found = [answer for batch in batches for answer in recommend(bundle, [_query(bundle, titles) for titles in batch])]
     return [[item.row for item in answer.items] for answer in found]
 
 
 def _query(bundle: Bundle, titles: Titles) -> Query:
-    """All items are allowed, so that the best differ by the model alone."""
+    """All items are allowed, so that only the model decides which are best."""
     recent = bundle.prompt.spec.recent_length
     stops = range(1, len(titles) - recent + 1)[-bundle.manifest.memory.max_elements :]
     memory = encode(bundle.lm, [bundle.prompt.tokens(titles[max(0, stop - recent) : stop]) for stop in stops])
@@ -62,7 +63,7 @@ def _query(bundle: Bundle, titles: Titles) -> Query:
 def opened(path: Path, precision: Precision) -> Bundle:
     bundle = Bundle.open(path)
     set_precision(bundle.lm, precision)
-    pack_matrices(bundle.lm)
+    prepack_matrices(bundle.lm)
     return bundle
 
 

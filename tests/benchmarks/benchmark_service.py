@@ -1,7 +1,7 @@
-"""What clients see of the service: latency of /recommend alone and under load, ingest, lag, bytes, server memory.
+"""The service as clients see it: latency of /recommend alone and under load, ingest, lag, bytes, memory of the server.
 
-Starts real server processes on a bundle (default: the demo's) with stores of their own. Prints a table and, last, one
-line of JSON. Load comes from a process of its own (`load.py`). About two minutes.
+Starts a real server process on a bundle (default: the demo's) with a store of its own. Requests under load come from a
+process of their own (`load.py`). Prints tables and, last, one line of JSON. About two minutes.
 
     python tests/benchmarks/benchmark_service.py [--bundle DIR] [--requests 300]
 """
@@ -20,6 +20,7 @@ from model_store.files import read_manifest
 from model_store.manifest import Manifest
 from tests.benchmarks.load import Load, Outcome, generate
 from tests.benchmarks.machine import last_line, median_ms, percentile_ms, table
+from tests.benchmarks.overload import offer
 from tests.benchmarks.serving import (
     ROOT,
     Server,
@@ -33,7 +34,7 @@ from tests.benchmarks.serving import (
 
 ENGINE_STAGES = ("encode", "retrieve", "generate", "ground")
 CLIENTS = (1, 4, 16, 64)
-ROUNDS = 3  # of all numbers of clients in turn, so that a busy machine is busy for all of them
+ROUNDS = 3  # each with all numbers of clients in turn, so that other load on the machine hits all of them
 ROUND_S = 2.0
 OVERLOAD_S = 6.0
 DEADLINE_MS = 500
@@ -47,7 +48,7 @@ Events = list[dict[str, Any]]
 
 
 def alone(server: Server, users: Sequence[str], num_requests: int) -> dict[str, Any]:
-    """One client, one request after the other. Overhead is what the client waits beyond the engine's own time."""
+    """One client, one request after the other. Overhead: time of the client minus time of the engine's stages."""
     seconds, overheads = [], []
     stages: dict[str, list[float]] = {}
     for number in range(num_requests):
@@ -74,7 +75,10 @@ def history(user_id: str, length: int, items: Sequence[str], start: int = NOW) -
 
 
 def long_against_short(server: Server, items: Sequence[str], num_pairs: int) -> dict[str, Any]:
-    """Two users with the same newest items, asked for in turn; nothing is excluded as seen, so that both rank all."""
+    """Recommendations for two users in turn, who have the same newest items.
+
+    Seen items are not excluded, so both requests rank the same items.
+    """
     lengths = {"long": LONG_HISTORY, "short": SHORT_HISTORY}
     for user_id, length in lengths.items():
         ingest(server, history(user_id, LONG_HISTORY, items)[-length:], size=500)
@@ -93,7 +97,7 @@ def long_against_short(server: Server, items: Sequence[str], num_pairs: int) -> 
 
 
 def saturated(server: Server, bodies: Events) -> dict[str, Any]:
-    """Closed loops of more and more clients: medians over rounds, and throughput relative to one client."""
+    """Closed loops with growing numbers of clients: medians over rounds, and throughput relative to one client."""
     generate(Load(server.port, "/recommend", bodies, 1.0, num_clients=16))  # warm
     before = server.metrics()
     rounds = [
@@ -119,7 +123,7 @@ def _over_rounds(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def _kinds(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """What became of the requests; of 200s, those that are no fallback are counted apart."""
+    """Numbers of requests by status, of fallbacks by reason, and of requests without an answer."""
     statuses, fallbacks = Counter[str](), Counter[str]()
     for outcome in outcomes:
         statuses.update(outcome.statuses)
@@ -128,13 +132,14 @@ def _kinds(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def overloaded(server: Server, bodies: Events, rate: float) -> dict[str, Any]:
-    """Twice as many requests as can be answered, each with a deadline."""
-    asked = [{**body, "deadline_ms": DEADLINE_MS} for body in bodies]
-    outcome = generate(Load(server.port, "/recommend", asked, OVERLOAD_S, rate=2 * rate))
+    """Twice as many requests as the service can answer, each with a deadline (`overload.py`)."""
+    outcome = offer(server.port, bodies, rate=2 * rate, deadline_ms=DEADLINE_MS, seconds=OVERLOAD_S)
     refused = outcome.refused_s or [0.0]
     return {
         "offered_per_s": 2 * rate,
         "per_s": outcome.rate,
+        "good_per_s": outcome.good_rate,
+        "send_lag_p99_ms": percentile_ms(outcome.lags_s, 99),
         "p50_ms": percentile_ms(outcome.answered_s, 50),
         "p99_ms": percentile_ms(outcome.answered_s, 99),
         "refused_p99_ms": percentile_ms(refused, 99),
@@ -144,7 +149,7 @@ def overloaded(server: Server, bodies: Events, rate: float) -> dict[str, Any]:
 
 
 def encoding(server: Server, items: Sequence[str]) -> dict[str, Any]:
-    """Events of many users in small posts: how many a second become memory, then the lag at half of that."""
+    """Events of many users in small posts: how many per second become memory, then the lag at half that rate."""
     for user in range(LAG_USERS):
         ingest(server, history(f"lag-{user}", 20, items), size=500)
     wait_until_encoded(server)
@@ -171,7 +176,7 @@ def encoding(server: Server, items: Sequence[str]) -> dict[str, Any]:
 
 
 def _posts(items: Sequence[str], num_posts: int, start: int) -> Events:
-    """Bodies with the next events of users who take turns."""
+    """Bodies with `EVENTS_PER_POST` events each. The users take turns."""
     events = [
         {"user_id": f"lag-{number % LAG_USERS}", "item_id": items[number % len(items)], "timestamp": start + number}
         for number in range(num_posts * EVENTS_PER_POST)
@@ -210,24 +215,29 @@ def sizes(server: Server, manifest: Manifest, user_id: str) -> dict[str, Any]:
 def figures(result: dict[str, Any]) -> list[tuple[object, ...]]:
     one, histories, lag = (result[name] for name in ("alone", "history", "encoding"))
     return [
-        ("one client, one request after the other", "p50", "p99", ""),
+        ("one client, one request at a time", "p50", "p99", ""),
         ("/recommend", one["p50_ms"], one["p99_ms"], "ms"),
         *((f"  {stage}", laps, None, "ms") for stage, laps in one["stages_p50_ms"].items()),
-        ("  what the client waits beyond the engine's time", one["overhead_p50_ms"], None, "ms"),
-        (f"  with {LONG_HISTORY} events behind", histories["long_p50_ms"], None, "ms"),
-        (f"  with {SHORT_HISTORY}", histories["short_p50_ms"], None, "ms"),
+        ("  overhead: client's time minus engine's time", one["overhead_p50_ms"], None, "ms"),
+        (f"  user with {LONG_HISTORY} events", histories["long_p50_ms"], None, "ms"),
+        (f"  user with {SHORT_HISTORY} events", histories["short_p50_ms"], None, "ms"),
         ("  ratio of the two", histories["ratio"], None, "×"),
         ("/interactions by 100, fsynced", result["ingest_events_per_s"], None, "events/s"),
-        ("events made memory, at most", lag["capacity_events_per_s"], None, "events/s"),
-        (f"visible, at {lag['offered_events_per_s']:.0f} events/s", lag["visible_p50_ms"], lag["visible_p99_ms"], "ms"),
+        ("events encoded as memory, at most", lag["capacity_events_per_s"], None, "events/s"),
+        (
+            f"event visible as memory, at {lag['offered_events_per_s']:.0f} events/s",
+            lag["visible_p50_ms"],
+            lag["visible_p99_ms"],
+            "ms",
+        ),
         ("memory element in the store", result["bytes_per_element"], None, "bytes"),
-        ("server process, resident", result["server_mib"], None, "MiB"),
+        ("server processes, resident", result["server_mib"], None, "MiB"),
     ]
 
 
 def loads(result: dict[str, Any]) -> list[tuple[object, ...]]:
     over = result["overloaded"]
-    name = f"{over['offered_per_s']:.0f}/s, {over['deadline_ms']} ms each"
+    name = f"{over['offered_per_s']:.0f}/s, deadline {over['deadline_ms']} ms"
     kinds = ("200", "429")
     return [
         ("load", "answers/s", "× one", "p50 ms", "p99 ms", *kinds, "fallbacks", "lost"),

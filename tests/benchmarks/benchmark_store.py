@@ -1,7 +1,8 @@
-"""The store beside its floor: bytes per user, memory fetch and scoring, reads and writes, durable ingest.
+"""The store against its floor: bytes per user, fetching and scoring of memory, reads and writes, durable ingest.
 
-Starts Valkey servers of its own. The floor of an operation is redis-py moving the same bytes, pipelined, in plain
-commands; ours and the floor take turns. Less than a minute. Prints tables and, last, one line of JSON.
+Starts Valkey servers of its own. The floor of an operation is the time that redis-py needs to move the same bytes with
+plain pipelined commands; our operation and the floor take turns. Less than a minute. Prints tables and, last, one line
+of JSON.
 
     python tests/benchmarks/benchmark_store.py [--repeats 300]
 """
@@ -47,7 +48,7 @@ Work = Callable[[], Awaitable[Any]]
 
 @dataclass
 class World:
-    """As much of a bundle as the store's side of a recommendation asks for."""
+    """The parts of a bundle that the store's side of a recommendation needs."""
 
     bundle: Bundle
     hidden_size: int
@@ -64,7 +65,7 @@ class World:
         return cls(cast(Bundle, parts), hidden_size)
 
     def events(self, user_id: str, count: int) -> list[Event]:
-        """Of distinct items while there are enough; ids as long as those that are derived."""
+        """Items repeat only after `NUM_ITEMS` events. Event ids are as long as derived ones."""
         items = self.bundle.catalogue.items
         return [
             Event(os.urandom(16).hex(), user_id, items[number % NUM_ITEMS].item_id, 1_700_000_000 + 60 * number)
@@ -72,7 +73,7 @@ class World:
         ]
 
     def states(self, events: Sequence[Event]) -> UserStates:
-        """Random ones for the newest K + M events, of the right windows."""
+        """Random states for the newest K + M events, with the fingerprints of their windows."""
         rows, items = self.bundle.catalogue.rows, self.bundle.catalogue.items
         titles = [items[rows[event.item_id]].title for event in events]
         first = max(0, len(events) - K - self.bundle.manifest.memory.max_elements)
@@ -92,7 +93,7 @@ class _Catalogue:
 
 
 async def take_turns(works: Sequence[Work], repeats: int) -> list[list[float]]:
-    """Seconds of each run of each; the first three rounds are not counted."""
+    """Seconds of each run of each operation. The first three rounds are not counted."""
     laps: list[list[float]] = [[] for _ in works]
     for number in range(repeats + 3):
         for place, work in enumerate(works):
@@ -115,7 +116,7 @@ async def put(store: MemoryStore, world: World, user_id: str, num_events: int) -
 
 
 async def capacity(store: MemoryStore, raw: Redis) -> list[dict[str, Any]]:
-    """Of a user with M + K events, all keys, as the server counts them."""
+    """Bytes of all keys of a user with M + K events, as the server counts them."""
     found = []
     for max_memory in MEMORIES:
         for hidden_size in SIZES:
@@ -134,7 +135,7 @@ async def capacity(store: MemoryStore, raw: Redis) -> list[dict[str, Any]]:
 
 
 async def fetch_and_score(store: MemoryStore, raw: Redis, hidden_size: int, repeats: int) -> dict[str, float]:
-    """Round trip, events, states and their windows checked, scores of 90 elements: what /recommend does of it."""
+    """What /recommend does with memory: round trip, events, states, check of their windows, scores of 90 elements."""
     await raw.flushall()
     world = World.make(hidden_size)
     await put(store, world, "u", K + M)
@@ -159,7 +160,7 @@ async def fetch_and_score(store: MemoryStore, raw: Redis, hidden_size: int, repe
 
 
 async def long_histories(store: MemoryStore, raw: Redis, repeats: int) -> dict[str, float]:
-    """What the store's part of /recommend takes by length of the history; all items of 5,000 events are distinct."""
+    """Time of the store's part of /recommend by length of the history. All items of a history are distinct."""
     await raw.flushall()
     world = World.make(64)
     seen_rows = SeenRows(cast(Any, world.bundle.catalogue))
@@ -181,7 +182,7 @@ async def long_histories(store: MemoryStore, raw: Redis, repeats: int) -> dict[s
 
 
 async def against_floor(store: MemoryStore, raw: Redis, repeats: int) -> dict[str, dict[str, float]]:
-    """Ours and plain commands for the same bytes. D = 896, float16; a batch of events is of 20 users."""
+    """Our operations and plain commands for the same bytes. D = 896, float16; a batch has events of 20 users."""
     await raw.flushall()
     world = World.make(896)
     events = await put(store, world, "u", K + M)
@@ -235,7 +236,7 @@ async def against_floor(store: MemoryStore, raw: Redis, repeats: int) -> dict[st
 
 
 async def ingest_rate(fsync: str, seconds: float = 2.0) -> float:
-    """Events acknowledged per second in batches of 100 over 20 users, four batches under way at once."""
+    """Events acknowledged per second: batches of 100 events of 20 users, four batches at a time."""
     with tempfile.TemporaryDirectory() as directory, EmbeddedServer(Path(directory), fsync=fsync) as server:
         store = await MemoryStore.connect(server.url)
         done = 0
@@ -255,7 +256,7 @@ async def ingest_rate(fsync: str, seconds: float = 2.0) -> float:
     return rate
 
 
-# ---- all of it
+# ---- run and report
 
 
 async def measure(repeats: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The figures of growth.py, in the colours of the reports: teal and orange differ for every eye, marks for print."""
+"""The figures of growth.py. Colours of the reports, which colour-blind readers can tell apart; markers for print."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -14,7 +14,7 @@ Row = Mapping[str, float]
 
 
 class Panel(NamedTuple):
-    """`lines` name a column each; `unit` divides their values. Axes start at zero unless they are logarithmic."""
+    """One plot. `lines`: label → column; `unit` divides the values. A linear axis starts at zero."""
 
     label: str
     lines: Mapping[str, str]
@@ -23,6 +23,8 @@ class Panel(NamedTuple):
 
 
 class Curve(NamedTuple):
+    """One figure. `column` gives the x axis of all its panels."""
+
     column: str
     label: str
     panels: Sequence[Panel]
@@ -34,10 +36,10 @@ _CURVES = {
         "events",
         "events of the user",
         (
-            Panel("milliseconds, one client", {"/recommend": "p50_ms", "of that the engine": "engine_p50_ms"}),
+            Panel("milliseconds, one client", {"/recommend": "p50_ms", "engine's part": "engine_p50_ms"}),
             Panel(
                 "KiB of the user in the store",
-                {"all keys": "bytes", "of that the states": "states_bytes"},
+                {"all keys": "bytes", "states": "states_bytes"},
                 unit=1024,
                 is_log=True,
             ),
@@ -47,7 +49,7 @@ _CURVES = {
         "items",
         "titles in the catalogue",
         (
-            Panel("milliseconds, one query", {"whole answer": "p50_ms", "what is allowed first": "mask_ms"}),
+            Panel("milliseconds, one query", {"whole answer": "p50_ms", "allowed first tokens": "mask_ms"}),
             Panel("seconds to build", {"tokens, trie, columns": "built_s"}, is_log=True),
         ),
     ),
@@ -58,12 +60,12 @@ _CURVES = {
     ),
     "clients": Curve(
         "clients",
-        "clients, each asking again when answered",
+        "clients, each with one request at a time",
         (Panel("answers per second", {"answers": "per_s"}), Panel("milliseconds", {"p50": "p50_ms", "p99": "p99_ms"})),
     ),
     "load": Curve(
         "share",
-        "events posted, as a share of what can be encoded",
+        "events posted, as a share of the encoding capacity",
         (Panel("milliseconds until visible as memory", {"p50": "p50_ms", "p99": "p99_ms"}, is_log=True),),
         is_log=False,
     ),
@@ -71,7 +73,7 @@ _CURVES = {
 
 
 def draw(found: Mapping[str, Sequence[Row]]) -> dict[str, Figure]:
-    """By the name of their PNG."""
+    """Figures by file name without `.png`."""
     return {f"growth-{name}": _figure(_CURVES[name], rows) for name, rows in found.items()}
 
 

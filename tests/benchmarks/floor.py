@@ -1,13 +1,14 @@
-"""The least time in which a machine could do the work that the engine was seen to do.
+"""Lower bound (floor) of the time that the observed work of the engine takes on this machine.
 
-Counted are the tokens that were read and the rows of logits that were asked for, padding left out; for each forward
-pass of a half, and for each use of the head, the time is the larger of
+`counted` records the tokens that the halves of the model read and the rows of logits that are computed, without
+padding. For each forward pass of a half, and for each use of the head, the floor is the larger of
 
-    operations  2 × parameters of its matrices × tokens, + 4 × D × layers × pairs of (token, token that it attends to)
-    bytes       of its weights, read once
-                                               over the matrix rate and the bandwidth of `machine.py`.
+    operations / matrix rate   operations = 2 × parameters of its matrices × tokens
+                                            + 4 × D × layers × pairs of (token, attended token)
+    bytes / bandwidth          bytes = its weights, read once
 
-Norms, softmaxes, copies, the retriever, the trie, Python: not counted, they are what a floor leaves out.
+with the matrix rate and the bandwidth of `machine.py`. Norms, softmax, copies, the retriever, the trie and Python are
+not counted.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,8 +25,12 @@ from tests.benchmarks.world import Shape
 
 
 @dataclass
-class Reading:
-    """Of one half in one pass. `tokens` is None of a tree of beams, whose every token is asked for a row of logits."""
+class HalfPass:
+    """What one half reads in one pass.
+
+    `tokens` is None for a tree of beams: there, each token gives one row of logits, so `Step.head_rows` is the number.
+    `pairs_per_token`: mean number of tokens that a token attends to.
+    """
 
     tokens: int | None
     pairs_per_token: float
@@ -35,21 +40,23 @@ class Reading:
 class Step:
     """One pass through the halves (or one of them), then the head."""
 
-    bottom: Reading | None = None
-    top: Reading | None = None
+    bottom: HalfPass | None = None
+    top: HalfPass | None = None
     head_rows: int = 0
 
-    def tokens_of(self, reading: Reading) -> int:
-        return self.head_rows if reading.tokens is None else reading.tokens
+    def tokens_of(self, half: HalfPass) -> int:
+        return self.head_rows if half.tokens is None else half.tokens
 
 
 @dataclass
 class Work:
+    """All steps of one or more calls of the engine."""
+
     steps: list[Step] = field(default_factory=list)
 
     @property
     def prompt_tokens(self) -> tuple[int, int]:
-        """Of the bottom and of the top half, whose prompt has memory in it."""
+        """(bottom half, top half). The top half also reads the memory elements."""
         known = [(step.bottom, step.top) for step in self.steps]
         bottom, top = zip(*known, strict=True)
         return _known_tokens(bottom), _known_tokens(top)
@@ -69,11 +76,11 @@ class Work:
             operations = 2 * parameters * tokens + attention
             return max(operations / rate, parameters * dtype.itemsize / bytes_per_s) if tokens else 0.0
 
-        def of_half(step: Step, reading: Reading | None, num_layers: int) -> float:
-            if reading is None:
+        def of_half(step: Step, half: HalfPass | None, num_layers: int) -> float:
+            if half is None:
                 return 0.0
-            tokens = step.tokens_of(reading)
-            attention = 4 * shape.hidden_size * num_layers * reading.pairs_per_token * tokens
+            tokens = step.tokens_of(half)
+            attention = 4 * shape.hidden_size * num_layers * half.pairs_per_token * tokens
             return seconds(num_layers * shape.layer_parameters, tokens, attention)
 
         return sum(
@@ -84,44 +91,44 @@ class Work:
         )
 
 
-def _known_tokens(readings: tuple[Reading | None, ...]) -> int:
-    return sum(reading.tokens or 0 for reading in readings if reading is not None)
+def _known_tokens(halves: tuple[HalfPass | None, ...]) -> int:
+    return sum(half.tokens or 0 for half in halves if half is not None)
 
 
 @contextmanager
 def counted(lm: SplitLM) -> Iterator[Work]:
-    """What the halves and the head of `lm` are asked for meanwhile."""
+    """Record what the halves and the head of `lm` compute inside the block."""
     work = Work()
 
     def bottom(tokens: Tensor, mask: Tensor, *arguments: Any, **named: Any) -> Tensor:
-        work.steps.append(Step(bottom=_reading(mask, tokens.shape[1])))
-        return plain["bottom"](tokens, mask, *arguments, **named)
+        work.steps.append(Step(bottom=_half_pass(mask, tokens.shape[1])))
+        return original["bottom"](tokens, mask, *arguments, **named)
 
     def top_hidden(states: Tensor, mask: Tensor, *arguments: Any, **named: Any) -> Tensor:
         if not work.steps or work.steps[-1].top is not None:
-            work.steps.append(Step())  # the bottom half's part was known
-        work.steps[-1].top = _reading(mask, states.shape[1])
-        return plain["top_hidden"](states, mask, *arguments, **named)
+            work.steps.append(Step())  # the output of the bottom half was cached
+        work.steps[-1].top = _half_pass(mask, states.shape[1])
+        return original["top_hidden"](states, mask, *arguments, **named)
 
     def head(hidden: Tensor) -> Tensor:
         work.steps[-1].head_rows += hidden[..., 0].numel()
-        return plain["head"](hidden)
+        return original["head"](hidden)
 
-    plain: dict[str, Callable[..., Tensor]] = {}
-    for door in (bottom, top_hidden, head):
-        plain[door.__name__] = getattr(lm, door.__name__)
-        setattr(lm, door.__name__, door)
+    original: dict[str, Callable[..., Tensor]] = {}
+    for wrapper in (bottom, top_hidden, head):
+        original[wrapper.__name__] = getattr(lm, wrapper.__name__)
+        setattr(lm, wrapper.__name__, wrapper)
     try:
         yield work
     finally:
-        for name in plain:
-            delattr(lm, name)  # what the class has shows again
+        for name in original:
+            delattr(lm, name)  # the method of the class is visible again
 
 
-def _reading(mask: Tensor, width: int) -> Reading:
-    """`mask` (B, P + T) of 0 and 1, or (B, 1, T, P + T) as added to the attention, for the last `width` = T columns."""
+def _half_pass(mask: Tensor, width: int) -> HalfPass:
+    """`mask`: (B, P + T) of 0 and 1, or (B, 1, T, P + T) as added to the attention. `width` = T, the new tokens."""
     if mask.dim() == 4:
-        return Reading(None, (mask == 0).sum().item() / (mask.shape[0] * width))
+        return HalfPass(None, (mask == 0).sum().item() / (mask.shape[0] * width))
     read = mask[:, -width:] == 1
     tokens = int(read.sum())
-    return Reading(tokens, (mask.cumsum(dim=1)[:, -width:] * read).sum().item() / max(tokens, 1))
+    return HalfPass(tokens, (mask.cumsum(dim=1)[:, -width:] * read).sum().item() / max(tokens, 1))

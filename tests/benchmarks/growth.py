@@ -1,12 +1,12 @@
-"""How latency and bytes grow: with the history of a user, the catalogue, the batch, the clients and the load.
+"""Growth of latency and bytes with the history of a user, the catalogue, the batch, the clients and the load.
 
-`history`    /recommend on a real server, and all bytes that the store keeps of the user
-`catalogue`  the engine in this process with synthetic titles: what is allowed, and constrained search
-`batch`      the engine in this process, queries of different readers together
-`clients`    closed loops against a real server: answers per second, and how long each takes
-`load`       events posted at a share of what the server can encode: how long until they are visible as memory
+`history`    /recommend on a real server, and all bytes of the user in the store
+`catalogue`  the engine in this process with synthetic titles: masks of allowed items, and constrained search
+`batch`      the engine in this process, with queries of different users in a batch
+`clients`    closed loops against a real server: answers per second and latency
+`load`       events posted at a share of the encoding capacity of the server: time until they are visible as memory
 
-Figures and one `growth.json` go to `--out`. Prints a table of each and, last, one line of JSON. About five minutes.
+Figures and one `growth.json` go to `--out`. Prints one table each and, last, one line of JSON. About five minutes.
 
     PYTHONPATH=. python tests/benchmarks/growth.py [--bundle DIR] [--out DIR] [--only history ...] [--max-items N]
 """
@@ -54,8 +54,8 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)
 CLIENTS = (1, 2, 4, 8, 16, 32, 64)
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 ENGINE_STAGES = ("encode", "retrieve", "generate", "ground")
-NUM_REQUESTS = 40  # of each length of history
-NUM_SEARCHES = 15  # of each catalogue, and batches of each size
+NUM_REQUESTS = 40  # for each length of history
+NUM_SEARCHES = 15  # for each catalogue and each batch size
 NUM_SEEN = 1000
 CLIENTS_S, LOAD_S = 3.0, 8.0
 BUSY_USERS, BURST_EVENTS = 200, 2000
@@ -69,8 +69,10 @@ Rows = list[dict[str, float]]
 
 
 def by_history(server: Server, items: Sequence[str]) -> Rows:
-    """Users with the same newest items, asked for in turn; what they have seen is not left out, so all rank the same
-    items."""
+    """Recommendations for users in turn, who have the same newest items.
+
+    Seen items are not excluded, so all requests rank the same items.
+    """
     whole = history("anyone", max(LENGTHS), items)
     for length in LENGTHS:
         ingest(server, [{**event, "user_id": f"of-{length}"} for event in whole[-length:]], size=500)
@@ -95,7 +97,7 @@ def by_history(server: Server, items: Sequence[str]) -> Rows:
 
 
 async def bytes_of_user(store_url: str, user_id: str) -> dict[str, float]:
-    """Of all keys of a user, and of the states among them, as the store counts them, overhead included."""
+    """Bytes of all keys of a user, and of its states alone, as the store counts them, overhead included."""
     client = redis.asyncio.Redis.from_url(store_url)
     try:
         keys = [key async for key in client.scan_iter(match=f"{user_prefix(user_id)}*")]
@@ -124,8 +126,10 @@ def by_clients(server: Server, users: Sequence[str]) -> Rows:
 
 
 def by_load(server: Server, items: Sequence[str]) -> Rows:
-    """The capacity is measured with posts of the same kind first: events of users who take turns, since many events of
-    one user at once are much less work."""
+    """The encoding capacity is measured first, with posts of the same kind.
+
+    Users take turns: many events of one user at once are much less work.
+    """
     users = [f"busy-{number}" for number in range(BUSY_USERS)]
     ingest(server, [event for user_id in users for event in history(user_id, 20, items)], size=500)
     wait_until_encoded(server)
@@ -183,7 +187,7 @@ def by_batch() -> Rows:
 
 
 def by_catalogue(max_items: int) -> Rows:
-    """One query at a time, of different readers, who have seen `NUM_SEEN` items each."""
+    """One query at a time, from different users, each with `NUM_SEEN` seen items."""
     shape = replace(SHAPES["demo"], vocab_size=len(SPECIAL) + NUM_WORDS)
     shop = make_shop(shape)
     bundle = make_bundle(make_model(shape, shop), shape, shop)
@@ -215,7 +219,7 @@ def _query(bundle: Bundle, titles: Sequence[str], rng: np.random.Generator) -> Q
     return Query(bundle.prompt.tokens([titles[row] for row in seen[:10]]), memory, allowed, 10)
 
 
-# --- all of it --------------------------------------------------------------------------------------------------------
+# --- run and report ---------------------------------------------------------------------------------------------------
 
 
 def measure(bundle: Path, only: Sequence[str], max_items: int) -> dict[str, Rows]:

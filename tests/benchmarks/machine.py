@@ -1,9 +1,9 @@
-"""What this machine can do at best, and how every benchmark times and prints: shared by tests/benchmarks/*.py.
+"""Limits of this machine, timing and printing: shared by all benchmarks.
 
-Floors are counted with `matrix_rate` and `bandwidth`, measured with torch in the same run as what they are compared
-with, best of several laps: a floor takes the machine at its best. What is compared is measured by `paired`, whose
-functions take turns, so that a busy machine is busy for all of them, and is quoted as medians. The last line of a
-benchmark is `last_line`: JSON that `summary.py` collects.
+Floors are computed from `matrix_rate` and `bandwidth`. Both are measured with torch in the same run as the work they
+are compared with, and the best of several laps counts. Alternatives are timed by `paired`: they take turns, so that
+other load on the machine hits all of them. Their medians are reported. `last_line` is the last line that a benchmark
+prints: JSON for `summary.py`.
 
     from tests.benchmarks.machine import bandwidth, last_line, matrix_rate, median_ms, paired, table
 """
@@ -26,15 +26,15 @@ import torch
 from model_store.lm.prepacked import prepack
 
 ROOT = Path(__file__).resolve().parents[2]
-# (rows, inner, outer) of products as a prefill of the 0.5b and 7b sizes has them, and one that is square.
+# (rows, inner, outer) of matrix products as in a prefill of the 0.5b and 7b sizes, and one that is square.
 MATRIX_SHAPES = ((640, 896, 4864), (1024, 1024, 4096), (2048, 2048, 2048))
 _GPU_SHAPES = ((4096, 4096, 11008), (8192, 8192, 8192))
-_BUFFER_BYTES = 2**28  # many times the last-level cache of the machines in question
+_BUFFER_BYTES = 2**28  # many times the size of a last-level cache
 _LAPS = 7
 
 
 def commit() -> str:
-    """Short hash of what is checked out, with `+` where the working tree differs; `unknown` outside a repository."""
+    """Short hash of the commit, with `+` if the working tree differs; `unknown` outside a repository."""
     found = subprocess.run(
         ["git", "describe", "--always", "--abbrev=7", "--dirty=+", "--exclude", "*"],
         cwd=ROOT,
@@ -46,7 +46,7 @@ def commit() -> str:
 
 
 def facts(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What a reader needs to place a figure."""
+    """Commit, hardware, threads, torch version and load of the machine."""
     named = {"cores": os.cpu_count(), "cpu": _cpu_name(), "threads": torch.get_num_threads()}
     if torch.device(device).type == "cuda":
         named["gpu"] = torch.cuda.get_device_name(device)
@@ -54,14 +54,14 @@ def facts(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def _cpu_name() -> str:
-    """The model where Linux tells it, otherwise the architecture."""
+    """Model of the processor as Linux names it, otherwise its architecture."""
     described = Path("/proc/cpuinfo")
     lines = described.read_text().splitlines() if described.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
 
-# --- the machine's limits ---------------------------------------------------------------------------------------------
+# --- limits of the machine --------------------------------------------------------------------------------------------
 
 
 @cache
@@ -92,7 +92,7 @@ def _product_rate(shape: tuple[int, int, int], dtype: torch.dtype, device: str) 
 
 @cache
 def bandwidth(threads: int | None = None, device: str = "cpu") -> float:
-    """Bytes per second of a sum over, and of a copy of, a buffer that no cache holds: the better of the two."""
+    """Bytes per second of summing or of copying a buffer too large for any cache; the better of the two."""
     source = torch.ones(_BUFFER_BYTES // 4, device=device)
     target = torch.empty_like(source)
     with num_threads(threads), torch.inference_mode():
@@ -103,7 +103,7 @@ def bandwidth(threads: int | None = None, device: str = "cpu") -> float:
 
 @contextmanager
 def num_threads(threads: int | None) -> Iterator[None]:
-    """torch's intra-op threads, put back afterwards."""
+    """Set torch's intra-op threads inside the block. None: unchanged."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
@@ -116,7 +116,7 @@ def num_threads(threads: int | None) -> Iterator[None]:
 
 
 def timed(function: Callable[[], Any], *, device: str = "cpu") -> tuple[float, Any]:
-    """Seconds and the result; on a GPU until its work is done."""
+    """Seconds and the result. On a GPU, waits until its work is done."""
     _synchronise(device)
     started = time.perf_counter()
     result = function()
@@ -125,14 +125,14 @@ def timed(function: Callable[[], Any], *, device: str = "cpu") -> tuple[float, A
 
 
 def laps(function: Callable[[], Any], repeats: int, *, device: str = "cpu", warm_up: int = 1) -> list[float]:
-    """Seconds of each of `repeats` runs, after `warm_up` that are not counted."""
+    """Seconds of each of `repeats` runs, after `warm_up` runs that are not counted."""
     return paired([function], repeats, device=device, warm_up=warm_up)[0]
 
 
 def paired(
     functions: Sequence[Callable[[], Any]], repeats: int, *, device: str = "cpu", warm_up: int = 1
 ) -> list[list[float]]:
-    """Seconds of each run of each function; they take turns. `warm_up` rounds come first and are not counted."""
+    """Seconds of each run of each function. The functions take turns; `warm_up` rounds are not counted."""
     rounds = [[timed(each, device=device)[0] for each in functions] for _ in range(warm_up + repeats)]
     return [list(column) for column in zip(*rounds[warm_up:], strict=True)]
 
@@ -154,7 +154,7 @@ def percentile_ms(seconds: Sequence[float], percent: float) -> float:
 
 
 def table(rows: Sequence[Sequence[object]]) -> str:
-    """Columns as wide as they need be; the first row is the heading, the first column stands on the left."""
+    """Text with aligned columns. The first row is the heading; the first column is left-aligned."""
     cells = [[cell(value) for value in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
@@ -164,19 +164,19 @@ def table(rows: Sequence[Sequence[object]]) -> str:
 
 
 def cell(value: object) -> str:
-    """Numbers to three digits that count; None is a dash."""
+    """Floats with three significant digits; None is a dash."""
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
     return "–" if value is None else str(value)
 
 
 def last_line(name: str, results: Mapping[str, Any], *, device: str = "cpu") -> str:
-    """One line of JSON: the results by name, then the machine."""
+    """One line of JSON: the results and the facts of the machine."""
     return json.dumps({"benchmark": name, **_rounded(results), "machine": facts(device)})
 
 
 def _rounded(value: Any) -> Any:
-    """Four digits that count: the fifth is noise."""
+    """Four significant digits: the fifth is noise."""
     if isinstance(value, Mapping):
         return {key: _rounded(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

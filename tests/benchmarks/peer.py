@@ -1,8 +1,8 @@
-"""What one would do otherwise: Hugging Face `generate`, beams constrained to the catalogue by a function per step.
+"""The usual alternative: Hugging Face `generate`, with beams constrained to the catalogue by a function per step.
 
 The whole model reads the prompt once per beam, and every token of a title is a step of its own. Beams are ranked by the
-sum of log-probabilities, as ours are: a finished title is not divided by its length (`length_penalty=0`), and the
-library masks forbidden tokens after the softmax.
+sum of log-probabilities, as ours are: `length_penalty=0` keeps the sum of a finished title undivided, and the library
+masks forbidden tokens after the softmax.
 """
 
 from collections import defaultdict
@@ -14,18 +14,18 @@ from transformers import PreTrainedModel
 
 
 class Generated(NamedTuple):
-    """Tokens of a title with its terminator, and its log-probability."""
+    """`tokens` of a title, terminator included; `score`: its log-probability."""
 
     tokens: tuple[int, ...]
     score: float
 
 
 class Generate:
-    """`sequences` are the titles of the catalogue; each ends with `terminator`, which none contains."""
+    """`sequences`: token ids of the titles of the catalogue. Each ends with `terminator` and contains no other one."""
 
     def __init__(self, model: PreTrainedModel, sequences: Sequence[tuple[int, ...]], *, terminator: int) -> None:
         self._model = model
-        self._generate: Any = model.generate  # comes with a mixin, for which the stubs have no words
+        self._generate: Any = model.generate  # from a mixin without type stubs
         self._terminator = terminator
         self._longest = max(map(len, sequences))
         following: dict[tuple[int, ...], set[int]] = defaultdict(set)
@@ -62,5 +62,5 @@ class Generate:
         return [Generated(self._cut(title), score) for title, score in zip(titles, scores, strict=True)]
 
     def _cut(self, title: list[int]) -> tuple[int, ...]:
-        """Without the padding behind the terminator."""
+        """Drop the padding after the terminator."""
         return tuple(title[: title.index(self._terminator) + 1]) if self._terminator in title else tuple(title)

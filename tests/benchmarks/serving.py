@@ -1,6 +1,7 @@
-"""A real server process for benchmarks: started on a bundle with a store of its own, asked, looked at, stopped."""
+"""A real server process for benchmarks, with a store of its own: start, requests, metrics, memory, stop."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -9,7 +10,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from http.client import HTTPConnection
 from itertools import pairwise
 from pathlib import Path
@@ -23,18 +23,20 @@ from service.store.keys import user_prefix
 
 ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 120
+STOP_TIMEOUT_S = 60
 ENCODE_TIMEOUT_S = 120
+STORE_PROCESSES = ("valkey-server", "redis-server")  # their names in /proc/PID/stat
 
 
 class Server:
-    """A running server, and one client that costs as little as one can."""
+    """A running server, with a cheap client for one request at a time."""
 
     def __init__(self, port: int, pid: int, store_url: str) -> None:
         self.port, self.pid, self.store_url = port, pid, store_url
         self._connection = HTTPConnection("127.0.0.1", port, timeout=60)
 
     def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> tuple[int, bytes]:
-        """Status and body; asks again where the server had hung up on an idle connection."""
+        """Status and body. Repeats the request once if the server had closed an idle connection."""
         content = None if body is None else json.dumps(body).encode()
         for is_last in (False, True):
             try:
@@ -55,20 +57,51 @@ class Server:
         return answer
 
     def metrics(self) -> dict[str, float]:
-        """Prometheus samples by name with labels, without the prefix."""
+        """Prometheus samples. Keys are names with labels, without the prefix `automr_`."""
         lines = self.ask("GET", "/metrics")[1].decode().splitlines()
         pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
         return {name.removeprefix("automr_"): float(value) for name, value in pairs}
 
     @property
     def resident_mib(self) -> float:
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        return int(status.split("VmRSS:")[1].split()[0]) / 1024
+        """Resident memory of all processes of the service. Pages that they share count once for each process."""
+        return sum(memory_mib(pid, "VmRSS") for pid in service_processes(self.pid))
+
+    @property
+    def anonymous_mib(self) -> float:
+        """The part of `resident_mib` that is no mapped file."""
+        return sum(memory_mib(pid, "RssAnon") for pid in service_processes(self.pid))
 
 
-@contextmanager
+def service_processes(pid: int) -> list[int]:
+    """The process and all its descendants, without store servers and what they started."""
+    children: dict[int, list[int]] = {}
+    for directory in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # the process has ended
+            name, facts = (directory / "stat").read_text().split("(", 1)[1].rsplit(")", 1)
+            if name not in STORE_PROCESSES:
+                children.setdefault(int(facts.split()[1]), []).append(int(directory.name))
+    found = [pid]
+    for parent in found:  # grows while it is read
+        found += children.get(parent, [])
+    return found
+
+
+def memory_mib(pid: int, name: str) -> float:
+    """A line of /proc/PID/status; 0 for a process that has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0.0
+    return int(status.split(f"{name}:")[1].split()[0]) / 1024 if f"{name}:" in status else 0.0
+
+
+@contextlib.contextmanager
 def running_server(bundle: Path, **environment: str) -> Iterator[Server]:
-    """A server that is ready, with a store of its own; both are gone afterwards. `environment`: AUTOMR_X and others."""
+    """A server that is ready, with a store of its own. Both are stopped afterwards. `environment`: more variables.
+
+    Raises SystemExit when the server does not become ready.
+    """
     with bound_socket("127.0.0.1", 0) as probe:
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as directory, EmbeddedServer(Path(directory)) as store:
@@ -81,7 +114,11 @@ def running_server(bundle: Path, **environment: str) -> Iterator[Server]:
             yield server
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(timeout=60)
+            try:
+                process.wait(timeout=STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
 
 
 def _wait_until_ready(server: Server, process: "subprocess.Popen[bytes]") -> None:
@@ -100,7 +137,7 @@ def demo_events(bundle: Path) -> list[dict[str, Any]]:
 
 
 def ingest(server: Server, events: Sequence[Mapping[str, Any]], *, size: int = 100) -> float:
-    """Events acknowledged per second, in batches of `size`."""
+    """Send the events in batches of `size`; returns acknowledged events per second."""
     started = time.perf_counter()
     for start in range(0, len(events), size):
         server.post("/interactions", {"interactions": events[start : start + size]})
@@ -108,7 +145,7 @@ def ingest(server: Server, events: Sequence[Mapping[str, Any]], *, size: int = 1
 
 
 def wait_until_encoded(server: Server) -> None:
-    """Until nobody waits for memory to be encoded."""
+    """Wait until the memory of all users is encoded. Raises TimeoutError after `ENCODE_TIMEOUT_S`."""
     asyncio.run(_wait_until_encoded(server.store_url))
 
 
@@ -125,7 +162,7 @@ async def _wait_until_encoded(store_url: str) -> None:
 
 
 async def bytes_per_element(store_url: str, space: str, user_id: str) -> float:
-    """What the store says a user's states take, by element, overhead included."""
+    """Bytes of a user's states in the store for each element, the store's overhead included."""
     client = redis.asyncio.Redis.from_url(store_url)
     key = f"{user_prefix(user_id)}states:{space}"
     total, count = await client.execute_command("MEMORY", "USAGE", key, "SAMPLES", 0), await client.hlen(key)
@@ -134,7 +171,10 @@ async def bytes_per_element(store_url: str, space: str, user_id: str) -> float:
 
 
 def quantile_between(before: Mapping[str, float], after: Mapping[str, float], name: str, share: float) -> float:
-    """Of what a histogram without labels observed between two looks; within a bucket it is taken as even."""
+    """The `share` quantile of what a histogram without labels observed between two calls of `Server.metrics`.
+
+    Values are taken as evenly spread within a bucket. NaN when there are none.
+    """
     counts = {
         float(key.split('"')[1]): value - before.get(key, 0.0)
         for key, value in after.items()

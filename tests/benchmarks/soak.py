@@ -1,7 +1,7 @@
-"""Mixed traffic for minutes, with callers who misbehave: is any answer lost, any event, any memory?
+"""Mixed traffic for minutes, with misbehaving clients: looks for lost answers, lost events and memory leaks.
 
-Starts a real server process on a bundle (default: the demo's). Says every ten seconds how it goes, ends with one line
-of JSON, and with exit code 1 where an answer or an acknowledged event was lost or memory grows.
+Starts a real server process on a bundle (default: the demo's). Prints progress every ten seconds and, last, one line of
+JSON. The exit code is 1 when an answer or an acknowledged event was lost, or when memory grows.
 
     python tests/benchmarks/soak.py [--minutes 10] [--bundle DIR] [--samples FILE.csv]
 """
@@ -27,23 +27,23 @@ from tests.benchmarks.traffic import Caller, Ledger
 SAMPLE_EVERY_S = 1.0
 SAY_EVERY_S = 10.0
 NUM_CALLERS = 8
-SMALL_CACHE = {"AUTOMR_WINDOW_CACHE_MIB": "16"}  # full within seconds: what grows afterwards is no cache
-MAX_SLOPE_MIB = 10.0  # a minute in a run of one minute, when all is young; in one of ten minutes a tenth of it
+SMALL_CACHE = {"AUTOMR_WINDOW_CACHE_MIB": "16"}  # full within seconds, so that later growth is not the cache
+MAX_SLOPE_MIB = 10.0  # per minute in a run of one minute; in a run of n minutes 1/n of it
 
 
 @dataclass
 class Samples:
-    """(seconds, resident MiB, p50 ms, p99 ms of the answers since the sample before), one a second."""
+    """One row per second: (seconds, resident MiB, p50 ms, p99 ms of the answers since the last row)."""
 
     rows: list[tuple[float, float, float, float]] = field(default_factory=list)
 
     def slope(self) -> float:
-        """MiB a minute of resident memory: a line through the second half, when everything is warm."""
+        """Growth of resident memory in MiB per minute: slope of a line through the second half of the samples."""
         half = np.array(self.rows[len(self.rows) // 2 :])
         return float(60 * np.polyfit(half[:, 0], half[:, 1], 1)[0]) if len(half) > 2 else 0.0
 
     def over_time(self, pieces: int = 10) -> list[dict[str, float]]:
-        """Medians of equal parts of the run."""
+        """Medians over `pieces` equal parts of the run."""
         parts = [part for part in np.array_split(np.array(self.rows), pieces) if len(part)]
         names = ("at_s", "resident_mib", "p50_ms", "p99_ms")
         return [dict(zip(names, np.nanmedian(part, axis=0).tolist(), strict=True)) for part in parts]
@@ -80,7 +80,7 @@ async def _watch(server: Server, ledger: Ledger, samples: Samples, started: floa
 
 
 def missing_events(server: Server, ledger: Ledger) -> int:
-    """Acknowledged events that no export shows, of users whom nobody has deleted since."""
+    """Number of acknowledged events that are missing in the exports of users who were not deleted."""
     missing = 0
     for user_id, event_ids in ledger.acknowledged.items():
         status, body = server.ask("GET", f"/users/{user_id}/export")
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--bundle", type=Path, default=ROOT / "model_store/bundles/demo")
-    parser.add_argument("--samples", type=Path, default=None, help="write memory and latency, a line a second")
+    parser.add_argument("--samples", type=Path, default=None, help="also write the samples to this file")
     arguments = parser.parse_args(argv)
     if not (arguments.bundle / "demo-interactions.jsonl").is_file():
         print(f"{arguments.bundle}: not a demo bundle; make one with `make demo`", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What the benchmark of the engine rests on: floors count what is read, and the peer is asked the same question."""
+"""Parts of the engine's benchmark: floors count what is read, and the peer answers the same question."""
 
 from dataclasses import replace
 
@@ -28,13 +28,13 @@ def test_the_floor_counts_prompts_and_memories_without_padding(bundle: Bundle) -
     with counted(bundle.lm) as work:
         recommend(bundle, queries)
     read = sum(len(query.prompt) for query in queries)
-    assert work.prompt_tokens == (read, read + 2)  # one memory each
+    assert work.prompt_tokens == (read, read + 2)  # each query retrieves one memory element
     assert work.head_rows == work.beam_tokens + 2
     assert work.steps[0].top is not None
     assert work.steps[0].top.pairs_per_token == sum(
         (len(query.prompt) + 1) * (len(query.prompt) + 2) / 2 for query in queries
     ) / (read + 2)
-    assert not {"bottom", "top_hidden", "head"} & vars(bundle.lm).keys(), "the doors are still watched"
+    assert not {"bottom", "top_hidden", "head"} & vars(bundle.lm).keys(), "the methods are still wrapped"
 
 
 def test_the_floor_grows_with_the_work_and_is_positive(bundle: Bundle) -> None:
@@ -47,7 +47,7 @@ def test_the_floor_grows_with_the_work_and_is_positive(bundle: Bundle) -> None:
     assert 0 < floors[0] < floors[1]
 
 
-def test_with_beams_for_all_titles_generate_finds_what_we_find(bundle: Bundle) -> None:
+def test_with_beams_for_all_titles_generate_finds_the_same_titles(bundle: Bundle) -> None:
     titles = [bundle.prompt.title_tokens(item.title) for item in bundle.catalogue.items]
     shop = make_shop(SHAPE)
     peer = Generate(make_model(SHAPE, shop), titles, terminator=bundle.prompt.terminator[0])
@@ -58,14 +58,14 @@ def test_with_beams_for_all_titles_generate_finds_what_we_find(bundle: Bundle) -
     assert [score for _, score in ours] == pytest.approx([each.score for each in theirs], abs=1e-3)
 
 
-def test_a_goal_is_judged_by_its_figure_and_no_figure_is_no_success() -> None:
+def test_a_goal_without_a_figure_counts_as_not_measured() -> None:
     rows = {row[0]: row[1:] for row in goals_table({"service": {"history": {"ratio": 1.1}}})}
-    assert rows["/recommend, 5,000 events behind or 10"] == ("≤ 1.15 ×", "1.1", "yes")
+    assert rows["/recommend, user with 5,000 events against 10"] == ("≤ 1.15 ×", "1.1", "yes")
     others = [verdict for row, (_, _, verdict) in rows.items() if not row.startswith("/recommend")]
     assert others == ["reached", *["not measured"] * (len(GOALS) - 1)]
 
 
-def test_a_table_lines_up() -> None:
+def test_a_table_has_aligned_columns() -> None:
     assert table([("row", "ms"), ("long name", 1234.5), ("x", None)]).splitlines() == [
         "row           ms",
         "long name  1,234",

@@ -1,7 +1,7 @@
-"""Callers of all kinds for the soak: good requests, bad ones, and callers who leave in the middle.
+"""Clients for the soak: they send valid and invalid requests, and close connections in the middle of some.
 
-A ledger remembers what was answered and what was acknowledged. Each caller writes about users of its own, so that what
-it deletes is nobody else's.
+A ledger records the answers and the acknowledged events. Each client writes events of its own users only, so that its
+deletions never touch the users of another client.
 """
 
 import asyncio
@@ -13,25 +13,24 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.benchmarks.load import Connection, Reply
+from tests.benchmarks.load import Connection, Reply, rendered
 
-PATIENCE_S = 30.0
-PAUSE_S = 0.02  # between requests of a caller, on average: the service should be busy, not only refuse
+PAUSE_S = 0.02  # mean pause between two requests of a caller: the service should be busy, but not refuse most requests
 USERS_PER_CALLER = 20
-ITEMS_PUT = 10  # items that callers write: few, or the catalogue's growth would look like a leak
+ITEMS_PUT = 10  # items that callers write: few, because a growing catalogue would look like a memory leak
 NOW = 1_760_000_000
 
 
 @dataclass
 class Ledger:
-    """`lost`: requests that we waited for and that got no complete answer. `surprises`: 5xx other than 503."""
+    """`lost`: requests without a complete answer that we did not break off. `surprises`: 5xx other than 503."""
 
-    statuses: Counter[str] = field(default_factory=Counter)  # by what was asked and status
-    by_us: Counter[str] = field(default_factory=Counter)  # requests that we broke off, by how
+    statuses: Counter[str] = field(default_factory=Counter)  # by kind of request and status
+    by_us: Counter[str] = field(default_factory=Counter)  # requests that we broke off, by the way we did
     lost: int = 0
     surprises: list[str] = field(default_factory=list)
     acknowledged: dict[str, set[str]] = field(default_factory=dict)  # user -> event ids
-    seconds: list[float] = field(default_factory=list)  # of /recommend answered since someone looked
+    seconds: list[float] = field(default_factory=list)  # of answers to /recommend since the last sample
 
     def count(self, what: str, reply: Reply) -> None:
         self.statuses[f"{what} {reply.status}"] += 1
@@ -40,7 +39,7 @@ class Ledger:
 
 
 class Caller:
-    """One request after the other until `run`'s end, on a connection that is opened anew after every break."""
+    """Sends one request after the other, on one connection that is opened again after every break."""
 
     def __init__(self, port: int, items: Sequence[str], ledger: Ledger, seed: int) -> None:
         self.port, self.items, self.ledger, self.seed = port, items, ledger, seed
@@ -99,7 +98,7 @@ class Caller:
         return {"event_id": f"{self.seed}-{self.number}", "user_id": self._user(), **facts}
 
     async def _delete_user(self) -> None:
-        """Forgotten from the moment the request leaves: whether it is answered or not, nothing more is expected."""
+        """The ledger forgets the user before the request is sent: from then on its events may be missing."""
         user_id = self._user()
         self.ledger.acknowledged.pop(user_id, None)
         await self._ask("delete user", "DELETE", f"/users/{user_id}")
@@ -119,14 +118,14 @@ class Caller:
         await self._ask("invalid", "POST", path, self.dice.choice(bodies))
 
     async def _oversized(self) -> None:
-        """The server may answer 413 and hang up while we still send."""
+        """The server may answer 413 and close the connection while we still send."""
         body = json.dumps({"user_id": "x" * (2 << 20)}).encode()
         await self._ask("oversized", "POST", "/recommend", body)
         self._hang_up()
 
     async def _leave_while_it_works(self) -> None:
         connection = await self._connected()
-        connection.send("POST", "/recommend", json.dumps(self._request()).encode())
+        connection.send(rendered("POST", "/recommend", json.dumps(self._request()).encode()))
         await asyncio.sleep(self.dice.uniform(0, 0.05))
         self.ledger.by_us["left while it worked"] += 1
         self._hang_up()
@@ -134,7 +133,8 @@ class Caller:
     async def _leave_within_the_body(self) -> None:
         connection = await self._connected()
         whole = json.dumps({"interactions": [self._unsent() for _ in range(50)]}).encode()
-        connection.send("POST", "/interactions", whole, self.dice.randrange(1, len(whole)))
+        num_unsent = self.dice.randrange(1, len(whole))
+        connection.send(rendered("POST", "/interactions", whole)[:-num_unsent])
         await asyncio.sleep(self.dice.uniform(0, 0.02))
         self.ledger.by_us["left within the body"] += 1
         self._hang_up()
@@ -143,13 +143,11 @@ class Caller:
         return {"user_id": "soak-nobody", "item_id": self.items[0], "timestamp": NOW}
 
     async def _ask(self, what: str, method: str, path: str, body: Any = None) -> Reply | None:
-        """The answer; None, counted as lost, where none came."""
+        """None, counted as lost, when no complete answer comes."""
         content = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
         connection = await self._connected()
-        try:
-            async with asyncio.timeout(PATIENCE_S):
-                reply = await connection.ask(method, path, content)
-        except (OSError, EOFError):  # a TimeoutError is an OSError
+        reply = await connection.ask(rendered(method, path, content))
+        if reply is None:
             self.ledger.lost += 1
             self.ledger.statuses[f"{what} lost"] += 1
             self._hang_up()
