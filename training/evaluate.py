@@ -1,8 +1,9 @@
-"""Does memory pay? Every row on the same targets, full ranking, with 95 % intervals (paired bootstrap by user).
+"""Evaluate a bundle: does memory help? All rows on the same targets, full ranking, 95 % intervals by user.
 
-In: a bundle and the data it was made from. Out: REPORT/index.html, metrics.json, report.md and figures; lists and times
-are cached by row in REPORT/cache, so that another row, or an interrupted run, computes nothing twice. Targets are drawn
-by seed. Nothing is selected here: what a recipe chooses, it chose on the valid period.
+In: a bundle and the data set it was made from. Out: OUT/index.html, metrics.json, report.md and figures. The rows are
+listed in `training/rows/registry.py`. Lists and times are cached by row in OUT/cache, and models that rows train are
+kept in OUT/work, so that a further row, or an interrupted run, computes nothing twice. Targets are drawn by seed.
+Nothing is chosen on these targets: all choices of a recipe are made on the valid period.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,111 +22,103 @@ import torch
 from model_store.bundle import Bundle
 from training.data.dataset import MANIFEST
 from training.data.splits import sample_targets
-from training.memory import retrieval_quality
-from training.memory.retrieval_quality import Judged, judge_targets, read_judged, write_judged
-from training.report.report import write_report
-from training.rows import latency
-from training.rows.contest import Contest, Lists, make_contest
-from training.rows.registry import ROWS, SEEDED_ROWS, neighbor_share, predict, row_of, rows_of
-from training.rows.scores import Metrics, coverage, own_row, score, summarise
+from training.memory.retrieval_metrics import (
+    RetrievalRecords,
+    measure_targets,
+    read_records,
+    retrieval_summary,
+    write_records,
+)
+from training.report.evaluation_report import write_report
+from training.rows.evaluation import Evaluation, RankedLists, cached_json, make_evaluation
+from training.rows.latency import latency_summary, time_row
+from training.rows.registry import ROWS, available_rows, canonical_row, neighbor_share, predict
+from training.rows.row_metrics import Metrics, compare_rows, coverage, metrics_by_target, own_row
+from training.run.device import pick_device
 from training.run.inputs import Inputs, load_inputs
-from training.run.stage import StageError, digest, pick_device, run_stage, write_json
+from training.run.program import run_program
+from training.run.stage import StageError, digest
 
 ORACLE = "oracle"
 
 
-def rows_to_run(asked: str, bundle: Bundle) -> list[str]:
-    """All that the bundle can have, or those asked for, each by the row that stands for it."""
-    if asked == "all":
-        return list(rows_of(bundle))
-    rows = [row.strip() for row in asked.split(",")]
+def rows_to_run(models: str, bundle: Bundle) -> list[str]:
+    """The rows that `--models` names, without repeats; with "all", every row that the bundle can have."""
+    if models == "all":
+        return list(available_rows(bundle))
+    rows = [row.strip() for row in models.split(",")]
     if unknown := sorted(set(rows) - set(ROWS)):
         raise StageError(f"unknown models {', '.join(unknown)}: choose among {', '.join(ROWS)}, or all")
-    return list(dict.fromkeys(row_of(row, bundle) for row in rows))
+    return list(dict.fromkeys(canonical_row(row, bundle) for row in rows))
 
 
 def num_draws(row: str, options: argparse.Namespace) -> int:
-    """A random memory is cheap to draw again; another seed of another seeded row is another training."""
-    if row not in SEEDED_ROWS:
+    """How many seeds of a row are evaluated. A random memory is cheap to draw; other seeded rows are trained anew."""
+    if not ROWS[row].is_seeded:
         return 1
     return int(options.draws if row == "random" else options.seeds)
 
 
-# --- what is computed once ----------------------------------------------------------------------------------------
+# --- results that are cached --------------------------------------------------------------------------------------
 
 
-def cached(file: Path, compute: Callable[[], Any]) -> Any:
-    if not file.is_file():
-        write_json(file, compute())
-    return json.loads(file.read_text())
-
-
-def cached_lists(contest: Contest, row: str, seed: int, cache: Path) -> Lists:
-    file = cache / f"{_slug(contest, row)}-{seed}.json"
-    lists: Lists = cached(file, lambda: predict(contest, row, seed))
+def cached_lists(evaluation: Evaluation, row: str, seed: int, cache: Path) -> RankedLists:
+    file = cache / f"{_file_stem(evaluation, row)}-{seed}.json"
+    lists: RankedLists = cached_json(file, lambda: predict(evaluation, row, seed))
     return lists
 
 
-def cached_latency(contest: Contest, row: str, num_targets: int, cache: Path) -> dict[str, Any] | None:
-    """None for rows that no language model answers, and where nobody wants to know."""
-    if row in latency.UNTIMED or not num_targets:
+def cached_latency(evaluation: Evaluation, row: str, num_targets: int, cache: Path) -> dict[str, Any] | None:
+    """None for rows that are not timed, and with no targets to time."""
+    if not ROWS[row].is_timed or not num_targets:
         return None
-    file = cache / f"{_slug(contest, row)}-latency-{num_targets}.json"
-    return latency.summarise(cached(file, lambda: latency.time_row(contest, row, num_targets=num_targets)))
+    file = cache / f"{_file_stem(evaluation, row)}-latency-{num_targets}.json"
+    return latency_summary(cached_json(file, lambda: time_row(evaluation, row, num_targets=num_targets)))
 
 
-def _slug(contest: Contest, row: str) -> str:
-    """With λ: which rows hear neighbours is a matter of definition, and definitions change."""
-    return f"{row}-{neighbor_share(contest.bundle, row):g}"
+def _file_stem(evaluation: Evaluation, row: str) -> str:
+    """Contains λ: a row whose use of item neighbours is defined differently later must not find the old lists."""
+    return f"{row}-{neighbor_share(evaluation.bundle, row):g}"
 
 
-def cached_judged(contest: Contest, cache: Path) -> Judged | None:
+def cached_retrieval(evaluation: Evaluation, cache: Path) -> RetrievalRecords | None:
     """None where no target has memory."""
     file = cache / "judged.safetensors"
     if file.is_file():
-        return read_judged(file)
-    judged = judge_targets(contest.bundle, contest.split, contest.examples, contest.annotate(), contest.states)
-    if judged is not None:
-        write_judged(judged, file)
-    return judged
+        return read_records(file)
+    records = measure_targets(
+        evaluation.bundle, evaluation.split, evaluation.examples, evaluation.annotate(), evaluation.states
+    )
+    if records is not None:
+        write_records(records, file)
+    return records
 
 
 # --- the report ---------------------------------------------------------------------------------------------------
 
 
 def run(bundle: Bundle, inputs: Inputs, out: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Writes the report and returns it."""
+    """Writes the report and returns it as metrics.json has it."""
     if options.mask_seen is None:
         options.mask_seen = not inputs.split.has_repeats
     rows = rows_to_run(options.models, bundle)
     population = getattr(inputs.split, options.split)
-    targets = sample_targets(population, options.max_targets, options.seed)
-    asked = [options.split, options.max_targets, options.seed, options.mask_seen]
-    cache = out / "cache" / digest([inputs.fingerprint, bundle.manifest.model_dump(), *asked])
-    work = out / "work"  # what rows train serves any targets
-    contest = make_contest(
-        bundle, inputs, targets, cache, mask_seen=options.mask_seen, work=work, device=options.device
-    )
+    evaluation, cache = _open_evaluation(bundle, inputs, out, options)
     metrics: Metrics = {}
-    about: dict[str, Any] = {}
+    about_rows: dict[str, Any] = {}
     for row in rows:
-        lists = [cached_lists(contest, row, seed, cache) for seed in range(num_draws(row, options))]
-        draws = [score(each, targets, inputs.split) for each in lists]
-        metrics[row] = {name: np.stack([draw[name] for draw in draws]) for name in draws[0]}
-        shown = [coverage(each, len(inputs.split.item_ids)) for each in lists]
-        times = cached_latency(contest, row, options.time_targets, cache)
-        about[row] = {
-            "draws": len(lists),
-            "neighbor_share": neighbor_share(bundle, row),
-            "coverage": round(float(np.mean(shown)), 6),
-            "latency": times,
-        }
-    judged = cached_judged(contest, cache) if ORACLE in rows else None
+        lists = [cached_lists(evaluation, row, seed, cache) for seed in range(num_draws(row, options))]
+        metrics[row] = _metrics_by_seed(evaluation, lists)
+        about_rows[row] = _about_row(
+            evaluation, row, lists, cached_latency(evaluation, row, options.time_targets, cache)
+        )
+    records = cached_retrieval(evaluation, cache) if ORACLE in rows else None
+    top_k = bundle.manifest.retriever.top_k
     report = {
         "data": inputs.dataset.name,
         "split": options.split,
         "cut": inputs.split.name,
-        "targets": len(targets),
+        "targets": len(evaluation.targets),
         "seeds": options.seeds,
         "draws": options.draws,
         "mask_seen": options.mask_seen,
@@ -133,23 +126,46 @@ def run(bundle: Bundle, inputs: Inputs, out: Path, options: argparse.Namespace) 
         "space": bundle.manifest.space,
         "items": len(inputs.split.item_ids),
         "own": own_row(rows),
-        "about_rows": about,
-        "slices": summarise(metrics, contest, options.seed),
-        "retriever": _judge(bundle, judged, options.seed),
+        "about_rows": about_rows,
+        "slices": compare_rows(metrics, evaluation, options.seed),
+        "retriever": None if records is None else retrieval_summary(records, top_k=top_k, seed=options.seed),
         "run": {**facts(bundle, inputs, len(population), options), "commands": commands(bundle, options)},
     }
-    write_report(report, judged, out)
+    write_report(report, records, out)
     return report
 
 
-def _judge(bundle: Bundle, judged: Judged | None, seed: int) -> dict[str, Any] | None:
-    if judged is None:
-        return None
-    return retrieval_quality.summarise(judged, top_k=bundle.manifest.retriever.top_k, seed=seed)
+def _open_evaluation(bundle: Bundle, inputs: Inputs, out: Path, options: argparse.Namespace) -> tuple[Evaluation, Path]:
+    """The evaluation and its cache, a directory whose name depends on the data, the bundle and the targets."""
+    targets = sample_targets(getattr(inputs.split, options.split), options.max_targets, options.seed)
+    asked = [options.split, options.max_targets, options.seed, options.mask_seen]
+    cache = out / "cache" / digest([inputs.fingerprint, bundle.manifest.model_dump(), *asked])
+    evaluation = make_evaluation(
+        bundle, inputs, targets, cache, mask_seen=options.mask_seen, work=out / "work", device=options.device
+    )
+    return evaluation, cache
+
+
+def _metrics_by_seed(evaluation: Evaluation, lists: Sequence[RankedLists]) -> dict[str, np.ndarray]:
+    """metric → (seeds, targets)"""
+    draws = [metrics_by_target(each, evaluation.targets, evaluation.split) for each in lists]
+    return {name: np.stack([draw[name] for draw in draws]) for name in draws[0]}
+
+
+def _about_row(
+    evaluation: Evaluation, row: str, lists: Sequence[RankedLists], latency: dict[str, Any] | None
+) -> dict[str, Any]:
+    shares = [coverage(each, len(evaluation.split.item_ids)) for each in lists]
+    return {
+        "draws": len(lists),
+        "neighbor_share": neighbor_share(evaluation.bundle, row),
+        "coverage": round(float(np.mean(shares)), 6),
+        "latency": latency,
+    }
 
 
 def facts(bundle: Bundle, inputs: Inputs, num_population: int, options: argparse.Namespace) -> dict[str, Any]:
-    """What a reader must know to believe the rest, in the order it is shown."""
+    """What the report says about the data, the bundle and the machine."""
     manifest, split = bundle.manifest, inputs.split
     return {
         "users": len(split.histories),
@@ -178,10 +194,10 @@ def facts(bundle: Bundle, inputs: Inputs, num_population: int, options: argparse
 
 
 def commands(bundle: Bundle, options: argparse.Namespace) -> list[str]:
-    """Which make this report again: prepare where the data set tells its source, pipeline as the bundle tells."""
-    data, made = str(options.data), bundle.manifest.provenance
-    pipeline = {"data": data, "out": options.bundle, "cut": made.get("cut"), "recipe": made.get("recipe")}
-    pipeline |= {"model": made.get("model"), "seed": made.get("seed")}
+    """Commands that make this report again: the source as the data set names it, the pipeline as the bundle does."""
+    data, provenance = str(options.data), bundle.manifest.provenance
+    pipeline = {"data": data, "out": options.bundle, "cut": provenance.get("cut"), "recipe": provenance.get("recipe")}
+    pipeline |= {"model": provenance.get("model"), "seed": provenance.get("seed")}
     evaluate = {"bundle": options.bundle, "data": data, "split": options.split, "models": options.models}
     evaluate |= {"max-targets": options.max_targets, "seeds": options.seeds, "draws": options.draws}
     evaluate |= {"time-targets": options.time_targets, "seed": options.seed, "device": options.device}
@@ -197,49 +213,49 @@ def _prepare_command(data: Path) -> list[str]:
     manifest = data / MANIFEST
     source = json.loads(manifest.read_text()).get("source", {}) if manifest.is_file() else {}
     if source.get("synthetic"):
-        asked = {"users": source.get("users"), "seed": source.get("seed"), "out": data}
-        return [_command("training.data.synthetic", asked)]
+        synthetic = {"users": source.get("users"), "seed": source.get("seed"), "out": data}
+        return [_command("training.data.synthetic", synthetic)]
     if source.get("format"):
         return [_command("training.prepare", {"format": source["format"], "source": source.get("path"), "out": data})]
     return []
 
 
 def _command(module: str, options: dict[str, Any]) -> str:
-    told = [f"--{name} {shlex.quote(str(value))}" for name, value in options.items() if value is not None]
-    return " ".join([f"python -m {module}", *told])
+    arguments = [f"--{name} {shlex.quote(str(value))}" for name, value in options.items() if value is not None]
+    return " ".join([f"python -m {module}", *arguments])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True, help="the data set the bundle was made from")
+    parser.add_argument("--data", type=Path, required=True, help="data set that the bundle was made from")
     parser.add_argument("--out", type=Path, required=True, help="directory of the report")
-    parser.add_argument("--split", default="test", choices=("valid", "test"), help="which period (test)")
+    parser.add_argument("--split", default="test", choices=("valid", "test"), help="period of the targets (test)")
     parser.add_argument("--models", default="all", help=f"rows, comma separated, or all: {', '.join(ROWS)}")
-    parser.add_argument("--max-targets", type=int, default=5000, help="drawn by seed (5000)")
-    parser.add_argument("--seeds", type=int, default=3, help="of rows that are trained by seed (3)")
-    parser.add_argument("--draws", type=int, default=10, help="of the random memory (10)")
+    parser.add_argument("--max-targets", type=int, default=5000, help="number of targets, drawn by seed (5000)")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of each trained row (3)")
+    parser.add_argument("--draws", type=int, default=10, help="draws of the random memory (10)")
     parser.add_argument(
-        "--time-targets", type=int, default=100, help="asked one by one to time a row; 0 for none (100)"
+        "--time-targets", type=int, default=100, help="targets that a row is timed on, one by one; 0 for no times (100)"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--mask-seen",
         action=argparse.BooleanOptionalAction,
-        help="never show what the user had already; by default where the train period knows (almost) no repeats",
+        help="leave out items that the user had; the default where the train period has (almost) no repeats",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
     def stage(options: argparse.Namespace) -> dict[str, Any]:
         options.out.mkdir(parents=True, exist_ok=True)
         bundle = Bundle.open(options.bundle, device=pick_device(options.device))
-        # Another cut than the bundle's would put what it was trained on among the targets.
+        # The cut must be the bundle's: with another one, targets would be data that it was trained on.
         inputs = load_inputs(options.data, bundle.manifest.provenance.get("cut", "time"))
         report = run(bundle, inputs, options.out, options)
         ndcg = {row: round(values["ndcg@10"][0], 4) for row, values in report["slices"]["all"]["rows"].items()}
         return {"report": str(options.out), "ndcg@10": ndcg}
 
-    return run_stage(stage, parser.parse_args(argv))
+    return run_program(stage, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

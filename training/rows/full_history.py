@@ -1,7 +1,7 @@
-"""Row `full_history`: the whole history in the prompt, the cost reference of every memory.
+"""Row `full_history`: the whole history stands in the prompt. It is the reference for the cost of all memories.
 
-The same recipe, tuned on windows of K + M titles instead of K, without memory. A step reads as many titles as a step of
-the bundle's tuning did, so that both take about the same time and have seen the same.
+The bundle's recipe, tuned without memory on windows of K + M titles instead of K. A step reads as many titles as a step
+of the bundle's tuning, so both take about the same time and see the same amount of data.
 """
 
 from dataclasses import replace
@@ -10,48 +10,49 @@ import numpy as np
 
 from model_store.bundle import Bundle
 from model_store.catalogue.catalogue import Catalogue
-from training import sft
 from training.data.splits import Split
+from training.lm import tuning
 from training.lm.backbone import open_backbone
-from training.rows.contest import Contest, Lists, long_prompt
+from training.rows.evaluation import Evaluation, RankedLists, long_prompt
+from training.run.device import pick_device
 from training.run.recipes import Recipe
-from training.run.stage import pick_device
 
 
-def full_history(contest: Contest, seed: int) -> Lists:
-    bundle = contest.once(("full_history", seed), lambda: train(contest, seed))
+def full_history(evaluation: Evaluation, seed: int) -> RankedLists:
+    bundle = evaluation.compute_once(("full_history", seed), lambda: train_long_reader(evaluation, seed))
     prompts = []
-    for example in contest.examples:
-        titles = [contest.split.titles[item] for item in [*contest.memory(example), *contest.recent(example)]]
-        prompts.append(long_prompt(bundle.prompt, titles))
-    return contest.with_prompts(bundle, prompts, "full_history")
+    for example in evaluation.examples:
+        items = [*evaluation.memory(example), *evaluation.recent(example)]
+        prompts.append(long_prompt(bundle.prompt, [evaluation.split.titles[item] for item in items]))
+    return evaluation.rank_with_prompts(bundle, prompts, "full_history")
 
 
-def train(contest: Contest, seed: int) -> Bundle:
-    """The contest's bundle with a language model that reads long prompts; trained once per workshop.
+def train_long_reader(evaluation: Evaluation, seed: int) -> Bundle:
+    """The evaluation's bundle with a language model that reads long prompts; loaded where it is trained already.
 
-    Its retriever is of no use, so ask with `chosen`; its index still says which titles are near each other.
+    Its retriever does not fit this model, so queries must name their memories (`Query.chosen`). Its index, made by the
+    old model, still tells which titles are similar.
     """
-    workshop = contest.need_workshop()
-    recipe = long_recipe(workshop.need_recipe(), contest.split)
-    inputs = sft.stage_key(workshop.fingerprint, recipe, workshop.model, seed)
-    directory = workshop.directory / f"full-history-{inputs}"
-    sft.run(
-        contest.split,
+    training = evaluation.training
+    recipe = long_recipe(training.require_recipe(), evaluation.split)
+    inputs = tuning.stage_key(training.fingerprint, recipe, training.model, seed)
+    directory = training.directory / f"full-history-{inputs}"
+    tuning.run(
+        evaluation.split,
         directory,
         recipe=recipe,
         inputs=inputs,
-        model_name=workshop.model,
+        model_name=training.model,
         seed=seed,
-        device=workshop.device,
+        device=training.device,
     )
-    backbone = open_backbone(directory, pick_device(workshop.device))
-    catalogue = Catalogue(contest.bundle.catalogue.items, backbone.prompt)
-    return replace(contest.bundle, lm=backbone.lm, prompt=backbone.prompt, catalogue=catalogue)
+    backbone = open_backbone(directory, pick_device(training.device))
+    catalogue = Catalogue(evaluation.bundle.catalogue.items, backbone.prompt)
+    return replace(evaluation.bundle, lm=backbone.lm, prompt=backbone.prompt, catalogue=catalogue)
 
 
 def long_recipe(recipe: Recipe, split: Split) -> Recipe:
-    """Blocks are longer, so there are fewer a step."""
+    """`recipe` with windows of K + M titles and without memory. Blocks are longer, so a step has fewer of them."""
     length = recipe.recent_length + recipe.max_memory
     growth = _mean_block(split, length + 1) / _mean_block(split, recipe.recent_length + 1)
     num_blocks = max(1, round(recipe.sft_batch_blocks / growth))
@@ -59,6 +60,6 @@ def long_recipe(recipe: Recipe, split: Split) -> Recipe:
 
 
 def _mean_block(split: Split, size: int) -> float:
-    """Titles in a block of at most `size` that training cuts."""
+    """Mean number of titles in a block, where training cuts histories into blocks of at most `size`."""
     lengths = np.array([history.train_end for history in split.histories])
     return float(lengths.sum() / np.ceil(lengths / size).sum())

@@ -1,180 +1,270 @@
-"""The rows of the evaluation table: for each target, the ten items a method would show.
+"""The list of the rows of the evaluation table, and how to add one.
 
-No language model: `popularity`, `copy_last`, `item_knn`, `sasrec_bce`, `sasrec`.
+To add a row: write a function that takes an `Evaluation` and a seed and gives one list of ten items for each target
+(a module of this folder, see `rella.py` for a short one), and add an `EvaluationRow` with it to `ROWS` below. The entry
+also holds the name and the explanation that the report shows. `training.evaluate` then computes the row, caches, times
+and compares it; `--models NAME` computes it alone. A trained model that scores items goes through `_scored`.
 
-As published, the language model alone. No memory: `bigrec`. No memory, but more or other titles in the prompt:
-`rella_replace`, `rella_extend` (the bundle as it is), `trsr` and `full_history` (each trained for it, once per
-workshop). `automr`: the retriever's choice before a generator that never saw memory.
-
-AutoMR +, whose generator was tuned to read memory, and which listens to item neighbours (model_store/neighbors.py),
-with different memories before its top half: none (`no_memory`), the retriever's choice (`automr_plus`), random ones
-(`random`, a fresh draw per seed), the most recent ones beyond the window (`recent_beyond`), the single element that
-helps the truth most (`oracle`, an upper bound that knows the answer). `automr_plus_lm`: its memory, no neighbours;
-`neighbors`: these alone.
-
-Where a bundle has no neighbours, and where its generator is the paper's, all is the language model's alone: `no_memory`
-and `neighbors` are then `bigrec`, and `automr_plus_lm` the bundle's own row (see `row_of`).
+`automr` and `automr_plus` are the bundle's own rows; a bundle has one of the two. In `automr` the generator was not
+tuned to read memory (the paper's frozen model). `automr_plus` has a generator tuned to read memory, and mixes in item
+neighbours (`model_store/neighbors.py`). The rows with `differs_in_memory` are `automr_plus` with another memory, and
+`no_memory` is the same without one. A bundle without item neighbours lacks the rows that would repeat another row,
+see `canonical_row`.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
+import torch
 
 from model_store.bundle import Bundle
-from training.annotate import Annotation
-from training.rows.baselines import BASELINES, fit_baseline, ranked_lists
-from training.rows.contest import NUM_RESULTS, Choose, Contest, Lists, make_contest, recipe_of
+from training.data.splits import Split
+from training.items.item_knn import fit_item_knn
+from training.items.scoring import Scorer, ranked_lists
+from training.rows.evaluation import NUM_RESULTS, Evaluation, RankedLists, recipe_of
 from training.rows.full_history import full_history
-from training.rows.rella import extended, replaced
+from training.rows.memory_choices import (
+    ChooseMemories,
+    best_single_choice,
+    newest_choice,
+    no_memory,
+    random_choice,
+    retriever_choice,
+)
+from training.rows.popularity import popularity_scorer
+from training.rows.rella import rella_extend, rella_replace
+from training.rows.sasrec import fit_sasrec
 from training.rows.trsr import trsr
-from training.run.metrics import popularity_tie_order
-from training.run.stage import pick_device
+from training.run.device import pick_device
 
-__all__ = [
-    "NUM_RESULTS",
-    "ROWS",
-    "SEEDED_ROWS",
-    "Contest",
-    "Lists",
-    "make_contest",
-    "neighbor_share",
-    "predict",
-    "row_of",
-    "rows_of",
-]
+Rank = Callable[[Evaluation, int], RankedLists]  # (evaluation, seed) → lists
+FitScorer = Callable[[Split, int, Path, torch.device], Scorer]  # (split, seed, directory, device); loads if fitted
 
-RowOf = Callable[[Contest, int], Lists]  # (contest, seed) → lists
-
-SEEDED_ROWS = ("random", "sasrec_bce", "sasrec")
-MEMORY_ROWS = ("random", "recent_beyond", "automr_plus", "oracle")  # AutoMR + with one memory or another
-_HEAR_NEIGHBORS = ("no_memory", *MEMORY_ROWS)
-_NEARLY_ALL = 1 - 1e-6  # λ of neighbours alone: the language model decides between equals
-_NEED_RECIPE = ("trsr", "full_history")
+_ALMOST_ALL = 1 - 1e-6  # λ of item neighbours alone: the language model only orders items with equal votes
 
 
-def predict(contest: Contest, row: str, seed: int) -> Lists:
-    """The lists of one row. Raises StageError where the row needs what the bundle does not tell."""
-    return _ROWS[row](contest.hearing(neighbor_share(contest.bundle, row)), seed)
+@dataclass(frozen=True)
+class EvaluationRow:
+    label: str  # name in the report
+    explanation: str  # one sentence in the report
+    rank: Rank
+    is_seeded: bool = False  # lists differ by seed, so several seeds are drawn
+    is_timed: bool = True  # a language model answers, so its time can be compared with that of `bigrec`
+    needs_recipe: bool = False  # trains a language model as the bundle was trained
+    has_neighbors: bool = False  # item neighbours have the bundle's share in the ranking
+    differs_in_memory: bool = False  # differs from `no_memory` in its memory only
+
+
+def predict(evaluation: Evaluation, row: str, seed: int) -> RankedLists:
+    """The lists of one row. Raises StageError where the bundle lacks what the row needs."""
+    return ROWS[row].rank(evaluation.with_neighbor_share(neighbor_share(evaluation.bundle, row)), seed)
 
 
 def neighbor_share(bundle: Bundle, row: str) -> float:
-    """λ: how much of the row's forecast is the item neighbours'. They are part of AutoMR +, of nothing published."""
+    """λ: the share of the item neighbours in the ranking of a row. Only rows of AutoMR + have neighbours."""
     share = bundle.manifest.generation.neighbor_share if _is_tuned(bundle) else 0.0
     if row == "neighbors":
-        return _NEARLY_ALL if share else 0.0
-    return share if row in _HEAR_NEIGHBORS else 0.0
+        return _ALMOST_ALL if share else 0.0
+    return share if ROWS[row].has_neighbors else 0.0
 
 
-def row_of(row: str, bundle: Bundle) -> str:
-    """The row that stands for `row`.
+def canonical_row(row: str, bundle: Bundle) -> str:
+    """The row that is evaluated when `row` is asked for.
 
-    AutoMR with a tuned generator is another row than the paper's, and a bundle has but one of the two; without
-    neighbours, rows that differ by them alone are one.
+    `automr` and `automr_plus` both mean the one that the bundle has. Without item neighbours, rows that differ in their
+    neighbours only are equal: `no_memory` and `neighbors` are `bigrec`, and `automr_plus_lm` is the bundle's own row.
     """
     own = "automr_plus" if _is_tuned(bundle) else "automr"
-    stands_for = {"automr": own, "automr_plus": own}
+    canonical = {"automr": own, "automr_plus": own}
     if not neighbor_share(bundle, "no_memory"):
-        stands_for |= {"no_memory": "bigrec", "neighbors": "bigrec", "automr_plus_lm": own}
-    return stands_for.get(row, row)
+        canonical |= {"no_memory": "bigrec", "neighbors": "bigrec", "automr_plus_lm": own}
+    return canonical.get(row, row)
 
 
-def rows_of(bundle: Bundle) -> tuple[str, ...]:
-    """All rows that this bundle can have; who does not know its recipe cannot train another model by it."""
-    missing = _NEED_RECIPE if recipe_of(bundle) is None else ()
-    return tuple(row for row in ROWS if row_of(row, bundle) == row and row not in missing)
+def available_rows(bundle: Bundle) -> tuple[str, ...]:
+    """All rows that this bundle can have. Rows that train a language model need the bundle's recipe."""
+    has_recipe = recipe_of(bundle) is not None
+    return tuple(
+        name
+        for name, row in ROWS.items()
+        if canonical_row(name, bundle) == name and (has_recipe or not row.needs_recipe)
+    )
 
 
 def _is_tuned(bundle: Bundle) -> bool:
-    """Its generator saw memory."""
+    """Whether the generator was tuned to read memory."""
     return "memory-aware" in (bundle.manifest.backbone.adapter or "")
 
 
-def _popularity(contest: Contest, seed: int) -> Lists:
-    return _most_popular(contest, copy_last=False)
+def _popularity(evaluation: Evaluation, seed: int) -> RankedLists:
+    return _top_items(evaluation, popularity_scorer(evaluation.split, repeat_last=False))
 
 
-def _copy_last(contest: Contest, seed: int) -> Lists:
-    """The last item again, then the most popular."""
-    return _most_popular(contest, copy_last=not contest.mask_seen)
+def _copy_last(evaluation: Evaluation, seed: int) -> RankedLists:
+    return _top_items(evaluation, popularity_scorer(evaluation.split, repeat_last=True))
 
 
-def _most_popular(contest: Contest, *, copy_last: bool) -> Lists:
-    """Of the train period."""
-    split = contest.split
-    popular = np.argsort(popularity_tie_order(split.popularity, split.item_ids)).tolist()
-    lists: Lists = []
-    for target in contest.targets:
-        history = split.histories[target.user].items[: target.position]
-        seen = set(history.tolist()) if contest.mask_seen else set()
-        first = [int(history[-1])] if copy_last else []
-        fresh = (item for item in popular if item not in seen and item not in first)
-        lists.append([*first, *(item for item, _ in zip(fresh, range(NUM_RESULTS - len(first)), strict=False))])
-    return lists
+def _scored(name: str) -> Rank:
+    """A model of `SCORERS`, fitted once for each directory and seed."""
+
+    def rank(evaluation: Evaluation, seed: int) -> RankedLists:
+        training = evaluation.training
+        directory = training.directory / f"{name}-{training.fingerprint}"
+        device = pick_device(training.device)
+        fit = SCORERS[name]
+        return _top_items(
+            evaluation,
+            evaluation.compute_once((name, seed), lambda: fit(evaluation.split, seed, directory, device)),
+        )
+
+    return rank
 
 
-def _baseline(name: str) -> RowOf:
-    """Fitted once per workshop and seed."""
-
-    def lists(contest: Contest, seed: int) -> Lists:
-        workshop = contest.need_workshop()
-        directory = workshop.directory / f"{name}-{workshop.fingerprint}"
-        device = pick_device(workshop.device)
-        scorer = contest.once((name, seed), lambda: fit_baseline(name, contest.split, seed, directory, device))
-        return ranked_lists(scorer, contest.split, contest.targets, NUM_RESULTS, mask_seen=contest.mask_seen)
-
-    return lists
+def _top_items(evaluation: Evaluation, scorer: Scorer) -> RankedLists:
+    return ranked_lists(scorer, evaluation.split, evaluation.targets, NUM_RESULTS, mask_seen=evaluation.mask_seen)
 
 
-def _nothing(contest: Contest, seed: int) -> Choose:
-    return lambda example: ()
+def _generated(name: str, choice: Callable[[Evaluation, int], ChooseMemories]) -> Rank:
+    """The bundle's own generator, with the memories of `choice`."""
+    return lambda evaluation, seed: evaluation.rank_with_memory(choice(evaluation, seed), name)
 
 
-def _retriever(contest: Contest, seed: int) -> Choose:
-    return lambda example: None
+def _no_memory(evaluation: Evaluation, seed: int) -> ChooseMemories:
+    return no_memory
 
 
-def _random(contest: Contest, seed: int) -> Choose:
-    """As many as the retriever may take."""
-    rng, top_k = np.random.default_rng(seed), contest.bundle.manifest.retriever.top_k
-    return lambda example: tuple(np.sort(rng.permutation(len(example.memory_positions))[:top_k]).tolist())
+def _retriever(evaluation: Evaluation, seed: int) -> ChooseMemories:
+    return retriever_choice
 
 
-def _recent_beyond(contest: Contest, seed: int) -> Choose:
-    top_k = contest.bundle.manifest.retriever.top_k
-    return lambda example: tuple(range(len(example.memory_positions)))[-top_k:]
+def _random(evaluation: Evaluation, seed: int) -> ChooseMemories:
+    return random_choice(evaluation.bundle.manifest.retriever.top_k, seed)
 
 
-def _oracle(contest: Contest, seed: int) -> Choose:
-    best = {(found.user, found.position): _best(found) for found in contest.annotate()}
-    return lambda example: best[example.user, example.position]
+def _newest(evaluation: Evaluation, seed: int) -> ChooseMemories:
+    return newest_choice(evaluation.bundle.manifest.retriever.top_k)
 
 
-def _best(annotation: Annotation) -> tuple[int, ...]:
-    """The element that helps the truth most, if any does."""
-    gains = annotation.gains("log_gain")
-    return (int(gains.argmax()),) if gains.max(initial=0) > 0 else ()
+def _oracle(evaluation: Evaluation, seed: int) -> ChooseMemories:
+    return best_single_choice(evaluation.annotate())
 
 
-def _with_memory(row: str, chooser: Callable[[Contest, int], Choose]) -> RowOf:
-    return lambda contest, seed: contest.with_memory(chooser(contest, seed), row)
+def _sasrec(loss: str) -> FitScorer:
+    return lambda split, seed, directory, device: fit_sasrec(split, loss, seed=seed, directory=directory, device=device)
 
 
-_ROWS: dict[str, RowOf] = {
-    "popularity": _popularity,
-    "copy_last": _copy_last,
-    **{name: _baseline(name) for name in BASELINES},
-    "bigrec": _with_memory("bigrec", _nothing),
-    "rella_replace": lambda contest, seed: replaced(contest),
-    "rella_extend": lambda contest, seed: extended(contest),
-    "trsr": trsr,
-    "full_history": full_history,
-    "automr": _with_memory("automr", _retriever),
-    "neighbors": _with_memory("neighbors", _nothing),
-    "no_memory": _with_memory("no_memory", _nothing),
-    "random": _with_memory("random", _random),
-    "recent_beyond": _with_memory("recent_beyond", _recent_beyond),
-    "automr_plus_lm": _with_memory("automr_plus_lm", _retriever),
-    "automr_plus": _with_memory("automr_plus", _retriever),
-    "oracle": _with_memory("oracle", _oracle),
+SCORERS: dict[str, FitScorer] = {
+    "item_knn": lambda split, seed, directory, device: fit_item_knn(split, seed=seed, directory=directory),
+    "sasrec_bce": _sasrec("bce"),
+    "sasrec": _sasrec("strong"),
 }
-ROWS = tuple(_ROWS)
+
+ROWS: dict[str, EvaluationRow] = {
+    # Without a language model.
+    "popularity": EvaluationRow(
+        "popularity",
+        "the most popular items of the training period, the same list for every user",
+        _popularity,
+        is_timed=False,
+    ),
+    "copy_last": EvaluationRow(
+        "copy the last title",
+        "the last item of the history again, then the most popular items",
+        _copy_last,
+        is_timed=False,
+    ),
+    "item_knn": EvaluationRow(
+        "item-kNN",
+        "items that other users read close to the items of this history",
+        _scored("item_knn"),
+        is_timed=False,
+    ),
+    "sasrec_bce": EvaluationRow(
+        "SASRec (BCE)",
+        "self-attention over item ids, trained with the loss of its paper",
+        _scored("sasrec_bce"),
+        is_seeded=True,
+        is_timed=False,
+    ),
+    "sasrec": EvaluationRow(
+        "SASRec (strong)",
+        "the same network, trained with a softmax over the items",
+        _scored("sasrec"),
+        is_seeded=True,
+        is_timed=False,
+    ),
+    # Other uses of the language model; no item neighbours.
+    "bigrec": EvaluationRow("BIGRec", "the language model reads the window only", _generated("bigrec", _no_memory)),
+    "rella_replace": EvaluationRow(
+        "ReLLa, replace",
+        "instead of the window, the prompt shows the items of the history that are most similar to it",
+        rella_replace,
+    ),
+    "rella_extend": EvaluationRow(
+        "ReLLa, extend",
+        "the prompt shows the older items that are most similar to the window, then the window",
+        rella_extend,
+    ),
+    "trsr": EvaluationRow(
+        "TRSR", "the prompt shows a summary of the older history, then the window", trsr, needs_recipe=True
+    ),
+    "full_history": EvaluationRow(
+        "full history in the prompt",
+        "the prompt shows all older items as text: the reference for cost",
+        full_history,
+        needs_recipe=True,
+    ),
+    # The bundle's own rows, and the same with other memories.
+    "automr": EvaluationRow(
+        "AutoMR",
+        "the memories that the retriever picks, if any, and a generator that was not tuned to read memory",
+        _generated("automr", _retriever),
+    ),
+    "neighbors": EvaluationRow(
+        "item neighbours of AutoMR +",
+        "item neighbours alone: items that others read next to the items of the window, and items with similar titles",
+        _generated("neighbors", _no_memory),
+    ),
+    "no_memory": EvaluationRow(
+        "AutoMR + without memory",
+        "the window and item neighbours: the reference for what memory adds",
+        _generated("no_memory", _no_memory),
+        has_neighbors=True,
+    ),
+    "random": EvaluationRow(
+        "random memory",
+        "as many random memories as the retriever may take; the mean of several draws",
+        _generated("random", _random),
+        is_seeded=True,
+        has_neighbors=True,
+        differs_in_memory=True,
+    ),
+    "recent_beyond": EvaluationRow(
+        "newest memory",
+        "the newest memories older than the window, as many as the retriever may take",
+        _generated("recent_beyond", _newest),
+        has_neighbors=True,
+        differs_in_memory=True,
+    ),
+    "automr_plus_lm": EvaluationRow(
+        "AutoMR + without neighbours",
+        "its language model with memory, without item neighbours",
+        _generated("automr_plus_lm", _retriever),
+    ),
+    "automr_plus": EvaluationRow(
+        "AutoMR +",
+        "the memories that the retriever picks, if any, a generator tuned to read them, and item neighbours",
+        _generated("automr_plus", _retriever),
+        has_neighbors=True,
+        differs_in_memory=True,
+    ),
+    "oracle": EvaluationRow(
+        "oracle",
+        "the single memory that raises the probability of the true title most, or none: it knows the answer",
+        _generated("oracle", _oracle),
+        is_timed=False,
+        has_neighbors=True,
+        differs_in_memory=True,
+    ),
+}

@@ -1,16 +1,16 @@
-"""Rows `rella_replace` and `rella_extend`: retrieval of old behaviour by meaning (ReLLa, arXiv 2308.11131).
+"""Rows `rella_replace` and `rella_extend`: older items chosen by the meaning of their titles (ReLLa, arXiv 2308.11131).
 
 ReLLa embeds every title with the language model (the state that enters the head), reduces the vectors by PCA, and shows
-the items of the history most similar, by cosine, to the candidate. Where the next item is to be generated there is no
-candidate: the query is then the mean vector of the recent window, as in AutoMR's comparison, which does not say whether
-what is retrieved replaces the window or joins it. So both:
+the items of the history that are most similar, by cosine, to the candidate. Here the next item is generated, so there
+is no candidate; as in AutoMR's comparison, the query is the mean vector of the window. That paper does not say whether
+the retrieved items replace the window or join it, so there are two rows:
 
-`replace`  the prompt is the K items of memory and window most similar to the window
-`extend`   the K most similar of memory stand before the K of the window
+`replace`  the prompt shows the K items of memory and window that are most similar to the window
+`extend`   the prompt shows the K most similar items of the memory, then the K items of the window
 
-Items stand in the order of time, as in ReLLa's `sequential`. Of PCA only the centring is kept: without it all vectors
-of a language model are alike, and beyond it a rotation changes no cosine (ReLLa also cuts to 512 dimensions). ReLLa
-tunes on such prompts; here they meet the backbone as it is, tuned on windows of K.
+Items stand in the order of time, as in ReLLa's `sequential`. Only the centring of the PCA is used: without it all
+vectors of a language model are alike, and a rotation changes no cosine (ReLLa also reduces to 512 dimensions). ReLLa
+tunes the model on such prompts; here the bundle's model, tuned on windows of K items, reads them as it is.
 """
 
 from collections.abc import Sequence
@@ -18,32 +18,32 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from training.rows.contest import Contest, Lists
+from training.rows.evaluation import Evaluation, RankedLists
 
 
-def replaced(contest: Contest) -> Lists:
-    vectors = contest.once("unit vectors", lambda: _unit_vectors(contest))
+def rella_replace(evaluation: Evaluation, seed: int) -> RankedLists:
+    vectors = _unit_vectors(evaluation)
     prompts = []
-    for example in contest.examples:
-        recent = contest.recent(example)
-        history = [*contest.memory(example), *recent]
-        kept = most_similar(vectors, recent, history, contest.recent_length)
-        prompts.append(contest.prompt_of([history[place] for place in kept]))
-    return contest.with_prompts(contest.bundle, prompts, "rella_replace")
+    for example in evaluation.examples:
+        recent = evaluation.recent(example)
+        history = [*evaluation.memory(example), *recent]
+        kept = most_similar(vectors, recent, history, evaluation.recent_length)
+        prompts.append(evaluation.prompt_of([history[place] for place in kept]))
+    return evaluation.rank_with_prompts(evaluation.bundle, prompts, "rella_replace")
 
 
-def extended(contest: Contest) -> Lists:
-    vectors = contest.once("unit vectors", lambda: _unit_vectors(contest))
+def rella_extend(evaluation: Evaluation, seed: int) -> RankedLists:
+    vectors = _unit_vectors(evaluation)
     prompts = []
-    for example in contest.examples:
-        recent, memory = contest.recent(example), contest.memory(example)
-        kept = most_similar(vectors, recent, memory, contest.recent_length)
-        prompts.append(contest.prompt_of([*(memory[place] for place in kept), *recent]))
-    return contest.with_prompts(contest.bundle, prompts, "rella_extend")
+    for example in evaluation.examples:
+        recent, memory = evaluation.recent(example), evaluation.memory(example)
+        kept = most_similar(vectors, recent, memory, evaluation.recent_length)
+        prompts.append(evaluation.prompt_of([*(memory[place] for place in kept), *recent]))
+    return evaluation.rank_with_prompts(evaluation.bundle, prompts, "rella_extend")
 
 
 def most_similar(vectors: NDArray[np.float32], query: Sequence[int], items: Sequence[int], count: int) -> list[int]:
-    """Places in `items`, in order, of the `count` most similar to the mean of `query`; of equals the later ones.
+    """Places in `items`, rising, of the `count` items most similar to the mean of `query`; later places win ties.
 
     `vectors` (N, D) are unit vectors by item.
     """
@@ -55,7 +55,13 @@ def most_similar(vectors: NDArray[np.float32], query: Sequence[int], items: Sequ
     return kept
 
 
-def _unit_vectors(contest: Contest) -> NDArray[np.float32]:
-    vectors = contest.title_vectors()
-    centred = vectors - vectors.mean(axis=0)
-    return centred / np.linalg.norm(centred, axis=1, keepdims=True).clip(min=1e-12)
+def _unit_vectors(evaluation: Evaluation) -> NDArray[np.float32]:
+    """(N, D) centred title vectors of length one, computed once."""
+
+    def compute() -> NDArray[np.float32]:
+        vectors = evaluation.title_vectors()
+        centred = vectors - vectors.mean(axis=0)
+        unit: NDArray[np.float32] = centred / np.linalg.norm(centred, axis=1, keepdims=True).clip(min=1e-12)
+        return unit
+
+    return evaluation.compute_once("unit vectors", compute)

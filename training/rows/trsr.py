@@ -1,8 +1,8 @@
-"""Row `trsr`: a recurrent summary of what is old stands before the recent window (TRSR, arXiv 2403.13325).
+"""Row `trsr`: a recurrent summary of the older history stands before the window (TRSR, arXiv 2403.13325).
 
-The summariser is the bundle's language model with a chooser trained for it (`summariser.py`); blocks are of K events, a
-summary is of K / 2 titles. The recommender is the same language model, tuned further on prompts "summary, window"; as
-in the bundle's own tuning, every title of a window is a target. A checkpoint gets adapters again, merged at the end.
+The summariser (`summariser.py`) reads blocks of K events; a summary has K / 2 titles. The recommender is the bundle's
+language model, tuned further on prompts "summary, window". As in the bundle's own tuning, every title of a window is a
+target. A checkpoint gets adapters again, which are merged at the end.
 """
 
 import copy
@@ -22,70 +22,70 @@ from model_store.lm.split_lm import SplitLM
 from model_store.text.prompt import Prompt
 from training.data.splits import Split, sample_targets
 from training.lm.backbone import with_adapters
-from training.lm.packing import Block, Row, packed_loss
+from training.lm.packing import Block, PackedRow, packed_loss
 from training.rows import summariser
-from training.rows.contest import Contest, Lists, Workshop, long_prompt
-from training.rows.summariser import Sizes, Summariser
-from training.rows.summary import Request, Summary, summarise
+from training.rows.evaluation import Evaluation, RankedLists, TrainingSetup, long_prompt
+from training.rows.summariser import HistoryStart, Summariser, Summary, SummarySizes, summarise_histories
+from training.run.device import autocast, seed_everything
 from training.run.loop import Progress, Schedule, fit
 from training.run.recipes import Recipe
-from training.run.stage import autocast, begin, digest, finish, is_done, seed_everything, whole_file
+from training.run.stage import atomic_file, begin, digest, finish, is_done
 
-_MOST_WINDOWS = 20_000  # of training; summaries of more take longer than they help
+_MAX_WINDOWS = 20_000  # of training; more summaries take longer than they help
 _VALID_BATCH = 16
 _SUMMARISER_FILE, _LM_FILE = "summariser.safetensors", "lm.safetensors"
 
 
-class Case(NamedTuple):
-    """Items: what the model has read, and what it has to write after that."""
+class TrsrExample(NamedTuple):
+    """One sequence of items: the loss is on `answers` only."""
 
-    read: list[int]
-    write: list[int]
+    prompt: list[int]
+    answers: list[int]
 
 
-class Trained(NamedTuple):
-    bundle: Bundle
+class TrsrModel(NamedTuple):
+    bundle: Bundle  # with the language model that is tuned on summaries
     summariser: Summariser
 
-    def summaries(self, split: Split, requests: Sequence[Request]) -> dict[Request, Summary]:
-        return summarise(self.summariser.select, split, requests, self.summariser.sizes.block)
+    def summaries(self, split: Split, starts: Sequence[HistoryStart]) -> dict[HistoryStart, Summary]:
+        return summarise_histories(self.summariser.select, split, starts, self.summariser.sizes.block)
 
 
-def trsr(contest: Contest, seed: int) -> Lists:
-    trained = contest.once(("trsr", seed), lambda: train(contest, seed))
-    requests = [Request(each.user, max(0, each.position - contest.recent_length)) for each in contest.examples]
-    summaries: dict[Request, Summary] = contest.once(("summaries", seed), dict)  # kept, as a service would
-    missing = [request for request in requests if request not in summaries]
-    summaries |= trained.summaries(contest.split, missing)
+def trsr(evaluation: Evaluation, seed: int) -> RankedLists:
+    model = evaluation.compute_once(("trsr", seed), lambda: train_trsr(evaluation, seed))
+    starts = [HistoryStart(each.user, max(0, each.position - evaluation.recent_length)) for each in evaluation.examples]
+    # A service would keep summaries, so they are computed once and are not part of the time of an answer.
+    summaries: dict[HistoryStart, Summary] = evaluation.compute_once(("summaries", seed), dict)
+    summaries |= model.summaries(evaluation.split, [start for start in starts if start not in summaries])
     prompts = [
-        contest.prompt_of([*summaries[request], *contest.recent(example)])
-        for request, example in zip(requests, contest.examples, strict=True)
+        evaluation.prompt_of([*summaries[start], *evaluation.recent(example)])
+        for start, example in zip(starts, evaluation.examples, strict=True)
     ]
-    return contest.with_prompts(trained.bundle, prompts, "trsr")
+    return evaluation.rank_with_prompts(model.bundle, prompts, "trsr")
 
 
-def train(contest: Contest, seed: int) -> Trained:
-    """Summariser and recommender, trained once per workshop; the contest's own bundle stays as it is."""
-    workshop, bundle = contest.need_workshop(), contest.bundle
-    recipe, sizes = workshop.need_recipe(), Sizes(contest.recent_length, max(1, contest.recent_length // 2))
-    method = [sizes, _MOST_WINDOWS, summariser.NUM_EXAMPLES, summariser.WIDTH, summariser.SCHEDULE]
+def train_trsr(evaluation: Evaluation, seed: int) -> TrsrModel:
+    """Trains summariser and recommender, or loads them. The evaluation's own bundle does not change."""
+    training, bundle = evaluation.training, evaluation.bundle
+    recipe = training.require_recipe()
+    sizes = SummarySizes(evaluation.recent_length, max(1, evaluation.recent_length // 2))
+    method = [sizes, _MAX_WINDOWS, summariser.NUM_EXAMPLES, summariser.WIDTH, summariser.SCHEDULE]
     tuning = [short_schedule(recipe.sft), recipe.sft_batch_blocks, recipe.sft_valid_targets, recipe.lora_rank]
-    inputs = digest([workshop.fingerprint, bundle.manifest.space, workshop.model, method, tuning, seed])
-    directory = workshop.directory / f"trsr-{inputs}"
+    inputs = digest([training.fingerprint, bundle.manifest.space, training.model, method, tuning, seed])
+    directory = training.directory / f"trsr-{inputs}"
     seed_everything(seed)
-    writer = Summariser(bundle, contest.split.titles, contest.title_vectors(), sizes)
-    trained = Trained(replace(bundle, lm=_copy(bundle)), writer)
+    chooser = Summariser(bundle, evaluation.split.titles, evaluation.title_vectors(), sizes)
+    model = TrsrModel(replace(bundle, lm=_copy_lm(bundle)), chooser)
     if not is_done(directory, inputs):
         begin(directory)
-        facts = _train(trained, contest.split, workshop, seed=seed, directory=directory)
-        finish(directory, inputs, facts)
-    _load(trained.summariser.chooser, directory / _SUMMARISER_FILE)
-    _load(trained.bundle.lm.model, directory / _LM_FILE)
-    return trained
+        finish(directory, inputs, _train(model, evaluation.split, training, seed=seed, directory=directory))
+    _load(model.summariser.chooser, directory / _SUMMARISER_FILE)
+    _load(model.bundle.lm.model, directory / _LM_FILE)
+    return model
 
 
 def short_schedule(sft: Schedule) -> Schedule:
-    """The model knows titles already; what is new is where the summary ends."""
+    """An eighth of the steps at a quarter of the rate: only the summary in the prompt is new to the model."""
     steps = max(1, sft.max_steps // 8)
     return replace(
         sft,
@@ -96,37 +96,37 @@ def short_schedule(sft: Schedule) -> Schedule:
     )
 
 
-def _train(trained: Trained, split: Split, workshop: Workshop, *, seed: int, directory: Path) -> dict[str, Any]:
-    loss = trained.summariser.train(split, seed=seed, checkpoints=directory / "checkpoints-summariser")
-    _save(trained.summariser.chooser, directory / _SUMMARISER_FILE)
-    state = _tune(trained, split, workshop, seed=seed, checkpoints=directory / "checkpoints-lm")
-    _save(trained.bundle.lm.model, directory / _LM_FILE)
+def _train(model: TrsrModel, split: Split, training: TrainingSetup, *, seed: int, directory: Path) -> dict[str, Any]:
+    loss = model.summariser.train(split, seed=seed, checkpoints=directory / "checkpoints-summariser")
+    _save(model.summariser.chooser, directory / _SUMMARISER_FILE)
+    state = _tune(model, split, training, seed=seed, checkpoints=directory / "checkpoints-lm")
+    _save(model.bundle.lm.model, directory / _LM_FILE)
     return {"summariser_kl": loss, "steps": state.step, "valid_title_nats": state.best_loss}
 
 
-def _tune(trained: Trained, split: Split, workshop: Workshop, *, seed: int, checkpoints: Path) -> Progress:
-    recipe, lm, prompt = workshop.need_recipe(), trained.bundle.lm, trained.bundle.prompt
+def _tune(model: TrsrModel, split: Split, training: TrainingSetup, *, seed: int, checkpoints: Path) -> Progress:
+    recipe, lm, prompt = training.require_recipe(), model.bundle.lm, model.bundle.prompt
     schedule = short_schedule(recipe.sft)
-    limit = min(_MOST_WINDOWS, schedule.max_steps * recipe.sft_batch_blocks)
-    windows = training_cases(trained, split, limit, np.random.default_rng((seed, 3)))
-    targets = validation_cases(trained, split, recipe, seed)
-    adapted = _make_trainable(lm, recipe, workshop.model)
+    limit = min(_MAX_WINDOWS, schedule.max_steps * recipe.sft_batch_blocks)
+    train_examples = training_examples(model, split, limit, np.random.default_rng((seed, 3)))
+    valid_examples = validation_examples(model, split, recipe, seed)
+    adapted = _make_trainable(lm, recipe, training.model)
 
     def loss_at(step: int) -> Tensor:
-        drawn = np.random.default_rng((seed, step)).integers(len(windows), size=recipe.sft_batch_blocks)
+        drawn = np.random.default_rng((seed, step)).integers(len(train_examples), size=recipe.sft_batch_blocks)
         with autocast(lm.device, lm.hidden_size):
-            return packed_loss(lm, [row_of(prompt, split, windows[place]) for place in drawn])
+            return packed_loss(lm, [packed_row(prompt, split, train_examples[place]) for place in drawn])
 
     @torch.inference_mode()
     def validate() -> float:
         lm.model.eval()
         total = 0.0
-        for start in range(0, len(targets), _VALID_BATCH):
-            rows = [row_of(prompt, split, case) for case in targets[start : start + _VALID_BATCH]]
+        for start in range(0, len(valid_examples), _VALID_BATCH):
+            rows = [packed_row(prompt, split, each) for each in valid_examples[start : start + _VALID_BATCH]]
             with autocast(lm.device, lm.hidden_size):
                 total += float(packed_loss(lm, rows, reduction="sum"))
         lm.model.train()
-        return total / len(targets)
+        return total / len(valid_examples)
 
     lm.model.train()
     parameters = {name: each for name, each in lm.model.named_parameters() if each.requires_grad}
@@ -137,50 +137,54 @@ def _tune(trained: Trained, split: Split, workshop: Workshop, *, seed: int, chec
     return state
 
 
-def training_cases(trained: Trained, split: Split, limit: int, rng: np.random.Generator) -> list[Case]:
-    """Windows of K + 1 titles that begin where a block does, of random users, about `limit` of them."""
-    size = trained.summariser.sizes.block
-    requests: list[Request] = []
+def training_examples(model: TrsrModel, split: Split, limit: int, rng: np.random.Generator) -> list[TrsrExample]:
+    """About `limit` examples of random users: windows of K + 1 titles that start at the borders of the blocks."""
+    size = model.summariser.sizes.block
+    starts: list[HistoryStart] = []
     for user in rng.permutation(len(split.histories)).tolist():
-        if len(requests) >= limit:
+        if len(starts) >= limit:
             break
-        requests += [Request(user, start) for start in range(0, split.histories[user].train_end - 1, size)]
-    summaries = trained.summaries(split, requests)
-    return [Case(list(summaries[each]), _items(split, each.user, each.stop, each.stop + size + 1)) for each in requests]
+        starts += [HistoryStart(user, stop) for stop in range(0, split.histories[user].train_end - 1, size)]
+    summaries = model.summaries(split, starts)
+    return [TrsrExample(list(summaries[start]), _next_items(split, start, size + 1)) for start in starts]
 
 
-def _items(split: Split, user: int, start: int, stop: int) -> list[int]:
-    """Of the train period."""
-    history = split.histories[user]
-    items: list[int] = history.items[start : min(stop, history.train_end)].tolist()
+def _next_items(split: Split, start: HistoryStart, count: int) -> list[int]:
+    """At most `count` items after `start`, of the train period only."""
+    history = split.histories[start.user]
+    items: list[int] = history.items[start.stop : min(start.stop + count, history.train_end)].tolist()
     return items
 
 
-def validation_cases(trained: Trained, split: Split, recipe: Recipe, seed: int) -> list[Case]:
+def validation_examples(model: TrsrModel, split: Split, recipe: Recipe, seed: int) -> list[TrsrExample]:
+    """Sampled valid targets with the prompt that the row shows."""
     targets = sample_targets(split.valid, recipe.sft_valid_targets, seed)
-    size = trained.bundle.manifest.prompt.recent_length
-    requests = [Request(target.user, max(0, target.position - size)) for target in targets]
-    summaries = trained.summaries(split, requests)
-    cases = []
-    for target, request in zip(targets, requests, strict=True):
-        items = split.histories[target.user].items[request.stop : target.position + 1].tolist()
-        cases.append(Case([*summaries[request], *items[:-1]], items[-1:]))
-    return cases
+    size = model.bundle.manifest.prompt.recent_length
+    starts = [HistoryStart(target.user, max(0, target.position - size)) for target in targets]
+    summaries = model.summaries(split, starts)
+    examples = []
+    for target, start in zip(targets, starts, strict=True):
+        items = split.histories[target.user].items[start.stop : target.position + 1].tolist()
+        examples.append(TrsrExample([*summaries[start], *items[:-1]], items[-1:]))
+    return examples
 
 
-def row_of(prompt: Prompt, split: Split, case: Case) -> Row:
-    """A row without memory, whose loss begins where the model begins to write."""
-    tokens = long_prompt(prompt, [split.titles[item] for item in case.read])
+def packed_row(prompt: Prompt, split: Split, example: TrsrExample) -> PackedRow:
+    """A training row without memory, with a loss on the answers only."""
+    tokens = long_prompt(prompt, [split.titles[item] for item in example.prompt])
     loss_from = max(1, len(tokens))
     ends = []
-    for item in case.write:
+    for item in example.answers:
         tokens += prompt.title_tokens(split.titles[item])
         ends.append(len(tokens) - 1)
-    return Row(Block(tokens, ends), [], 0, loss_from)
+    return PackedRow(Block(tokens, ends), [], 0, loss_from)
 
 
-def _copy(bundle: Bundle) -> SplitLM:
-    """Weights of its own; a vocabulary stays the prompt's. Rows of late titles are there before weights are counted."""
+def _copy_lm(bundle: Bundle) -> SplitLM:
+    """A deep copy that shares the vocabulary with the bundle's prompt.
+
+    Embeddings of items that came after training are made now, so that the number of weights does not change later.
+    """
     vocabulary = getattr(bundle.prompt, "vocabulary", None)
     lm = copy.deepcopy(bundle.lm, {id(vocabulary): vocabulary})
     for module in lm.model.modules():
@@ -190,18 +194,18 @@ def _copy(bundle: Bundle) -> SplitLM:
 
 
 def _make_trainable(lm: SplitLM, recipe: Recipe, model_name: str | None) -> Any:
-    """The adapters of a checkpoint; None for a model trained whole."""
+    """Returns the adapters of a checkpoint, None for a model that is trained whole."""
     if model_name is None:
         lm.model.requires_grad_(True)
         for module in lm.model.modules():
             if isinstance(module, ItemEmbedding):
-                module.text.requires_grad_(False)  # it spells titles that training never meets
+                module.text.requires_grad_(False)  # it also spells titles that are not trained on
         return None
     return with_adapters(lm.model, recipe)
 
 
 def _save(module: nn.Module, file: Path) -> None:
-    with whole_file(file) as draft:
+    with atomic_file(file) as draft:
         save_file({name: each.detach().contiguous() for name, each in module.named_parameters()}, draft)
 
 

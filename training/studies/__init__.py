@@ -1,1 +1,6 @@
-"""The open questions that the paper leaves, a module each: `run(setting)` → `Finding`. See `training.study`."""
+"""Open questions about the method: one module for each, with `run(context) -> StudyResult`.
+
+`context` trains the bundles that studies share and measures them; `result` writes what a study found. The command is
+`training.study`. All studies measure on the valid period; none of them changes what is trained or served. May import
+all other rooms of training, and the program `training.pipeline`, which trains a bundle.
+"""

@@ -1,17 +1,19 @@
-"""`cold`: what the rows are worth to users of whom little is known.
+"""`cold`: the quality for users with short histories.
 
-Targets are the valid period's events of any user, also of those too new to be evaluated otherwise, by how many events
-are known before. A history that fits into the window has no memory: there AutoMR is the model without it.
+Targets are all events of the valid period, of any user, grouped by the number of earlier events. The usual evaluation
+leaves out users with few events. A history that fits into the window has no memory: there AutoMR equals the model
+without memory.
 """
 
 from collections.abc import Sequence
 
 from training.data.splits import Split, Target, sample_targets
+from training.rows.memory_choices import no_memory, retriever_choice
 from training.rows.registry import predict
-from training.rows.scores import score
+from training.rows.row_metrics import metrics_by_target
 from training.run.stage import StageError
-from training.studies.finding import Finding, Value, compared, gain_of
-from training.studies.setting import METRIC, Setting, ndcg, nothing, num_elements, retrieved, users_of
+from training.studies.context import METRIC, StudyContext, ndcg, num_memories, users_of
+from training.studies.result import StudyResult, Value, gain_column, means_and_gains
 
 BINS: dict[str, tuple[int, float]] = {
     "0–2": (0, 2),
@@ -23,52 +25,54 @@ BINS: dict[str, tuple[int, float]] = {
 }
 
 
-def run(setting: Setting) -> Finding:
-    events = valid_events(setting.inputs.split)
+def run(context: StudyContext) -> StudyResult:
+    events = valid_events(context.inputs.split)
     lines: dict[str, dict[str, Value]] = {}
     for name, (least, most) in BINS.items():
         found = [target for target in events if least <= target.position <= most]
         if found:
-            lines[name] = _line(setting, sample_targets(found, setting.num_targets, setting.seed))
+            lines[name] = _line(context, sample_targets(found, context.num_targets, context.seed))
     if not lines:
-        raise StageError("nobody has an event in the valid period")
-    return Finding(
-        question="how many interactions before the model is worth asking, and memory worth having?",
+        raise StageError("the valid period has no event")
+    missing = sorted(set(BINS) - set(lines))
+    return StudyResult(
+        question="how many interactions do the model and its memory need?",
         x="earlier interactions",
         columns={
             "targets": "d",
             "popularity": ".4f",
             "no memory": ".4f",
             "retrieved": ".4f",
-            gain_of("retrieved"): "+.4f",
+            gain_column("retrieved"): "+.4f",
             "elements": ".1f",
         },
         lines=lines,
         panels={"NDCG@10": ["popularity", "no memory", "retrieved"]},
-        remarks=[f"Nobody has so many: {', '.join(missing)}."] if (missing := sorted(set(BINS) - set(lines))) else [],
+        remarks=[f"No target has this many earlier interactions: {', '.join(missing)}."] if missing else [],
     )
 
 
-def _line(setting: Setting, targets: Sequence[Target]) -> dict[str, Value]:
-    contest = setting.contest(setting.base.bundle, targets)
-    popular = score(predict(contest, "popularity", 0), targets, contest.split)[METRIC]
+def _line(context: StudyContext, targets: Sequence[Target]) -> dict[str, Value]:
+    evaluation = context.evaluation(context.base.bundle, targets)
+    popular = metrics_by_target(predict(evaluation, "popularity", 0), targets, evaluation.split)[METRIC]
     rows = {
-        "no memory": ndcg(contest, "none", nothing),
+        "no memory": ndcg(evaluation, "none", no_memory),
         "popularity": popular,
-        "retrieved": ndcg(contest, "retrieved", retrieved),
+        "retrieved": ndcg(evaluation, "retrieved", retriever_choice),
     }
     return {
-        **compared(rows, users_of(targets), reference="no memory"),
+        **means_and_gains(rows, users_of(targets), reference="no memory"),
         "targets": len(targets),
-        "elements": num_elements(contest),
+        "elements": num_memories(evaluation),
     }
 
 
 def valid_events(split: Split) -> list[Target]:
-    """Every user's events of the valid period, however much came before.
+    """All events of the valid period, of every user.
 
-    The cut's own targets are of long users only. Behind their train period, events up to the last valid target's time
-    are certainly not of the test period; between that and the first test target's nobody knows, so they are left out.
+    The targets of the split belong to long users only. For the others, an event after their train period is certainly
+    in the valid period if it is not later than the last valid target; later events may be of the test period and are
+    left out.
     """
     if split.name == "leave-one-out":
         return list(split.valid)

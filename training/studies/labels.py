@@ -1,11 +1,12 @@
-"""`labels`: what the retriever should learn from.
+"""`labels`: the labels that the retriever learns from.
 
-`probability`      the paper's literal eq. 5, whole-title probabilities under a softmax
-`log gain, τ = …`  gains in log-probability per token under a softmax of temperature τ
-`marginal`         no labels: the likelihood of the truth when the retriever's distribution chooses the memory,
-                   log Σ_m s_m p(y | z_t, z_m) with p from the annotations, the null slot being no memory
+`probability`      eq. 5 of the paper as printed: gains in the probability of a whole title, under a softmax
+`log gain, τ = …`  gains in log-probability per token, under a softmax of temperature τ
+`marginal`         no labels: the likelihood of the true title when the retriever's distribution draws the memory,
+                   log Σ_m s_m p(y | z_t, z_m) with p from the annotations; the null slot draws no memory
 
-All learn from the same annotations, and are judged alike: the log-probability that the element ranked first adds.
+All variants learn from the same annotations and have the same measure: how much the memory that is ranked first raises
+the log-probability of the true title.
 """
 
 from collections.abc import Callable
@@ -16,38 +17,29 @@ import numpy as np
 import torch
 
 from model_store.memory.retriever import Retriever, choose
-from training.annotate import Annotated, read_annotated
-from training.memory.labels import Batch, collate
+from training.memory.annotations import AnnotationSet, read_annotation_set
+from training.memory.learning import RetrieverBatch, TrainedRetriever, collate, fit_retriever
 from training.run.recipes import Recipe
 from training.run.stage import StageError, digest
-from training.studies.finding import Finding, Value, compared
-from training.studies.setting import Setting
-from training.train_retriever import Training, train
+from training.studies.context import StudyContext
+from training.studies.result import StudyResult, Value, means_and_gains
 
 TEMPERATURES = (0.03, 0.1, 0.3, 1.0)
-Teach = Callable[[Path], Training]  # checkpoints → a retriever
+FitVariant = Callable[[Path], TrainedRetriever]  # directory of the checkpoints → a trained retriever
 
 
-def run(setting: Setting) -> Finding:
-    made = setting.base
-    annotated = read_annotated(made.stages / "annotations").with_memory()
+def run(context: StudyContext) -> StudyResult:
+    base = context.base
+    annotated = read_annotation_set(base.stages / "annotations").with_memory()
     if not annotated.train or not annotated.valid:
-        raise StageError("no annotated target has memory, so there is nothing to learn from")
-    whole = collate(annotated.valid, annotated.states, "log_gain", temperature=1.0)
+        raise StageError("no annotated target has memory, so the retriever has nothing to learn from")
+    valid = collate(annotated.valid, annotated.states, "log_gain", temperature=1.0)
     users = np.array([each.user for each in annotated.valid])
-    checkpoints = setting.work / "labels" / digest([made.bundle.manifest.model_dump(), setting.seed])
+    checkpoints = context.work / "labels" / digest([base.bundle.manifest.model_dump(), context.seed])
     lines: dict[str, dict[str, Value]] = {}
-    for name, teach in _teachings(annotated, made.recipe, setting.seed).items():
-        trained = teach(checkpoints / name.replace(" ", "-"))
-        quality = trained.quality
-        lines[name] = {
-            **compared({"gain, nats": first_gains(trained.retriever, whole)}, users),
-            "captured": quality.captured,
-            "precision@1": quality.precision_at_1,
-            "abstains": quality.abstains,
-            **(_label_facts(trained) if "valid_kl" in trained.facts else {}),
-        }
-    return Finding(
+    for name, fit in _variants(annotated, base.recipe, context.seed).items():
+        lines[name] = _line(fit(checkpoints / name.replace(" ", "-")), valid, users)
+    return StudyResult(
         question="from which labels should the retriever learn?",
         x="labels",
         columns={
@@ -61,45 +53,53 @@ def run(setting: Setting) -> Finding:
         },
         lines=lines,
         panels={
-            "gain of what is ranked first, nats": ["gain, nats"],
+            "gain of the memory ranked first, nats": ["gain, nats"],
             "share": ["captured", "precision@1", "abstains"],
             "entropy of the labels, nats": ["label entropy"],
         },
         remarks=[
-            f"Judged on {len(users)} annotated valid targets with memory; some element helps by {_oracle(whole):.4f} "
-            f"nats on average. Uniform labels would have an entropy of {_uniform_entropy(whole):.2f}."
+            f"Measured on {len(users)} annotated valid targets with memory. The best memory of a target, where one "
+            f"helps, gains {_oracle_gain(valid):.4f} nats on average. Uniform labels would have an entropy of "
+            f"{_uniform_entropy(valid):.2f}."
         ],
     )
 
 
-def _label_facts(trained: Training) -> dict[str, Value]:
-    names = {"label entropy": "label_entropy", "KL": "valid_kl", "uniform KL": "uniform_kl"}
-    return {column: trained.facts[name] for column, name in names.items()}
+def _variants(annotated: AnnotationSet, recipe: Recipe, seed: int) -> dict[str, FitVariant]:
+    def fit(recipe: Recipe, loss: str, temperature: float) -> FitVariant:
+        return lambda checkpoints: fit_retriever(
+            annotated, recipe, temperature=temperature, seed=seed, checkpoints=checkpoints, loss=loss
+        )
 
-
-def _teachings(annotated: Annotated, recipe: Recipe, seed: int) -> dict[str, Teach]:
-    def by_labels(form: str, temperature: float) -> Teach:
-        changed = replace(recipe, gain_form=form)
-        return lambda at: train(annotated, changed, temperature=temperature, seed=seed, checkpoints=at)
-
+    log_gain = replace(recipe, gain_form="log_gain")
     return {
-        "probability": by_labels("probability", 1.0),
-        **{f"log gain, τ = {each:g}": by_labels("log_gain", each) for each in TEMPERATURES},
-        "marginal": lambda at: train(annotated, recipe, loss="marginal", temperature=1.0, seed=seed, checkpoints=at),
+        "probability": fit(replace(recipe, gain_form="probability"), "kl", 1.0),
+        **{f"log gain, τ = {each:g}": fit(log_gain, "kl", each) for each in TEMPERATURES},
+        "marginal": fit(recipe, "marginal", 1.0),
     }
 
 
+def _line(trained: TrainedRetriever, valid: RetrieverBatch, users: np.ndarray) -> dict[str, Value]:
+    line = means_and_gains({"gain, nats": first_gains(trained.retriever, valid)}, users)
+    quality = trained.quality
+    line |= {"captured": quality.captured, "precision@1": quality.precision_at_1, "abstains": quality.abstains}
+    if "valid_kl" in trained.facts:
+        names = {"label entropy": "label_entropy", "KL": "valid_kl", "uniform KL": "uniform_kl"}
+        line |= {column: trained.facts[name] for column, name in names.items()}
+    return line
+
+
 @torch.inference_mode()
-def first_gains(retriever: Retriever, batch: Batch) -> np.ndarray:
-    """(targets,) of the element ranked first; zero where the retriever abstains."""
+def first_gains(retriever: Retriever, batch: RetrieverBatch) -> np.ndarray:
+    """(targets,) the gain of the memory that is ranked first, in nats; zero where the retriever abstains."""
     choice = choose(retriever(batch.query, batch.memory, batch.mask), 1)
     gained: np.ndarray = (batch.gains.gather(1, choice.indices) * choice.mask).sum(dim=1).double().numpy()
     return gained
 
 
-def _oracle(batch: Batch) -> float:
+def _oracle_gain(batch: RetrieverBatch) -> float:
     return float(batch.gains.masked_fill(batch.mask == 0, 0.0).max(dim=1).values.clamp(min=0).mean())
 
 
-def _uniform_entropy(batch: Batch) -> float:
+def _uniform_entropy(batch: RetrieverBatch) -> float:
     return float((1 + batch.mask.sum(dim=1)).double().log().mean())

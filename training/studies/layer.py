@@ -1,46 +1,47 @@
-"""`layer`: where to split the language model.
+"""`layer`: the layer at which the language model is split.
 
-A variant of the recipe is trained for every split layer L, from 1 to the last but one (six of them at most, evenly
-spaced): a top half that reads memory is tuned for the states it reads, so one backbone cannot serve two of them.
+One variant of the recipe is trained for each split layer L, from 1 to the last but one, at most six of them, evenly
+spaced. They cannot share a backbone: a top half is tuned for the states of one layer.
 """
 
 import numpy as np
 
+from training.rows.memory_choices import best_single_choice, no_memory, retriever_choice
 from training.run.stage import read_certificate
-from training.studies.finding import Finding, Value, compared, gain_of
-from training.studies.setting import Setting, best_single, milliseconds, ndcg, nothing, retrieved, users_of
+from training.studies.context import StudyContext, milliseconds, ndcg, users_of
+from training.studies.result import StudyResult, Value, gain_column, means_and_gains
 
 _MAX_LAYERS = 6
 
 
-def run(setting: Setting) -> Finding:
-    targets = setting.targets()
+def run(context: StudyContext) -> StudyResult:
+    targets = context.targets()
+    base_layer = context.base.bundle.manifest.backbone.split_layer
     lines: dict[str, dict[str, Value]] = {}
-    for layer in split_layers(setting.base.bundle.manifest.backbone.num_layers):
-        is_base = layer == setting.base.bundle.manifest.backbone.split_layer
-        made = setting.base if is_base else setting.variant(split_layer=layer)
-        contest = setting.contest(made.bundle, targets)
+    for layer in split_layers(context.base.bundle.manifest.backbone.num_layers):
+        trained = context.base if layer == base_layer else context.variant(split_layer=layer)
+        evaluation = context.evaluation(trained.bundle, targets)
         rows = {
-            "no memory": ndcg(contest, "none", nothing),
-            "retrieved": ndcg(contest, "retrieved", retrieved),
-            "oracle": ndcg(contest, "oracle", best_single(contest)),
+            "no memory": ndcg(evaluation, "none", no_memory),
+            "retrieved": ndcg(evaluation, "retrieved", retriever_choice),
+            "oracle": ndcg(evaluation, "oracle", best_single_choice(evaluation.annotate())),
         }
-        times = milliseconds(contest, "latency", setting.time_targets)
-        facts = read_certificate(made.stages / "retriever")
+        times = milliseconds(evaluation, "latency", context.time_targets)
+        facts = read_certificate(trained.stages / "retriever")
         lines[str(layer)] = {
-            **compared(rows, users_of(targets), reference="no memory"),
+            **means_and_gains(rows, users_of(targets), reference="no memory"),
             "oracle gain, nats": facts.get("oracle_gain_nats"),
             "captured": facts.get("captured"),
             "ms": times["ms"],
             "ms without": times["plain_ms"],
         }
-    return Finding(
+    return StudyResult(
         question="at which layer should the model be split?",
         x="split layer L",
         columns={
             "no memory": ".4f",
             "retrieved": ".4f",
-            gain_of("retrieved"): "+.4f",
+            gain_column("retrieved"): "+.4f",
             "oracle": ".4f",
             "oracle gain, nats": ".4f",
             "captured": ".0%",

@@ -1,7 +1,7 @@
-"""`memory`: how much to remember, and how long a window to read, against quality, latency and bytes.
+"""`memory`: the size of the memory and the length of the window, measured by quality, latency and bytes.
 
-The bundle's memory is capped at M elements, which needs no training. The window's length K does: one variant of the
-recipe for each. All lines are measured on the same targets, which have more earlier events than the longest window.
+A smaller memory M only cuts the bundle's memory and needs no training. Each length K of the window needs a variant of
+the recipe. All lines are measured on the same targets, which have more earlier events than the longest window.
 """
 
 import numpy as np
@@ -9,41 +9,40 @@ import numpy as np
 from model_store.bundle import Bundle
 from training.data.splits import Target
 from training.lm.windows import Windows
-from training.studies.finding import Finding, Value, compared, gain_of
-from training.studies.setting import (
-    Made,
-    Setting,
+from training.rows.memory_choices import no_memory, retriever_choice
+from training.studies.context import (
+    StudyContext,
+    TrainedBundle,
     milliseconds,
     ndcg,
-    nothing,
-    num_elements,
-    retrieved,
+    num_memories,
     users_of,
-    with_examples,
     with_manifest,
+    with_windows,
 )
+from training.studies.result import StudyResult, Value, gain_column, means_and_gains
 
 SIZES = (10, 30, 90, 200, 500)
 LENGTHS = (5, 10, 20)
 
 
-def run(setting: Setting) -> Finding:
-    base = setting.base
+def run(context: StudyContext) -> StudyResult:
+    base = context.base
     own_length = base.bundle.manifest.prompt.recent_length
-    targets = setting.targets(beyond=max(*LENGTHS, own_length))
+    targets = context.targets(min_history=max(*LENGTHS, own_length))
     lines: dict[str, dict[str, Value]] = {}
     for size in SIZES:
-        lines[f"M = {size}"] = _line(setting, base, targets, size)
+        lines[f"M = {size}"] = _line(context, base, targets, size)
     for length in sorted({*LENGTHS, own_length}):
-        made = base if length == own_length else setting.variant(recent_length=length)
-        lines[f"K = {length}"] = _line(setting, made, targets, made.bundle.manifest.memory.max_elements)
-    return Finding(
-        question="how many elements, and how long a window?",
+        trained = base if length == own_length else context.variant(recent_length=length)
+        lines[f"K = {length}"] = _line(context, trained, targets, trained.bundle.manifest.memory.max_elements)
+    return StudyResult(
+        question="how large should the memory be, and how long the window?",
         x="memory size M, window K",
         columns={
             "no memory": ".4f",
             "retrieved": ".4f",
-            gain_of("retrieved"): "+.4f",
+            gain_column("retrieved"): "+.4f",
             "elements": ".1f",
             "bytes per user": ",d",
             "ms": ".1f",
@@ -56,28 +55,32 @@ def run(setting: Setting) -> Finding:
             "bytes per user when full": ["bytes per user"],
         },
         remarks=[
-            f"The window of the lines M is K = {own_length}. `elements` is what these histories fill on average; "
-            "bytes are those of a full memory."
+            f"In the lines M the window is K = {own_length}. `elements` is the mean number of memories that these "
+            "histories have; bytes are those of a full memory."
         ],
     )
 
 
-def _line(setting: Setting, made: Made, targets: list[Target], size: int) -> dict[str, Value]:
-    """States are computed once, for the largest size."""
-    widest = setting.contest(with_manifest(made.bundle, "memory", max_elements=max(*SIZES, size)), targets)
-    contest = with_examples(widest, Windows(widest.split, widest.bundle.prompt, size))
-    rows = {"no memory": ndcg(contest, "none", nothing), "retrieved": ndcg(contest, f"retrieved-{size}", retrieved)}
-    times = milliseconds(contest, f"latency-{size}", setting.time_targets)
+def _line(context: StudyContext, trained: TrainedBundle, targets: list[Target], size: int) -> dict[str, Value]:
+    """The states are computed once, for the largest size."""
+    largest = with_manifest(trained.bundle, "memory", max_elements=max(*SIZES, size))
+    evaluation = context.evaluation(largest, targets)
+    evaluation = with_windows(evaluation, Windows(evaluation.split, evaluation.bundle.prompt, size))
+    rows = {
+        "no memory": ndcg(evaluation, "none", no_memory),
+        "retrieved": ndcg(evaluation, f"retrieved-{size}", retriever_choice),
+    }
+    times = milliseconds(evaluation, f"latency-{size}", context.time_targets)
     return {
-        **compared(rows, users_of(targets), reference="no memory"),
-        "elements": num_elements(contest),
-        "bytes per user": bytes_per_user(made.bundle, size),
+        **means_and_gains(rows, users_of(targets), reference="no memory"),
+        "elements": num_memories(evaluation),
+        "bytes per user": bytes_per_user(trained.bundle, size),
         "ms": times["ms"],
         "× no memory": times["times_plain"],
     }
 
 
 def bytes_per_user(bundle: Bundle, size: int) -> int:
-    """Of a memory of `size` elements, as records in the store."""
+    """Bytes of the records of `size` memories in the store."""
     state = np.zeros(bundle.lm.hidden_size, dtype=np.float16)
     return size * len(bundle.codec.encode(state, bytes(8)))

@@ -1,8 +1,8 @@
-"""`noise`: what memory is worth where histories are not clean, or not complete.
+"""`noise`: memory with noisy or incomplete histories.
 
-Nothing is trained again: the histories before the targets are changed when they are read. `noise` is the share of
-random interactions in the changed history, items drawn blindly and put anywhere; `kept` the share of true ones that is
-left. Window and memory change alike, and so does the number of elements.
+Nothing is trained again; the histories before the targets are changed when they are read. The lines `noise` add random
+items at random places, as this share of the changed history. The lines `kept` keep a random share of the true events.
+Window and memory both change, and so does the number of memories.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,68 +11,71 @@ from dataclasses import replace
 import numpy as np
 
 from training.data.splits import History, Split, Target
+from training.rows.memory_choices import no_memory, retriever_choice
 from training.run.inputs import Inputs, fingerprint
-from training.studies.finding import Finding, Value, compared, gain_of
-from training.studies.setting import Setting, ndcg, nothing, num_elements, random_ndcg, retrieved, users_of
+from training.studies.context import StudyContext, ndcg, num_memories, random_ndcg, users_of
+from training.studies.result import StudyResult, Value, gain_column, means_and_gains
 
 SHARES_OF_NOISE = (0.0, 0.1, 0.3, 0.5)
 SHARES_KEPT = (1.0, 0.5, 0.25)
-Change = Callable[[History, np.random.Generator], History]  # of what is known before a target
+ChangeHistory = Callable[[History, np.random.Generator], History]  # of the events before a target
 
 
-def run(setting: Setting) -> Finding:
-    targets = setting.targets()
-    num_items = len(setting.inputs.split.item_ids)
-    changes: dict[str, Change] = {
-        **{f"noise {share:.0%}": noisy(share, num_items) for share in SHARES_OF_NOISE},
-        **{f"kept {share:.0%}": thinned(share) for share in SHARES_KEPT},
+def run(context: StudyContext) -> StudyResult:
+    targets = context.targets()
+    num_items = len(context.inputs.split.item_ids)
+    changes: dict[str, ChangeHistory] = {
+        **{f"noise {share:.0%}": add_noise(share, num_items) for share in SHARES_OF_NOISE},
+        **{f"kept {share:.0%}": keep_share(share) for share in SHARES_KEPT},
     }
-    return Finding(
-        question="how much noise, and how little history, does memory bear?",
+    return StudyResult(
+        question="how much noise, and how short a history, does memory tolerate?",
         x="histories",
         columns={
             "no memory": ".4f",
             "random": ".4f",
             "retrieved": ".4f",
-            gain_of("retrieved"): "+.4f",
+            gain_column("retrieved"): "+.4f",
             "elements": ".1f",
         },
-        lines={name: _line(setting, targets, change) for name, change in changes.items()},
-        panels={"NDCG@10": ["no memory", "random", "retrieved"], "difference in NDCG@10": [gain_of("retrieved")]},
-        remarks=["Targets are those that have memory in their true history; random: the mean of several draws."],
+        lines={name: _line(context, targets, change) for name, change in changes.items()},
+        panels={"NDCG@10": ["no memory", "random", "retrieved"], "difference in NDCG@10": [gain_column("retrieved")]},
+        remarks=["All targets have memory in their true history. `random` is the mean of several draws."],
     )
 
 
-def _line(setting: Setting, targets: Sequence[Target], change: Change) -> Mapping[str, Value]:
-    split, moved = changed(setting.inputs.split, targets, change, setting.seed)
-    inputs = Inputs(setting.inputs.dataset, split, fingerprint(split))
-    contest = setting.contest(setting.base.bundle, moved, inputs)
+def _line(context: StudyContext, targets: Sequence[Target], change: ChangeHistory) -> Mapping[str, Value]:
+    split, new_targets = change_histories(context.inputs.split, targets, change, context.seed)
+    inputs = Inputs(context.inputs.dataset, split, fingerprint(split))
+    evaluation = context.evaluation(context.base.bundle, new_targets, inputs)
     rows = {
-        "no memory": ndcg(contest, "none", nothing),
-        "random": random_ndcg(contest, "random", contest.bundle.manifest.retriever.top_k),
-        "retrieved": ndcg(contest, "retrieved", retrieved),
+        "no memory": ndcg(evaluation, "none", no_memory),
+        "random": random_ndcg(evaluation, "random", evaluation.bundle.manifest.retriever.top_k),
+        "retrieved": ndcg(evaluation, "retrieved", retriever_choice),
     }
     return {
-        **compared(rows, users_of(targets), reference="no memory"),
-        "elements": num_elements(contest),
+        **means_and_gains(rows, users_of(targets), reference="no memory"),
+        "elements": num_memories(evaluation),
     }
 
 
-def changed(split: Split, targets: Sequence[Target], change: Change, seed: int) -> tuple[Split, list[Target]]:
-    """Every target gets a history of its own, changed before it and ended by it: target n is of history n."""
-    histories, moved = [], []
+def change_histories(
+    split: Split, targets: Sequence[Target], change: ChangeHistory, seed: int
+) -> tuple[Split, list[Target]]:
+    """Each target gets a history of its own: the changed events before it, then the target. Target n has history n."""
+    histories, new_targets = [], []
     for number, target in enumerate(targets):
         rng = np.random.default_rng((seed, target.user, target.position))
         whole = split.histories[target.user]
         known = change(_part(whole, slice(0, target.position)), rng)
         truth = _part(whole, slice(target.position, target.position + 1))
         histories.append(_joined(known, truth))
-        moved.append(Target(number, len(known.items)))
-    return replace(split, histories=histories), moved
+        new_targets.append(Target(number, len(known.items)))
+    return replace(split, histories=histories), new_targets
 
 
-def noisy(share: float, num_items: int) -> Change:
-    """Random events make up `share` of the result; each has the time of the true event that it follows."""
+def add_noise(share: float, num_items: int) -> ChangeHistory:
+    """Random events make up `share` of the result. Each has the timestamp of the true event before it."""
 
     def change(history: History, rng: np.random.Generator) -> History:
         count = len(history.items)
@@ -89,8 +92,8 @@ def noisy(share: float, num_items: int) -> Change:
     return change
 
 
-def thinned(share: float) -> Change:
-    """The events left keep their order."""
+def keep_share(share: float) -> ChangeHistory:
+    """Keeps a random `share` of the events, in their order."""
 
     def change(history: History, rng: np.random.Generator) -> History:
         count = len(history.items)

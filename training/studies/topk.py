@@ -1,52 +1,52 @@
-"""`topk`: how many memories into the top half, chosen by the retriever, blindly, or by age.
+"""`topk`: the number of memories that the top half reads, chosen by the retriever, at random, or by age.
 
-`retrieved` may abstain and take fewer, as when serving; `by score` takes as many as asked for, null slot or not.
+`retrieved` may abstain and take fewer, as in serving. `by score` always takes k memories, without the null slot.
 """
 
 from dataclasses import replace
 
-from training.studies.finding import Finding, Value, compared, gain_of
-from training.studies.setting import (
-    Setting,
+from training.rows.memory_choices import newest_choice, no_memory, retriever_choice
+from training.studies.context import (
+    StudyContext,
     ndcg,
-    newest,
-    nothing,
-    num_elements,
+    num_memories,
     random_ndcg,
-    retrieved,
     users_of,
     with_manifest,
     without_null,
 )
+from training.studies.result import StudyResult, Value, gain_column, means_and_gains
 
 COUNTS = (0, 1, 2, 4, 8, 16, 32)
 
 
-def run(setting: Setting) -> Finding:
-    targets = setting.targets()
-    contest = setting.contest(setting.base.bundle, targets)
-    none = ndcg(contest, "none", nothing)
+def run(context: StudyContext) -> StudyResult:
+    targets = context.targets()
+    evaluation = context.evaluation(context.base.bundle, targets)
+    none = ndcg(evaluation, "none", no_memory)
     lines: dict[str, dict[str, Value]] = {}
     for count in COUNTS:
         rows = dict.fromkeys(("retrieved", "by score", "random", "newest"), none)
         if count:
-            served = replace(contest, bundle=with_manifest(contest.bundle, "retriever", top_k=count))
+            served = replace(evaluation, bundle=with_manifest(evaluation.bundle, "retriever", top_k=count))
             forced = replace(served, bundle=replace(served.bundle, retriever=without_null(served.bundle.retriever)))
             rows = {
-                "retrieved": ndcg(served, f"topk-{count}-retrieved", retrieved),
-                "by score": ndcg(forced, f"topk-{count}-score", retrieved),
-                "random": random_ndcg(contest, f"topk-{count}-random", count),
-                "newest": ndcg(contest, f"topk-{count}-newest", newest(count)),
+                "retrieved": ndcg(served, f"topk-{count}-retrieved", retriever_choice),
+                "by score": ndcg(forced, f"topk-{count}-score", retriever_choice),
+                "random": random_ndcg(evaluation, f"topk-{count}-random", count),
+                "newest": ndcg(evaluation, f"topk-{count}-newest", newest_choice(count)),
             }
-        lines[str(count)] = compared({"no memory": none, **rows}, users_of(targets), reference="no memory")
-    return Finding(
-        question="how many memories should reach the top half?",
+        values = means_and_gains({"no memory": none, **rows}, users_of(targets), reference="no memory")
+        lines[str(count)] = values
+    gain = gain_column("retrieved")
+    return StudyResult(
+        question="how many memories should the top half read?",
         x="memories k",
-        columns={"retrieved": ".4f", gain_of("retrieved"): "+.4f", "by score": ".4f", "random": ".4f", "newest": ".4f"},
+        columns={"retrieved": ".4f", gain: "+.4f", "by score": ".4f", "random": ".4f", "newest": ".4f"},
         lines=lines,
         panels={"NDCG@10": ["retrieved", "by score", "random", "newest"]},
         remarks=[
-            f"These targets have {num_elements(contest):.1f} elements on average; k = 0 is the model without memory; "
-            f"the bundle itself takes up to {contest.bundle.manifest.retriever.top_k}."
+            f"These targets have {num_memories(evaluation):.1f} memories on average. k = 0 is the model without "
+            f"memory. The bundle itself takes up to {evaluation.bundle.manifest.retriever.top_k}."
         ],
     )

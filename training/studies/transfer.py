@@ -1,9 +1,10 @@
-"""`transfer`: is a retriever worth anything to readers it has never seen?
+"""`transfer`: a retriever that was trained on other users and items.
 
-The language model, and with it the space of states, is that of another data set (`--from`), and so is the first
-retriever. Both meet the histories of this one, whose titles are read as text, or spelled where a title is a token. The
-second retriever has learned from annotations of this data by the same language model: the most a transfer can reach.
-Each is tried as it is and without its null slot, which may have learned when the *other* readers need no memory.
+The language model, and with it the space of the states, is that of another data set (`--from`), and so is the retriever
+called `transferred`. Both read the histories of this data set. Its titles are read as text, or spelled where a title is
+one token. The retriever called `learned here` was trained on annotations of this data by the same language model: a
+transferred retriever cannot be expected to do better. Each is measured as it is and without its null slot, which may
+have learned when the *other* users need no memory.
 """
 
 import copy
@@ -16,47 +17,49 @@ import numpy as np
 from model_store.bundle import Bundle
 from model_store.memory.retriever import Retriever
 from training import pipeline
-from training.annotate import read_annotated
-from training.memory.labels import Batch, collate
-from training.run.stage import StageError, digest, pick_device, read_certificate
-from training.studies.finding import Finding, Value, compared, gain_of
-from training.studies.setting import Made, Setting, ndcg, nothing, random_ndcg, retrieved, users_of, without_null
-from training.train_retriever import judge
+from training.memory.annotations import read_annotation_set
+from training.memory.learning import RetrieverBatch, collate, measure_retrieval
+from training.rows.memory_choices import no_memory, retriever_choice
+from training.run.device import pick_device
+from training.run.stage import StageError, digest, read_certificate
+from training.studies.context import StudyContext, TrainedBundle, ndcg, random_ndcg, users_of, without_null
+from training.studies.result import StudyResult, Value, gain_column, means_and_gains
 
 
-class Moved(NamedTuple):
-    """The other data's language model among this data's items, with the retriever that learned here."""
+class TransferredBundle(NamedTuple):
+    """The other data's language model with this data's items, and a retriever trained on this data."""
 
     bundle: Bundle
     annotations: Path
 
 
-def run(setting: Setting) -> Finding:
-    if setting.other is None:
+def run(context: StudyContext) -> StudyResult:
+    if context.other is None:
         raise StageError("transfer needs another data set: name it with --from")
-    away = setting.make(setting.other)
-    moved = move(setting, away)
-    contest = setting.contest(moved.bundle, setting.targets(away.bundle.manifest.prompt.recent_length))
-    annotated = read_annotated(moved.annotations).with_memory()
+    source = context.train(context.other)
+    moved = transfer_bundle(context, source)
+    targets = context.targets(source.bundle.manifest.prompt.recent_length)
+    evaluation = context.evaluation(moved.bundle, targets)
+    annotated = read_annotation_set(moved.annotations).with_memory()
     batch = collate(annotated.valid, annotated.states, "log_gain", temperature=1.0) if annotated.valid else None
-    none = ndcg(contest, "none", nothing)
+    none = ndcg(evaluation, "none", no_memory)
     top_k = moved.bundle.manifest.retriever.top_k
-    users = users_of(contest.targets)
+    users = users_of(evaluation.targets)
     lines: dict[str, dict[str, Value]] = {
-        "no memory": compared({"NDCG@10": none}, users),
-        "random": _cells(none, random_ndcg(contest, "random", top_k), users),
+        "no memory": means_and_gains({"NDCG@10": none}, users),
+        "random": _ndcg_and_gain(none, random_ndcg(evaluation, "random", top_k), users),
     }
-    for name, retriever in {"transferred": away.bundle.retriever, "learned here": moved.bundle.retriever}.items():
+    for name, retriever in {"transferred": source.bundle.retriever, "learned here": moved.bundle.retriever}.items():
         for suffix, tried in {"": retriever, ", no null slot": without_null(retriever)}.items():
-            changed = replace(contest, bundle=replace(moved.bundle, retriever=tried))
-            gained = ndcg(changed, f"{name}{suffix}".replace(" ", "-"), retrieved)
-            lines[name + suffix] = {**_cells(none, gained, users), **_quality(tried, batch)}
-    return Finding(
-        question=f"does a retriever of {setting.other.dataset.name} serve {setting.inputs.dataset.name}?",
+            changed = replace(evaluation, bundle=replace(moved.bundle, retriever=tried))
+            values = ndcg(changed, f"{name}{suffix}".replace(" ", "-"), retriever_choice)
+            lines[name + suffix] = {**_ndcg_and_gain(none, values, users), **_quality(tried, batch)}
+    return StudyResult(
+        question=f"does a retriever of {context.other.dataset.name} help on {context.inputs.dataset.name}?",
         x="memory",
         columns={
             "NDCG@10": ".4f",
-            gain_of("NDCG@10"): "+.4f",
+            gain_column("NDCG@10"): "+.4f",
             "gain, nats": "+.4f",
             "captured": ".0%",
             "precision@1": ".0%",
@@ -64,40 +67,40 @@ def run(setting: Setting) -> Finding:
         },
         lines=lines,
         panels={"NDCG@10": ["NDCG@10"], "share": ["captured", "precision@1", "abstains"]},
-        remarks=[f"The language model is that of {setting.other.dataset.name} in all lines."],
+        remarks=[f"The language model is that of {context.other.dataset.name} in all lines."],
     )
 
 
-def move(setting: Setting, away: Made) -> Moved:
-    """The stages behind the backbone, run on this data with the backbone of the other."""
-    recipe = replace(away.recipe, mixture_targets=0)  # item neighbours are of one data set, and no part of a transfer
-    backbone = away.stages / "sft"
-    work = (
-        setting.work / "moved" / digest([setting.inputs.fingerprint, read_certificate(backbone), recipe, setting.seed])
-    )
+def transfer_bundle(context: StudyContext, source: TrainedBundle) -> TransferredBundle:
+    """Runs the stages after the backbone on this data, with the backbone of `source`."""
+    recipe = replace(source.recipe, mixture_targets=0)  # item neighbours belong to one data set
+    backbone = source.stages / "sft"
+    key = digest([context.inputs.fingerprint, read_certificate(backbone), recipe, context.seed])
+    work = context.work / "moved" / key
     pipeline.complete(
-        setting.inputs,
+        context.inputs,
         work / "bundle",
         backbone=backbone,
         work=work,
         recipe=recipe,
-        seed=setting.seed,
-        device=setting.device,
+        seed=context.seed,
+        device=context.device,
         provenance={},
     )
-    return Moved(Bundle.open(work / "bundle", device=pick_device(setting.device)), work / "annotations")
+    bundle = Bundle.open(work / "bundle", device=pick_device(context.device))
+    return TransferredBundle(bundle, work / "annotations")
 
 
-def _cells(none: np.ndarray, row: np.ndarray, users: np.ndarray) -> dict[str, Value]:
-    cells = compared({"no memory": none, "NDCG@10": row}, users, reference="no memory")
-    return {name: cell for name, cell in cells.items() if name != "no memory"}
+def _ndcg_and_gain(none: np.ndarray, values: np.ndarray, users: np.ndarray) -> dict[str, Value]:
+    line = means_and_gains({"no memory": none, "NDCG@10": values}, users, reference="no memory")
+    return {name: value for name, value in line.items() if name != "no memory"}
 
 
-def _quality(retriever: Retriever, batch: Batch | None) -> dict[str, Value]:
-    """Of what is ranked first, on the annotated valid targets of this data."""
+def _quality(retriever: Retriever, batch: RetrieverBatch | None) -> dict[str, Value]:
+    """The quality of the memory ranked first, on the annotated valid targets of this data."""
     if batch is None:
         return {}
-    quality = judge(copy.deepcopy(retriever).cpu(), batch)
+    quality = measure_retrieval(copy.deepcopy(retriever).cpu(), batch)
     return {
         "gain, nats": quality.gain,
         "captured": quality.captured,
