@@ -111,3 +111,9 @@ def space_id(backbone: BackboneSpec, prompt: PromptSpec, memory: MemorySpec) -> 
         "state_dtype": memory.state_dtype,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def in_precision(manifest: Manifest, precision: str) -> Manifest:
+    """The manifest of the bundle when it is served in another precision: its hidden states belong to another space."""
+    space = hashlib.sha256(f"{manifest.space} {precision}".encode()).hexdigest()[:12]
+    return manifest.model_copy(update={"space": space})

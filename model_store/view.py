@@ -11,7 +11,7 @@ from model_store.catalogue.catalogue import Catalogue
 from model_store.catalogue.items import read_items
 from model_store.errors import BundleCorrupt
 from model_store.files import COLUMNS, ITEMS, read_manifest, verify_files, verify_parts
-from model_store.manifest import Manifest
+from model_store.manifest import Manifest, in_precision
 from model_store.memory.codec import StateCodec
 from model_store.text.prompt import Prompt
 
@@ -24,13 +24,18 @@ class BundleView:
     catalogue: Catalogue
 
     @classmethod
-    def open_view(cls, path: Path | str) -> "BundleView":
+    def open_view(cls, path: Path | str, *, precision: str | None = None) -> "BundleView":
         """Open the bundle at `path`; only the files that are read are verified.
+
+        `precision`: of a server that computes in another precision than the bundle's (see `lm/precision.py`). Its
+        states cannot be compared with the others, so the manifest gets another `space`.
 
         Raises BundleNotFound, BundleCorrupt or FormatTooNew.
         """
         path = Path(path)
         manifest = read_manifest(path)
+        if precision is not None:
+            manifest = in_precision(manifest, precision)
         verify_parts(path, manifest)
         verify_files(path, manifest, names={ITEMS, COLUMNS} & manifest.files.keys())
         return BundleView(manifest, open_catalogue(path, manifest))

@@ -1,7 +1,6 @@
-"""Builds the ASGI application: what is opened at start, what wraps every request, how errors leave.
+"""Builds the ASGI application: routes, middleware, exception handlers, and the lifespan that opens the resources.
 
-`create_app` has no side effect; resources open in the lifespan, in order, and whatever fails
-half way closes what was open.
+`create_app` has no side effect. The resources are opened in the lifespan; if that fails, what is open is closed.
 """
 
 import time
@@ -18,13 +17,12 @@ from starlette.middleware import Middleware
 from service.auth import Keys, refuse_insecure_bind
 from service.errors import ServiceError, status_of
 from service.http import problems
-from service.http.dependencies import Resources
 from service.http.fields import field_errors
 from service.http.middleware import BodyCap, Edge, Guard, count_rejection
 from service.http.routes import interactions, items, model, ops, recommend, users
 from service.http.schemas import Problem
 from service.metrics import Metrics
-from service.resources import open_resources
+from service.resources import Resources, open_resources
 from service.settings import Settings
 
 log = structlog.get_logger("service.app")
@@ -34,13 +32,13 @@ ResourcesFactory = Callable[[Settings, Metrics], AbstractAsyncContextManager[Res
 DESCRIPTION = "Recommendations from a language model with a memory of each user."
 _PROBLEM = {"content": {problems.MEDIA_TYPE: {"schema": Problem.model_json_schema()}}}
 _ERRORS = {
-    "4XX": "400 unreadable, 401 no key, 404 unknown, 413 too large, 422 a field is wrong, 429 full: retry",
-    "5XX": "500 our mistake, 503 not ready or store away: retry, 504 the deadline passed",
+    "4XX": "400 unreadable, 401 no valid key, 404 unknown, 413 too large, 422 a field is wrong, 429 overloaded: retry",
+    "5XX": "500 internal error, 503 not ready or store unavailable: retry, 504 the deadline has passed",
 }
 
 
 def create_app(settings: Settings, resources_factory: ResourcesFactory = open_resources) -> FastAPI:
-    """Raises InsecureBind when the settings would leave the door open."""
+    """Raises InsecureBind when anyone could reach the service without an API key."""
     has_keys = bool(settings.api_keys)
     refuse_insecure_bind(settings.host, has_keys=has_keys, allow_anonymous=settings.allow_anonymous)
     metrics = Metrics()
@@ -61,7 +59,7 @@ def create_app(settings: Settings, resources_factory: ResourcesFactory = open_re
         responses={status: {"description": text, **_PROBLEM} for status, text in _ERRORS.items()},
         generate_unique_id_function=_operation_id,
         redirect_slashes=False,
-        telemetry={"tracing": False, "metrics": False, "logs": False},  # looks for exporters at each request
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # else it looks for exporters at each request
     )
     app.state.metrics = metrics
     app.state.is_draining = False
@@ -71,7 +69,7 @@ def create_app(settings: Settings, resources_factory: ResourcesFactory = open_re
 
 
 def begin_drain(app: FastAPI) -> None:
-    """From now on /readyz says no; what is under way goes on."""
+    """Makes /readyz answer 503; requests in progress continue."""
     app.state.is_draining = True
     app.state.metrics.ready.set(0)
 
@@ -115,6 +113,6 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 async def _on_invalid_request(request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestValidationError):
         raise error
-    # The first part of a location is body, path or query: the field's own name says enough.
+    # The first part of a location is body, path or query; the name of the field suffices.
     named = [{**each, "loc": each["loc"][1:] or each["loc"]} for each in error.errors()]
     return problems.from_field_errors(request.scope, field_errors(named))

@@ -1,6 +1,6 @@
-"""Runs the application under uvicorn: banner once ready, a clean drain on SIGTERM or Ctrl-C, exit code 0.
+"""Runs the application under uvicorn: shows a banner when ready, finishes requests on SIGTERM or Ctrl-C, exits with 0.
 
-The port is taken before the bundle is loaded, so that a busy port is told at once.
+The port is bound before the bundle is loaded, so that a busy port is reported at once.
 """
 
 import asyncio
@@ -20,12 +20,12 @@ import structlog
 import uvicorn
 
 from service.app import ResourcesFactory, begin_drain, create_app
+from service.commands import import_file
 from service.errors import ServiceError, SettingsError, StartupError
-from service.http.dependencies import Resources
-from service.http.schemas import RecommendRequest
 from service.metrics import Metrics
-from service.resources import open_resources
+from service.resources import Resources, open_resources
 from service.settings import Settings
+from service.usecases.recommend import Request
 
 log = structlog.get_logger("service.server")
 
@@ -41,13 +41,13 @@ def serve(
     with_banner: bool = False,
     resources_factory: ResourcesFactory = open_resources,
 ) -> int:
-    """Blocks until the process is told to stop. Raises what kept it from starting."""
+    """Blocks until the process is told to stop. Raises the error that prevented the start."""
     if import_path is not None and not import_path.is_file():
         raise SettingsError([f"--import: there is no file {import_path}"])
     app = create_app(settings, _importing(resources_factory, import_path))
     config = uvicorn.Config(
         app,
-        lifespan="off",  # entered here: uvicorn would hide what went wrong in a log and exit
+        lifespan="off",  # run here: uvicorn would log the error of a failed start and exit
         log_config=None,
         access_log=False,
         server_header=False,
@@ -60,7 +60,7 @@ def serve(
     async def run(listener: socket.socket) -> None:
         async with app.router.lifespan_context(app):
             gc.collect()
-            gc.freeze()  # what is there now stays; to look through all of it again would stop everything for 0.3 s
+            gc.freeze()  # objects of the start live on; a full collection over them takes 0.3 s
             await server.serve(sockets=[listener, *(listener.dup() for _ in range(_ACCEPTORS - 1))])
 
     runner = asyncio.Runner(loop_factory=config.get_loop_factory())
@@ -69,14 +69,8 @@ def serve(
     return 0
 
 
-async def import_once(settings: Settings, path: Path) -> None:
-    """Sends a file of interactions through Ingest, without a server."""
-    async with _importing(open_resources, path)(settings, Metrics()):
-        pass
-
-
 class Server(uvicorn.Server):
-    """Uvicorn, but readiness falls with the first signal, the second one forces, and the exit code is 0."""
+    """Uvicorn with another end: the first signal ends readiness, the second one forces the exit, the exit code is 0."""
 
     def __init__(self, config: uvicorn.Config, *, on_stop: Callable[[], None]) -> None:
         super().__init__(config)
@@ -97,7 +91,7 @@ class Server(uvicorn.Server):
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
-    """Raises StartupError, in one line, when the address cannot be had."""
+    """A socket bound to the address. Raises StartupError, in one line, when that fails."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
@@ -115,10 +109,9 @@ def bound_socket(host: str, port: int) -> socket.socket:
 
 
 async def banner(resources: Resources, address: str) -> str:
-    """What to try next, ready to paste."""
+    """Example commands, ready to paste."""
     user_id = await _some_user(resources)
     key = " -H 'X-API-Key: YOUR_KEY'" if resources.settings.api_keys else ""
-    model = resources.describe()
     post = f"curl -s{key} -H 'Content-Type: application/json' {address}"
     event = {
         "user_id": user_id,
@@ -128,7 +121,7 @@ async def banner(resources: Resources, address: str) -> str:
     recommend, interactions = _quoted({"user_id": user_id, "k": 5}), _quoted({"interactions": [event]})
     return f"""
 AutoMR answers at {address}
-  bundle {model.bundle} ({model.num_items} items), store {resources.settings.store_shown}
+  bundle {resources.view.manifest.name} ({len(resources.view.catalogue)} items), store {resources.settings.store_shown}
 
   {post}/recommend -d {recommend}
   {post}/interactions -d {interactions}
@@ -148,13 +141,13 @@ async def _some_user(resources: Resources) -> str:
         async for user_id in resources.store.users():
             return user_id
     except ServiceError:
-        log.warning("no example user: the store does not answer")
+        log.warning("store unavailable: the banner has no example user")
     return "you"
 
 
 async def _some_item(resources: Resources, user_id: str) -> str:
     try:
-        answer = await resources.recommender.recommend(RecommendRequest(user_id=user_id, k=1))
+        answer = await resources.recommender.recommend(Request(user_id=user_id, k=1))
     except ServiceError:
         return "ITEM"
     return answer.items[0].item_id if answer.items else "ITEM"
@@ -169,14 +162,12 @@ def _bracketed(host: str) -> str:
 
 
 def _importing(factory: ResourcesFactory, path: Path | None) -> ResourcesFactory:
-    """Resources that are handed out once a file of interactions is safely in the store."""
+    """Imports the file, if any, before the resources are handed out."""
 
     @asynccontextmanager
     async def opened(settings: Settings, metrics: Metrics) -> AsyncIterator[Resources]:
         async with factory(settings, metrics) as resources:
             if path is not None:
-                from service.usecases.ingest import import_file
-
                 await import_file(resources.ingest.submit, path)
             yield resources
 

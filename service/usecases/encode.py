@@ -1,7 +1,8 @@
-"""Makes stored states equal to what a backfill of the log would make, whatever happened before.
+"""Makes the stored states of users equal to what a backfill of the event log would make.
 
-Takes users from the encode queue and reconciles each: states that are missing or stale are made anew from the log, so
-retries, late events and crashes all end in the same memory. Any number of workers may run, in servers or on their own.
+A worker takes users from the encode queue and reconciles them: states that are missing or stale are made anew from the
+log. So retries, late events and crashes all end in the same memory. Any number of workers may run, in servers or on
+their own.
 """
 
 import asyncio
@@ -9,46 +10,50 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 import numpy as np
 import structlog
 
-from model_store.bundle import Bundle
+from model_store.view import BundleView
 from service.engine.engine import Engine
 from service.errors import StoreUnavailable, Unavailable
 from service.metrics import Metrics
-from service.store.client import MemoryStore
+from service.store.client import CLAIM_AFTER_MS, MemoryStore
 from service.store.events import Recalled, Saved, UserStates
-from service.usecases.items import Items
-from service.usecases.timeline import Timeline, Unencoded, events_needed
+from service.usecases.items import Items, cancel_and_wait
+from service.usecases.timeline import MissingState, Timeline, events_needed
 
 log = structlog.get_logger("service.usecases.encode")
 
 _USERS_PER_ROUND = 32
 _POLL_MS = 1000
 _BACKOFF_S = 1.0
+_RENEW_EVERY_S = CLAIM_AFTER_MS / 3000
 
 
-class Todo(NamedTuple):
-    """Windows of one user that have no state of today, of the events that `log` names; see `Recalled`.
+class UserWork(NamedTuple):
+    """The missing states of one user, given the events that `log_digest` names (see `Recalled`).
 
-    States are kept of its newest `num_kept` events.
+    States of the newest `num_kept` events are kept.
     """
 
     user_id: str
-    windows: Sequence[Unencoded]
+    missing: Sequence[MissingState]
     num_kept: int
-    log: bytes = b""
+    log_digest: bytes
 
 
 class Worker:
-    def __init__(self, bundle: Bundle, engine: Engine, store: MemoryStore, items: Items, metrics: Metrics) -> None:
-        self.bundle, self.engine, self.store, self.items, self.metrics = bundle, engine, store, items, metrics
+    """For one event loop."""
+
+    def __init__(self, view: BundleView, engine: Engine, store: MemoryStore, items: Items, metrics: Metrics) -> None:
+        self.view, self.engine, self.store, self.items, self.metrics = view, engine, store, items, metrics
         self._consumer = f"{socket.gethostname()}-{os.getpid()}"
 
     async def run(self) -> None:
-        """Until cancelled. A store that is away is waited for."""
+        """Runs until cancelled. Waits while the store or the model is away."""
         while True:
             try:
                 await self.work(block_ms=_POLL_MS)
@@ -60,19 +65,40 @@ class Worker:
                 await asyncio.sleep(_BACKOFF_S)
 
     async def work(self, *, block_ms: int) -> int:
-        """One round: entries are acknowledged when their users are done, so a crash leaves them to the next worker."""
+        """One round. Entries are acknowledged when their users are done, so after a crash another worker takes them."""
         entries = await self.store.next_encodings(self._consumer, count=_USERS_PER_ROUND, block_ms=block_ms)
-        if entries:
-            await self.items.catch_up()  # an event may speak of an item that is a moment old
+        if not entries:
+            return 0
+        entry_ids = [entry_id for entry_id, _ in entries]
+        async with self._renewed(entry_ids):
+            await self.items.catch_up()  # an event may name an item that was added a moment ago
             await self._settle({user_id for _, user_id in entries})
-            await self.store.encoded([entry_id for entry_id, _ in entries])
-            for entry_id, _ in entries:
-                queued_at_s = int(entry_id.partition("-")[0]) / 1000  # a stream id begins with the server's clock
-                self.metrics.ingest_visible_lag_seconds.observe(max(0.0, time.time() - queued_at_s))
+        await self.store.encoded(entry_ids)
+        for entry_id in entry_ids:
+            queued_at_s = int(entry_id.partition("-")[0]) / 1000  # a stream id begins with the server's clock
+            self.metrics.ingest_visible_lag_seconds.observe(max(0.0, time.time() - queued_at_s))
         return len(entries)
 
+    @asynccontextmanager
+    async def _renewed(self, entry_ids: Sequence[str]) -> AsyncIterator[None]:
+        """Keeps other workers from claiming the entries while this worker is alive, however long the round takes."""
+
+        async def renew() -> None:
+            while True:
+                await asyncio.sleep(_RENEW_EVERY_S)
+                try:
+                    await self.store.renew_encodings(self._consumer, entry_ids)
+                except StoreUnavailable:
+                    log.warning("store away, entries of the encode queue are not renewed")
+
+        renewing = asyncio.create_task(renew(), name="renew-encodings")
+        try:
+            yield
+        finally:
+            await cancel_and_wait(renewing)
+
     async def _settle(self, user_ids: Collection[str]) -> None:
-        """A user that cannot be encoded is logged and let go: the next event or request asks again."""
+        """Reconciles users. A user who cannot be encoded is logged and dropped: the next event asks again."""
         try:
             await self.reconcile(user_ids)
         except Unavailable:
@@ -85,66 +111,65 @@ class Worker:
                 await self._settle([user_id])
 
     async def reconcile_all(self, user_ids: Iterable[str]) -> int:
-        """As `reconcile`, for any number of users."""
-        return sum([await self.reconcile(users) for users in _pieces(sorted(set(user_ids)), _USERS_PER_ROUND)])
+        """`reconcile` for any number of users."""
+        return sum([await self.reconcile(users) for users in _rounds(sorted(set(user_ids)))])
 
     async def reconcile(self, user_ids: Collection[str]) -> int:
-        """Encodes what is missing or stale of these users, all windows together; returns how many states were written.
+        """Makes the missing states of these users, all windows together; returns how many states were written.
 
-        Looks again where the log had changed when the states were written: events that came meanwhile make some of
-        these states stale, and whoever writes last must be the one to see it. So does a changed catalogue.
+        Looks again at a user whose log changed until the states were written: events that came meanwhile make some of
+        these states stale, and the last writer must see that. A changed catalogue has the same effect.
         """
-        space, limit = self.bundle.manifest.space, events_needed(self.bundle)
+        space, limit = self.view.manifest.space, events_needed(self.view)
         waiting, num_written = list(user_ids), 0
         while waiting:
-            catalogue = self.bundle.catalogue
+            catalogue = self.view.catalogue
             recalled = zip(waiting, await self.store.recall_many(waiting, space, limit), strict=True)
-            todo = [each for pair in recalled if (each := await self._todo(*pair)).windows]
-            saved = await self._encode(todo)
-            is_same = self.bundle.catalogue is catalogue
-            pairs = zip(todo, saved, strict=True)
+            work = [each for pair in recalled if (each := await self._work_of(*pair)).missing]
+            saved = await self._encode(work)
+            is_same = self.view.catalogue is catalogue
+            pairs = zip(work, saved, strict=True)
             waiting = [
                 each.user_id
                 for each, now in pairs
-                if now.num_states and not (is_same and now.log_digest == each.log)
+                if now.num_states and not (is_same and now.log_digest == each.log_digest)
             ]
             num_written += sum(each.num_states for each in saved)
         return num_written
 
-    async def _todo(self, user_id: str, recalled: Recalled) -> Todo:
-        await asyncio.sleep(0)  # others wait for the event loop, too
-        timeline = Timeline(recalled.events, self.bundle)
-        return Todo(user_id, timeline.unencoded(), timeline.num_kept, recalled.log_digest)
+    async def _work_of(self, user_id: str, recalled: Recalled) -> UserWork:
+        await asyncio.sleep(0)  # lets requests run between two users
+        timeline = Timeline(recalled.events, self.view)
+        return UserWork(user_id, timeline.missing_states(), timeline.num_kept, recalled.log_digest)
 
-    async def _encode(self, todo: Sequence[Todo]) -> list[Saved]:
-        """What was written of each user. Short windows go first, so that equal lengths meet in a batch."""
-        if not todo:
+    async def _encode(self, work: Sequence[UserWork]) -> list[Saved]:
+        """Encodes the missing windows, the shortest first, so that windows of equal length share a batch."""
+        if not work:
             return []
-        windows = [window for each in todo for window in each.windows]
-        self.metrics.stale_states_total.inc(sum(window.is_stale for window in windows))
-        prompts = [self.bundle.prompt.tokens(window.titles) for window in windows]
-        order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
-        states = np.empty((len(prompts), self.bundle.manifest.backbone.hidden_size), dtype=np.float16)
-        states[order] = await self.engine.encode([prompts[place] for place in order])
-        records = iter(self.bundle.codec.encode_many(states, [window.fingerprint for window in windows]))
+        missing = [each for user in work for each in user.missing]
+        self.metrics.stale_states_total.inc(sum(each.is_stale for each in missing))
+        order = sorted(range(len(missing)), key=lambda place: len(missing[place].titles))
+        states = np.empty((len(missing), self.view.manifest.backbone.hidden_size), dtype=np.float16)
+        states[order] = await self.engine.encode([missing[place].titles for place in order])
+        records = iter(self.view.codec.encode_many(states, [each.fingerprint for each in missing]))
         saves = [
-            UserStates(each.user_id, {window.event.event_id: next(records) for window in each.windows}, each.num_kept)
-            for each in todo
+            UserStates(user.user_id, {each.event.event_id: next(records) for each in user.missing}, user.num_kept)
+            for user in work
         ]
-        return await self.store.save_states(self.bundle.manifest.space, saves, events_needed(self.bundle))
+        return await self.store.save_states(self.view.manifest.space, saves, events_needed(self.view))
 
 
 async def backfill(worker: Worker) -> dict[str, int]:
-    """Every user of the store, one round at a time. Interrupt it as you like: what is done is not done again."""
+    """Reconciles every user of the store. May be interrupted: what is done is not done again."""
     num_users = num_states = 0
-    async for user_ids in _rounds(worker.store.users()):
+    async for user_ids in _user_rounds(worker.store.users()):
         num_states += await worker.reconcile(user_ids)
         num_users += len(user_ids)
         log.info("backfill", users=num_users, states=num_states)
     return {"users": num_users, "states": num_states}
 
 
-async def _rounds(users: AsyncIterator[str]) -> AsyncIterator[set[str]]:
+async def _user_rounds(users: AsyncIterator[str]) -> AsyncIterator[set[str]]:
     round_: set[str] = set()
     async for user_id in users:
         round_.add(user_id)
@@ -155,5 +180,5 @@ async def _rounds(users: AsyncIterator[str]) -> AsyncIterator[set[str]]:
         yield round_
 
 
-def _pieces(users: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    return (users[start : start + size] for start in range(0, len(users), size))
+def _rounds(users: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (users[start : start + _USERS_PER_ROUND] for start in range(0, len(users), _USERS_PER_ROUND))

@@ -1,9 +1,10 @@
-"""The catalogue while the service runs: items come, change and go; every replica follows.
+"""Changes of the catalogue while the service runs: add, replace, change and delete items, on every replica.
 
-A change is written to the store first, then applied to this process: as one new snapshot of the catalogue, made on a
-thread of its own while the engine goes on with the old one, which only embeds the titles and takes the new one. Other
-replicas see the store's version grow and load the same changes. An item that is deleted keeps its title, because
-histories speak of it; it is only never recommended again.
+A change is first written to the store (the "overlay" over the bundle's catalogue), then applied in this process. A
+thread makes a new snapshot of the catalogue, the model embeds the new titles and changes its own copy, and then this
+process switches to the snapshot. So it never asks the model for an item that the model does not know. Other replicas
+poll the version number of the overlay and load the changes. A deleted item keeps its title, because histories refer
+to it, but it is never recommended again. Knows no HTTP.
 """
 
 import asyncio
@@ -13,41 +14,48 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import structlog
+from pydantic import BaseModel, ConfigDict
 
-from model_store.bundle import Bundle
-from model_store.catalogue.catalogue import Catalogue, Item, clean
-from model_store.inference import embed
+from model_store.catalogue.items import Item, clean
+from model_store.view import BundleView
 from service.engine.engine import Engine
 from service.errors import BadRequest, StoreUnavailable, UnknownItem
-from service.http import schemas
 from service.store.client import MemoryStore
-from service.tasks import stopped
 
 log = structlog.get_logger("service.usecases.items")
 
 _FOLLOW_EVERY_S = 1.0
-_TITLES_PER_CALL = 64
+_CANCEL_AGAIN_S = 1.0
 
 
-class StoredItem(schemas.Item):
-    """An item as the overlay keeps it. A bundle's own attributes may be of any kind."""
+class StoredItem(BaseModel):
+    """An item as the overlay stores it. Attributes are not checked: those of a bundle may have any JSON type."""
 
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    item_id: str
+    title: str
+    attributes: dict[str, Any] = {}
+    hidden: bool = False
+    available_from: int | None = None
+    available_until: int | None = None
     popularity: int = 0
     deleted: bool = False
 
 
 class Change(NamedTuple):
+    """The new content of an item."""
+
     item: Item
     is_deleted: bool = False
 
-    def body(self) -> dict[str, Any]:
+    def to_stored(self) -> dict[str, Any]:
         return {**asdict(self.item), "deleted": self.is_deleted}
 
     @classmethod
-    def read(cls, item_id: str, body: Mapping[str, Any]) -> "Change | None":
-        """None when the bytes are not a change of ours: the store's content is input."""
+    def from_stored(cls, item_id: str, body: Mapping[str, Any]) -> "Change | None":
+        """None when the stored object is not a valid item: another program may have written it."""
         try:
             fields = StoredItem.model_validate({**body, "item_id": item_id}).model_dump()
             is_deleted = fields.pop("deleted")
@@ -56,94 +64,112 @@ class Change(NamedTuple):
             return None
 
 
+class Neighbor(NamedTuple):
+    """An item near another one; `distance` is the L2 distance of their title vectors."""
+
+    item_id: str
+    title: str
+    distance: float
+
+
 class Items:
-    def __init__(self, bundle: Bundle, engine: Engine, store: MemoryStore) -> None:
-        self.bundle, self.engine, self.store = bundle, engine, store
+    def __init__(self, view: BundleView, engine: Engine, store: MemoryStore) -> None:
+        self.view, self.engine, self.store = view, engine, store
         self._deleted: set[str] = set()
         self._version = -1
         self._changing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Catches up with the overlay, then follows it. A store that is away is caught up with later."""
+        """Loads the overlay, then follows it. If the store is unavailable, the overlay is loaded later."""
         await self.catch_up()
         self._task = asyncio.create_task(self._follow(), name="catalogue")
 
     async def stop(self) -> None:
         if self._task is not None:
-            await stopped(self._task)
+            await cancel_and_wait(self._task)
 
     async def catch_up(self) -> None:
-        """Applies what other replicas changed; costs one read when that is nothing."""
+        """Applies the changes of other replicas. Costs one read of the store when there are none."""
         try:
             async with self._changing:
                 await self._load()
         except StoreUnavailable:
-            log.warning("store away, the catalogue waits")
+            log.warning("store unavailable, changes of the catalogue are loaded later")
 
-    async def get(self, item_id: str) -> schemas.Item:
-        return _shown(self._known(item_id))
+    async def get(self, item_id: str) -> Item:
+        """Raises UnknownItem."""
+        return self._known(item_id)
 
-    async def put(self, item_id: str, body: schemas.ItemBody) -> schemas.Item:
-        return (await self._change({item_id: lambda: Change(_item(item_id, body))}))[0]
+    async def put(self, item: Item) -> Item:
+        """Adds or replaces an item. A known one keeps its popularity."""
+        return (await self._change({item.item_id: lambda: Change(item)}))[0]
 
-    async def put_many(self, items: list[schemas.NewItem]) -> schemas.ItemsResponse:
-        """Of an item that is named twice the last one counts."""
-        changes = {item.item_id: partial(Change, _item(item.item_id, item)) for item in items}
-        return schemas.ItemsResponse(items=await self._change(changes))
+    async def put_many(self, items: Sequence[Item]) -> list[Item]:
+        """The items by id; if an id comes twice, the last one is taken."""
+        return await self._change({item.item_id: partial(Change, item) for item in items})
 
-    async def patch(self, item_id: str, patch: schemas.ItemPatch) -> schemas.Item:
-        fields = {name: getattr(patch, name) for name in patch.model_fields_set}
+    async def patch(self, item_id: str, fields: Mapping[str, Any]) -> Item:
+        """Changes the given fields of an `Item`. Raises UnknownItem, or BadRequest for an empty availability."""
         return (await self._change({item_id: lambda: Change(_changed(self._known(item_id), fields))}))[0]
 
-    async def delete(self, item_id: str) -> schemas.DeletedItem:
+    async def delete(self, item_id: str) -> None:
+        """Raises UnknownItem."""
         await self._change({item_id: lambda: Change(replace(self._known(item_id), hidden=True), is_deleted=True)})
-        return schemas.DeletedItem(item_id=item_id, deleted=True)
 
-    async def neighbors(self, item_id: str, k: int) -> schemas.Neighbors:
-        """Available items nearest by title."""
+    async def neighbors(self, item_id: str, k: int) -> list[Neighbor]:
+        """The available items whose titles are nearest, nearest first. Raises UnknownItem."""
         self._known(item_id)
-        return await self.engine.call(lambda bundle: _neighbors(bundle, item_id, k))
+        catalogue = self.view.catalogue
+        row = catalogue.rows[item_id]
+        allowed = catalogue.available(time.time())
+        allowed[row] = False
+        found = await self.engine.similar(row, k, allowed)
+        nearest = catalogue.items.at(row for row, _ in found)
+        return [
+            Neighbor(item.item_id, item.title, distance) for item, (_, distance) in zip(nearest, found, strict=True)
+        ]
 
     def _known(self, item_id: str) -> Item:
-        row = self.bundle.catalogue.rows.get(item_id)
+        row = self.view.catalogue.rows.get(item_id)
         if row is None or item_id in self._deleted:
             raise UnknownItem("The catalogue has no such item.")
-        return self.bundle.catalogue.items[row]
+        return self.view.catalogue.items[row]
 
-    async def _change(self, changes: Mapping[str, Callable[[], Change]]) -> list[schemas.Item]:
-        """Durable first: what is recommended here must not be unknown after a restart.
+    async def _change(self, changes: Mapping[str, Callable[[], Change]]) -> list[Item]:
+        """Stores the changes, then applies them: an item that was recommended must be known after a restart.
 
-        One at a time, each made from the newest state, so that none undoes another.
+        One call at a time, each made from the newest overlay, so that no change is lost.
         """
         async with self._changing:
             await self._load()
             made = [make() for make in changes.values()]
-            await self.store.put_items({change.item.item_id: change.body() for change in made})
+            await self.store.put_items({change.item.item_id: change.to_stored() for change in made})
             await self._apply(made)
-            return [_shown(change.item) for change in made]
+            return [change.item for change in made]
 
     async def _load(self) -> None:
         version = await self.store.items_version()
         if version == self._version:
             return
-        found = [Change.read(*pair) for pair in (await self.store.load_items()).items()]
+        found = [Change.from_stored(*pair) for pair in (await self.store.load_items()).items()]
         changes = [change for change in found if change is not None]
         if len(changes) < len(found):
-            log.warning("stored items that cannot be read are left out", count=len(found) - len(changes))
+            log.warning("skipped stored items that are not valid", count=len(found) - len(changes))
         await self._apply(changes)
         self._version = version
 
     async def _apply(self, changes: Sequence[Change]) -> None:
         items = [change.item for change in changes if self._differs(change.item)]
         if items:
-            catalogue = await asyncio.to_thread(self.bundle.catalogue.with_items, items)
-            await self.engine.call(lambda bundle: _put(bundle, catalogue, items), cost_tokens=len(items))
+            catalogue = await asyncio.to_thread(self.view.catalogue.with_items, items)
+            await self.engine.put_items(items)
+            self.view.catalogue = catalogue
         for change in changes:
             (self._deleted.add if change.is_deleted else self._deleted.discard)(change.item.item_id)
 
     def _differs(self, item: Item) -> bool:
-        catalogue = self.bundle.catalogue
+        catalogue = self.view.catalogue
         row = catalogue.rows.get(item.item_id)
         return row is None or replace(item, popularity=int(catalogue.popularity[row])) != catalogue.items[row]
 
@@ -152,23 +178,12 @@ class Items:
             await asyncio.sleep(_FOLLOW_EVERY_S)
             try:
                 await self.catch_up()
-            except Exception:  # a replica that stops following would be noticed too late
-                log.exception("the catalogue could not be followed, trying again")
-
-
-def _item(item_id: str, body: schemas.ItemBody) -> Item:
-    return Item(
-        item_id=item_id,
-        title=body.title,
-        attributes=dict(body.attributes),
-        hidden=body.hidden,
-        available_from=body.available_from,
-        available_until=body.available_until,
-    )
+            except Exception:  # go on: a replica that stops following would serve an old catalogue unnoticed
+                log.exception("loading changes of the catalogue failed, trying again")
 
 
 def _changed(item: Item, fields: Mapping[str, Any]) -> Item:
-    """Raises BadRequest when the two ends of an item's availability, one old and one new, contradict each other."""
+    """Raises BadRequest when availability would end before it starts."""
     changed = replace(item, **fields)
     start, end = changed.available_from, changed.available_until
     if start is not None and end is not None and start >= end:
@@ -176,41 +191,12 @@ def _changed(item: Item, fields: Mapping[str, Any]) -> Item:
     return changed
 
 
-def _shown(item: Item) -> schemas.Item:
-    return schemas.Item(
-        item_id=item.item_id,
-        title=item.title,
-        attributes=dict(item.attributes),
-        hidden=item.hidden,
-        available_from=item.available_from,
-        available_until=item.available_until,
-    )
-
-
-def _put(bundle: Bundle, catalogue: Catalogue, items: Sequence[Item]) -> None:
-    """Called by the engine: vectors, then the catalogue that has the `items`, so that no row is without a vector."""
-    rows = np.array([catalogue.rows[item.item_id] for item in items], dtype=np.int64)
-    prompts = [bundle.prompt.tokens([item.title]) for item in items]
-    for start in range(0, len(items), _TITLES_PER_CALL):
-        part = slice(start, start + _TITLES_PER_CALL)
-        bundle.index.put(rows[part], embed(bundle.lm, prompts[part]))
-    bundle.catalogue = catalogue
-
-
-def _neighbors(bundle: Bundle, item_id: str, k: int) -> schemas.Neighbors:
-    catalogue = bundle.catalogue
-    row = catalogue.rows[item_id]
-    available = catalogue.available(time.time())
-    vector = bundle.index.vectors(np.array([row]))
-    available[row] = False
-    rows, distances = (part[0] for part in bundle.index.search(vector, min(k, len(bundle.index)), available))
-    nearest = [(int(near), float(distance)) for near, distance in zip(rows, distances, strict=True) if near >= 0]
-    return schemas.Neighbors(
-        item_id=item_id,
-        neighbors=[
-            schemas.Neighbor(
-                item_id=catalogue.items[near].item_id, title=catalogue.items[near].title, distance=distance
-            )
-            for near, distance in nearest
-        ],
-    )
+async def cancel_and_wait(*tasks: "asyncio.Task[None]") -> None:
+    """Cancel tasks, wait for them, ignore their results."""
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        # Repeat: a cancellation that coincides with a timeout of the store's client can get lost.
+        _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_S)
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,223 +1,263 @@
-"""The use case: what to show a user now. Reads like the paper; each step is one collaborator.
+"""What to show a user now, in the order of the paper:
 
-    recent + memory (store) → encode, score, combine, generate, ground (engine) → answer
+    recall → encode → retrieve → combine → generate → ground → answer
 
-Knows neither HTTP nor torch. When the store is away, or nothing is known, or time runs out, it says so and answers with
-what it has.
+`Recommender.recommend` recalls the user from the store, sends one job to the model, and makes the answer. The five
+steps between run in the process of the model, for a batch of users at once: `model_store.inference.recommend`. When the
+store is away, or nothing is known, or time runs out, or the model fails, the answer says so and shows what it can.
+
+Knows neither HTTP nor torch.
 """
 
 import asyncio
 import secrets
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from model_store.answers import Answer, Query, Ranked, Stopwatch, popular
-from model_store.bundle import Bundle
-from service.engine.batching import Admission
+from model_store.answers import Answer, Ranked, Source, Stopwatch, popular
+from model_store.view import BundleView
 from service.engine.engine import Engine
-from service.errors import DeadlineExceeded, StoreUnavailable
-from service.http.schemas import MemoryElement, RecommendRequest, RecommendResponse
+from service.errors import DeadlineExceeded, ModelFailed, ModelUnavailable, ServiceError, StoreUnavailable
 from service.metrics import Metrics
-from service.settings import Settings
 from service.store.client import MemoryStore
-from service.store.events import Remembered
-from service.usecases.deferred import Afterwards
+from service.usecases.repair import Repair
 from service.usecases.seen import SeenRows
-from service.usecases.timeline import Memory, Timeline, events_needed, title_of, titles_of
+from service.usecases.timeline import Memory, Timeline, events_needed
 
 log = structlog.get_logger("service.usecases.recommend")
 
-_RESERVE_S = 0.02  # of the time a caller gives, kept to write and send the answer
+Fallback = Literal["cold_start", "memory_unavailable", "deadline", "engine_error"]
 
-Fallback = Literal["cold_start", "memory_unavailable", "deadline"]
-
+_RESERVE_S = 0.02  # of the time of a request, kept for writing and sending the answer
 _NO_ROWS = np.zeros(0, dtype=np.int64)
 
 
+class SessionItem(NamedTuple):
+    """An item of the caller's session. Without a timestamp it is newer than all stored events."""
+
+    item_id: str
+    timestamp: int | None = None
+
+
 @dataclass(frozen=True)
-class Context:
-    """What is known about the user at this moment: titles, oldest first, at most K; memory; rows of seen items."""
+class Request:
+    """Who asks for what. `user_id` None is an anonymous session, described by `recent` (oldest first)."""
+
+    user_id: str | None = None
+    k: int = 10
+    exclude_seen: bool = True
+    explain: bool = True
+    recent: Sequence[SessionItem] = ()
+    candidates: Sequence[str] | None = None
+    filter: Mapping[str, Any] | None = None
+    deadline_ms: int | None = None
+
+
+class ShownItem(NamedTuple):
+    """`score`: log-probability of the title, None unless generated. `distance`: see `model_store.answers.Ranked`."""
+
+    rank: int
+    item_id: str
+    title: str
+    score: float | None
+    source: Source
+    distance: float | None
+
+
+class UsedMemory(NamedTuple):
+    """An event whose state reached the top half of the model; `weight` is the retriever's probability."""
+
+    event_id: str
+    item_id: str
+    title: str
+    timestamp: int
+    weight: float
+
+
+class ServedModel(NamedTuple):
+    """The name of the bundle, and the space of its hidden states."""
+
+    bundle: str
+    space: str
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """`timings_ms` maps a stage to its milliseconds; the stages of the model are those of its whole batch."""
+
+    recommendation_id: str
+    user_id: str | None
+    items: list[ShownItem]
+    memory: list[UsedMemory]
+    fallback: Fallback | None
+    model: ServedModel
+    timings_ms: dict[str, float]
+
+
+class Context(NamedTuple):
+    """What is known of the user at this moment. `recent`: titles, oldest first, at most K; `seen`: catalogue rows."""
 
     recent: list[str]
     memory: Memory
     seen: NDArray[np.int64]
-    fallback: Fallback | None = None
+    fallback: Fallback | None
 
 
 class Recommender:
     def __init__(
-        self, bundle: Bundle, engine: Engine, store: MemoryStore, metrics: Metrics, settings: Settings
+        self, view: BundleView, engine: Engine, store: MemoryStore, metrics: Metrics, *, default_deadline_ms: int
     ) -> None:
-        self.bundle, self.engine, self.store, self.metrics = bundle, engine, store, metrics
-        self._deadline_ms = settings.deadline_ms
-        self._afterwards = Afterwards(store)
-        self._seen_rows = SeenRows(bundle.catalogue)
-
-    async def recommend(self, request: RecommendRequest) -> RecommendResponse:
-        """Raises Overloaded and Draining; everything else that can go wrong becomes a fallback."""
-        deadline_s = (request.deadline_ms or self._deadline_ms) / 1000
-        patience_s = deadline_s - min(_RESERVE_S, deadline_s / 10) - self.engine.delay_s
-        with self.engine.admission(patience_s) as admission:
-            return await self._recommend(request, admission, patience_s=patience_s)
-
-    async def _recommend(
-        self, request: RecommendRequest, admission: Admission, *, patience_s: float
-    ) -> RecommendResponse:
-        watch = Stopwatch()
-        context: Context | None = None
-        try:
-            async with asyncio.timeout(patience_s):
-                context = await self._remember(request)
-                watch.lap("memory")
-                if not context.recent:
-                    return self._popular(request, context, context.fallback or "cold_start", watch)
-                query = self._query(request, context)
-                watch.lap("prepare")
-                answer = await self.engine.recommend(query, timeout_s=max(0.001, patience_s - watch.elapsed_s))
-        except (TimeoutError, DeadlineExceeded):
-            admission.has_missed = True
-            return self._popular(request, context or self._context(request), "deadline", watch)
-        watch.lap("queue")
-        watch.laps["queue"] = max(0.0, watch.laps["queue"] - sum(answer.timings_s.values()))
-        watch.laps |= answer.timings_s
-        memory = self._explain(request, context, answer)
-        return self._respond(request, answer.items, watch, memory=memory, fallback=context.fallback)
+        self.view, self.engine, self.store, self.metrics = view, engine, store, metrics
+        self._default_deadline_ms = default_deadline_ms
+        self._repair = Repair(store)
+        self._seen_rows = SeenRows(view.catalogue)
 
     async def stop(self) -> None:
-        await self._afterwards.stop()
+        await self._repair.stop()
 
-    async def _remember(self, request: RecommendRequest) -> Context:
-        """Recent items and memory from the store, with the request's own recent items on top."""
+    async def recommend(self, request: Request) -> Recommendation:
+        """Raises Overloaded and Draining; every other failure becomes a fallback."""
+        watch = Stopwatch()
+        deadline = self._deadline(request)
+        self.engine.admission.check(deadline)
+        context: Context | None = None
+        answer: Answer | None = None
+        failure: Fallback | None = None
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                context = await self._recall(request)
+                watch.lap("memory")
+                if context.recent:
+                    answer = await self._ask_model(request, context, deadline)
+                    watch.lap("queue")
+        except (TimeoutError, DeadlineExceeded):
+            failure = "deadline"
+        except (ModelFailed, ModelUnavailable):
+            failure = "engine_error"
+        return self._answer(request, context or self._context(request), answer, failure, watch)
+
+    def _deadline(self, request: Request) -> float:
+        """The time by which the answer must be ready, on the clock of `time.monotonic()`; nothing else sets it."""
+        seconds = (request.deadline_ms or self._default_deadline_ms) / 1000
+        return time.monotonic() + seconds - min(_RESERVE_S, seconds / 10)
+
+    async def _recall(self, request: Request) -> Context:
+        """Recent window, memory and seen items: from the store, with the items of the session on top."""
         if request.user_id is None:
             return self._context(request)
+        space, limit = self.view.manifest.space, events_needed(self.view)
         try:
-            remembered, seen = await self._recall(request.user_id, with_seen=request.exclude_seen)
+            events, digests = await self.store.recall_and_seen(request.user_id, space, limit)
         except StoreUnavailable:
             log.warning("store away, answering without memory")
             return self._context(request, fallback="memory_unavailable")
-        timeline = Timeline(remembered, self.bundle)
+        timeline = Timeline(events, self.view)
         if timeline.is_incomplete():
-            self._afterwards.request_encoding(request.user_id)
-        return self._context(request, timeline, self._seen_rows.of(seen, self.bundle.catalogue))
-
-    async def _recall(self, user_id: str, *, with_seen: bool) -> tuple[list[Remembered], bytes]:
-        space, limit = self.bundle.manifest.space, events_needed(self.bundle)
-        if with_seen:
-            return await self.store.recall_and_seen(user_id, space, limit)
-        return await self.store.recall(user_id, space, limit), b""
+            self._repair.request(request.user_id)
+        return self._context(request, timeline, self._seen_rows.of(digests, self.view.catalogue))
 
     def _context(
         self,
-        request: RecommendRequest,
+        request: Request,
         timeline: Timeline | None = None,
         seen: NDArray[np.int64] = _NO_ROWS,
-        *,
         fallback: Fallback | None = None,
     ) -> Context:
-        """The last K of stored events and session items by time; session items without a time are the newest."""
-        timeline = timeline or Timeline([], self.bundle)
-        rows = self.bundle.catalogue.rows
-        session = [(item.timestamp, item.item_id) for item in request.recent if item.item_id in rows]
-        recent = _newest(timeline, session, self.bundle.prompt.spec.recent_length)
+        """The recent window is the last K of stored events and session items, by time."""
+        length = self.view.manifest.prompt.recent_length
+        timeline = timeline or Timeline([], self.view)
+        if not request.recent:
+            return Context(timeline.titles[-length:], timeline.memory(), seen, fallback)
+        rows = self.view.catalogue.rows
+        session = [item for item in request.recent if item.item_id in rows]
+        window = _window(timeline, session, length)
+        num_stored = sum(is_stored for _, is_stored in window)
         return Context(
-            recent=titles_of([item_id for item_id, _ in recent], self.bundle),
-            memory=timeline.memory(num_recent=sum(is_stored for _, is_stored in recent)),
-            seen=np.append(seen, [rows[item_id] for _, item_id in session]).astype(np.int64) if session else seen,
+            recent=self.view.catalogue.titles(item_id for item_id, _ in window),
+            memory=timeline.memory(num_recent=num_stored),
+            seen=np.append(seen, [rows[item.item_id] for item in session]).astype(np.int64),
             fallback=fallback,
         )
 
-    def _query(self, request: RecommendRequest, context: Context) -> Query:
-        return Query(
-            prompt=self.bundle.prompt.tokens(context.recent),
-            memory=context.memory.states,
-            allowed=self._allowed(request, context),
-            num_results=request.k,
+    async def _ask_model(self, request: Request, context: Context, deadline: float) -> Answer:
+        """Encode, retrieve, combine, generate, ground: one job for the model, in a batch with others.
+
+        Raises ServiceError only.
+        """
+        allowed, memory = self._allowed(request, context), context.memory.states
+        try:
+            return await self.engine.recommend(context.recent, memory, allowed, request.k, deadline=deadline)
+        except ServiceError:
+            raise
+        except Exception as error:
+            log.exception("the engine failed")
+            raise ModelFailed("The engine failed.") from error
+
+    def _allowed(self, request: Request, context: Context) -> NDArray[np.bool_]:
+        """(N,) what may be shown: available, among the candidates, matching the filter, not seen."""
+        return self.view.catalogue.allowed(
+            time.time(),
+            candidates=request.candidates,
+            attributes=request.filter,
+            without=context.seen if request.exclude_seen else None,
         )
 
-    def _allowed(self, request: RecommendRequest, context: Context) -> NDArray[np.bool_]:
-        """(N,) what may be shown: available, asked for, not seen."""
-        catalogue = self.bundle.catalogue
-        allowed = catalogue.available(time.time())
-        if request.candidates is not None:
-            wanted = np.zeros(len(catalogue), dtype=bool)
-            wanted[[catalogue.rows[item_id] for item_id in request.candidates if item_id in catalogue.rows]] = True
-            allowed &= wanted
-        if request.filter:
-            allowed &= catalogue.matching(request.filter)
-        if request.exclude_seen:
-            allowed[context.seen] = False
-        return allowed
+    def _answer(
+        self,
+        request: Request,
+        context: Context,
+        answer: Answer | None,
+        failure: Fallback | None,
+        watch: Stopwatch,
+    ) -> Recommendation:
+        """The model's answer; without one, popular items and the reason as `fallback`."""
+        fallback = failure or context.fallback
+        if answer is None:
+            fallback = fallback or "cold_start"
+            ranked = popular(self.view.catalogue, self._allowed(request, context), request.k)
+        else:
+            ranked = answer.items
+            watch.laps["queue"] = max(0.0, watch.laps["queue"] - sum(answer.timings_s.values()))
+            watch.laps |= answer.timings_s
+        timings_s = {**watch.laps, "total": watch.elapsed_s}
+        self._observe(ranked, fallback, timings_s)
+        return Recommendation(
+            recommendation_id=secrets.token_hex(16),
+            user_id=request.user_id,
+            items=self._shown(ranked),
+            memory=self._used(context.memory, answer) if request.explain and answer is not None else [],
+            fallback=fallback,
+            model=ServedModel(self.view.manifest.name, self.view.manifest.space),
+            timings_ms={stage: round(1000 * seconds, 3) for stage, seconds in timings_s.items()},
+        )
 
-    def _popular(
-        self, request: RecommendRequest, context: Context, fallback: Fallback, watch: Stopwatch
-    ) -> RecommendResponse:
-        ranked = popular(self.bundle.catalogue, self._allowed(request, context), request.k)
-        return self._respond(request, ranked, watch, memory=[], fallback=fallback)
-
-    def _explain(self, request: RecommendRequest, context: Context, answer: Answer) -> list[MemoryElement]:
-        """The memories that reached the top half, most weighty first."""
-        self.metrics.memory_elements.observe(len(answer.chosen))
-        if not request.explain:
-            return []
-        chosen = sorted(answer.chosen, key=lambda index: -answer.weights[index])
+    def _shown(self, ranked: Sequence[Ranked]) -> list[ShownItem]:
+        items = self.view.catalogue.items.at(item.row for item in ranked)
         return [
-            MemoryElement(
-                event_id=event.event_id,
-                item_id=event.item_id,
-                title=title_of(event.item_id, self.bundle),
-                timestamp=event.timestamp,
-                weight=round(float(answer.weights[index]), 4),
-            )
-            for index in chosen
-            for event in [context.memory.events[index]]
+            ShownItem(rank, item.item_id, item.title, _rounded(found.score), found.source, _rounded(found.distance))
+            for rank, (item, found) in enumerate(zip(items, ranked, strict=True), start=1)
         ]
 
-    def _respond(
-        self,
-        request: RecommendRequest,
-        ranked: list[Ranked],
-        watch: Stopwatch,
-        *,
-        memory: list[MemoryElement],
-        fallback: Fallback | None,
-    ) -> RecommendResponse:
-        timings = {**watch.laps, "total": watch.elapsed_s}
-        self._observe(ranked, fallback, timings)
-        manifest = self.bundle.manifest
-        answer = {
-            "recommendation_id": secrets.token_hex(16),
-            "user_id": request.user_id,
-            "items": [self._item(rank, item) for rank, item in enumerate(ranked, start=1)],
-            "memory": memory,
-            "fallback": fallback,
-            "model": {"bundle": manifest.name, "space": manifest.space},
-            "timings_ms": {name: round(1000 * seconds, 3) for name, seconds in timings.items()},
-        }
-        return RecommendResponse.model_validate(answer)  # all of it at once: a model for each item takes far longer
+    def _used(self, memory: Memory, answer: Answer) -> list[UsedMemory]:
+        """The memories that reached the top half, the largest weight first."""
+        self.metrics.memory_elements.observe(len(answer.chosen))
+        chosen = sorted(answer.chosen, key=lambda index: -answer.weights[index])
+        return [
+            UsedMemory(event.event_id, event.item_id, memory.titles[index], event.timestamp, round(float(weight), 4))
+            for index in chosen
+            for event, weight in [(memory.events[index], answer.weights[index])]
+        ]
 
-    def _item(self, rank: int, ranked: Ranked) -> dict[str, Any]:
-        """A `RecommendedItem`."""
-        item = self.bundle.catalogue.items[ranked.row]
-        return {
-            "rank": rank,
-            "item_id": item.item_id,
-            "title": item.title,
-            "score": None if ranked.score is None else round(ranked.score, 4),
-            "source": ranked.source,
-            "distance": None if ranked.distance is None else round(ranked.distance, 4),
-        }
-
-    def _observe(self, ranked: list[Ranked], fallback: Fallback | None, timings: Mapping[str, float]) -> None:
-        for stage, seconds in timings.items():
-            if stage != "queue":  # the engine observes it for all jobs
-                self.metrics.stage_seconds.labels(stage).observe(seconds)
+    def _observe(self, ranked: Sequence[Ranked], fallback: Fallback | None, timings_s: Mapping[str, float]) -> None:
+        for stage, seconds in timings_s.items():
+            self.metrics.stage_seconds.labels(stage).observe(seconds)
         for source, count in Counter(item.source for item in ranked).items():
             self.metrics.source_total.labels(source).inc(count)
         for item in ranked:
@@ -227,14 +267,18 @@ class Recommender:
             self.metrics.fallback_total.labels(fallback).inc()
 
 
-def _newest(timeline: Timeline, session: list[tuple[int | None, str]], count: int) -> list[tuple[str, bool]]:
-    """Item ids, oldest first, and whether each is a stored event, at most `count`."""
-    stored = {(event.item_id, event.timestamp) for event in timeline.events} if session else set()
-    placed = [(float(event.timestamp), event.item_id, True) for event in timeline.events[-count:]]
-    placed += [
+def _window(timeline: Timeline, session: Sequence[SessionItem], length: int) -> list[tuple[str, bool]]:
+    """(item id, whether it is a stored event), oldest first, at most `length`. Equal times keep the store's order."""
+    stored = {(event.item_id, event.timestamp) for event in timeline.events}
+    timed = [(float(event.timestamp), event.item_id, True) for event in timeline.events[-length:]]
+    timed += [
         (float("inf") if timestamp is None else timestamp, item_id, False)
-        for timestamp, item_id in session
+        for item_id, timestamp in session
         if (item_id, timestamp) not in stored
     ]
-    placed.sort(key=lambda place: place[0])  # stable: equal times keep the documented order of the store
-    return [(item_id, is_stored) for _, item_id, is_stored in placed[-count:]]
+    timed.sort(key=lambda place: place[0])
+    return [(item_id, is_stored) for _, item_id, is_stored in timed[-length:]]
+
+
+def _rounded(number: float | None) -> float | None:
+    return None if number is None else round(number, 4)

@@ -1,7 +1,7 @@
-"""A user's newest events as the model sees them: the recent window, the memory elements, the states still to be made.
+"""A user's newest events as the model reads them: the recent window, the memory, the states that are missing.
 
-The one place where the store's main law is kept: what is memory, and whether a stored state is still that of its
-window, depends on the event log and the catalogue alone, never on the order of arrival. Knows neither Redis nor torch.
+The main law of memory is kept here: which events are memory, and whether a stored state belongs to its window, depends
+on the event log and the catalogue alone, never on the order of arrival. Knows neither Redis nor torch.
 """
 
 from collections.abc import Sequence
@@ -11,20 +11,21 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.bundle import Bundle
-from model_store.text.history import window_ending_at, window_fingerprint
+from model_store.text.history import window_ending_at, window_fingerprints
+from model_store.view import BundleView
 from service.store.events import Event, Remembered
 
 
 class Memory(NamedTuple):
-    """Events with valid states, oldest first: `states` (M, D) float16."""
+    """Events with valid states, oldest first, their titles, and their `states` (M, D) float16."""
 
     events: list[Event]
+    titles: list[str]
     states: NDArray[np.float16]
 
 
-class Unencoded(NamedTuple):
-    """One event whose state is missing, or that of another window; its window's titles and fingerprint."""
+class MissingState(NamedTuple):
+    """An event whose state is missing or was made from another window, and the titles and fingerprint of its window."""
 
     event: Event
     titles: Sequence[str]
@@ -32,83 +33,70 @@ class Unencoded(NamedTuple):
     is_stale: bool
 
 
-def events_needed(bundle: Bundle) -> int:
-    """How many of the newest events decide about recent window and memory: K + M, and K − 1 for the oldest's window."""
-    return states_kept(bundle) + bundle.prompt.spec.recent_length - 1
+def events_needed(view: BundleView) -> int:
+    """Number of newest events that determine window and memory: K + M, and K − 1 for the window of the oldest."""
+    return states_kept(view) + view.manifest.prompt.recent_length - 1
 
 
-def states_kept(bundle: Bundle) -> int:
-    """How many of the newest events have a state: the recent ones too, since they become memory next."""
-    return bundle.prompt.spec.recent_length + bundle.manifest.memory.max_elements
+def states_kept(view: BundleView) -> int:
+    """Number of newest events that have a state. Recent events have one too, because they become memory next."""
+    return view.manifest.prompt.recent_length + view.manifest.memory.max_elements
 
 
 class Timeline:
-    """Made from what `MemoryStore.recall` returned for `events_needed`. Events of unknown items are left out."""
+    """Made from what `MemoryStore.recall` returns for `events_needed`. Events of unknown items are left out."""
 
-    def __init__(self, remembered: Sequence[Remembered], bundle: Bundle) -> None:
-        titles = titles_of([part.event.item_id for part in remembered], bundle)
+    def __init__(self, remembered: Sequence[Remembered], view: BundleView) -> None:
+        titles = view.catalogue.titles([part.event.item_id for part in remembered])
         places = [place for place, title in enumerate(titles) if title]
         self.events = [remembered[place].event for place in places]
         self.titles = [titles[place] for place in places]
-        self._recent_length = bundle.prompt.spec.recent_length
-        self._max_memory = bundle.manifest.memory.max_elements
-        # Where older events were not recalled, the windows of the first K − 1 may be cut short: those have no state.
-        num_cut = self._recent_length - 1 if len(remembered) >= events_needed(bundle) else 0
-        self._first = min(max(num_cut, len(places) - states_kept(bundle)), len(places))
+        self._recent_length = view.manifest.prompt.recent_length
+        self._max_memory = view.manifest.memory.max_elements
+        num_states = self._recent_length + self._max_memory
+        # If older events were not recalled, the windows of the first K − 1 events are incomplete: these have no state.
+        num_cut = self._recent_length - 1 if len(remembered) >= num_states + self._recent_length - 1 else 0
+        self._first = min(max(num_cut, len(places) - num_states), len(places))
         self.num_kept = len(remembered) - places[self._first] if self._first < len(places) else 0
-        # Of the events from `_first` on:
         self._records = [remembered[place].record for place in places[self._first :]]
-        self._decoded = bundle.codec.decode_many(self._records)
+        self._decoded = view.codec.decode_many(self._records)
 
     def memory(self, *, num_recent: int | None = None) -> Memory:
-        """Elements older than the newest `num_recent` events (K when None)."""
-        kept = self._memory_slice(self._recent_length if num_recent is None else num_recent)
-        rows = np.arange(len(self._records))[kept][self._is_valid[kept]]
-        return Memory([self.events[self._first + row] for row in rows.tolist()], self._decoded.states[rows])
+        """Memory elements: valid states of the events before the newest `num_recent` events (K when None)."""
+        elements = self._memory_rows(self._recent_length if num_recent is None else num_recent)
+        rows = np.arange(len(self._records))[elements][self._is_valid[elements]]
+        places = [self._first + row for row in rows.tolist()]
+        events, titles = [self.events[place] for place in places], [self.titles[place] for place in places]
+        return Memory(events, titles, self._decoded.states[rows])
 
     def is_incomplete(self) -> bool:
-        """Whether an event that is memory by now has no valid state: lost, stale, or never made in this space."""
-        return not self._is_valid[self._memory_slice(self._recent_length)].all()
+        """Whether an event that belongs to memory has no valid state: lost, stale, or not yet encoded in this space."""
+        return not self._is_valid[self._memory_rows(self._recent_length)].all()
 
-    def unencoded(self) -> list[Unencoded]:
-        """What a worker has to do for this user."""
+    def missing_states(self) -> list[MissingState]:
+        """The states that a worker has to make for this user."""
         return [
-            Unencoded(
+            MissingState(
                 event=self.events[self._first + row],
-                titles=self._window(row),
+                titles=window_ending_at(self.titles, self._first + row, self._recent_length),
                 fingerprint=self._fingerprints[row],
                 is_stale=self._records[row] is not None,
             )
             for row in np.flatnonzero(~self._is_valid).tolist()
         ]
 
-    def _memory_slice(self, num_recent: int) -> slice:
-        """Of `_records`."""
+    def _memory_rows(self, num_recent: int) -> slice:
+        """A slice of `_records`."""
         end = max(0, len(self._records) - num_recent)
         return slice(max(0, end - self._max_memory), end)
 
-    def _window(self, row: int) -> Sequence[str]:
-        return window_ending_at(self.titles, self._first + row, self._recent_length)
-
     @cached_property
     def _fingerprints(self) -> list[bytes]:
-        return [window_fingerprint(self._window(row)) for row in range(len(self._records))]
+        return window_fingerprints(self.titles, self._first, self._recent_length)
 
     @cached_property
     def _is_valid(self) -> NDArray[np.bool_]:
-        """Whether there is a state, it is readable, and it was made from the window of today."""
+        """(R,) bool: whether a record is readable and was made from the window as it is today."""
         of_windows = np.frombuffer(b"".join(self._fingerprints), dtype="<u8")
         is_valid: NDArray[np.bool_] = self._decoded.is_valid & (self._decoded.fingerprints == of_windows)
         return is_valid
-
-
-def title_of(item_id: str, bundle: Bundle) -> str:
-    """ "" for an item that the catalogue does not know."""
-    return titles_of([item_id], bundle)[0]
-
-
-def titles_of(item_ids: Sequence[str], bundle: Bundle) -> list[str]:
-    """As `title_of` of each."""
-    catalogue = bundle.catalogue
-    items, rows = catalogue.items, map(catalogue.rows.get, item_ids)
-    return [items[row].title if row is not None else "" for row in rows]

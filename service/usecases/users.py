@@ -1,88 +1,88 @@
-"""What is kept about a user: to see, to take along, to forget."""
+"""What the store holds about one user: show it, export it, delete it. Knows no HTTP."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Sequence
+from typing import NamedTuple
 
-from model_store.bundle import Bundle
+from model_store.view import BundleView
 from service.errors import UnknownUser
-from service.http import schemas
 from service.store.client import MemoryStore
-from service.store.events import Event
-from service.usecases.timeline import Timeline, events_needed, title_of
+from service.store.events import Deleted, Event, UserCounts
+from service.usecases.timeline import Timeline, events_needed
 
 _EVENTS_PER_PAGE = 500
 
 
-class Users:
-    def __init__(self, bundle: Bundle, store: MemoryStore) -> None:
-        self.bundle, self.store = bundle, store
+class TitledEvent(NamedTuple):
+    """An event and the title of its item; None when the catalogue does not know the item."""
 
-    async def get(self, user_id: str, cursor: str | None, limit: int) -> schemas.UserPage:
-        """Raises UnknownUser when nothing is kept."""
-        space = self.bundle.manifest.space
-        counts, (events, next_cursor), memory = await asyncio.gather(
+    event_id: str
+    item_id: str
+    title: str | None
+    timestamp: int
+    type: str
+    value: float | None
+
+
+class UserPage(NamedTuple):
+    """`recent` is one page of events, newest first; `memory` are the events whose states are memory, oldest first."""
+
+    counts: UserCounts
+    recent: list[TitledEvent]
+    memory: list[TitledEvent]
+    next_cursor: str | None
+
+
+class Users:
+    def __init__(self, view: BundleView, store: MemoryStore) -> None:
+        self.view, self.store = view, store
+
+    async def get(self, user_id: str, cursor: str | None, limit: int) -> UserPage:
+        """Raises UnknownUser when the store holds no event, BadRequest for a cursor that this service did not make."""
+        space = self.view.manifest.space
+        counts, (events, next_cursor), remembered = await asyncio.gather(
             self.store.counts(user_id, space),
             self.store.events(user_id, before=cursor, limit=limit),
-            self._memory(user_id),
+            self.store.recall(user_id, space, events_needed(self.view)),
         )
         if not counts.events:
-            raise UnknownUser("Nothing is kept about this user.")
-        return schemas.UserPage(
-            user_id=user_id,
-            counts=schemas.Counts(events=counts.events, states=counts.states),
-            recent=[self._shown(event) for event in events],
-            memory=memory,
-            next_cursor=next_cursor,
-        )
+            raise _unknown()
+        memory = Timeline(remembered, self.view).memory().events
+        return UserPage(counts, self._titled(events), self._titled(memory), next_cursor)
 
-    async def forget(self, user_id: str) -> schemas.ForgottenUser:
-        """Everything, in all spaces; also right for a user who was never there."""
-        receipt = await self.store.forget_user(user_id)
-        return schemas.ForgottenUser(user_id=user_id, events=receipt.events, states=receipt.states, keys=receipt.keys)
+    async def forget(self, user_id: str) -> Deleted:
+        """Deletes everything, in all spaces. An unknown user is no error, so that the call can be repeated."""
+        return await self.store.forget_user(user_id)
 
-    async def forget_event(self, user_id: str, event_id: str) -> schemas.ForgottenEvent:
-        """The windows over it are encoded anew by the worker; until then their states count as stale."""
+    async def forget_event(self, user_id: str, event_id: str) -> bool:
+        """Deletes an event; False if it is unknown.
+
+        A worker encodes the windows that contained it again. Until then their states are stale and are not used.
+        """
         was_there = await self.store.forget_event(user_id, event_id)
         if was_there:
             await self.store.request_encoding([user_id])
-        return schemas.ForgottenEvent(user_id=user_id, event_id=event_id, forgotten=was_there)
+        return was_there
 
-    async def export(self, user_id: str) -> AsyncIterator[dict[str, Any]]:
-        """Every event, newest first. States are left out: they follow from the events, and are no less private."""
+    async def export(self, user_id: str) -> AsyncIterator[TitledEvent]:
+        """Every event, newest first. Raises UnknownUser. States are left out, because they follow from the events."""
         cursor: str | None = None
         is_first = True
         while is_first or cursor is not None:
             events, cursor = await self.store.events(user_id, before=cursor, limit=_EVENTS_PER_PAGE)
             if is_first and not events:
-                raise UnknownUser("Nothing is kept about this user.")
+                raise _unknown()
             is_first = False
-            for event in events:
-                yield {"user_id": user_id, **self._shown(event).model_dump()}
+            for event in self._titled(events):
+                yield event
 
-    async def _memory(self, user_id: str) -> list[schemas.MemoryElement]:
-        """Oldest first, with the weights of the last retrieval."""
-        space = self.bundle.manifest.space
-        remembered, weights = await asyncio.gather(
-            self.store.recall(user_id, space, events_needed(self.bundle)), self.store.last_retrieval(user_id, space)
-        )
+    def _titled(self, events: Sequence[Event]) -> list[TitledEvent]:
+        titles = self.view.catalogue.titles([event.item_id for event in events])
         return [
-            schemas.MemoryElement(
-                event_id=event.event_id,
-                item_id=event.item_id,
-                title=title_of(event.item_id, self.bundle) or None,
-                timestamp=event.timestamp,
-                weight=weights.get(event.event_id),
-            )
-            for event in Timeline(remembered, self.bundle).memory().events
+            TitledEvent(event.event_id, event.item_id, title or None, event.timestamp, event.type, event.value)
+            for event, title in zip(events, titles, strict=True)
         ]
 
-    def _shown(self, event: Event) -> schemas.UserEvent:
-        return schemas.UserEvent(
-            event_id=event.event_id,
-            item_id=event.item_id,
-            title=title_of(event.item_id, self.bundle) or None,
-            timestamp=event.timestamp,
-            type=event.type,
-            value=event.value,
-        )
+
+def _unknown() -> UnknownUser:
+    return UnknownUser("The service holds nothing about this user.")

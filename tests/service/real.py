@@ -1,10 +1,18 @@
-"""The service with all its real parts around a tiny bundle, opened in the test's own process."""
+"""The service with all its real parts around a tiny bundle, opened in the test's own process.
 
+The model runs in a thread: the same loop and the same messages over the same kind of socket as in a process of its own,
+but it starts in milliseconds, and a test can look into it. `test_process.py` starts real processes.
+"""
+
+import socket
+import subprocess
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal
 
 import numpy as np
 from fastapi import FastAPI
@@ -14,28 +22,61 @@ from numpy.typing import NDArray
 from model_store.bundle import Bundle
 from model_store.inference import encode
 from model_store.text.history import tie_key, window_ending_at, window_fingerprint
+from model_store.view import BundleView
 from service.app import create_app
 from service.engine.engine import Engine
-from service.http.dependencies import Resources
+from service.engine.messages import ModelOptions
+from service.engine.model import Model, serve
+from service.http.routes.interactions import event_or_reason
 from service.metrics import Metrics
-from service.resources import open_resources
+from service.resources import Resources, open_resources
 from service.settings import Settings
 from service.store.client import MemoryStore
 from service.store.events import Event
 from service.usecases.encode import Worker
-from service.usecases.ingest import Ingest
+from service.usecases.ingest import Ingest, Outcome
 from service.usecases.items import Items
 from service.usecases.recommend import Recommender
 from service.usecases.seen import SeenRows
-from service.usecases.timeline import Timeline, events_needed, title_of
+from service.usecases.timeline import Timeline, events_needed
 from service.usecases.users import Users
 
 K, M = 3, 20  # of the bundle that tests.conftest writes
 NOW = 1_700_000_000
 
 
+class ModelThread:
+    """Starts the model in a thread; stands in for `service.engine.process.spawn` and for the process it returns."""
+
+    def __init__(self) -> None:
+        self.model: Model | None = None
+        self._thread: threading.Thread | None = None
+
+    def __call__(self, connection: socket.socket, options: ModelOptions) -> "ModelThread":
+        self._thread = threading.Thread(target=serve, args=(connection.dup(), options, self._open), daemon=True)
+        self._thread.start()
+        return self
+
+    def _open(self, options: ModelOptions) -> Model:
+        self.model = Model.open(options)
+        return self.model
+
+    def wait(self, timeout: float | None = None) -> int:
+        assert self._thread is not None
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            raise subprocess.TimeoutExpired("model", timeout or 0.0)
+        return 0
+
+    def kill(self) -> None:
+        """A thread cannot be killed; it ends when the socket closes."""
+
+
 @dataclass(frozen=True)
 class Service:
+    """`view` is the server's side of the bundle, `bundle` the model's side."""
+
+    view: BundleView
     bundle: Bundle
     engine: Engine
     store: MemoryStore
@@ -48,16 +89,20 @@ class Service:
 
     @property
     def space(self) -> str:
-        return self.bundle.manifest.space
+        return self.view.manifest.space
+
+    async def submit(self, elements: Sequence[Any], wait: Literal["durable", "visible"]) -> list[Outcome]:
+        """Validates JSON elements as POST /interactions does, and sends them."""
+        return await self.ingest.submit([event_or_reason(element) for element in elements], wait)
 
     async def timeline(self, user_id: str) -> Timeline:
-        return Timeline(await self.store.recall(user_id, self.space, events_needed(self.bundle)), self.bundle)
+        return Timeline(await self.store.recall(user_id, self.space, events_needed(self.view)), self.view)
 
     async def seen(self, user_id: str) -> set[str]:
         """Ids of the items that the user has had."""
         digests = (await self.store.recall_and_seen(user_id, self.space, 1))[1]
-        rows = SeenRows(self.bundle.catalogue).of(digests, self.bundle.catalogue)
-        return {self.bundle.catalogue.items[row].item_id for row in rows.tolist()}
+        rows = SeenRows(self.view.catalogue).of(digests, self.view.catalogue)
+        return {self.view.catalogue.items[row].item_id for row in rows.tolist()}
 
     async def work_off(self) -> None:
         """Until the encode queue is empty."""
@@ -69,35 +114,37 @@ class Service:
 
 
 def settings_for(bundle: Path, url: str, **settings: Any) -> Settings:
-    """Encoding happens when the test says so, unless it says otherwise; so does what engine and handlers share."""
-    chosen = {"threads": 1, "encode_in_process": False, "engine_thread": "own"} | settings
+    """Encoding happens when the test calls for it, unless the test says otherwise."""
+    chosen = {"threads": 1, "encode_in_process": False} | settings
     return Settings.from_env({}, bundle=bundle, store=url, **chosen)
 
 
-def parts_of(resources: Resources) -> Service:
-    ingest = cast(Ingest, resources.ingest)
+def parts_of(resources: Resources, spawn: ModelThread) -> Service:
+    assert spawn.model is not None
     return Service(
-        bundle=ingest.bundle,
-        engine=cast(Engine, resources.engine),
-        store=cast(MemoryStore, resources.store),
-        items=cast(Items, resources.items),
-        ingest=ingest,
-        worker=ingest.worker,
-        recommender=cast(Recommender, resources.recommender),
-        users=cast(Users, resources.users),
+        view=resources.view,
+        bundle=spawn.model.bundle,
+        engine=resources.engine,
+        store=resources.store,
+        items=resources.items,
+        ingest=resources.ingest,
+        worker=resources.ingest.worker,
+        recommender=resources.recommender,
+        users=resources.users,
         metrics=resources.metrics,
     )
 
 
 @asynccontextmanager
 async def open_service(bundle: Path, url: str, **settings: Any) -> AsyncIterator[Service]:
-    async with open_resources(settings_for(bundle, url, **settings), Metrics()) as resources:
-        yield parts_of(resources)
+    spawn = ModelThread()
+    async with open_resources(settings_for(bundle, url, **settings), Metrics(), spawn=spawn) as resources:
+        yield parts_of(resources, spawn)
 
 
 @asynccontextmanager
 async def open_app(bundle: Path, url: str, **settings: Any) -> AsyncIterator[tuple[FastAPI, AsyncClient]]:
-    app = create_app(settings_for(bundle, url, **settings))
+    app = create_app(settings_for(bundle, url, **settings), partial(open_resources, spawn=ModelThread()))
     async with (
         app.router.lifespan_context(app),
         AsyncClient(transport=ASGITransport(app=app), base_url="http://test") as client,
@@ -122,7 +169,7 @@ def in_order(events: Sequence[Event]) -> list[Event]:
 def states_from_scratch(events: Sequence[Event], bundle: Bundle) -> dict[str, tuple[NDArray[np.float16], bytes]]:
     """Event id -> state and fingerprint, of the newest K + M, encoded one window at a time."""
     ordered = in_order(events)
-    titles = [title_of(event.item_id, bundle) for event in ordered]
+    titles = bundle.catalogue.titles(event.item_id for event in ordered)
     found = {}
     for position, event in list(enumerate(ordered))[-(K + M) :]:
         window = window_ending_at(titles, position, K)

@@ -11,4 +11,15 @@ router = APIRouter(tags=["model"])
 @router.get("/model")
 async def get_model(resources: ResourcesDep) -> ModelInfo:
     """The bundle that is served."""
-    return resources.describe()
+    manifest = resources.view.manifest
+    return ModelInfo(
+        bundle=manifest.name,
+        space=manifest.space,
+        format=manifest.format_version,
+        vocabulary=manifest.vocabulary,
+        split_layer=manifest.backbone.split_layer,
+        recent_length=manifest.prompt.recent_length,
+        max_memory=manifest.memory.max_elements,
+        num_items=len(resources.view.catalogue),
+        loaded_at=resources.loaded_at,
+    )

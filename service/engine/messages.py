@@ -1,0 +1,220 @@
+"""The messages between the server and the process of the model, and their frames on the socket.
+
+A frame is the length of its body (4 bytes, big endian) and the body: one message in msgpack. Nothing is unpickled.
+Times are seconds of `time.monotonic()`, which all processes of a machine share. Arrays travel as little-endian bytes.
+"""
+
+import struct
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from model_store.answers import Ranked
+
+_LENGTH = struct.Struct(">I")
+
+
+class Message(msgspec.Struct, array_like=True, tag=True, gc=False):
+    """Base of all messages."""
+
+
+# ---- from the server
+
+
+class ModelOptions(msgspec.Struct):
+    """What to open and how; JSON in the arguments of the process. `threads` 0 = all cores, or one for a small model."""
+
+    bundle: str
+    device: str
+    precision: Literal["bundle", "bfloat16", "int8"]
+    threads: int
+    max_batch: int
+    max_batch_tokens: int
+    window_cache_mib: int
+    log_level: str
+    log_format: str
+
+
+class Recommend(Message):
+    """`titles`: the recent window, oldest first. `memory`: (M, D) float16. `allowed`: (N,) bits by catalogue row."""
+
+    id: int
+    titles: list[str]
+    memory: bytes
+    allowed: bytes
+    num_items: int
+    num_results: int
+    deadline: float
+
+
+class Encode(Message):
+    """The state of one window of titles."""
+
+    id: int
+    titles: list[str]
+
+
+class ChangedItem(Message):
+    """An item that is new or changed since the bundle was built; the fields of `model_store.catalogue.item.Item`."""
+
+    item_id: str
+    title: str
+    popularity: int
+    attributes: dict[str, Any]
+    hidden: bool
+    available_from: int | None
+    available_until: int | None
+
+
+class PutItems(Message):
+    id: int
+    items: list[ChangedItem]
+
+
+class FindSimilar(Message):
+    """The `num_results` allowed items whose title vectors are nearest to that of `row`."""
+
+    id: int
+    row: int
+    num_results: int
+    allowed: bytes
+    num_items: int
+
+
+class Cancel(Message):
+    """The caller of job `id` left."""
+
+    id: int
+
+
+Work = Recommend | Encode | PutItems | FindSimilar
+
+# ---- from the model
+
+
+class Ready(Message):
+    """The bundle is open and warm."""
+
+    device: str
+    threads: int
+
+
+class Broken(Message):
+    """The bundle cannot be served: `reason` is for the operator."""
+
+    reason: str
+
+
+class Recommended(Message):
+    """The fields of `model_store.answers.Answer`; `weights`: (M,) float32."""
+
+    id: int
+    items: list[Ranked]
+    chosen: list[int]
+    weights: bytes
+    null_weight: float
+    timings_s: dict[str, float]
+
+
+class Encoded(Message):
+    """`state`: (D,) float16."""
+
+    id: int
+    state: bytes
+
+
+class ItemsPut(Message):
+    id: int
+
+
+class SimilarFound(Message):
+    id: int
+    rows: list[int]
+    distances: list[float]
+
+
+class Expired(Message):
+    """The deadline of the job passed, or would have passed, before its answer."""
+
+    id: int
+
+
+class Failed(Message):
+    """The job raised. `reason` goes to the log, not to callers."""
+
+    id: int
+    reason: str
+
+
+Result = Recommended | Encoded | ItemsPut | SimilarFound | Expired | Failed
+
+
+class Batch(Message):
+    """The results of one batch, and of jobs that were dropped when it was formed.
+
+    `seconds`: from the end of the last batch, or from the arrival of the first job if that was later.
+    """
+
+    kind: str
+    num_jobs: int
+    seconds: float
+    results: list[Result]
+    cache_hits: int
+    cache_misses: int
+    cache_bytes: int
+
+
+ToModel = Recommend | Encode | PutItems | FindSimilar | Cancel
+ToServer = Ready | Broken | Batch
+
+_encoder = msgspec.msgpack.Encoder()
+to_model = msgspec.msgpack.Decoder(ToModel)
+to_server = msgspec.msgpack.Decoder(ToServer)
+
+
+def frame(message: Message) -> bytes:
+    body = _encoder.encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+class Frames:
+    """Cuts a stream of bytes into the bodies of frames."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The bodies that are complete now, in order."""
+        self._buffer += data
+        bodies, start = [], 0
+        while len(self._buffer) - start >= _LENGTH.size:
+            stop = start + _LENGTH.size + _LENGTH.unpack_from(self._buffer, start)[0]
+            if stop > len(self._buffer):
+                break
+            bodies.append(bytes(self._buffer[start + _LENGTH.size : stop]))
+            start = stop
+        del self._buffer[:start]
+        return bodies
+
+
+def pack_rows(allowed: NDArray[np.bool_]) -> bytes:
+    """(N,) bool as bits."""
+    return np.packbits(allowed).tobytes()
+
+
+def unpack_rows(bits: bytes, num_items: int, num_known: int) -> NDArray[np.bool_]:
+    """(num_known,) bool; False for rows from `num_items` on, which the sender did not know."""
+    allowed = np.zeros(num_known, dtype=bool)
+    allowed[:num_items] = np.unpackbits(np.frombuffer(bits, dtype=np.uint8), count=num_items).astype(bool)
+    return allowed
+
+
+def pack_array(array: NDArray[Any], dtype: str) -> bytes:
+    return np.ascontiguousarray(array, dtype=dtype).tobytes()
+
+
+def unpack_array(data: bytes, dtype: str, shape: Sequence[int]) -> NDArray[Any]:
+    return np.frombuffer(data, dtype=dtype).reshape(shape)

@@ -1,0 +1,277 @@
+"""The process of the model: opens the bundle, runs batches, sends results. The only module of the service with torch.
+
+Started by `process.py` as `python -m service.engine.model FD OPTIONS`: its end of a socket pair, and `ModelOptions` as
+JSON. It reads all messages that have arrived, forms one batch, runs it, sends its results, and begins again. It ends
+when the server closes the socket, also when the server was killed.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import structlog
+import torch
+from transformers.utils import logging as transformers_logging
+
+from model_store.answers import Query
+from model_store.bundle import Bundle
+from model_store.catalogue.items import Item
+from model_store.errors import ModelStoreError
+from model_store.inference import embed, encode, recommend
+from model_store.lm.precision import set_precision
+from model_store.lm.prepacked import prepack_matrices
+from model_store.lm.window_cache import WindowCache
+from service import logs
+from service.engine.admission import Pace
+from service.engine.batching import Batcher, Job
+from service.engine.messages import (
+    Batch,
+    Broken,
+    Cancel,
+    Encode,
+    Encoded,
+    Expired,
+    Failed,
+    FindSimilar,
+    Frames,
+    ItemsPut,
+    ModelOptions,
+    PutItems,
+    Ready,
+    Recommend,
+    Recommended,
+    Result,
+    SimilarFound,
+    Work,
+    frame,
+    pack_array,
+    to_model,
+    unpack_array,
+    unpack_rows,
+)
+
+log = structlog.get_logger("service.engine.model")
+
+_RECEIVE_BYTES = 1 << 20
+_SMALL_MODEL = 2**24  # parameters; for smaller models, sharing a product among cores costs more than it saves
+_TITLES_PER_CALL = 64
+_WARM_BATCHES = (1, 4)
+_KINDS: dict[type, str] = {Recommend: "recommend", Encode: "encode", PutItems: "put", FindSimilar: "similar"}
+
+
+class CannotServe(Exception):
+    """The options do not fit this machine or this bundle."""
+
+
+class Model:
+    """An open bundle that runs batches of jobs. Single-threaded."""
+
+    def __init__(self, bundle: Bundle, options: ModelOptions) -> None:
+        self.bundle = bundle
+        self.windows = WindowCache(
+            options.window_cache_mib * 2**20, keeps_keys_values=bundle.manifest.vocabulary == "titles"
+        )
+        self.num_threads = options.threads or _default_threads(bundle)
+        self._runners: dict[str, Callable[[Sequence[Any]], list[Result]]] = {
+            "recommend": self._recommend,
+            "encode": self._encode,
+            "put": self._put,
+            "similar": self._find_similar,
+        }
+
+    @classmethod
+    def open(cls, options: ModelOptions) -> "Model":
+        """Raises ModelStoreError or CannotServe."""
+        if options.device == "cuda" and not torch.cuda.is_available():
+            raise CannotServe("AUTOMR_DEVICE: cuda was asked for, but torch finds no such device")
+        automatic = "cuda" if torch.cuda.is_available() else "cpu"
+        bundle = Bundle.open(options.bundle, device=automatic if options.device == "auto" else options.device)
+        if options.precision != "bundle":
+            try:
+                set_precision(bundle.lm, options.precision)
+            except ValueError as error:
+                raise CannotServe(f"AUTOMR_PRECISION: {error}") from None
+        prepack_matrices(bundle.lm)
+        return cls(bundle, options)
+
+    def warm_up(self) -> Ready:
+        """Runs full prompts with full memory, so that the first request does not pay for lazy initialisation."""
+        torch.set_num_threads(self.num_threads)
+        manifest = self.bundle.manifest
+        rows = self.bundle.catalogue.by_popularity[: manifest.prompt.recent_length]
+        prompt = self.bundle.prompt.tokens([self.bundle.catalogue.items[row].title for row in rows])
+        memory = np.repeat(encode(self.bundle.lm, [prompt]), manifest.memory.max_elements, axis=0)
+        query = Query(prompt, memory, np.ones(len(self.bundle.catalogue), dtype=bool), num_results=10)
+        for size in _WARM_BATCHES:
+            recommend(self.bundle, [query] * size)
+        return Ready(device=str(self.bundle.lm.device), threads=self.num_threads)
+
+    def job(self, message: Work, arrived_at: float) -> Job[Work]:
+        """The job costs the tokens that it computes: prompt, scores of the memory, at least one token for each beam."""
+        cost, deadline = 1, float("inf")
+        if isinstance(message, Recommend | Encode):
+            cost = len(self.bundle.prompt.tokens(message.titles))
+        if isinstance(message, Recommend):
+            num_memories = len(message.memory) // (2 * self.bundle.lm.hidden_size)
+            cost += num_memories + self.bundle.manifest.generation.num_beams
+            deadline = message.deadline
+        if isinstance(message, PutItems):
+            cost = len(message.items)
+        return Job(message.id, _KINDS[type(message)], message, cost, deadline, arrived_at)
+
+    def run(self, kind: str, asked: Sequence[Work]) -> list[Result]:
+        """The result of each message. A batch that fails is run one by one, so that one bad job fails alone."""
+        try:
+            return self._runners[kind](asked)
+        except Exception as error:
+            if len(asked) == 1:
+                log.exception("a job failed", kind=kind)
+                return [Failed(asked[0].id, f"{type(error).__name__}: {error}")]
+            log.warning("a batch failed, running its jobs alone", kind=kind, size=len(asked))
+            return [result for each in asked for result in self.run(kind, [each])]
+
+    def _recommend(self, asked: Sequence[Recommend]) -> list[Result]:
+        answers = recommend(self.bundle, [self._query(each) for each in asked], self.windows)
+        return [
+            Recommended(
+                id=each.id,
+                items=answer.items,
+                chosen=list(answer.chosen),
+                weights=pack_array(answer.weights, "<f4"),
+                null_weight=answer.null_weight,
+                timings_s=answer.timings_s,
+            )
+            for each, answer in zip(asked, answers, strict=True)
+        ]
+
+    def _query(self, asked: Recommend) -> Query:
+        return Query(
+            prompt=self.bundle.prompt.tokens(asked.titles),
+            memory=unpack_array(asked.memory, "<f2", (-1, self.bundle.lm.hidden_size)),
+            allowed=unpack_rows(asked.allowed, asked.num_items, len(self.bundle.catalogue)),
+            num_results=asked.num_results,
+        )
+
+    def _encode(self, asked: Sequence[Encode]) -> list[Result]:
+        """Keeps the windows in the cache: the next request of a user asks for the newest of them."""
+        states = encode(self.bundle.lm, [self.bundle.prompt.tokens(each.titles) for each in asked], self.windows)
+        return [Encoded(each.id, pack_array(state, "<f2")) for each, state in zip(asked, states, strict=True)]
+
+    def _put(self, asked: Sequence[PutItems]) -> list[Result]:
+        for each in asked:
+            put_items(self.bundle, [Item(**msgspec.structs.asdict(item)) for item in each.items])
+        return [ItemsPut(each.id) for each in asked]
+
+    def _find_similar(self, asked: Sequence[FindSimilar]) -> list[Result]:
+        return [self._similar_to(each) for each in asked]
+
+    def _similar_to(self, asked: FindSimilar) -> SimilarFound:
+        index = self.bundle.index
+        allowed = unpack_rows(asked.allowed, asked.num_items, len(self.bundle.catalogue))
+        vector = index.vectors(np.array([asked.row]))
+        rows, distances = (part[0] for part in index.search(vector, min(asked.num_results, len(index)), allowed))
+        found = rows >= 0
+        return SimilarFound(asked.id, rows[found].tolist(), distances[found].tolist())
+
+
+def put_items(bundle: Bundle, items: Sequence[Item]) -> None:
+    """Adds or changes items: first their vectors, then the catalogue, so that no row is without a vector."""
+    catalogue = bundle.catalogue.with_items(items)
+    rows = np.array([catalogue.rows[item.item_id] for item in items], dtype=np.int64)
+    prompts = [bundle.prompt.tokens([item.title]) for item in items]
+    for start in range(0, len(items), _TITLES_PER_CALL):
+        part = slice(start, start + _TITLES_PER_CALL)
+        bundle.index.put(rows[part], embed(bundle.lm, prompts[part]))
+    bundle.catalogue = catalogue
+
+
+class Loop:
+    """Receives all messages that have arrived, runs one batch, sends its results; until the server closes."""
+
+    def __init__(self, connection: socket.socket, model: Model, options: ModelOptions) -> None:
+        self.connection, self.model, self.frames = connection, model, Frames()
+        self.pace = Pace()
+        self.batcher: Batcher[Work] = Batcher(
+            max_batch=options.max_batch,
+            max_batch_tokens=max(options.max_batch_tokens, model.bundle.prompt.max_tokens),
+            expected_s=self.pace.seconds,
+        )
+
+    def run(self) -> None:
+        ended_at = time.monotonic()
+        while self._receive():
+            jobs, late = self.batcher.next_batch(time.monotonic())
+            results: list[Result] = [Expired(job.id) for job in late]
+            kind, seconds = "none", 0.0
+            if jobs:
+                kind, began_at = jobs[0].kind, max(ended_at, min(job.arrived_at for job in jobs))
+                results += self.model.run(kind, [job.payload for job in jobs])
+                ended_at = time.monotonic()
+                seconds = ended_at - began_at
+                if kind == "recommend":
+                    self.pace.observe(len(jobs), seconds)
+            self._send(kind, len(jobs), seconds, results)
+
+    def _receive(self) -> bool:
+        """Waits only while there is no job to run. False when the server has closed the connection."""
+        while select.select([self.connection], [], [], 0 if len(self.batcher) else None)[0]:
+            data = self.connection.recv(_RECEIVE_BYTES)
+            if not data:
+                return False
+            now = time.monotonic()
+            for body in self.frames.feed(data):
+                self._take(to_model.decode(body), now)
+        return True
+
+    def _take(self, message: Work | Cancel, now: float) -> None:
+        if isinstance(message, Cancel):
+            self.batcher.cancel(message.id)
+        else:
+            self.batcher.add(self.model.job(message, now))
+
+    def _send(self, kind: str, num_jobs: int, seconds: float, results: list[Result]) -> None:
+        cache = self.model.windows
+        batch = Batch(kind, num_jobs, seconds, results, cache.num_hits, cache.num_misses, cache.num_bytes)
+        self.connection.sendall(frame(batch))
+
+
+def serve(connection: socket.socket, options: ModelOptions, open_model: Callable[[ModelOptions], Model]) -> None:
+    """Serves one server until it closes the connection. Blocks."""
+    with connection:
+        try:
+            model = open_model(options)
+            ready = model.warm_up()
+        except (ModelStoreError, CannotServe) as error:
+            connection.sendall(frame(Broken(str(error))))
+            return
+        connection.sendall(frame(ready))
+        Loop(connection, model, options).run()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    descriptor, options_json = sys.argv[1:] if argv is None else argv
+    options = msgspec.json.decode(options_json, type=ModelOptions)
+    logs.configure(level=options.log_level, format=options.log_format)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server drains first
+    transformers_logging.disable_progress_bar()  # a log is not a terminal
+    with contextlib.suppress(ConnectionError):  # the server was killed
+        serve(socket.socket(fileno=int(descriptor)), options, Model.open)
+    return 0
+
+
+def _default_threads(bundle: Bundle) -> int:
+    """One for a small model, which leaves the other cores to the server and the store; otherwise all cores."""
+    num_parameters = sum(parameter.numel() for parameter in bundle.lm.model.parameters())
+    return 1 if num_parameters < _SMALL_MODEL else os.cpu_count() or 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,97 @@
+"""Starts the process of the model and talks to it over a socket pair. Needs no torch.
+
+A process of its own gives the model its own interpreter lock: neither a flood of requests slows the model, nor a batch
+the server. The process ends when the socket closes, so it cannot outlive the server.
+"""
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+import service
+from service.engine.messages import Batch, Broken, Frames, Message, ModelOptions, Ready, frame, to_server
+from service.errors import ModelUnavailable, StartupError
+
+_RECEIVE_BYTES = 1 << 20
+_ROOT = Path(service.__file__).resolve().parents[1]
+
+
+class Child(Protocol):
+    """What is needed of a `subprocess.Popen`."""
+
+    def wait(self, timeout: float | None = None) -> int: ...
+    def kill(self) -> None: ...
+
+
+Spawn = Callable[[socket.socket, ModelOptions], Child]
+
+
+def spawn(connection: socket.socket, options: ModelOptions) -> Child:
+    """Runs the module with the code of this package, in a session of its own: Ctrl-C reaches only the server."""
+    descriptor = connection.fileno()
+    command = [sys.executable, "-m", "service.engine.model", str(descriptor), msgspec.json.encode(options).decode()]
+    return subprocess.Popen(command, pass_fds=[descriptor], cwd=_ROOT, stdin=subprocess.DEVNULL, start_new_session=True)
+
+
+class ModelProcess:
+    """One running process. For the event loop that started it."""
+
+    def __init__(
+        self, child: Child, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, ready: Ready, frames: Frames
+    ) -> None:
+        self._child, self._reader, self._writer, self._frames = child, reader, writer, frames
+        self.ready = ready
+
+    @classmethod
+    async def start(cls, options: ModelOptions, spawn: Spawn = spawn) -> "ModelProcess":
+        """Returns when the model is warm. Raises StartupError when it cannot serve."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            child = spawn(theirs, options)
+        reader, writer = await asyncio.open_connection(sock=ours)
+        frames = Frames()
+        try:
+            while data := await reader.read(_RECEIVE_BYTES):
+                for body in frames.feed(data):
+                    message = to_server.decode(body)
+                    if isinstance(message, Ready):
+                        return cls(child, reader, writer, message, frames)
+                    if isinstance(message, Broken):
+                        raise StartupError(message.reason)
+            raise StartupError("the process of the model ended while it was starting; its log says why")
+        except BaseException:
+            writer.close()
+            child.kill()
+            await asyncio.to_thread(child.wait)
+            raise
+
+    def send(self, message: Message) -> None:
+        """Does not wait: the engine bounds how many messages are on their way. Raises ModelUnavailable."""
+        if self._writer.is_closing():
+            raise ModelUnavailable("The process of the model has ended.")
+        self._writer.write(frame(message))
+
+    async def batches(self, on_batch: Callable[[Batch], None]) -> None:
+        """Calls `on_batch` for each batch of results; returns when the process has closed the connection."""
+        with contextlib.suppress(ConnectionError):
+            while data := await self._reader.read(_RECEIVE_BYTES):
+                for body in self._frames.feed(data):
+                    message = to_server.decode(body)
+                    if isinstance(message, Batch):
+                        on_batch(message)
+
+    async def stop(self, timeout_s: float) -> None:
+        """Closes the connection, waits for the end of the process, and kills it after `timeout_s`."""
+        self._writer.close()
+        try:
+            await asyncio.to_thread(self._child.wait, timeout_s)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            await asyncio.to_thread(self._child.wait)

@@ -1,0 +1,62 @@
+"""Asks for the encoding of users whose memory has holes.
+
+A read of a user writes nothing to the store. Only a read that finds a missing or stale state puts the user in the
+encode queue: after a bundle with a new space, a renamed item, or a lost state. Requests are collected for a moment and
+written together, and a user is not asked for again for 30 s, so that reads stay fast and the queue stays short. A
+request that is lost while the store is away does no harm: the next recommendation of the user asks again.
+"""
+
+import asyncio
+import contextlib
+import time
+
+import structlog
+
+from service.errors import StoreUnavailable
+from service.store.client import MemoryStore
+
+log = structlog.get_logger("service.usecases.repair")
+
+_COLLECT_S = 0.2
+_ASK_AGAIN_S = 30.0
+
+
+class Repair:
+    """For one event loop."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self.store = store
+        self._users: set[str] = set()
+        self._asked: set[str] = set()
+        self._clear_asked_at = 0.0
+        self._task: asyncio.Task[None] | None = None
+        self._is_stopping = asyncio.Event()
+
+    async def stop(self) -> None:
+        """Writes the requests that are still waiting."""
+        self._is_stopping.set()
+        if self._task is not None:
+            await self._task
+
+    def request(self, user_id: str) -> None:
+        """Does not wait."""
+        if time.monotonic() >= self._clear_asked_at:
+            self._asked.clear()
+            self._clear_asked_at = time.monotonic() + _ASK_AGAIN_S
+        if user_id in self._asked:
+            return
+        self._asked.add(user_id)
+        self._users.add(user_id)
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._write(), name="repair")
+
+    async def _write(self) -> None:
+        while self._users:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_COLLECT_S):
+                    await self._is_stopping.wait()
+            users, self._users = self._users, set()
+            try:
+                await self.store.request_encoding(users)
+            except StoreUnavailable:
+                log.warning("store away, requests for encoding were lost", users=len(users))
