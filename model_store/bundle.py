@@ -83,7 +83,7 @@ class Bundle(BundleView):
     def _check_sizes(self, path: Path) -> None:
         if len(self.index) != len(self.catalogue):
             raise BundleCorrupt(
-                f"{path}: the number of items is {len(self.catalogue)} in the catalogue, {len(self.index)} in the index"
+                f"{path}: the catalogue has {len(self.catalogue)} items, but the index has {len(self.index)} vectors"
             )
         if self.neighbors is not None:
             self._check_neighbors(path, self.neighbors)

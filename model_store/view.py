@@ -53,6 +53,6 @@ def open_catalogue(path: Path, manifest: Manifest, prompt: Prompt | None = None)
         catalogue = Catalogue(read_items(path / ITEMS), prompt)
     if len(catalogue) != manifest.num_items:
         raise BundleCorrupt(
-            f"{path}: the number of items is {len(catalogue)} in the catalogue, {manifest.num_items} in the manifest"
+            f"{path}: the catalogue has {len(catalogue)} items, but the manifest says {manifest.num_items}"
         )
     return catalogue

@@ -80,7 +80,7 @@ class Catalogue:
             Catalogue(list(self.items), self._prompt).save(items, columns)
             return
         starts = write_items(self.items, items)
-        titles = [] if self._prompt.is_lasting else [item.title for item in self.items]
+        titles = [] if self._prompt.has_stable_tokens else [item.title for item in self.items]
         save_file({"starts": starts, **self._columns.arrays(titles, self._prompt)}, columns)
 
     def __len__(self) -> int:

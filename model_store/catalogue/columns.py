@@ -71,7 +71,7 @@ class Columns:
         if self.trie is None:
             raise ValueError("columns without a trie cannot be saved")
         paths = self.trie.paths
-        by_title = {"order": paths.order, "tokens": paths.tokens} if prompt.is_lasting else {"titles": packed(titles)}
+        by_title = {"order": paths.order, "tokens": paths.tokens} if prompt.has_stable_tokens else {"titles": packed(titles)}
         return {
             "ids": packed(list(self.rows)),
             "popularity": self.popularity,
@@ -105,7 +105,7 @@ def _paths(titles: Sequence[str], prompt: Prompt) -> Paths:
 
 
 def _read_paths(arrays: Mapping[str, NDArray[Any]], prompt: Prompt) -> Paths:
-    if prompt.is_lasting:
+    if prompt.has_stable_tokens:
         return Paths(arrays["order"], arrays["tokens"])
     return _paths(json.loads(arrays["titles"].tobytes()), prompt)
 

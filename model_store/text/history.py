@@ -1,7 +1,7 @@
-"""What a history is: the order of its events, the identity of an event, the text of a title, windows over it.
+"""Histories: the order and identity of events, the visible text of titles, and windows over a history.
 
-Training and serving must agree on all of these, or the memory built online would differ from a backfill. Pure functions
-over strings; knows neither tokens nor tensors.
+Training and serving use the same functions; otherwise memory that is built online would differ from memory that is
+rebuilt from the log. Pure functions over strings.
 """
 
 import hashlib
@@ -13,26 +13,26 @@ from typing import TypeVar
 T = TypeVar("T")
 
 _BLANK = re.compile(r"\s+")
-_INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
-_JOINERS = "\u200c\u200d"  # they shape letters and emoji
+_INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}  # Unicode categories
+_JOINERS = "\u200c\u200d"  # zero-width (non-)joiners; letters and emoji need them
 _SOFT_HYPHEN = "\u00ad"
 
 
 def tie_key(user_id: str, item_id: str) -> str:
-    """Orders events of equal time: a hash, because source files often sort ties by item id, which leaks the target."""
+    """The order of events with equal timestamps. A hash: the order of source files often depends on the target item."""
     return hashlib.blake2b(f"{user_id}|{item_id}".encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
 
 def derived_event_id(user_id: str, item_id: str, timestamp: int, type: str) -> str:
-    """The identity of an event whose sender gave none: the same facts are the same event."""
+    """The id of an event that was sent without one. Equal facts give equal ids."""
     facts = "\x1f".join((user_id, item_id, str(timestamp), type))
     return hashlib.blake2b(facts.encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 
 def clean_title(text: str) -> str:
-    """One line of visible text: newlines end a title in the prompt, so none may stand inside it. May return ""."""
+    """`text` as one line of visible characters; "" if nothing is visible. A newline would end the title in a prompt."""
     if text.isascii() and text.isprintable() and "  " not in text and text == text.strip():
-        return text  # as most are: a catalogue has millions, and the rest of this looks at each character
+        return text  # most titles; the rest of this function looks at each character
     composed = unicodedata.normalize("NFC", text.replace(_SOFT_HYPHEN, ""))
     visible = (" " if _is_invisible(char) else char for char in composed)
     return _BLANK.sub(" ", "".join(visible)).strip(f" {_JOINERS}")
@@ -43,12 +43,12 @@ def _is_invisible(char: str) -> bool:
 
 
 def window_fingerprint(titles: Sequence[str]) -> bytes:
-    """8 bytes that change when the text of a window does: a stored state with another fingerprint is stale."""
+    """8 bytes that identify the text of a window. A stored state with another fingerprint is stale."""
     return hashlib.blake2b("\n".join(titles).encode(), digest_size=8).digest()
 
 
 def window_ending_at(history: Sequence[T], position: int, recent_length: int) -> Sequence[T]:
-    """The last `recent_length` elements up to and including `position`: h_m of the paper."""
+    """The last `recent_length` elements up to and including `position` (h_m in the paper)."""
     return history[max(0, position + 1 - recent_length) : position + 1]
 
 

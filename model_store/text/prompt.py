@@ -1,10 +1,10 @@
-"""History → text → tokens.
+"""Prompts: from the titles of a history to tokens.
 
-A prompt is `head`, then each title followed by `terminator`; the answer is a title followed by `terminator`. A title is
-tokenised on its own and the pieces are concatenated, so that the tokens of a title never depend on its neighbours: a
-window, a packed training sequence and a path of the catalogue trie agree token by token, and a title cannot smuggle in
-special tokens. The paper's instruction is kept in `head`; its closing "predict the next item" moved there too, which
-lets one window of K + 1 items train all its titles at once. Knows no tensors.
+A prompt is `head`, then each title followed by `terminator`; the answer is a title followed by `terminator`. Each title
+is tokenised on its own and the tokens are concatenated, so its tokens do not depend on other titles: a window, a packed
+training sequence and a path of the trie have the same tokens. Titles are plain text and never give special tokens. The
+instruction of the paper is in `head`, also its last sentence, "predict the next item": in this way one window of K + 1
+items trains all its titles at once.
 """
 
 from collections.abc import Sequence
@@ -27,23 +27,24 @@ _TITLES_PER_CALL = 50_000
 
 
 class Prompt:
-    """Thread-safe: tokenisation of a title is pure and cached. Raises UnsupportedBackbone when titles would not end."""
+    """Tokens of prompts and titles, with the title vocabulary. Thread-safe; the tokens of titles are cached."""
 
-    is_lasting = True  # the tokens of a title are the same in every process
+    has_stable_tokens = True  # the tokens of a title are the same in every process
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", spec: PromptSpec) -> None:
+        """Raises UnsupportedBackbone if the tokenizer has no token for the terminator."""
         self.spec = spec
         self.tokenizer = tokenizer
         beginning = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
         self.head = beginning + self._encode(spec.head)
         self.terminator = self._encode(spec.terminator)
-        if not self.terminator:  # a title would be the beginning of another, and some could not be generated
-            raise UnsupportedBackbone(f"the tokenizer leaves nothing of the terminator {spec.terminator!r}")
+        if not self.terminator:  # a title could be a prefix of another, and could then not be generated
+            raise UnsupportedBackbone(f"the tokenizer has no token for the terminator {spec.terminator!r}")
         self.longest_title = spec.max_title_tokens + len(self.terminator)
         self.title_tokens = lru_cache(maxsize=200_000)(self._title_tokens)
 
     def _encode(self, text: str) -> list[int]:
-        """Plain text only: what looks like a special token in it is split like any other text."""
+        """Tokens of plain text. The text of special tokens is split like any other text."""
         return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True) if text else []
 
     def _title_tokens(self, title: str) -> tuple[int, ...]:
@@ -51,14 +52,15 @@ class Prompt:
         return (*self._encode(clean_title(title))[: self.spec.max_title_tokens], *self.terminator)
 
     def titles_tokens(self, titles: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """Of many titles at once: the tokens of `title_tokens` in a row, and how many each has (N,)."""
+        """The tokens of many titles in one array, and the number of tokens of each title (N,)."""
         parts = [
-            self._many(titles[start : start + _TITLES_PER_CALL]) for start in range(0, len(titles), _TITLES_PER_CALL)
+            self._tokenise(titles[start : start + _TITLES_PER_CALL])
+            for start in range(0, len(titles), _TITLES_PER_CALL)
         ]
         flat = [np.empty(0, dtype=np.int32), *(flat for flat, _ in parts)]
         return np.concatenate(flat), np.concatenate([np.empty(0, dtype=np.int64), *(counts for _, counts in parts)])
 
-    def _many(self, titles: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    def _tokenise(self, titles: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         encoded = self.tokenizer(
             [clean_title(title) for title in titles],
             add_special_tokens=False,
@@ -71,20 +73,20 @@ class Prompt:
         return np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(counts.sum())), counts
 
     def tokens(self, titles: Sequence[str]) -> list[int]:
-        """The prompt of the last `recent_length` of `titles`, oldest first; an empty history is the head alone."""
+        """The prompt of the last `recent_length` of `titles`, oldest first. Without titles it is the head."""
         recent = titles[-self.spec.recent_length :]
         return [*self.head, *(token for title in recent for token in self.title_tokens(title))]
 
     @property
     def max_tokens(self) -> int:
-        """No prompt is longer."""
+        """The largest possible number of tokens of a prompt."""
         return len(self.head) + self.spec.recent_length * self.longest_title
 
 
 class ItemPrompt(Prompt):
-    """With the item vocabulary a title is one token, which needs no terminator; instruction text there is none."""
+    """Prompts with the item vocabulary: a title is one token. There is no terminator and no instruction text."""
 
-    is_lasting = False  # those of late titles are numbered as they are asked for
+    has_stable_tokens = False  # an added title gets its token when it is first looked up
 
     def __init__(self, vocabulary: ItemVocabulary, spec: PromptSpec) -> None:
         self.spec = spec
@@ -98,7 +100,7 @@ class ItemPrompt(Prompt):
         return (self._token(title),)
 
     def _token(self, title: str) -> int:
-        """Known titles are clean; cleaning one costs ten times what looking it up does."""
+        """The token of `title`. Looked up before cleaning, which takes ten times as long: known titles are clean."""
         known = self.vocabulary.known(title)
         return self.vocabulary.token(clean_title(title)) if known is None else known
 

@@ -1,8 +1,8 @@
-"""The item vocabulary: one token for every distinct title of the catalogue (after CoVE, arXiv 2410.10739).
+"""The item vocabulary: one token for each distinct title of the catalogue (after CoVE, arXiv 2410.10739).
 
-Token 0 begins a prompt, token 1 + n is the n-th title. A title that comes later gets the next number the first time it
-is asked for; its embedding is spelled from the pieces of its text (see `item_embedding.py`), so the numbers of late
-titles carry no meaning and may differ between two runs. Knows no tensors.
+Token 0 begins a prompt; token 1 + n is the n-th title. A title added later gets the next token when it is first looked
+up. Its embedding is computed from its text (see lm/item_embedding.py), so tokens of added titles have no meaning of
+their own and may differ between processes.
 """
 
 import json
@@ -21,7 +21,10 @@ TITLES_FILE = "titles.json"
 
 
 class ItemVocabulary:
-    """Thread-safe. `titles` are clean and all different."""
+    """Titles and their tokens. `titles` are clean and all different; `tokenizer` splits them into text pieces.
+
+    Thread-safe.
+    """
 
     def __init__(self, titles: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> None:
         self.tokenizer = tokenizer
@@ -31,7 +34,7 @@ class ItemVocabulary:
 
     @classmethod
     def load(cls, directory: Path, tokenizer: "PreTrainedTokenizerBase") -> Self:
-        """Raises BundleCorrupt."""
+        """Read `titles.json` in `directory`. Raises BundleCorrupt."""
         try:
             titles = json.loads((directory / TITLES_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -44,15 +47,15 @@ class ItemVocabulary:
         (directory / TITLES_FILE).write_text(json.dumps(self._titles, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def __len__(self) -> int:
-        """Tokens, the beginning included."""
+        """The number of tokens, with the one that begins a prompt."""
         return 1 + len(self._titles)
 
     def known(self, title: str) -> int | None:
-        """The token of a title that has one."""
+        """The token of a title, None if it has none yet."""
         return self._tokens.get(title)
 
     def token(self, title: str) -> int:
-        """Of a clean title; a late one gets the next."""
+        """The token of a clean title. A title without one gets the next free token."""
         known = self.known(title)
         if known is not None:
             return known
@@ -63,7 +66,7 @@ class ItemVocabulary:
             return self._tokens[title]
 
     def pieces(self, first: int, stop: int) -> list[list[int]]:
-        """The pieces of text of the tokens [first, stop), which must not include the beginning."""
+        """The text pieces of the titles of tokens [first, stop). `first` is at least 1."""
         titles = self._titles[first - 1 : stop - 1]
         if not titles:
             return []

@@ -1,7 +1,7 @@
-"""The plain twin of `decoding.beam_search`: every beam is a row of its own of the KV caches, padded to the longest.
+"""A simple, slow version of `beam_search` for comparison: every beam has its own row of the KV caches.
 
-Each step copies the rows of the beams that go on, reads the whole of every edge, and takes a softmax of every column.
-Slow, and simple enough to be believed.
+Each step copies the cache rows of the selected beams, reads whole edges, padded to the longest, and computes a softmax
+for every column.
 """
 
 import heapq
@@ -28,7 +28,7 @@ class Beam(NamedTuple):
 
 
 class Caches(NamedTuple):
-    """What has been read so far, one row per beam."""
+    """What both halves have read, one row per beam."""
 
     bottom: DynamicCache
     top: DynamicCache

@@ -1,4 +1,4 @@
-"""Sorted token sequences: what is spliced in stands where sorting would have put it."""
+"""Paths are sorted, and splicing in a change gives the same result as sorting again."""
 
 import numpy as np
 import pytest
@@ -21,13 +21,15 @@ def test_sequences_are_sorted_and_know_their_rows(rows: list[tuple[int, ...]]) -
     paths = Paths.of(rows)
     assert in_order(paths) == sorted(rows)
     assert [paths.sequence(int(paths.places[row])) for row in range(len(rows))] == rows
-    assert paths.order.tolist() == sorted(range(len(rows)), key=lambda row: (rows[row], row)), "ties must keep rows"
+    assert paths.order.tolist() == sorted(range(len(rows)), key=lambda row: (rows[row], row)), (
+        "equal sequences are not in order of row"
+    )
 
 
-@pytest.mark.parametrize("many", [0, 10**9], ids=["spliced", "sorted anew"])
+@pytest.mark.parametrize("many", [0, 10**9], ids=["spliced", "sorted again"])
 @settings(deadline=None)
 @given(rows=sequences, changes=change, added=sequences)
-def test_a_change_gives_what_building_anew_gives(
+def test_changed_paths_equal_paths_built_again(
     many: int, rows: list[tuple[int, ...]], changes: dict[int, tuple[int, ...]], added: list[tuple[int, ...]]
 ) -> None:
     expected = [changes.get(row, sequence) for row, sequence in enumerate(rows)] + added
@@ -41,7 +43,7 @@ def test_a_change_gives_what_building_anew_gives(
     assert [paths.sequence(int(paths.places[row])) for row in range(len(expected))] == expected
 
 
-def test_the_old_paths_stay_as_they_are() -> None:
+def test_a_change_leaves_the_old_paths_unchanged() -> None:
     old = Paths.of([(1, 2), (3,)])
     old.replaced(np.array([0, 2]), [(9, 9, 9), (0,)])
     assert in_order(old) == [(1, 2), (3,)] and old.order.tolist() == [0, 1]

@@ -1,4 +1,4 @@
-"""Beams as columns of one row find what beams as rows of their own find."""
+"""Tree attention gives the same titles and scores as a search with one cache row for each beam."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +22,7 @@ from tests.model_store.plain_beams import plain_beam_search
 
 END = 3
 Sequences = Sequence[tuple[int, ...]]
-# Ends at once, forced tails, prefixes of others, and the same title twice.
+# A title without words, forced tokens, prefixes of others, and the same title twice.
 MIXED = [(*(10 + int(digit) for digit in word), END) for word in ("0", "01", "0123", "01", "2", "23453", "2346", "9")]
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [20], [30, 31, 32, 33]]
 LLAMA = SplitLM(make_model("llama"), 2)
@@ -39,7 +39,7 @@ def both_ways(
     placement: str = "insert",
     allowed: NDArray[np.bool_] | None = None,
 ) -> list[list[list[ScoredTitle]]]:
-    """Columns first, rows second."""
+    """The results with tree attention, then those of the plain search."""
     trie, (tokens, mask) = Trie(titles), pad(prompts)
     counts = num_memories or [0] * len(prompts)
     memory = torch.randn(len(prompts), max(counts), lm.hidden_size, generator=torch.Generator().manual_seed(0))
@@ -64,8 +64,8 @@ def check_same(columns: list[list[ScoredTitle]], rows: list[list[ScoredTitle]]) 
 
 @pytest.mark.parametrize("placement", ["insert", "prepend"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_architecture_reads_columns_as_rows(architecture: str, placement: str) -> None:
-    """Windows of eight tokens, where there are some, are longer than what any token may see."""
+def test_every_architecture_gives_the_same_as_the_plain_search(architecture: str, placement: str) -> None:
+    """No token sees more than the eight tokens of a sliding window, where the architecture has one."""
     lm = SplitLM(make_model(architecture), 2)
     titles, short = [title[-3:] for title in MIXED], [[5, 6], [20], [30, 31]]
     found = both_ways(lm, titles, short, num_beams=4, num_titles=[8, 3, 8], num_memories=[1, 0, 1], placement=placement)
@@ -75,25 +75,25 @@ def test_every_architecture_reads_columns_as_rows(architecture: str, placement: 
 @pytest.mark.parametrize("num_beams", [1, 2, 3, 50])
 @pytest.mark.parametrize("num_titles", [1, 3, 50])
 @pytest.mark.parametrize("num_memories", [None, [2, 0, 1]])
-def test_any_width_finds_the_same(num_beams: int, num_titles: int, num_memories: list[int] | None) -> None:
+def test_any_number_of_beams_gives_the_same(num_beams: int, num_titles: int, num_memories: list[int] | None) -> None:
     check_same(
         *both_ways(LLAMA, MIXED, PROMPTS, num_beams=num_beams, num_titles=[num_titles] * 3, num_memories=num_memories)
     )
 
 
-def test_a_query_that_ends_early_leaves_the_others_alone() -> None:
-    """The first wants one title and ends soon; the last goes on to the end of the longest."""
+def test_a_query_that_ends_early_does_not_affect_the_others() -> None:
+    """The first query wants one title and ends early; the last one continues to the end of the longest title."""
     titles = [(10, END), (11, 12, 13, 14, END), (11, 12, 13, 15, END), (11, 12, 16, 17, 18, END), (11, 12, 16, 17, END)]
     for num_titles in ([1, 5, 5], [5, 1, 5], [5, 5, 1], [1, 1, 5]):
         check_same(*both_ways(LLAMA, titles, PROMPTS, num_beams=5, num_titles=num_titles))
 
 
-def test_nothing_allowed_and_something_allowed_side_by_side() -> None:
+def test_only_allowed_titles_are_found_as_in_the_plain_search() -> None:
     columns, rows = both_ways(
         LLAMA, MIXED, PROMPTS, num_beams=4, num_titles=[4] * 3, allowed=np.arange(len(MIXED)) % 3 == 0
     )
     check_same(columns, rows)
-    assert all(columns), "the test tests nothing"
+    assert all(columns), "a query has no titles, so the test shows nothing"
     assert both_ways(LLAMA, MIXED, PROMPTS[:1], num_beams=4, num_titles=[4], allowed=np.zeros(len(MIXED), bool)) == [
         [[]],
         [[]],
@@ -106,7 +106,7 @@ prompts = st.lists(st.lists(st.integers(20, 60), min_size=1, max_size=9), min_si
 
 @settings(deadline=None, max_examples=60)
 @given(st.data(), st.lists(digits, min_size=1, max_size=25), prompts, st.integers(1, 8))
-def test_random_catalogues_give_the_same(
+def test_random_catalogues_give_the_same_as_the_plain_search(
     data: st.DataObject, titles: list[tuple[int, ...]], asked: list[list[int]], num_beams: int
 ) -> None:
     each = st.lists(st.integers(1, 9), min_size=len(asked), max_size=len(asked))
@@ -127,8 +127,8 @@ def test_random_catalogues_give_the_same(
 
 
 @torch.inference_mode()
-def test_a_token_sees_its_ancestors_and_nobody_else() -> None:
-    """Whatever the neighbours are, its state is the one it has as the end of a sequence of its own."""
+def test_a_token_sees_its_ancestors_and_no_other_token() -> None:
+    """Its state equals the state at the end of the sequence of its ancestors and itself."""
     tokens, mask = pad(PROMPTS[:2])
     caches = LLAMA.new_caches()
     LLAMA.top_hidden(LLAMA.bottom(tokens, mask, caches[0]), mask, caches[1])
@@ -140,11 +140,11 @@ def test_a_token_sees_its_ancestors_and_nobody_else() -> None:
         alone = torch.tensor([sequence])
         ones = torch.ones_like(alone)
         expected = LLAMA.top_hidden(LLAMA.bottom(alone, ones), ones)[0, -1]
-        assert torch.allclose(state, expected, atol=1e-4), f"{sequence} is not what was read"
+        assert torch.allclose(state, expected, atol=1e-4), f"{sequence} has another state"
 
 
 @torch.inference_mode()
-def test_a_finished_query_is_let_go() -> None:
+def test_a_finished_query_is_removed_from_the_caches() -> None:
     tokens, mask = pad(PROMPTS)
     caches = LLAMA.new_caches()
     LLAMA.top_hidden(LLAMA.bottom(tokens, mask, caches[0]), mask, caches[1])

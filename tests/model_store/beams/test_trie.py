@@ -1,4 +1,4 @@
-"""Walking the trie enumerates the catalogue: nothing more, nothing less."""
+"""A walk over the trie gives exactly the allowed titles of the catalogue."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -72,7 +72,7 @@ def test_forced_tokens_are_taken_in_one_step(sequences: list[tuple[int, ...]]) -
 
 
 def nested(sequences: list[tuple[int, ...]]) -> dict[int, object]:
-    """The plain trie: a dictionary of dictionaries."""
+    """The trie as nested dictionaries, token → subtree."""
     root: dict[int, object] = {}
     for sequence in sequences:
         node = root
@@ -84,7 +84,7 @@ def nested(sequences: list[tuple[int, ...]]) -> dict[int, object]:
 
 
 @given(catalogues)
-def test_it_is_the_trie_of_nested_dictionaries(sequences: list[tuple[int, ...]]) -> None:
+def test_the_trie_equals_one_of_nested_dictionaries(sequences: list[tuple[int, ...]]) -> None:
     trie = Trie(sequences)
     stack: list[tuple[Node, object]] = [(trie.root, nested(sequences))]
     while stack:
@@ -95,7 +95,7 @@ def test_it_is_the_trie_of_nested_dictionaries(sequences: list[tuple[int, ...]])
         for edge in edges:
             inner: object = plain
             for token in edge.tokens:
-                assert isinstance(inner, dict) and token in inner, "a forced token that is none"
+                assert isinstance(inner, dict) and token in inner, "a forced token is not the only child"
                 inner = inner[token]
             stack.append((edge.child, inner))
 
@@ -106,10 +106,10 @@ masks = st.lists(st.lists(st.booleans(), min_size=25, max_size=25), min_size=1, 
 @pytest.mark.parametrize("few", [0, 3, 25], ids=["all counted", "some", "none counted"])
 @settings(deadline=None)
 @given(sequences=catalogues, flags=masks)
-def test_counting_all_and_telling_from_differences_agree(
+def test_counting_and_correcting_another_count_agree(
     few: int, sequences: list[tuple[int, ...]], flags: list[list[bool]]
 ) -> None:
-    """Whatever masks came before, whose counts are remembered."""
+    """For any masks before, whose counts are kept."""
     trie = Trie(sequences)
     nodes = [trie.root]
     for node in nodes:
@@ -129,13 +129,13 @@ def test_counting_all_and_telling_from_differences_agree(
                 assert allowed.rows(node).tolist() == below[mask[below]].tolist()
 
 
-@pytest.mark.parametrize("few", [0, 3], ids=["counted", "told from differences"])
+@pytest.mark.parametrize("few", [0, 3], ids=["counted", "corrected"])
 @settings(deadline=None)
 @given(data=st.data(), sequences=catalogues)
-def test_what_is_allowed_below_several_nodes_is_what_is_allowed_below_each(
+def test_children_of_several_nodes_are_allowed_as_those_of_each_node(
     few: int, data: st.DataObject, sequences: list[tuple[int, ...]]
 ) -> None:
-    """Whatever is allowed between them."""
+    """Also if items between the nodes are allowed."""
     trie = Trie(sequences)
     above = [edge.child for edge in edges_of(trie, trie.root) if not edge.is_leaf]
     nodes = [node for node in above if data.draw(st.booleans())] or [trie.root]
@@ -150,8 +150,8 @@ def test_what_is_allowed_below_several_nodes_is_what_is_allowed_below_each(
     assert joined.starts[found].tolist() == expected.tolist(), f"below {nodes}"
 
 
-def test_an_edge_is_found_once_and_few_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However large the catalogue: what is kept would else grow with all that was ever asked."""
+def test_edges_are_cached_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a limit the cache would grow with every edge that was ever used."""
     monkeypatch.setattr(module, "_MAX_EDGES", 2)
     trie = Trie([(10, 11, 3), (12, 13, 3), (14, 15, 3)])
     children = trie.children(trie.root)
@@ -159,11 +159,11 @@ def test_an_edge_is_found_once_and_few_are_kept(monkeypatch: pytest.MonkeyPatch)
     assert trie.edge(children, 0, 0) is first
     for place in (1, 2):
         trie.edge(children, place, 0)
-    assert trie.edge(children, 0, 0) is not first, "more edges are kept than may be"
+    assert trie.edge(children, 0, 0) is not first, "more edges are cached than allowed"
 
 
 @given(catalogues)
-def test_all_are_allowed_whatever_was_asked_before(sequences: list[tuple[int, ...]]) -> None:
+def test_without_a_mask_all_items_are_allowed_after_any_other_mask(sequences: list[tuple[int, ...]]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_FEW_ROWS", 0)
         trie = Trie(sequences)
@@ -172,19 +172,19 @@ def test_all_are_allowed_whatever_was_asked_before(sequences: list[tuple[int, ..
     assert sorted(trie.allow().rows(trie.root).tolist()) == list(range(len(sequences)))
 
 
-def test_a_title_that_begins_another_one_is_found() -> None:
+def test_a_title_that_is_the_beginning_of_another_is_found() -> None:
     trie = Trie([(1, END), (1, 2, END), (1, 2, 3, END)])
     assert {path for path, _ in leaves(trie, trie.allow())} == {(1, END), (1, 2, END), (1, 2, 3, END)}
     (edge,) = edges_of(trie, trie.root)
-    assert edge.tokens == (1,) and not edge.is_leaf, "the shared beginning is one forced run"
+    assert edge.tokens == (1,) and not edge.is_leaf, "the shared beginning is not one edge"
 
 
-def test_no_catalogue_has_no_edges() -> None:
+def test_an_empty_catalogue_has_no_edges() -> None:
     trie = Trie([])
     assert edges_of(trie, trie.root) == []
 
 
-def test_a_branch_without_allowed_items_is_dead() -> None:
+def test_a_branch_without_allowed_items_is_not_followed() -> None:
     trie = Trie([(1, END), (2, END)])
     allowed = trie.allow(np.array([False, True]))
     assert [edge.tokens for edge in edges_of(trie, trie.root, allowed)] == [(2, END)]

@@ -1,4 +1,4 @@
-"""A model in another precision recommends what it recommends as it is stored."""
+"""In a lower precision a model gives nearly the same scores and recommendations."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ NUM_TOKENS = 60
 
 
 def logits_of(lm: SplitLM, rows: list[list[int]]) -> Tensor:
-    """(B, V) after each row."""
+    """Logits (B, V) after each row."""
     tokens, mask = pad(rows)
     with torch.inference_mode():
         return lm.top(lm.bottom(tokens, mask), mask, num_logits=1)[:, -1].float()
@@ -24,7 +24,7 @@ def logits_of(lm: SplitLM, rows: list[list[int]]) -> Tensor:
 
 @pytest.mark.parametrize("precision", LOWER)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_architecture_stays_close(architecture: str, precision: Precision) -> None:
+def test_every_architecture_gives_nearly_the_same_logits(architecture: str, precision: Precision) -> None:
     rows = [[5, 6, 7], [8, 9, 10, 11, 12]]
     lm = SplitLM(make_model(architecture), 2)
     expected = logits_of(lm, rows)
@@ -35,7 +35,7 @@ def test_every_architecture_stays_close(architecture: str, precision: Precision)
 
 @pytest.mark.parametrize("precision", LOWER)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_matrices_of_layers_change_and_nothing_else(architecture: str, precision: Precision) -> None:
+def test_only_matrices_of_layers_are_converted(architecture: str, precision: Precision) -> None:
     lm = SplitLM(make_model(architecture), 2)
     set_precision(lm, precision)
     for part in (lm._bottom, lm._top.base_model):
@@ -43,31 +43,31 @@ def test_matrices_of_layers_change_and_nothing_else(architecture: str, precision
         assert not [name for name, module in linear.items() if module.weight.dtype != torch.bfloat16]
     kinds = {type(module) for module in lm._top.base_model.modules()}
     assert Bfloat16Linear in kinds and (Int8Linear in kinds) == (precision == "int8")
-    assert isinstance(lm.model.get_output_embeddings(), nn.Linear), "the head is no longer as it is stored"
+    assert isinstance(lm.model.get_output_embeddings(), nn.Linear), "the head was converted"
     assert lm.dtype == torch.float32 and lm.device.type == "cpu"
 
 
-def test_float32_changes_nothing() -> None:
+def test_float32_does_not_change_the_model() -> None:
     lm = SplitLM(make_model("llama"), 2)
     expected = logits_of(lm, [[5, 6, 7]])
     set_precision(lm, "float32")
     assert logits_of(lm, [[5, 6, 7]]).equal(expected)
 
 
-def test_an_unknown_precision_names_the_known_ones() -> None:
+def test_the_error_for_an_unknown_precision_names_the_known_ones() -> None:
     with pytest.raises(ValueError, match="float32, bfloat16, int8"):
         set_precision(SplitLM(make_model("llama"), 2), "int4")  # type: ignore[arg-type]
 
 
-def test_int8_is_refused_where_its_sums_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_is_refused_on_a_cpu_where_its_sums_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision_module, "_int8_is_exact", lambda: False)
     with pytest.raises(ValueError, match="choose bfloat16"):
         set_precision(SplitLM(make_model("llama"), 2), "int8")
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_int8_is_exact_where_rounding_is(bias: bool) -> None:
-    """Whole numbers, and 127 among them, need no rounding: neither huge rows nor rows of zeros change others."""
+def test_int8_is_exact_for_numbers_that_need_no_rounding(bias: bool) -> None:
+    """Integers need no rounding if the largest is 127. Rows of huge numbers or zeros do not affect other rows."""
     linear = nn.Linear(3, 2, bias=bias)
     linear.weight.data = torch.tensor([[127.0, 1, -3], [2, -127, 0]])
     inputs = torch.tensor([[[127.0, 5, 9], [0, 0, 0]], [[-127e6, 0, 1e6], [12.7, 0.1, -1.2]]])
@@ -75,11 +75,11 @@ def test_int8_is_exact_where_rounding_is(bias: bool) -> None:
         assert torch.allclose(Int8Linear(linear)(inputs), linear(inputs), rtol=1e-5, atol=1e-5)
 
 
-# --- a model that has learned something -----------------------------------------------------------------------------
+# --- a trained model --------------------------------------------------------------------------------------------------
 
 
 def histories(count: int) -> Tensor:
-    """(count, 8) tokens; each is followed by one of twelve, every one a third as likely as the one before."""
+    """(count, 8) tokens. Each has twelve possible successors; each successor is a third as likely as the one before."""
     generator = torch.Generator().manual_seed(1)
     odds = 3.0 ** -torch.arange(12)
     steps = torch.multinomial(odds, count * 8, replacement=True, generator=generator).reshape(count, 8)
@@ -103,7 +103,7 @@ def small_model() -> transformers.PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def weights() -> dict[str, Tensor]:
-    """Of a small model after some seconds of training."""
+    """The weights of a small model after some seconds of training."""
     model, seen = small_model(), histories(1000)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for step in range(150):

@@ -1,4 +1,4 @@
-"""A model whose matrices are laid out anew says what it said before."""
+"""A model with prepacked matrices computes the same as before."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from tests.conftest import ARCHITECTURES, make_model
 
 @pytest.fixture
 def all_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the tiny models here, every matrix is worth it."""
+    """Prepack the small matrices of the test models too."""
     monkeypatch.setattr(prepacked, "_MIN_NUMBERS", 1)
 
 
@@ -26,7 +26,7 @@ def logits_of(lm: SplitLM, rows: list[list[int]]) -> torch.Tensor:
 
 @pytest.mark.usefixtures("all_are_large")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_architecture_says_the_same(architecture: str) -> None:
+def test_every_architecture_gives_the_same_logits(architecture: str) -> None:
     rows = [[5, 6, 7], [8, 9, 10, 11, 12]]
     lm = SplitLM(make_model(architecture), 2)
     expected, num_parameters = logits_of(lm, rows), sum(each.numel() for each in lm.model.parameters())
@@ -34,14 +34,14 @@ def test_every_architecture_says_the_same(architecture: str) -> None:
     torch.testing.assert_close(logits_of(lm, rows), expected, rtol=1e-4, atol=1e-5)
     for part in (lm.model, lm._bottom, lm._top, lm._head):
         assert not [name for name, module in part.named_modules() if isinstance(module, nn.Linear)]
-    assert lm.model.get_output_embeddings() is lm._top.get_output_embeddings(), "the head was packed twice"
+    assert lm.model.get_output_embeddings() is lm._top.get_output_embeddings(), "the head was prepacked twice"
     assert sum(each.numel() for each in lm.model.parameters()) >= num_parameters
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(1, 600), (3, 5, 600), (2, 0, 600)])
-def test_a_product_is_the_same(shape: tuple[int, ...], dtype: torch.dtype, bias: bool) -> None:
+def test_a_prepacked_layer_gives_the_same_product(shape: tuple[int, ...], dtype: torch.dtype, bias: bool) -> None:
     torch.manual_seed(0)
     linear, inputs = nn.Linear(600, 500, bias=bias).to(dtype), torch.randn(shape, dtype=dtype)
     made = prepack(linear)
@@ -52,18 +52,18 @@ def test_a_product_is_the_same(shape: tuple[int, ...], dtype: torch.dtype, bias:
         )
 
 
-def test_columns_that_are_not_contiguous_are_read_as_they_are() -> None:
+def test_inputs_need_not_be_contiguous() -> None:
     linear, inputs = nn.Linear(600, 500), torch.randn(4, 1200)[:, ::2]
     with torch.inference_mode():
         torch.testing.assert_close(prepack(linear)(inputs), linear(inputs), rtol=1e-4, atol=1e-5)
 
 
-def test_small_matrices_and_other_types_stay() -> None:
+def test_small_matrices_and_other_dtypes_are_not_prepacked() -> None:
     for linear in (nn.Linear(64, 64), nn.Linear(600, 500).half(), nn.Linear(600, 500, device="meta")):
-        assert prepack(linear) is linear, "packing costs more than it saves, or cannot be done"
+        assert prepack(linear) is linear, "prepacking does not pay or is impossible here"
 
 
-def test_what_a_processor_cannot_pack_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_that_the_cpu_cannot_prepack_is_not_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: object) -> None:
         raise RuntimeError("bf16 path needs the cpu support avx512bw")
 
@@ -75,7 +75,7 @@ def test_what_a_processor_cannot_pack_stays(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.usefixtures("all_are_large")
-def test_bfloat16_is_packed_as_well() -> None:
+def test_bfloat16_layers_are_prepacked_too() -> None:
     lm = SplitLM(make_model("llama"), 2)
     set_precision(lm, "bfloat16")
     prepack_matrices(lm)

@@ -1,4 +1,4 @@
-"""The two halves of a split model are the whole model, for every architecture that the README lists."""
+"""The two halves of a split model compute the same as the whole model, for every architecture in the README."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from model_store.lm.split_lm import SplitLM, positions_of
 from model_store.manifest import BackboneSpec, PromptSpec
 from tests.conftest import ARCHITECTURES, make_model, make_tokenizer
 
-ROWS = [[5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16], [20, 21, 22, 23, 24, 25], [30]]  # longer than the tests' windows
+ROWS = [[5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16], [20, 21, 22, 23, 24, 25], [30]]  # longer than the sliding windows
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -42,20 +42,22 @@ def split_logits(lm: SplitLM, rows: list[list[int]]) -> list[Tensor]:
     return [logits[index, -len(row) :] for index, row in enumerate(rows)]
 
 
-def differ(actual: Tensor, expected: Tensor) -> float:
+def relative_error(actual: Tensor, expected: Tensor) -> float:
     return float((actual - expected).abs().max() / expected.abs().max())
 
 
 @pytest.mark.parametrize("split_layer", [1, 2, 3])
-def test_the_halves_are_the_whole_model(checkpoint: Path, split_layer: int) -> None:
+def test_the_halves_give_the_logits_of_the_whole_model(checkpoint: Path, split_layer: int) -> None:
     whole, lm = load(checkpoint), SplitLM(load(checkpoint), split_layer)
     for row, actual in zip(ROWS, split_logits(lm, ROWS), strict=True):
         expected = whole_logits(whole, row)
-        assert differ(actual, expected) < 1e-5, f"split at {split_layer}: other logits for a row of {len(row)} tokens"
+        assert relative_error(actual, expected) < 1e-5, (
+            f"split at {split_layer}: other logits for a row of {len(row)} tokens"
+        )
         assert actual.argmax(-1).equal(expected.argmax(-1)), f"split at {split_layer}: another most likely token"
 
 
-def test_reading_in_chunks_is_reading_in_one_go(checkpoint: Path) -> None:
+def test_reading_in_chunks_gives_the_same_logits(checkpoint: Path) -> None:
     lm = SplitLM(load(checkpoint), 2)
     tokens, mask = pad(ROWS)
     caches = lm.new_caches()
@@ -66,24 +68,24 @@ def test_reading_in_chunks_is_reading_in_one_go(checkpoint: Path) -> None:
             chunks.append(lm.top(states, mask[:, :stop], caches[1]))
     chunked = torch.cat(chunks, dim=1)
     for index, (row, at_once) in enumerate(zip(ROWS, split_logits(lm, ROWS), strict=True)):
-        error = differ(chunked[index, -len(row) :], at_once)
+        error = relative_error(chunked[index, -len(row) :], at_once)
         assert error < 1e-5, f"the two KV caches change the logits of a row of {len(row)} tokens by {error:.2g}"
 
 
-def test_padding_changes_nothing(checkpoint: Path) -> None:
+def test_padding_does_not_change_logits(checkpoint: Path) -> None:
     lm = SplitLM(load(checkpoint), 2)
     for row, padded in zip(ROWS, split_logits(lm, ROWS), strict=True):
-        assert differ(padded, split_logits(lm, [row])[0]) < 1e-5, f"padding changes a row of {len(row)} tokens"
+        assert relative_error(padded, split_logits(lm, [row])[0]) < 1e-5, f"padding changes a row of {len(row)} tokens"
 
 
-def test_load_lm_gives_the_whole_model_in_two_halves(checkpoint: Path) -> None:
+def test_load_lm_opens_a_checkpoint(checkpoint: Path) -> None:
     make_tokenizer(["Red Moon"]).save_pretrained(checkpoint)
     spec = BackboneSpec(base_model="x", weights_sha256="x", split_layer=2, num_layers=4, hidden_size=32)
     lm, prompt = load_lm(checkpoint, spec, PromptSpec())
     assert prompt.tokenizer.bos_token == "<s>", "load_lm lost the tokenizer's special tokens"
-    assert differ(split_logits(lm, [ROWS[0]])[0], whole_logits(load(checkpoint), ROWS[0])) < 1e-5
+    assert relative_error(split_logits(lm, [ROWS[0]])[0], whole_logits(load(checkpoint), ROWS[0])) < 1e-5
     assert lm.hidden_size == 32 and lm.dtype == torch.float32
-    assert not any(parameter.requires_grad for parameter in lm.model.parameters()), "a served model wants gradients"
+    assert not any(parameter.requires_grad for parameter in lm.model.parameters()), "a loaded model has gradients"
 
 
 def test_a_model_with_absolute_positions_is_refused() -> None:
@@ -93,13 +95,13 @@ def test_a_model_with_absolute_positions_is_refused() -> None:
 
 
 @pytest.mark.parametrize("split_layer", [-1, 0, 4, 5])
-def test_a_split_that_leaves_a_half_empty_is_refused(split_layer: int) -> None:
+def test_a_split_layer_that_leaves_a_half_empty_is_refused(split_layer: int) -> None:
     with pytest.raises(UnsupportedBackbone, match="between 1 and 3"):
         SplitLM(make_model("llama"), split_layer)
 
 
 @pytest.mark.parametrize(("architecture", "window"), [("llama", None), ("qwen2", None), ("mistral", 8), ("gemma2", 8)])
-def test_the_attention_window_is_known(architecture: str, window: int | None) -> None:
+def test_the_attention_window_is_read_from_the_configuration(architecture: str, window: int | None) -> None:
     assert SplitLM(make_model(architecture), 2).attention_window == window
 
 
@@ -109,8 +111,8 @@ def test_positions_do_not_count_padding() -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_head_alone_finishes_what_the_top_begins(architecture: str) -> None:
-    """Soft-capping and scaling included: training takes its loss from the head, serving from the top."""
+def test_the_head_of_the_hidden_states_gives_the_logits_of_the_top_half(architecture: str) -> None:
+    """With soft-capping and scaling: training computes its loss from the head, serving from the top half."""
     lm = SplitLM(make_model(architecture), 2)
     tokens = torch.randint(0, 400, (2, 7))
     mask = torch.ones_like(tokens)

@@ -1,4 +1,4 @@
-"""Windows are read once, and answers do not depend on who read them."""
+"""Each window runs through the bottom half once, and answers do not depend on cache hits."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ def windows_of(bundle: Bundle, max_bytes: int = LARGE) -> WindowCache:
 
 
 def count_reads(lm: SplitLM, monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
-    """Shapes of what the bottom half is asked to read."""
+    """A list that gets the shape of every batch that the bottom half reads."""
     shapes: list[torch.Size] = []
     bottom = lm.bottom
 
@@ -38,7 +38,7 @@ def count_reads(lm: SplitLM, monkeypatch: pytest.MonkeyPatch) -> list[torch.Size
 
 @torch.inference_mode()
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_what_is_kept_is_what_was_read(architecture: str) -> None:
+def test_a_cached_output_equals_a_fresh_one(architecture: str) -> None:
     lm = SplitLM(make_model(architecture), 2)
     windows = WindowCache(LARGE, keeps_keys_values=True)
     windows.run_bottom(lm, [PROMPTS[2]])
@@ -64,15 +64,15 @@ def query(bundle: Bundle, titles: list[str], num_memories: int) -> Query:
 
 
 def check_same(answer: Answer, expected: Answer) -> None:
-    assert [item.row for item in answer.items] == [item.row for item in expected.items], "a hit changes a list"
+    assert [item.row for item in answer.items] == [item.row for item in expected.items], "a cache hit changes the list"
     for one, other in zip(answer.items, expected.items, strict=True):
-        assert one.score == pytest.approx(other.score, abs=1e-4), "a hit changes a score"
+        assert one.score == pytest.approx(other.score, abs=1e-4), "a cache hit changes a score"
     assert answer.chosen == expected.chosen and np.allclose(answer.weights, expected.weights, atol=1e-5)
 
 
 @BOTH_VOCABULARIES
 @pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])
-def test_answers_do_not_depend_on_hits(make_bundle: Callable[..., Path], architecture: str) -> None:
+def test_answers_do_not_depend_on_cache_hits(make_bundle: Callable[..., Path], architecture: str) -> None:
     bundle = Bundle.open(make_bundle(architecture=architecture))
     queries = [query(bundle, TITLES[:3], 3), query(bundle, [], 0), query(bundle, TITLES[5:6], 6)]
     expected = recommend(bundle, queries)
@@ -84,52 +84,52 @@ def test_answers_do_not_depend_on_hits(make_bundle: Callable[..., Path], archite
 
 
 @BOTH_VOCABULARIES
-def test_a_request_after_an_event_runs_the_top_half_only(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    windows, asked = windows_of(bundle), query(bundle, TITLES[:3], 2)
-    state = encode(bundle.lm, [asked.prompt], windows)
+def test_a_request_after_an_event_runs_only_the_top_half(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    windows, request = windows_of(bundle), query(bundle, TITLES[:3], 2)
+    state = encode(bundle.lm, [request.prompt], windows)
     shapes = count_reads(bundle.lm, monkeypatch)
-    recommend(bundle, [asked], windows)
-    prompts_read = [shape for shape in shapes if shape == (1, len(asked.prompt))]
-    assert not prompts_read, "the window was read again"
-    assert encode(bundle.lm, [asked.prompt], windows).tobytes() == state.tobytes()
+    recommend(bundle, [request], windows)
+    prompts_read = [shape for shape in shapes if shape == (1, len(request.prompt))]
+    assert not prompts_read, "the window ran through the bottom half again"
+    assert encode(bundle.lm, [request.prompt], windows).tobytes() == state.tobytes()
     assert (windows.num_hits, windows.num_misses) == (2, 1)
 
 
-def test_missing_windows_are_read_together_and_equal_ones_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_windows_run_together_and_equal_ones_once(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = SplitLM(make_model("llama"), 2)
     windows = WindowCache(LARGE, keeps_keys_values=False)
     shapes = count_reads(lm, monkeypatch)
     states = encode(lm, [[5, 6], [7], [5, 6], [8, 9]], windows)
     assert shapes == [(3, 2)] and states[0].tobytes() == states[2].tobytes()
     encode(lm, [[7], [1, 2, 3], [5, 6]], windows)
-    assert shapes == [(3, 2), (1, 3)], "what is known was read again"
+    assert shapes == [(3, 2), (1, 3)], "a cached window ran again"
 
 
-def test_the_windows_used_last_are_kept_within_the_bytes() -> None:
+def test_the_most_recently_used_windows_are_kept_within_the_limit() -> None:
     lm = SplitLM(make_model("llama"), 2)
     windows = WindowCache(LARGE, keeps_keys_values=True)
     encode(lm, [[1, 2, 3]], windows)
     one = windows.num_bytes
-    assert one == 4 * 3 * (32 + 2 * 2 * 2 * 8), "three columns: states, keys and values of two layers"
+    assert one == 4 * 3 * (32 + 2 * 2 * 2 * 8), "not the states, keys and values of two layers for three columns"
     windows = WindowCache(2 * one, keeps_keys_values=True)
     for window in ([1, 2, 3], [4, 5, 6], [1, 2, 3], [7, 8, 9]):
         encode(lm, [window], windows)
         assert windows.num_bytes <= 2 * one, "more bytes than allowed"
     assert len(windows) == 2 and windows.num_misses == 3
     encode(lm, [[1, 2, 3], [7, 8, 9]], windows)
-    assert windows.num_misses == 3, "the window used last was dropped, not the one used first"
+    assert windows.num_misses == 3, "the least recently used window was not the one dropped"
     encode(lm, [[9] * 20], windows)
-    assert windows.num_bytes <= 2 * one, "a window larger than the cache stays"
+    assert windows.num_bytes <= 2 * one, "a window larger than the limit was kept"
 
 
-def test_no_bytes_keep_nothing() -> None:
+def test_a_limit_of_zero_keeps_nothing() -> None:
     lm = SplitLM(make_model("llama"), 2)
     windows = WindowCache(0, keeps_keys_values=True)
     assert encode(lm, PROMPTS, windows).tobytes() == encode(lm, PROMPTS).tobytes()
     assert len(windows) == windows.num_bytes == 0
 
 
-def test_a_window_does_not_keep_the_batch_it_was_read_in() -> None:
+def test_a_window_does_not_keep_its_batch_in_memory() -> None:
     lm = SplitLM(make_model("llama"), 2)
     windows = WindowCache(LARGE, keeps_keys_values=True)
     encode(lm, [[1], [2] * 100], windows)
@@ -139,13 +139,13 @@ def test_a_window_does_not_keep_the_batch_it_was_read_in() -> None:
 
 
 @ITEMS_ONLY
-def test_late_titles_make_no_window_wrong(bundle: Bundle) -> None:
+def test_added_titles_do_not_invalidate_windows(bundle: Bundle) -> None:
     windows = windows_of(bundle)
     prompts = [bundle.prompt.tokens(TITLES[:3]), bundle.prompt.tokens([TITLES[0], "A brand new title"])]
     encode(bundle.lm, prompts, windows)
     bundle.catalogue = bundle.catalogue.with_items([Item("new", "A brand new title"), Item("newer", "Another one")])
     bundle.index.put(np.array([20, 21]), np.ones((2, 32), dtype=np.float32))
     for prompt in prompts:
-        asked = Query(prompt, np.zeros((0, 32), np.float16), np.ones(22, dtype=bool), 22)
-        check_same(recommend(bundle, [asked], windows)[0], recommend(bundle, [asked])[0])
-    assert windows.num_misses == 2, "the test tests nothing"
+        request = Query(prompt, np.zeros((0, 32), np.float16), np.ones(22, dtype=bool), 22)
+        check_same(recommend(bundle, [request], windows)[0], recommend(bundle, [request])[0])
+    assert windows.num_misses == 2, "no window was cached, so the test shows nothing"

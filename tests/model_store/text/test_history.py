@@ -1,4 +1,4 @@
-"""The order, identity and text of events: online and offline code must compute the same, in every version."""
+"""The order, identity and text of events, which training and serving must compute alike in every version."""
 
 import unicodedata
 
@@ -14,7 +14,7 @@ def test_cleaning_is_idempotent_and_leaves_one_visible_line(text: str) -> None:
     title = clean_title(text)
     assert clean_title(title) == title
     assert title == title.strip() and "  " not in title and len(title.splitlines()) <= 1
-    visible = title.replace("\u200c", "").replace("\u200d", "")  # joiners shape what stands around them
+    visible = title.replace("\u200c", "").replace("\u200d", "")  # joiners affect the characters around them
     assert not any(unicodedata.category(char) in {"Cc", "Cf", "Cs", "Zl", "Zp"} for char in visible)
 
 
@@ -30,24 +30,24 @@ def test_cleaning_is_idempotent_and_leaves_one_visible_line(text: str) -> None:
         ("日本", "日本"),
     ],
 )
-def test_what_cleaning_does(text: str, title: str) -> None:
+def test_clean_title_of_examples(text: str, title: str) -> None:
     assert clean_title(text) == title
 
 
 def test_hashes_never_change() -> None:
-    """Stores in the field hold these keys: a change would reorder histories and double events."""
+    """Stores in use contain these values: a change would reorder histories and duplicate events."""
     assert tie_key("u1", "i1") == "25fbba4ef06622a2"
     assert derived_event_id("u1", "i1", 5, "view") == "c457697363b1ccb8f04f9f94c31f8019"
     assert window_fingerprint(["a", "b"]).hex() == "a76de9f2d561975f"
 
 
 @given(st.text(), st.text())
-def test_any_id_has_a_tie_key(user_id: str, item_id: str) -> None:
+def test_any_id_can_be_hashed(user_id: str, item_id: str) -> None:
     assert len(tie_key(user_id, item_id)) == 16
     assert len(derived_event_id(user_id, item_id, 0, "view")) == 32
 
 
-def test_each_fact_makes_another_event() -> None:
+def test_events_that_differ_in_one_fact_are_different_events() -> None:
     facts = [
         ("u", "i", 1, "view"),
         ("v", "i", 1, "view"),
@@ -55,16 +55,18 @@ def test_each_fact_makes_another_event() -> None:
         ("u", "i", 2, "view"),
         ("u", "i", 1, "buy"),
     ]
-    assert len({derived_event_id(*fact) for fact in facts}) == len(facts), "two events would be taken for one"
+    assert len({derived_event_id(*fact) for fact in facts}) == len(facts), "two events have one id"
 
 
-def test_a_fingerprint_changes_with_titles_and_their_order() -> None:
+def test_a_fingerprint_depends_on_titles_and_their_order() -> None:
     windows = [["a", "b"], ["b", "a"], ["a"], ["ab"], ["a", "b", "c"], []]
-    assert len({window_fingerprint(window) for window in windows}) == len(windows), "a stale state passes as fresh"
+    assert len({window_fingerprint(window) for window in windows}) == len(windows), (
+        "a stale state would be taken for a fresh one"
+    )
 
 
 @given(st.lists(st.integers(), min_size=1, max_size=12), st.integers(1, 5), st.data())
-def test_a_window_ends_at_its_event(history: list[int], recent_length: int, data: st.DataObject) -> None:
+def test_a_window_ends_with_its_event(history: list[int], recent_length: int, data: st.DataObject) -> None:
     position = data.draw(st.integers(0, len(history) - 1))
     window = window_ending_at(history, position, recent_length)
     assert len(window) == min(position + 1, recent_length)

@@ -1,4 +1,4 @@
-"""One token per title: old ones keep theirs, late ones get the next, whoever asks first."""
+"""One token per title: known titles keep their tokens, added titles get the next ones in order of first use."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,43 +19,47 @@ TOKENIZER = make_tokenizer(TITLES)
 
 
 @given(st.lists(st.sampled_from(TITLES), unique=True), st.lists(st.text("abc", min_size=1)))
-def test_every_title_has_one_token_of_its_own(known: list[str], late: list[str]) -> None:
+def test_every_title_has_one_token_of_its_own(known: list[str], added: list[str]) -> None:
     vocabulary = ItemVocabulary(known, TOKENIZER)
-    assert [vocabulary.token(title) for title in known] == list(range(1, 1 + len(known))), "known titles moved"
-    tokens = {title: vocabulary.token(title) for title in [*known, *late]}
-    assert sorted(tokens.values()) == list(range(1, len(vocabulary))), "a token is shared, skipped or the beginning's"
+    assert [vocabulary.token(title) for title in known] == list(range(1, 1 + len(known))), (
+        "known titles have other tokens"
+    )
+    tokens = {title: vocabulary.token(title) for title in [*known, *added]}
+    assert sorted(tokens.values()) == list(range(1, len(vocabulary))), (
+        "a token is shared, skipped or that of the beginning"
+    )
     assert all(vocabulary.token(title) == token for title, token in tokens.items()), "a token changed"
 
 
-class Hesitant(str):
-    """Lets other threads run in the middle of every look-up."""
+class SlowHash(str):
+    """A string that lets other threads run during every look-up."""
 
     def __hash__(self) -> int:
         time.sleep(1e-5)
         return super().__hash__()
 
 
-def test_threads_agree_on_late_titles() -> None:
+def test_threads_agree_on_the_tokens_of_added_titles() -> None:
     vocabulary = ItemVocabulary(TITLES, TOKENIZER)
-    late = [Hesitant(f"late {number}") for number in range(50)]
+    added = [SlowHash(f"added {number}") for number in range(50)]
     start = Barrier(8)
 
     def ask(_: int) -> list[int]:
         start.wait()
-        return [vocabulary.token(title) for title in late]
+        return [vocabulary.token(title) for title in added]
 
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(ask, range(8)))
     assert all(answer == answers[0] for answer in answers), "a title has two tokens"
-    assert sorted(answers[0]) == list(range(21, 71)) and len(vocabulary) == 71, "a token is shared, or nobody's"
+    assert sorted(answers[0]) == list(range(21, 71)) and len(vocabulary) == 71, "a token is shared or skipped"
 
 
-def test_written_then_read_is_the_same(tmp_path: Path) -> None:
+def test_a_saved_vocabulary_reads_back_without_added_titles(tmp_path: Path) -> None:
     vocabulary = ItemVocabulary(["Ünder", "b\u2028c", "d"], TOKENIZER)
-    vocabulary.token("late")
+    vocabulary.token("added")
     vocabulary.save(tmp_path)
     again = ItemVocabulary.load(tmp_path, TOKENIZER)
-    assert [again.token(title) for title in ("Ünder", "b\u2028c", "d", "late")] == [1, 2, 3, 4]
+    assert [again.token(title) for title in ("Ünder", "b\u2028c", "d", "added")] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("content", [None, "[1", "", "\xff", "7", '{"a": 1}', '["a", 1]', '["a", "a"]', '"text"'])
@@ -66,7 +70,7 @@ def test_a_missing_or_broken_list_is_a_corrupt_bundle(tmp_path: Path, content: s
         ItemVocabulary.load(tmp_path, TOKENIZER)
 
 
-def test_pieces_spell_the_title() -> None:
+def test_pieces_decode_to_the_title() -> None:
     vocabulary = ItemVocabulary(TITLES, TOKENIZER)
     pieces = vocabulary.pieces(2, 4)
     assert [TOKENIZER.decode(each) for each in pieces] == TITLES[1:3], "the pieces of another title"
@@ -76,5 +80,7 @@ def test_a_prompt_is_one_token_per_title() -> None:
     prompt = ItemPrompt(ItemVocabulary(TITLES, TOKENIZER), PromptSpec(head="", recent_length=3))
     assert prompt.tokens(TITLES[:5]) == [BEGIN, 3, 4, 5], "not the last three titles"
     assert prompt.tokens([]) == [BEGIN]
-    assert prompt.title_tokens("  " + TITLES[0].replace(" ", "\n")) == (1,), "a title is looked up as it is shown"
+    assert prompt.title_tokens("  " + TITLES[0].replace(" ", "\n")) == (1,), (
+        "a title is not cleaned before it is looked up"
+    )
     assert len(prompt.tokens(TITLES)) == prompt.max_tokens
