@@ -1,4 +1,4 @@
-"""Which items may be recommended at a time, without looking at each. Numpy only, immutable."""
+"""Which items are available at a time, as arrays. Immutable."""
 
 from collections.abc import Iterable
 from typing import NamedTuple, Protocol
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 
 class HasAvailability(Protocol):
-    """Epoch seconds, None = open; the start is included, the end is not."""
+    """The availability of an item: from the start (included) to the end (excluded), epoch seconds, None = open."""
 
     @property
     def hidden(self) -> bool: ...
@@ -19,27 +19,27 @@ class HasAvailability(Protocol):
 
 
 class Availability(NamedTuple):
-    """`always` (N,) bool: neither hidden nor bound to a time. `windowed` (W,) rows: [opens, closes) decides."""
+    """The availability of N items."""
 
-    always: NDArray[np.bool_]
-    windowed: NDArray[np.int64]
-    opens: NDArray[np.float64]
-    closes: NDArray[np.float64]
+    always: NDArray[np.bool_]  # (N,): neither hidden nor limited in time
+    windowed: NDArray[np.int64]  # (W,): rows that are available within [opens, closes) only
+    opens: NDArray[np.float64]  # (W,) epoch seconds, −∞ = open
+    closes: NDArray[np.float64]  # (W,) epoch seconds, ∞ = open
 
     @classmethod
     def none(cls) -> "Availability":
-        """Of no items."""
+        """The availability of an empty catalogue."""
         nothing = np.empty(0, dtype=np.float64)
         return cls(np.empty(0, dtype=bool), nothing.astype(np.int64), nothing, nothing)
 
     def at(self, now: float) -> NDArray[np.bool_]:
-        """(N,) bool, a fresh array."""
+        """(N,) bool: whether each item is available at `now` (epoch seconds). A new array."""
         mask = self.always.copy()
         mask[self.windowed] = (self.opens <= now) & (now < self.closes)
         return mask
 
     def replaced(self, rows: NDArray[np.int64], items: Iterable[HasAvailability]) -> "Availability":
-        """With other `items` at different `rows`; rows from N on are new."""
+        """A copy with `items` at `rows`, which are all different. Rows from N on are new."""
         kinds = [(item.hidden, item.available_from, item.available_until) for item in items]
         num_items = max(len(self.always), int(rows.max(initial=-1)) + 1)
         always = np.pad(self.always, (0, num_items - len(self.always)))

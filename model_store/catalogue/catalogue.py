@@ -1,7 +1,7 @@
-"""The catalogue: items, their titles as tokens, and which of them may be recommended now.
+"""The catalogue: the items, the trie of their titles, and which items may be recommended.
 
-Rows are positions in `items`; they are the ids of the Faiss index and of the trie. An immutable snapshot: a change
-makes a new one, so the engine never sees a half-changed catalogue. Knows neither tensors nor the store.
+A row is the position of an item in `items`; it is also its id in the Faiss index and in the trie. A catalogue is an
+immutable snapshot: a change makes a new one, so nobody sees a half-changed catalogue.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,12 +22,12 @@ from model_store.catalogue.postings import Postings
 from model_store.errors import BundleCorrupt
 from model_store.text.prompt import Prompt
 
-_NUM_COMPARED = 16
-_POPULAR_AT_ONCE = 4096
+_NUM_COMPARED = 16  # items that are compared with the columns when a catalogue is opened
+_POPULAR_AT_ONCE = 4096  # rows of `by_popularity` that are looked at in one step
 
 
 class Catalogue:
-    """Items without a title cannot be generated and are refused by `clean` before they come here. Thread-safe."""
+    """A snapshot of all items. Every item has a visible title (see `clean`). Thread-safe."""
 
     def __init__(self, items: Iterable[Item], prompt: Prompt | None = None, columns: Columns | None = None) -> None:
         """`prompt` turns titles into tokens; without it there is no trie. `columns` of `items`, if already computed."""
@@ -47,19 +47,22 @@ class Catalogue:
 
     @classmethod
     def open(cls, items: Path, columns: Path, prompt: Prompt | None = None) -> Self:
-        """What `save` wrote, mapped: a million items open in a second. Raises BundleCorrupt when they do not fit."""
+        """Map the files that `save` wrote into memory; a million items open in a second.
+
+        Raises BundleCorrupt if they do not belong together.
+        """
         try:
             arrays: dict[str, NDArray[Any]] = read_mapped(columns)
             lines = MappedItems(items, arrays["starts"])
             catalogue = cls(ItemList(lines), prompt, Columns.read(arrays, prompt))
-            if not catalogue._fits():
+            if not catalogue._matches_columns():
                 raise ValueError("other items, or another tokenizer")
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise BundleCorrupt(f"{columns}: not made from {items.name} and lm; build the bundle again") from error
         return catalogue
 
-    def _fits(self) -> bool:
-        """Whether some items, read and tokenised, are as the columns say: a sample, since all would take a minute."""
+    def _matches_columns(self) -> bool:
+        """Whether a sample of items has the ids and tokens of the columns. To check a million items takes a minute."""
         sample = np.linspace(0, len(self.items) - 1, min(len(self.items), _NUM_COMPARED)).astype(int).tolist()
         items = {row: self.items[row] for row in sample}
         return len(self.items) == len(self.rows) and all(
@@ -73,10 +76,10 @@ class Catalogue:
         return paths.sequence(paths.places[row]) == self._prompt.title_tokens(item.title)
 
     def save(self, items: Path, columns: Path) -> None:
-        """Writes the items and, to another file, their columns. Raises ValueError without a prompt."""
+        """Write the items and, to another file, their columns. Raises ValueError without a prompt."""
         if self._prompt is None:
             raise ValueError("a catalogue that was opened without a prompt cannot be saved")
-        if self.items.changed:  # postings of all items are needed
+        if self.items.changed:  # the postings must cover all items
             Catalogue(list(self.items), self._prompt).save(items, columns)
             return
         starts = write_items(self.items, items)
@@ -130,9 +133,10 @@ class Catalogue:
         return found[:num_results]
 
     def matching(self, attributes: Mapping[str, Any]) -> NDArray[np.bool_]:
-        """(N,) bool: items whose every named attribute is (or, if a list, contains) one of the values asked for.
+        """(N,) bool: items that have, for every name in `attributes`, one of the values (or the value) given for it.
 
-        Values are equal as in JSON: true is not 1. Nested ones equal nothing.
+        An attribute that is a list has all its values. Values are compared as in JSON: true is not 1. Nested values
+        match nothing.
         """
         mask = np.ones(len(self), dtype=bool)
         for name, wanted in attributes.items():
@@ -154,9 +158,9 @@ class Catalogue:
         return postings_of(self.items.changed)
 
     def with_items(self, changes: Iterable[Item]) -> "Catalogue":
-        """A new snapshot. Known items keep their row and their popularity; new ones are added at the end.
+        """A new snapshot with `changes`. Known items keep their row and popularity; new items are added at the end.
 
-        A few changes among many items share or splice what they can; nothing is sorted or tokenised again.
+        A small change shares or splices the columns: only changed items are tokenised, and nothing is sorted again.
         """
         old: dict[int, Item] = {}
         new: dict[int, Item] = {}

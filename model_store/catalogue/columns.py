@@ -1,4 +1,4 @@
-"""What follows from the items of a catalogue, by row: made once, kept beside the items, changed item by item."""
+"""Arrays computed from the items of a catalogue, by row: saved in a bundle, and updated when items change."""
 
 import json
 from bisect import bisect_right
@@ -14,24 +14,28 @@ from model_store.beams.paths import Paths
 from model_store.beams.trie import Trie
 from model_store.catalogue.availability import Availability
 from model_store.catalogue.items import Item
-from model_store.catalogue.mapped import packed
+from model_store.catalogue.mapped import json_array
 from model_store.catalogue.postings import Postings
 from model_store.text.prompt import Prompt
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Of N items. `postings` are those of the first items alone, not of those that changed since: see `Catalogue`."""
+    """The columns of N items.
 
-    rows: dict[str, int]
-    popularity: NDArray[np.int64]
-    by_popularity: NDArray[np.int32]  # the most popular first, the lower row if tied
+    `postings` covers the items that were there at the beginning and ignores later changes, which `Catalogue` adds.
+    """
+
+    rows: dict[str, int]  # item id → row
+    popularity: NDArray[np.int64]  # (N,) interactions in training
+    by_popularity: NDArray[np.int32]  # (N,) rows, the most popular first, the lower row if tied
     availability: Availability
     postings: Callable[[], Postings]
     trie: Trie | None  # None without a prompt
 
     @classmethod
     def of(cls, items: Sequence[Item], prompt: Prompt | None) -> Self:
+        """Compute the columns of `items`; the trie only with a `prompt`."""
         popularity = np.array([item.popularity for item in items], dtype=np.int64)
         return cls(
             rows={item.item_id: row for row, item in enumerate(items)},
@@ -43,7 +47,7 @@ class Columns:
         )
 
     def replaced(self, old: Mapping[int, Item], new: Mapping[int, Item], prompt: Prompt | None) -> "Columns":
-        """With `new` items by row; `old` are those that stood there before, the other rows are added at the end."""
+        """A copy with the items `new`, by row. `old` are the items they replace; rows that are not in it are new."""
         rows = np.fromiter(new, dtype=np.int64, count=len(new))
         added = {row: item for row, item in new.items() if row not in old}
         popularity = np.array([item.popularity for item in added.values()], dtype=np.int64)
@@ -63,17 +67,23 @@ class Columns:
         return np.insert(self.by_popularity, places, (len(self.popularity) + order).astype(np.int32))
 
     def _unpopularity_at(self, place: int) -> int:
-        """Rises along `by_popularity`."""
+        """Minus the popularity at a place of `by_popularity`: in ascending order, as bisect needs."""
         return -int(self.popularity[self.by_popularity[place]])
 
     def arrays(self, titles: Sequence[str], prompt: Prompt) -> dict[str, NDArray[Any]]:
-        """For a file; see `read`. Where tokens of titles may be others tomorrow, their text is kept instead."""
+        """The columns as arrays for a file; `read` is the inverse.
+
+        If tokens differ between processes, the text of the titles is saved instead of their tokens.
+        """
         if self.trie is None:
             raise ValueError("columns without a trie cannot be saved")
         paths = self.trie.paths
-        by_title = {"order": paths.order, "tokens": paths.tokens} if prompt.has_stable_tokens else {"titles": packed(titles)}
+        if prompt.has_stable_tokens:
+            by_title = {"order": paths.order, "tokens": paths.tokens}
+        else:
+            by_title = {"titles": json_array(titles)}
         return {
-            "ids": packed(list(self.rows)),
+            "ids": json_array(list(self.rows)),
             "popularity": self.popularity,
             "by_popularity": self.by_popularity,
             **self.availability._asdict(),
@@ -83,7 +93,7 @@ class Columns:
 
     @classmethod
     def read(cls, arrays: Mapping[str, NDArray[Any]], prompt: Prompt | None) -> Self:
-        """Raises ValueError or KeyError when they are not what `arrays` gives."""
+        """The columns of the arrays from `arrays`. Raises ValueError or KeyError if they do not fit together."""
         rows = {item_id: row for row, item_id in enumerate(json.loads(arrays["ids"].tobytes()))}
         paths = None if prompt is None else _read_paths(arrays, prompt)
         postings = Postings.read(arrays)
@@ -101,7 +111,7 @@ def postings_of(items: Mapping[int, Item]) -> Postings:
 
 
 def _paths(titles: Sequence[str], prompt: Prompt) -> Paths:
-    return Paths.from_flat(*prompt.titles_tokens(titles))
+    return Paths.from_flat(*prompt.tokens_of_titles(titles))
 
 
 def _read_paths(arrays: Mapping[str, NDArray[Any]], prompt: Prompt) -> Paths:

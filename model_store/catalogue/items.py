@@ -1,7 +1,8 @@
-"""Items: what an item is, the file of items, and the list of items by row.
+"""Items: the item, the file of items, and the list of items by row.
 
-The file is UTF-8 with one JSON object a line; line number = row. A million parsed items take a gigabyte and many
-seconds, so an opened bundle maps the file and parses a line when it is asked for. Everything here is immutable.
+The file is UTF-8 with one JSON object per line; line number = row. A million parsed items take a gigabyte and many
+seconds, so an opened bundle maps the file into memory and parses a line when its item is needed. Everything here is
+immutable.
 """
 
 import json
@@ -21,7 +22,11 @@ _NUM_CACHED = 50_000  # parsed lines
 
 @dataclass(frozen=True)
 class Item:
-    """`popularity` counts interactions in training. Availability is in epoch seconds, None = open."""
+    """An item of the catalogue.
+
+    `popularity`: interactions in training. Available from `available_from` (included) to `available_until` (excluded),
+    epoch seconds, None = open, and never if `hidden`.
+    """
 
     item_id: str
     title: str
@@ -33,7 +38,7 @@ class Item:
 
 
 def write_items(items: Iterable[Item], path: Path) -> NDArray[np.int64]:
-    """Returns (N + 1,): the offset in the file at which each line starts, and the size of the file."""
+    """Write the file of items. Returns (N + 1,): the offset of each line, and the size of the file."""
     sizes = [0]
     with path.open("wb") as file:
         for item in items:
@@ -47,7 +52,7 @@ def read_items(path: Path) -> list[Item]:
 
 
 def clean(item: Item) -> Item:
-    """The item with its title as the prompt shows it. Raises ValueError when nothing visible is left of the title."""
+    """The item with its title as the prompt shows it. Raises ValueError if the title has no visible text."""
     title = clean_title(item.title)
     if not title:
         raise ValueError(f"item {item.item_id!r} has no visible title")
@@ -55,13 +60,13 @@ def clean(item: Item) -> Item:
 
 
 class MappedItems(Sequence[Item]):
-    """The items of a mapped file. Line i is at [starts[i], starts[i + 1]). Thread-safe."""
+    """The items of a memory-mapped file. Line i is at [starts[i], starts[i + 1]). Thread-safe."""
 
     def __init__(self, file: Path, starts: NDArray[np.int64]) -> None:
-        """Raises ValueError when the lines do not fill the file."""
+        """Raises ValueError if the size of the file does not fit `starts`."""
         size = file.stat().st_size
         if not len(starts) or starts[-1] != size:
-            raise ValueError(f"{file}: has {size} bytes, its lines are elsewhere")
+            raise ValueError(f"{file}: has {size} bytes, which does not fit the offsets of its lines")
         self._text = np.memmap(file, dtype=np.uint8, mode="r").view(np.ndarray) if size else np.empty(0, dtype=np.uint8)
         self._starts = starts
         self.at: Callable[[int], Item] = lru_cache(maxsize=_NUM_CACHED)(self._at)
@@ -107,7 +112,7 @@ class ItemList(Sequence[Item]):
         return self.changed[place] if place in self.changed else self.base[place]
 
     def at(self, rows: Iterable[int]) -> list[Item]:
-        """The items at `rows`, which are known and not negative."""
+        """The items at `rows`, which exist and are not negative."""
         changed, base_at = self.changed, self._base_at
         return [changed[row] if row in changed else base_at(row) for row in rows]
 

@@ -1,7 +1,7 @@
-"""Arrays of a safetensors file as they lie on disk: opened in no time, shared by all processes that open them.
+"""Memory-mapped arrays of a safetensors file: they open without reading the file, and processes share them.
 
-The library itself reads numpy arrays into memory, hence this reader of its layout: eight bytes of size, a JSON header,
-the numbers.
+The safetensors library reads numpy arrays into memory. This module therefore parses the file format itself: eight bytes
+with the size of the header, the header as JSON, the numbers.
 """
 
 import json
@@ -15,7 +15,10 @@ _DTYPES = {"BOOL": "?", "U8": "u1", "I32": "<i4", "I64": "<i8", "F64": "<f8"}
 
 
 def read_mapped(file: Path) -> dict[str, NDArray[np.generic]]:
-    """Read-only. Raises ValueError, KeyError or TypeError when it is no such file. Its checksum must be verified."""
+    """The arrays of `file` by name, read-only. Verify the checksum of the file first.
+
+    Raises ValueError, KeyError or TypeError if it is no safetensors file of these dtypes.
+    """
     content = np.memmap(file, dtype=np.uint8, mode="r").view(np.ndarray)
     size = int.from_bytes(content[:8].tobytes(), "little")
     header = json.loads(content[8 : 8 + size].tobytes())
@@ -31,6 +34,6 @@ def _array(numbers: NDArray[np.uint8], dtype: str, shape: list[int], start: int,
     return numbers[start:stop].view(_DTYPES[dtype]).reshape(shape)
 
 
-def packed(values: Sequence[object]) -> NDArray[np.uint8]:
-    """JSON as an array."""
+def json_array(values: Sequence[object]) -> NDArray[np.uint8]:
+    """`values` as JSON text in an array of bytes."""
     return np.frombuffer(json.dumps(values).encode(), dtype=np.uint8)

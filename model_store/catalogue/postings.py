@@ -1,6 +1,7 @@
-"""Which items have which attribute: for each name and value, the rows that have it. A filter reads no item.
+"""An inverted index over attributes: for each name and value, the rows of the items that have it.
 
-Values are equal as in JSON: true is not 1, but 1 is 1.0. Nested values and null equal nothing.
+Filters use it and need not read the items. Values are compared as in JSON: true is not 1, but 1 is 1.0. Nested values
+and null match nothing.
 """
 
 import json
@@ -10,20 +11,20 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.catalogue.mapped import packed
+from model_store.catalogue.mapped import json_array
 
-Key = tuple[str, bool, str | int | float]  # attribute, whether the value is a truth value, value
+Key = tuple[str, bool, str | int | float]  # name, whether the value is a boolean, value
 
 
 class Postings:
-    """Immutable. Rows of key i are `rows[starts[i] : starts[i + 1]]`."""
+    """The rows of key i are `rows[starts[i] : starts[i + 1]]`. Immutable."""
 
     def __init__(self, keys: Mapping[Key, int], starts: NDArray[np.int64], rows: NDArray[np.int32]) -> None:
         self._keys, self._starts, self._rows = keys, starts, rows
 
     @classmethod
     def of(cls, attributes: Iterable[tuple[int, Mapping[str, Any]]]) -> Self:
-        """From pairs of row and attributes."""
+        """Index pairs of row and attributes."""
         keys: dict[Key, int] = {}
         numbers, rows = [], []
         for row, named in attributes:
@@ -36,18 +37,18 @@ class Postings:
         return cls(keys, starts, np.array(rows, dtype=np.int32)[np.argsort(found, kind="stable")])
 
     def rows(self, name: str, wanted: Any) -> list[NDArray[np.int32]]:
-        """Of the items whose `name` is, or contains, one of the `wanted` values."""
+        """Rows of the items whose attribute `name` is, or contains, one of the `wanted` values; an array per value."""
         found = [self._keys[key] for key in _keys_of(name, wanted) if key in self._keys]
         return [self._rows[self._starts[number] : self._starts[number + 1]] for number in found]
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """For a file; see `read`."""
-        names = packed([[name, value] for name, _, value in self._keys])
+        """The index as arrays for a file; `read` is the inverse."""
+        names = json_array([[name, value] for name, _, value in self._keys])
         return {"attributes": names, "attribute_starts": self._starts, "attribute_rows": self._rows}
 
     @classmethod
     def read(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
-        """Raises ValueError or KeyError when they are not what `arrays` gives."""
+        """The index of the arrays from `arrays`. Raises ValueError or KeyError if they do not fit together."""
         names = json.loads(arrays["attributes"].tobytes())
         keys: dict[Key, int] = {
             (name, isinstance(value, bool), value): number for number, (name, value) in enumerate(names)
@@ -58,7 +59,7 @@ class Postings:
 
 
 def _keys_of(name: str, value: Any) -> list[Key]:
-    """Each once, in order, so that the same items always make the same file."""
+    """The keys of a value or a list of values, without repeats, in order: equal items give equal files."""
     values = value if isinstance(value, list) else [value]
     return list(dict.fromkeys((name, isinstance(each, bool), each) for each in values if _is_plain(each)))
 

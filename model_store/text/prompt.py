@@ -51,7 +51,7 @@ class Prompt:
         """The tokens of one title, cut to `max_title_tokens`, with the terminator."""
         return (*self._encode(clean_title(title))[: self.spec.max_title_tokens], *self.terminator)
 
-    def titles_tokens(self, titles: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    def tokens_of_titles(self, titles: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """The tokens of many titles in one array, and the number of tokens of each title (N,)."""
         parts = [
             self._tokenise(titles[start : start + _TITLES_PER_CALL])
@@ -104,6 +104,6 @@ class ItemPrompt(Prompt):
         known = self.vocabulary.known(title)
         return self.vocabulary.token(clean_title(title)) if known is None else known
 
-    def titles_tokens(self, titles: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    def tokens_of_titles(self, titles: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         flat = np.fromiter(map(self._token, titles), dtype=np.int32, count=len(titles))
         return flat, np.ones(len(titles), dtype=np.int64)

@@ -96,7 +96,7 @@ def each_ms(work: Callable[[int], object], count: int = REPEATS) -> dict[str, fl
 
 
 def building(titles: Sequence[str], prompt: Prompt) -> Results:
-    tokenising_s, flat = timed(lambda: prompt.titles_tokens(titles))
+    tokenising_s, flat = timed(lambda: prompt.tokens_of_titles(titles))
     sorting_s, paths = timed(lambda: Paths.from_flat(*flat))
     walking_s, trie = timed(lambda: Trie(paths))
     children_s, children = timed(lambda: trie.children(trie.root))

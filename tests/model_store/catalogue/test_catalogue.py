@@ -1,4 +1,4 @@
-"""Which items may be recommended, and how a catalogue changes without disturbing rows."""
+"""Which items may be recommended, and changes of a catalogue that keep the rows of items."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from tests.conftest import TITLES, make_tokenizer
 PROMPT = Prompt(make_tokenizer(TITLES), PromptSpec())
 
 
-def test_availability_windows_include_their_start_and_not_their_end() -> None:
+def test_availability_includes_its_start_and_excludes_its_end() -> None:
     items = [
         Item("always", "a"),
         Item("hidden", "b", hidden=True),
@@ -42,7 +42,7 @@ def test_availability_windows_include_their_start_and_not_their_end() -> None:
     }
 
 
-def test_the_mask_is_the_callers_own() -> None:
+def test_the_caller_may_change_the_mask() -> None:
     catalogue = Catalogue([Item("a", "a"), Item("b", "b")], PROMPT)
     catalogue.available(0)[:] = False
     assert catalogue.available(0).all(), "a caller changed the catalogue"
@@ -78,13 +78,15 @@ def test_a_change_makes_a_new_snapshot_and_keeps_rows(bundle: Bundle) -> None:
         [Item("new", "Green Tea", popularity=3), Item("i2", "Renamed", popularity=99), Item("new", "Green")]
     )
     assert len(old) == 20 and "new" not in old.rows and old.items[2].title != "Renamed", "the old snapshot changed"
-    assert {item_id: new.rows[item_id] for item_id in old.rows} == old.rows, "rows of known items moved"
+    assert {item_id: new.rows[item_id] for item_id in old.rows} == old.rows, "known items have other rows"
     assert new.rows["new"] == 20 and len(new) == 21
-    assert new.items[2] == Item("i2", "Renamed", popularity=old.items[2].popularity), "training's popularity was lost"
+    assert new.items[2] == Item("i2", "Renamed", popularity=old.items[2].popularity), (
+        "the popularity from training was lost"
+    )
     assert new.items[20] == Item("new", "Green", popularity=3), "the last of two changes must win"
 
 
-def test_the_most_popular_come_first_and_ties_keep_the_order() -> None:
+def test_items_are_sorted_by_popularity_and_then_by_row() -> None:
     catalogue = Catalogue([Item(str(row), "t", popularity=count) for row, count in enumerate([1, 5, 1, 9])], PROMPT)
     assert catalogue.by_popularity.tolist() == [3, 1, 0, 2]
 
@@ -104,7 +106,7 @@ some_items = st.builds(
 
 
 @given(st.lists(some_items, max_size=4))
-def test_items_read_back_as_written(tmp_path_factory: pytest.TempPathFactory, items: list[Item]) -> None:
+def test_saved_items_read_back_unchanged(tmp_path_factory: pytest.TempPathFactory, items: list[Item]) -> None:
     path: Path = tmp_path_factory.mktemp("items") / "items.jsonl"
     write_items(items, path)
     assert read_items(path) == items
@@ -126,7 +128,7 @@ shops = st.lists(shop_items, max_size=8, unique_by=lambda item: item.item_id)
 
 
 def plainly_with(items: list[Item], changes: list[Item]) -> list[Item]:
-    """Known items keep their place and popularity, new ones come last: said without any of the machinery."""
+    """A simple version of `with_items`: known items keep row and popularity, new items come last."""
     known = {item.item_id: item for item in items}
     for item in changes:
         old = known.get(item.item_id)
@@ -135,7 +137,7 @@ def plainly_with(items: list[Item], changes: list[Item]) -> list[Item]:
 
 
 def answers(catalogue: Catalogue) -> list[object]:
-    """Everything that a catalogue is asked."""
+    """The results of all methods of a catalogue."""
     leaves = [catalogue.trie.paths.sequence(place) for place in range(len(catalogue))]
     rows = [sorted(catalogue.trie.allow(catalogue.available(now)).rows(catalogue.trie.root)) for now in range(7)]
     wanted: list[Any] = ["drama", 1, True, ["drama", 0], [], None, {"deep": 1}]
@@ -154,7 +156,7 @@ def answers(catalogue: Catalogue) -> list[object]:
 
 @settings(deadline=None)
 @given(shops, st.lists(st.lists(shop_items, max_size=3), max_size=3))
-def test_changes_one_by_one_give_what_building_anew_gives(items: list[Item], batches: list[list[Item]]) -> None:
+def test_changes_in_steps_give_the_same_as_a_new_catalogue(items: list[Item], batches: list[list[Item]]) -> None:
     catalogue = Catalogue(items, PROMPT)
     for changes in batches:
         before = answers(catalogue)
@@ -166,7 +168,7 @@ def test_changes_one_by_one_give_what_building_anew_gives(items: list[Item], bat
 
 @settings(deadline=None)
 @given(shops, st.lists(shop_items, max_size=3))
-def test_saved_and_opened_is_the_same_catalogue(
+def test_a_saved_and_opened_catalogue_is_the_same(
     tmp_path_factory: pytest.TempPathFactory, items: list[Item], changes: list[Item]
 ) -> None:
     vocabulary = ItemVocabulary(["Red", "Moon Tea"], PROMPT.tokenizer)
@@ -176,8 +178,8 @@ def test_saved_and_opened_is_the_same_catalogue(
         catalogue.save(folder / "items.jsonl", folder / "items.safetensors")
         opened = Catalogue.open(folder / "items.jsonl", folder / "items.safetensors", prompt)
         assert answers(opened) == answers(catalogue)
-        late = [Item("late", "Late Tea"), *changes]
-        assert answers(opened.with_items(late)) == answers(catalogue.with_items(late)), (
+        added = [Item("added", "Added Tea"), *changes]
+        assert answers(opened.with_items(added)) == answers(catalogue.with_items(added)), (
             "changes of an opened one differ"
         )
 
@@ -206,14 +208,14 @@ def test_columns_of_other_items_are_refused(tmp_path: Path, flaw: str) -> None:
         Catalogue.open(items, columns, prompt)
 
 
-def test_what_is_hidden_needs_no_other_trie(bundle: Bundle) -> None:
-    """A million titles are not sorted again, nor copied, because one item is hidden."""
+def test_hiding_an_item_does_not_copy_the_trie(bundle: Bundle) -> None:
+    """A million titles must be neither sorted again nor copied because one item is hidden."""
     old = bundle.catalogue
     assert old.with_items([replace(old.items[3], hidden=True)]).trie is old.trie
     assert old.with_items([replace(old.items[3], title="Renamed")]).trie is not old.trie
 
 
-def test_rows_are_counted_from_either_end_and_cut() -> None:
+def test_items_support_negative_rows_and_slices() -> None:
     items = [Item(f"i{row}", title) for row, title in enumerate(TITLES)]
     listed = Catalogue(items, PROMPT).with_items([Item("i3", "x"), Item("new", "y")]).items
     plain = list(listed)
@@ -222,20 +224,20 @@ def test_rows_are_counted_from_either_end_and_cut() -> None:
         listed[21]
 
 
-def test_many_titles_at_once_have_the_tokens_of_each_alone() -> None:
+def test_a_batch_of_titles_has_the_tokens_of_the_titles_alone() -> None:
     titles = ["Red Moon", " Red\nMoon ", "<s>", "</s> x", "", "Ünder\u200b a", "w " * 60]
-    flat, counts = PROMPT.titles_tokens(titles)
+    flat, counts = PROMPT.tokens_of_titles(titles)
     found = np.split(flat, counts.cumsum()[:-1])
     assert [tuple(tokens.tolist()) for tokens in found] == [PROMPT.title_tokens(title) for title in titles]
 
 
-def test_an_item_is_cleaned_or_refused() -> None:
+def test_clean_tidies_a_title_or_refuses_the_item() -> None:
     assert clean(Item("a", " Red\nMoon ")).title == "Red Moon"
     with pytest.raises(ValueError, match="'a' has no visible title"):
         clean(Item("a", "\u200b\n"))
 
 
-def test_a_filter_compares_as_json_does_and_survives_nested_attributes() -> None:
+def test_a_filter_compares_values_as_json_does() -> None:
     attributes: list[dict[str, Any]] = [
         {"x": True},
         {"x": 1},
