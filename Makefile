@@ -35,10 +35,10 @@ $(READERS): | $(VENV)/.demo
 test: lint ## lint, types and all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(PYTEST)
 
-bench: $(VENV)/.test $(READERS) ## the benchmarks (ten minutes on an idle machine), then what of the goals they reach
+bench: $(VENV)/.test $(READERS) ## all benchmarks (13 minutes on an idle machine), then the table of goals
 	@PYTHONPATH=. $(BIN)/python tests/benchmarks/summary.py
 
-growth: $(VENV)/.test $(READERS) ## how latency and bytes grow with histories, items and load: figures in tests/benchmarks/results
+growth: $(VENV)/.test $(READERS) ## growth of latency and bytes with histories, items and load: figures in tests/benchmarks/results
 	@PYTHONPATH=. $(BIN)/python tests/benchmarks/growth.py
 
 lint: $(VENV)/.test ## ruff (rules and format) and mypy

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from training.report.figures import ACCENT, INK, MUTED, OTHER
+from training.report.plotting import ACCENT, INK, MUTED, OTHER
 
 _STYLES = ((ACCENT, "o"), (OTHER, "s"), (INK, "^"), (MUTED, "D"))
 Row = Mapping[str, float]

@@ -66,7 +66,7 @@ class Outcome:
     answered_s: list[float] = field(default_factory=list)  # status 2xx, fallbacks included
     good_s: list[float] = field(default_factory=list)  # status 2xx, no fallback, within the deadline
     refused_s: list[float] = field(default_factory=list)  # any other status
-    lags_s: list[float] = field(default_factory=list)  # how late the generator began each request of an open loop
+    lags_s: list[float] = field(default_factory=list)  # delay of the generator itself, for each request of an open loop
 
     @property
     def num_requests(self) -> int:
@@ -276,6 +276,8 @@ class Generator:
         for at_s, is_counted in planned:
             while (wait_s := started + at_s - time.perf_counter()) > 0:
                 await asyncio.sleep(max(wait_s, _LEAST_SLEEP_S))
+            if is_counted:
+                self.outcome.lags_s.append(-wait_s)
             self._start(started + at_s, is_counted)
         ends = time.perf_counter() + PATIENCE_S
         while self._unanswered and time.perf_counter() < ends:
@@ -288,8 +290,6 @@ class Generator:
         if connection is None and len(self._open) + len(self._connecting) >= MAX_CONNECTIONS:
             self._waiting.append((due, is_counted))
             return
-        if is_counted:
-            self.outcome.lags_s.append(time.perf_counter() - due)
         if connection is not None:
             self._send(connection, due, is_counted)
             return
