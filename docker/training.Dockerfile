@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# The training stages: reads a data set, writes a bundle. No service code.
+# Image of the training programs: they read a data set and write a bundle. No service code.
 #   docker build -f docker/training.Dockerfile -t automr-training .
 #   docker run --rm -u "$(id -u):$(id -g)" -v "$PWD/data:/data:ro" -v "$PWD/model_store/bundles:/bundles" \
 #     automr-training training.pipeline --data /data/books --out /bundles/books
@@ -20,7 +20,7 @@ print(*p['dependencies'], *p['optional-dependencies']['train'], sep='\n')" > req
 
 FROM python:3.11-slim-bookworm
 LABEL org.opencontainers.image.title="automr-training" \
-      org.opencontainers.image.description="Makes the bundles that automr serves"
+      org.opencontainers.image.description="Trains the bundles that automr serves"
 COPY --from=build /opt/venv /opt/venv
 WORKDIR /app
 COPY model_store ./model_store
