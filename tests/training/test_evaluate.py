@@ -1,4 +1,4 @@
-"""The evaluation as a program: the schema of metrics.json, its cache, its commands, its errors."""
+"""The program `training.evaluate`: the schema of metrics.json, the cache, the commands, the errors."""
 
 import json
 import shlex
@@ -16,24 +16,20 @@ from tests.training.small import METRICS, shop
 from training import evaluate
 from training.data.dataset import save_dataset
 from training.evaluate import main, num_draws, rows_to_run
-from training.rows import contest, latency
-from training.rows.baselines import fit_baseline
-from training.rows.registry import ROWS, SEEDED_ROWS, predict
+from training.rows import evaluation, latency
+from training.rows.registry import ROWS, SCORERS, predict
 
 TUNED = "lora-8 merged, memory-aware"
-NEED_RECIPE = ("trsr", "full_history")  # the bundle of the tests names none
+NEED_RECIPE = ("trsr", "full_history")  # which the bundle of the tests does not have
 EVERY = [row for row in ROWS if row not in ("automr_plus", "no_memory", "neighbors", "automr_plus_lm", *NEED_RECIPE)]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[None]:
-    """SASRec takes a minute on any data: item-kNN stands in."""
-
-    def fit(name: str, *arguments: Any) -> Any:
-        return fit_baseline("item_knn", *arguments)
-
+    """SASRec takes a minute on any data, so item-kNN replaces it."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("training.rows.registry.fit_baseline", fit)
+        for name in ("sasrec_bce", "sasrec"):
+            patched.setitem(SCORERS, name, SCORERS["item_knn"])
         yield
 
 
@@ -52,7 +48,7 @@ def arguments(bundle: Path, data: Path, out: Path, *more: str) -> list[str]:
 
 
 def tuned(bundle: Path) -> Path:
-    """The same, and says that its generator saw memory."""
+    """Changes the manifest: the generator counts as tuned to read memory."""
     manifest = read_manifest(bundle)
     backbone = manifest.backbone.model_copy(update={"adapter": TUNED})
     space = space_id(backbone, manifest.prompt, manifest.memory)
@@ -96,7 +92,7 @@ def test_metrics_json_has_its_schema(finished: Path) -> None:
 
 
 def test_metrics_json_is_strict_json(finished: Path) -> None:
-    """What is not defined is null; NaN is no JSON, and other languages stumble over it."""
+    """An undefined value is null. NaN is not JSON, and parsers of other languages refuse it."""
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} in metrics.json")
@@ -111,57 +107,57 @@ def test_differences_are_differences(finished: Path) -> None:
             expected = part["rows"][row][name][0] - part["rows"]["bigrec"][name][0]
             assert mean == pytest.approx(expected), f"{row}, {name}"
     own = part["own_minus"]["bigrec"]["ndcg@5"]
-    assert own == pytest.approx(part["minus_bigrec"]["automr"]["ndcg@5"]), "the same difference, told twice"
+    assert own == pytest.approx(part["minus_bigrec"]["automr"]["ndcg@5"]), "both are the same difference"
 
 
-def test_each_row_tells_its_draws_its_coverage_and_its_time(finished: Path) -> None:
+def test_each_row_has_its_draws_coverage_and_time(finished: Path) -> None:
     report = metrics_of(finished)
     about = report["about_rows"]
     assert about["random"]["draws"] == 3
     assert about["bigrec"]["draws"] == 1
     assert all(0 < facts["coverage"] <= 1 for facts in about.values())
     assert about["popularity"]["coverage"] == pytest.approx(10 / report["items"], abs=1e-6), (
-        "one list of ten for everybody"
+        "all users get the same list of ten"
     )
     assert about["automr"]["latency"]["targets"] == 2
     assert about["popularity"]["latency"] is about["oracle"]["latency"] is None
 
 
-def test_the_retriever_is_judged_where_the_oracle_is_asked_for(
+def test_the_retriever_is_measured_if_the_oracle_is_evaluated(
     finished: Path, bundle_path: Path, data: Path, tmp_path: Path
 ) -> None:
     quality = metrics_of(finished)["retriever"]
     assert quality["targets"] == metrics_of(finished)["slices"]["memory"]["targets"]
     assert {"precision@1", "rank_correlation", "captured", "abstains", "distance", "gain_nats"} <= quality.keys()
     assert main(arguments(bundle_path, data, tmp_path, "--models", "bigrec,automr")) == 0
-    assert metrics_of(tmp_path)["retriever"] is None, "annotation is dear, and nobody asked for it"
+    assert metrics_of(tmp_path)["retriever"] is None, "without the oracle, no target needs expensive annotations"
     assert not (tmp_path / "retrieval_gain.png").exists()
 
 
-def test_the_report_is_there_with_its_figures(finished: Path) -> None:
+def test_all_files_of_the_report_are_written(finished: Path) -> None:
     figures = {"ndcg.png", "differences.png", "retrieval_gain.png", "retrieval_distance.png"}
     assert {"index.html", "report.md", "metrics.json", *figures} <= {path.name for path in finished.iterdir()}
 
 
-def test_what_was_computed_is_not_computed_again(
+def test_finished_results_are_not_computed_again(
     finished: Path, bundle_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = metrics_of(finished)
-    for module, name in ((evaluate, "predict"), (contest, "write_shards"), (evaluate, "judge_targets")):
+    for module, name in ((evaluate, "predict"), (evaluation, "write_annotations"), (evaluate, "measure_targets")):
         monkeypatch.setattr(module, name, None)
     monkeypatch.setattr(latency, "predict", None)
     assert main(arguments(bundle_path, data, finished)) == 0
     assert metrics_of(finished) == before
 
 
-def test_another_row_or_seed_computes_itself_alone(
+def test_only_new_rows_and_seeds_are_computed(
     finished: Path, bundle_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[str, int]] = []
 
-    def counted(contest: Any, row: str, seed: int) -> Any:
+    def counted(evaluation: Any, row: str, seed: int) -> Any:
         asked.append((row, seed))
-        return predict(contest, row, seed)
+        return predict(evaluation, row, seed)
 
     monkeypatch.setattr(evaluate, "predict", counted)
     options = arguments(bundle_path, data, finished, "--draws", "4", "--models", "bigrec,random")
@@ -169,20 +165,20 @@ def test_another_row_or_seed_computes_itself_alone(
     assert asked == [("random", 3)]
     asked.clear()
     assert main([*options, "--mask-seen"]) == 0
-    assert asked == [("bigrec", 0), *(("random", seed) for seed in range(4))], "masked lists are other lists"
+    assert asked == [("bigrec", 0), *(("random", seed) for seed in range(4))], "masked lists must be computed anew"
 
 
-def test_draws_are_of_the_random_row_and_seeds_of_the_trained_ones() -> None:
+def test_the_random_row_has_draws_and_trained_rows_have_seeds() -> None:
     options = Namespace(draws=10, seeds=3)
     assert num_draws("random", options) == 10
     assert num_draws("bigrec", options) == 1
-    assert all(num_draws(row, options) == 3 for row in SEEDED_ROWS if row != "random")
+    assert all(num_draws(row, options) == 3 for row in ("sasrec_bce", "sasrec"))
 
 
-def test_the_commands_of_the_report_make_it_again(
+def test_the_commands_of_the_report_reproduce_it(
     finished: Path, bundle_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last of them, run as it stands, finds everything in the cache of the first run."""
+    """The last command finds all results in the cache of the first run."""
     before = metrics_of(finished)
     prepare, pipeline, again = before["run"]["commands"]
     assert prepare == f"python -m training.prepare --format csv --source 'raw data' --out {data}"
@@ -203,12 +199,12 @@ def test_the_last_line_is_json(
     assert metrics_of(tmp_path)["split"] == "valid"
 
 
-def test_the_data_is_cut_as_it_was_for_training(make_bundle: Callable[..., Path], data: Path, tmp_path: Path) -> None:
-    """Another cut would put what the bundle was trained on among the targets."""
+def test_the_data_is_cut_as_for_training(make_bundle: Callable[..., Path], data: Path, tmp_path: Path) -> None:
+    """With another cut, targets would be data that the bundle was trained on."""
     assert main(arguments(make_bundle(cut="leave-one-out"), data, tmp_path, "--models", "popularity,automr")) == 0
     report = metrics_of(tmp_path)
     assert (report["cut"], report["targets"]) == ("leave-one-out", 6), "one target per user"
-    assert report["slices"]["all"]["minus_bigrec"] == {}, "no baseline, no differences"
+    assert report["slices"]["all"]["minus_bigrec"] == {}, "without the baseline there are no differences to it"
 
 
 @pytest.mark.parametrize(
@@ -220,7 +216,7 @@ def test_the_data_is_cut_as_it_was_for_training(make_bundle: Callable[..., Path]
         (["--device", "quantum"], "--device quantum"),
     ],
 )
-def test_mistakes_are_one_line(
+def test_user_errors_are_one_line(
     more: Sequence[str],
     message: str,
     right: list[str],
@@ -233,7 +229,7 @@ def test_mistakes_are_one_line(
     assert message in line
 
 
-def test_a_tuned_generator_is_another_row(bundle: Bundle) -> None:
+def test_a_tuned_generator_has_another_row(bundle: Bundle) -> None:
     assert "automr" in rows_to_run("all", bundle)
     assert "automr_plus" not in rows_to_run("all", bundle)
     backbone = bundle.manifest.backbone.model_copy(update={"adapter": TUNED})
@@ -243,23 +239,25 @@ def test_a_tuned_generator_is_another_row(bundle: Bundle) -> None:
     assert rows_to_run("automr,bigrec,automr_plus", bundle) == ["automr_plus", "bigrec"]
 
 
-def test_rows_that_differ_by_neighbours_alone_are_one_where_there_are_none(make_bundle: Callable[..., Path]) -> None:
+def test_without_neighbours_rows_that_differ_in_them_are_the_same_row(make_bundle: Callable[..., Path]) -> None:
     bundle = Bundle.open(tuned(make_bundle()))
     assert rows_to_run("no_memory,bigrec,automr_plus_lm", bundle) == ["bigrec", "automr_plus"]
     assert not {"no_memory", "neighbors", "automr_plus_lm"} & set(rows_to_run("all", bundle))
 
 
-def test_published_rows_and_own_rows_stand_in_one_report(
+def test_rows_with_and_without_neighbours_are_in_one_report(
     make_bundle: Callable[..., Path], data: Path, tmp_path: Path
 ) -> None:
-    heard = GenerationSpec(num_beams=5, neighbor_share=0.9)
-    bundle = tuned(make_bundle(vocabulary="items", generation=heard))
-    ours = {"no_memory", "random", "recent_beyond", "automr_plus", "oracle"}
-    asked = ["bigrec", "automr_plus_lm", *sorted(ours)]
+    generation = GenerationSpec(num_beams=5, neighbor_share=0.9)
+    bundle = tuned(make_bundle(vocabulary="items", generation=generation))
+    with_neighbors = {"no_memory", "random", "recent_beyond", "automr_plus", "oracle"}
+    asked = ["bigrec", "automr_plus_lm", *sorted(with_neighbors)]
     assert main(arguments(bundle, data, tmp_path, "--models", ",".join(asked))) == 0
     report = metrics_of(tmp_path)
-    assert {row for row, about in report["about_rows"].items() if about["neighbor_share"] == 0.9} == ours
-    assert report["slices"]["all"]["minus_no_memory"].keys() == ours - {"no_memory"}
+    assert {row for row, about in report["about_rows"].items() if about["neighbor_share"] == 0.9} == with_neighbors
+    assert report["slices"]["all"]["minus_no_memory"].keys() == with_neighbors - {"no_memory"}
     assert (tmp_path / "memory_worth.png").exists()
     written = {path.name for path in (tmp_path / "cache").rglob("*.json")}
-    assert {"bigrec-0-0.json", "no_memory-0.9-0.json", "bigrec-0-latency-2.json"} <= written, "λ is not in the name"
+    assert {"bigrec-0-0.json", "no_memory-0.9-0.json", "bigrec-0-latency-2.json"} <= written, (
+        "file names must contain λ"
+    )

@@ -126,7 +126,7 @@ class Evaluation:
 
         def query(place: int) -> Query:
             example = self.examples[place]
-            memory = self.bundle.codec.as_stored(self.states.at(example.user, example.memory_positions))
+            memory = self.bundle.codec.round_trip(self.states.at(example.user, example.memory_positions))
             return self._query(place, example.prompt, memory, choose(example))
 
         longest = max(len(example.prompt) for example in self.examples)

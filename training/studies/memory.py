@@ -4,8 +4,6 @@ A smaller memory M only cuts the bundle's memory and needs no training. Each len
 the recipe. All lines are measured on the same targets, which have more earlier events than the longest window.
 """
 
-import numpy as np
-
 from model_store.bundle import Bundle
 from training.data.splits import Target
 from training.lm.windows import Windows
@@ -82,5 +80,4 @@ def _line(context: StudyContext, trained: TrainedBundle, targets: list[Target], 
 
 def bytes_per_user(bundle: Bundle, size: int) -> int:
     """Bytes of the records of `size` memories in the store."""
-    state = np.zeros(bundle.lm.hidden_size, dtype=np.float16)
-    return size * len(bundle.codec.encode(state, bytes(8)))
+    return size * bundle.codec.record_bytes

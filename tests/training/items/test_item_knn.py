@@ -3,22 +3,17 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
-import torch
 
 from tests.training.worlds import chain, communities, world
 from training.data.splits import Target
 from training.items.co_occurrence import co_occurrences
-from training.items.item_knn import KnnSettings, knn_scores, similarities
+from training.items.item_knn import KnnSettings, fit_item_knn, knn_scores, similarities
 from training.items.scoring import ranked_lists, true_items
-from training.rows.baselines import fit_baseline
-
-CPU = torch.device("cpu")
 
 
 def test_item_knn_stays_inside_the_community(tmp_path: Path) -> None:
     split = communities()
-    lists = ranked_lists(fit_baseline("item_knn", split, 0, tmp_path, CPU), split, split.test, num=4)
+    lists = ranked_lists(fit_item_knn(split, seed=0, directory=tmp_path), split, split.test, num=4)
     half = len(split.item_ids) // 2
     for target, ranked in zip(split.test, lists, strict=True):
         side = split.histories[target.user].items[0] < half
@@ -27,19 +22,9 @@ def test_item_knn_stays_inside_the_community(tmp_path: Path) -> None:
 
 def test_item_knn_finds_neighbours_in_a_chain_better_than_popularity(tmp_path: Path) -> None:
     split = chain()
-    lists = ranked_lists(fit_baseline("item_knn", split, 0, tmp_path, CPU), split, split.test, num=2)
+    lists = ranked_lists(fit_item_knn(split, seed=0, directory=tmp_path), split, split.test, num=2)
     hits = np.mean([truth in ranked for truth, ranked in zip(true_items(split, split.test), lists, strict=True)])
     assert hits > 0.95, f"the successor is one of the two nearest in only {hits:.0%} of the targets"
-
-
-@pytest.mark.parametrize(
-    ("span", "expected"),
-    [(None, [[0, 2, 1], [2, 0, 1], [1, 1, 0]]), (1, [[0, 2, 0], [2, 0, 1], [0, 1, 0]])],
-)
-def test_pairs_are_counted_within_the_span_and_the_train_period(span: int | None, expected: list[list[int]]) -> None:
-    split = world([[0, 1, 2], [1, 0], [0, 2]], train_ends=[3, 2, 1])
-    counts = co_occurrences(split, span).toarray()
-    assert counts.tolist() == expected, "the third user's second event is behind the cut"
 
 
 def test_cosine_of_user_sets_is_a_special_case() -> None:
@@ -73,10 +58,10 @@ def test_recent_events_count_more_and_seen_items_come_last_unless_kept() -> None
 
 def test_a_second_call_loads_and_scores_the_same(tmp_path: Path) -> None:
     split = communities()
-    first = fit_baseline("item_knn", split, 0, tmp_path, CPU)(split.test)
+    first = fit_item_knn(split, seed=0, directory=tmp_path)(split.test)
     written = {file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
-    again = fit_baseline("item_knn", split, 0, tmp_path, CPU)(split.test)
+    again = fit_item_knn(split, seed=0, directory=tmp_path)(split.test)
     np.testing.assert_array_equal(first, again, err_msg="what was saved scores otherwise than what was fitted")
     assert {file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == written, "fitted twice"
-    other = fit_baseline("item_knn", communities(seed=1), 0, tmp_path, CPU)
+    other = fit_item_knn(communities(seed=1), seed=0, directory=tmp_path)
     assert not np.array_equal(other(split.test), first), "a model of other data was taken for this one's"

@@ -1,17 +1,11 @@
 """From scores to lists: the one tie rule, the mask, and agreement with a plain sort."""
 
-from pathlib import Path
-
 import numpy as np
-import pytest
-import torch
 
 from tests.training.worlds import world
 from training.data.splits import Target
 from training.items.scoring import ndcg_at_10, past_items, ranked_lists, top_items, unseen
-from training.rows.baselines import fit_baseline
 from training.run.metrics import popularity_tie_order
-from training.run.stage import StageError
 
 
 def test_equal_scores_go_to_the_more_popular_then_to_the_smaller_id() -> None:
@@ -49,8 +43,3 @@ def test_a_model_that_scores_all_alike_gains_nothing_by_ties() -> None:
     best = np.zeros((1, 30), np.float32)
     best[0, 7] = 1
     assert ndcg_at_10(best, np.array([7])).tolist() == [1]
-
-
-def test_an_unknown_name_is_told(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match="item_knn, sasrec_bce, sasrec"):
-        fit_baseline("bert4rec", world([[0, 1]], train_ends=[2]), 0, tmp_path, torch.device("cpu"))

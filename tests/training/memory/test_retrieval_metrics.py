@@ -29,8 +29,7 @@ from training.memory.retrieval_metrics import (
     retriever_scores,
     write_records,
 )
-from training.rows.contest import make_contest
-from training.rows.registry import Contest
+from training.rows.evaluation import Evaluation, make_evaluation
 from training.run.inputs import Inputs, fingerprint
 
 D, DAY_S = 32, 86_400
@@ -147,25 +146,29 @@ def test_without_memory_there_is_nothing_to_judge(bundle: Bundle) -> None:
 # --- a real model -------------------------------------------------------------------------------------------------
 
 
-def real_contest(make_bundle: Any, tmp_path: Path, *, top_k: int) -> tuple[Contest, list[Annotation], RetrievalRecords]:
+def real_contest(
+    make_bundle: Any, tmp_path: Path, *, top_k: int
+) -> tuple[Evaluation, list[Annotation], RetrievalRecords]:
     dataset = shop()
     split = time_split(dataset)
     bundle = Bundle.open(make_bundle(retriever=RetrieverSpec(width=16, top_k=top_k)))
-    contest = make_contest(bundle, Inputs(dataset, split, fingerprint(split)), split.test[:12], tmp_path / "cache")
-    annotations = contest.annotate()
+    evaluation = make_evaluation(
+        bundle, Inputs(dataset, split, fingerprint(split)), split.test[:12], tmp_path / "cache"
+    )
+    annotations = evaluation.annotate()
     torch.nn.init.zeros_(bundle.retriever.null.weight)
     torch.nn.init.zeros_(bundle.retriever.null.bias)
-    log_scores = retriever_scores(bundle, annotations, contest.states)
+    log_scores = retriever_scores(bundle, annotations, evaluation.states)
     torch.nn.init.constant_(bundle.retriever.null.bias, float((log_scores[:, 1:].amax(1) - log_scores[:, 0]).median()))
-    judged = measure_targets(bundle, split, contest.examples, annotations, contest.states)
+    judged = measure_targets(bundle, split, evaluation.examples, annotations, evaluation.states)
     assert judged is not None
     assert 0 < judged.abstained.sum() < len(judged.abstained), "all abstain, or none does: half of it goes untested"
-    return contest, annotations, judged
+    return evaluation, annotations, judged
 
 
 def test_it_agrees_with_the_judge_that_training_uses(make_bundle: Any, tmp_path: Path) -> None:
-    contest, annotations, judged = real_contest(make_bundle, tmp_path, top_k=1)
-    quality = measure_retrieval(contest.bundle.retriever, collate(annotations, contest.states, "log_gain", 0.1))
+    evaluation, annotations, judged = real_contest(make_bundle, tmp_path, top_k=1)
+    quality = measure_retrieval(evaluation.bundle.retriever, collate(annotations, evaluation.states, "log_gain", 0.1))
     found = retrieval_summary(judged, top_k=1)
     assert found["abstains"][0] == pytest.approx(quality.abstains)
     assert found["gain_nats"]["retrieved"][0] == pytest.approx(quality.gain, abs=1e-5)
@@ -175,16 +178,16 @@ def test_it_agrees_with_the_judge_that_training_uses(make_bundle: Any, tmp_path:
 
 
 def test_joint_gain_is_that_of_all_that_is_shown_together(make_bundle: Any, tmp_path: Path) -> None:
-    contest, annotations, judged = real_contest(make_bundle, tmp_path, top_k=3)
-    lm, spec = contest.bundle.lm, contest.bundle.manifest.retriever
-    examples = {(example.user, example.position): example for example in contest.examples}
+    evaluation, annotations, judged = real_contest(make_bundle, tmp_path, top_k=3)
+    lm, spec = evaluation.bundle.lm, evaluation.bundle.manifest.retriever
+    examples = {(example.user, example.position): example for example in evaluation.examples}
     ordered = sorted(annotations, key=lambda each: len(each.memory_positions))
     for each, joint, abstained in zip(ordered, judged.joint_gain, judged.abstained, strict=True):
         example = examples[each.user, each.position]
-        memory = torch.from_numpy(each.memory(contest.states).astype(np.float32))
+        memory = torch.from_numpy(each.memory(evaluation.states).astype(np.float32))
         query = torch.from_numpy(each.query_state.astype(np.float32))
         with torch.inference_mode():
-            scores = contest.bundle.retriever(query[None], memory[None], torch.ones(1, len(memory)))
+            scores = evaluation.bundle.retriever(query[None], memory[None], torch.ones(1, len(memory)))
             choice = choose(scores, spec.top_k)
             shown = memory[choice.indices[0][choice.mask[0] == 1]][None]
             understood = encode_answers(lm, [example.prompt], [example.answer])

@@ -1,4 +1,4 @@
-"""One report for programs, one for people, and they say the same; what data says is shown and never obeyed."""
+"""The report: all files have the same numbers, the page is self-contained, and text from data is escaped."""
 
 import json
 import re
@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from tests.training.small import METRICS
-from training.memory.retrieval_quality import RANDOM_DRAWS, Judged, summarise
-from training.report import tables
-from training.report.report import write_report
+from training.memory.retrieval_metrics import RANDOM_DRAWS, RetrievalRecords, retrieval_summary
+from training.report import evaluation_tables as tables
+from training.report.evaluation_report import write_report
 
 EVIL = '<script>alert("1")</script> & | $x_1$ `rm`'
 BETTER, EVEN, WORSE = [0.25, 0.125, 0.5], [0.25, -0.125, 0.5], [-0.25, -0.5, -0.125]
@@ -24,10 +24,10 @@ RUN = {
 }  # fmt: skip
 
 
-def judged() -> Judged:
+def records() -> RetrievalRecords:
     rng = np.random.default_rng(0)
     gain = rng.normal(size=(7, 4 + RANDOM_DRAWS))
-    return Judged(
+    return RetrievalRecords(
         users=np.arange(7),
         num_memory=np.full(7, 5),
         place_of_best=np.arange(7) % 5,
@@ -82,13 +82,13 @@ def report_of(
         "own": own,
         "about_rows": {row: {"draws": 1, "coverage": 0.5, "latency": times} for row, times in latency.items()},
         "slices": {"all": part_of(own, baseline, 7), "memory": part_of(own, baseline, 5)},
-        "retriever": summarise(judged(), top_k=2) if quality else None,
+        "retriever": retrieval_summary(records(), top_k=2) if quality else None,
         "run": {**RUN, "commands": [f"python -m training.evaluate --data '{data}'"]},
     }
 
 
 class Page(HTMLParser):
-    """What a browser would make of it: tags, addresses, text."""
+    """The tags, addresses and text of a page, as a browser reads them."""
 
     VOID = ("meta", "img", "br", "link")
 
@@ -109,53 +109,53 @@ class Page(HTMLParser):
         self.anchors |= {value or "" for name, value in attrs if name == "id"}
 
     def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag, f"</{tag}> closes something else"
+        assert self.open.pop() == tag, f"</{tag}> closes another tag"
 
     def handle_data(self, data: str) -> None:
         self.text += data
 
 
-def page_of(report: dict[str, Any], out: Path, of: Judged | None = None) -> Page:
+def page_of(report: dict[str, Any], out: Path, of: RetrievalRecords | None = None) -> Page:
     write_report(report, of, out)
     return Page((out / "index.html").read_text(encoding="utf-8"))
 
 
-def test_the_files(tmp_path: Path) -> None:
+def test_all_files_are_written(tmp_path: Path) -> None:
     report = report_of()
-    write_report(report, judged(), tmp_path)
+    write_report(report, records(), tmp_path)
     assert json.loads((tmp_path / "metrics.json").read_text()) == json.loads(json.dumps(report))
     names = {"ndcg.png", "differences.png", "memory_worth.png", "retrieval_gain.png", "retrieval_distance.png"}
     assert {path.name for path in tmp_path.iterdir()} == {"metrics.json", "index.html", "report.md", *names}
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in names)
 
 
-def test_the_page_is_whole_and_needs_nothing_else(tmp_path: Path) -> None:
-    page = page_of(report_of(), tmp_path, judged())
-    assert page.open == [], "tags left open"
+def test_the_page_is_valid_and_self_contained(tmp_path: Path) -> None:
+    page = page_of(report_of(), tmp_path, records())
+    assert page.open == [], "tags that are not closed"
     assert "script" not in page.tags and "link" not in page.tags
     outside = [address for address in page.addresses if not address.startswith(("data:image/png;base64,", "#"))]
-    assert outside == [], "the page would ask the network"
+    assert outside == [], "the page must not need the network"
     assert {address[1:] for address in page.addresses if address.startswith("#")} <= page.anchors
     assert page.tags.count("img") == 5
     assert "url(" not in (tmp_path / "index.html").read_text()
 
 
-def test_the_page_says_what_was_run_and_how_to_run_it_again(tmp_path: Path) -> None:
-    text = " ".join(page_of(report_of(), tmp_path, judged()).text.split())
-    for said in (
+def test_the_page_tells_what_was_run_and_how_to_run_it_again(tmp_path: Path) -> None:
+    text = " ".join(page_of(report_of(), tmp_path, records()).text.split())
+    for part in (
         "shop: 9 users, 20 items, 99 interactions",
         "7 targets, drawn by seed 0 out of 70",
         "seen items are not masked",
         "4 layers of width 32, split after layer 2",
-        "10 of the random memory, 3 seeds",
+        "10 draws of the random memory, 3 seeds",
         "python -m training.evaluate --data 'shop'",
     ):
-        assert said in text, said
+        assert part in text, part
 
 
-def test_page_and_text_show_the_same_tables(tmp_path: Path) -> None:
+def test_page_and_markdown_have_the_same_tables(tmp_path: Path) -> None:
     report = report_of()
-    page = page_of(report, tmp_path, judged())
+    page = page_of(report, tmp_path, records())
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     quality = report["retriever"]
     shown = [
@@ -167,16 +167,16 @@ def test_page_and_text_show_the_same_tables(tmp_path: Path) -> None:
         tables.precision_table(quality),
         tables.distance_table(quality),
     ]
-    for cell in (cell for table in shown for line in table.lines for cell in line.cells):
-        for said in filter(None, (cell.text, cell.under)):
-            assert said in page.text, f"{said} is not in the page"
-            assert said in text, f"{said} is not in the text"
+    for cell in (cell for table in shown for row in table.rows for cell in row.cells):
+        for part in filter(None, (cell.text, cell.small)):
+            assert part in page.text, f"{part} is not in the page"
+            assert part in text, f"{part} is not in report.md"
     for sentence in [*tables.summary(report, "memory"), *tables.retriever_sentences(quality)]:
         assert sentence in page.text
 
 
-def test_data_is_shown_and_not_obeyed(tmp_path: Path) -> None:
-    """A data set may be called anything: the page has no script of its, tables keep their cells, figures are drawn."""
+def test_text_from_data_is_escaped(tmp_path: Path) -> None:
+    """A data set may have any name: it must not add a script, break a table or stop a figure."""
     page = page_of(report_of(data=EVIL), tmp_path)
     assert EVIL in page.text
     assert "script" not in page.tags
@@ -190,40 +190,40 @@ def test_text_that_looks_like_a_formula_is_drawn_as_text(tmp_path: Path) -> None
         part["rows"] = {"$\\oops$ & $": part["rows"]["bigrec"], **part["rows"]}
     report["about_rows"]["$\\oops$ & $"] = report["about_rows"]["bigrec"]
     write_report(report, None, tmp_path)
-    assert (tmp_path / "ndcg.png").is_file(), "a row that nobody has heard of yet"
+    assert (tmp_path / "ndcg.png").is_file(), "a row that is not in the registry"
 
 
-def test_every_line_of_a_table_has_the_same_number_of_cells(tmp_path: Path) -> None:
-    write_report(report_of(), judged(), tmp_path)
+def test_all_rows_of_a_table_have_the_same_number_of_cells(tmp_path: Path) -> None:
+    write_report(report_of(), records(), tmp_path)
     blocks = re.findall(r"(?:^\|.*\n)+", (tmp_path / "report.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert len(blocks) == 2 * 4 + 1 + 3, "two slices, the cost, the retriever"
+    assert len(blocks) == 2 * 4 + 1 + 3, "four tables for each of two slices, one of the cost, three of the retriever"
     for block in blocks:
         assert len({line.count("|") for line in block.splitlines()}) == 1, block
 
 
-def test_the_summary_sorts_the_rows_by_what_the_intervals_say() -> None:
-    told = tables.summary(report_of(), "memory")
-    assert "5 targets with memory" in told[0]
-    assert told[1] == "It is better than random memory (+25.0 %)."
-    assert told[2] == "It cannot be told apart from BIGRec (+25.0 %)."
-    assert told[3] == "Memory adds +0.2500 [+0.1250, +0.5000] to it, +25.0 % [+12.5, +50.0]."
-    assert "oracle" in told[4] and "upper bound" in told[4], "the oracle is no rival"
-    assert told[5] == "One answer takes 20.0 ms, 1.25 [1.20, 1.30] times the prompt without memory."
+def test_the_summary_groups_the_rows_by_their_intervals() -> None:
+    sentences = tables.summary(report_of(), "memory")
+    assert "5 targets with memory" in sentences[0]
+    assert sentences[1] == "It is better than random memory (+25.0 %)."
+    assert sentences[2] == "It does not differ significantly from BIGRec (+25.0 %)."
+    assert sentences[3] == "Memory adds +0.2500 [+0.1250, +0.5000], which is +25.0 % [+12.5, +50.0]."
+    assert "The oracle, which knows the answer" in sentences[4], "the oracle must not be compared like other rows"
+    assert sentences[5] == "One answer takes 20.0 ms, 1.25 [1.20, 1.30] times as long as without memory."
 
 
-def test_an_interval_that_holds_zero_is_no_difference() -> None:
+def test_an_interval_that_contains_zero_is_no_difference() -> None:
     assert tables.verdict((0.1, 0.01, 0.2)) == "better"
     assert tables.verdict((-0.1, -0.2, -0.01)) == "worse"
     assert tables.verdict((0.1, 0.0, 0.2)) == tables.verdict((0.0, 0.0, 0.0)) == "even"
 
 
-def test_a_minus_is_a_minus() -> None:
-    (line,) = [each for each in tables.difference_table(report_of(), "all", "own_minus").lines if each.kind == "bound"]
-    assert line.cells[0] == ("−0.2500", "[−0.5000, −0.1250]", "worse")
-    assert line.cells[1] == ("−25.0 %", "[−50.0, −12.5]", "worse")
+def test_negative_numbers_have_a_minus_sign() -> None:
+    (row,) = [each for each in tables.difference_table(report_of(), "all", "own_minus").rows if each.kind == "oracle"]
+    assert row.cells[0] == ("−0.2500", "[−0.5000, −0.1250]", "worse")
+    assert row.cells[1] == ("−25.0 %", "[−50.0, −12.5]", "worse")
 
 
-def test_without_retriever_own_row_or_baseline_the_page_is_still_one(tmp_path: Path) -> None:
+def test_the_page_is_valid_without_retriever_own_row_and_baseline(tmp_path: Path) -> None:
     page = page_of(report_of(own=None, baseline=False, quality=False), tmp_path)
     assert page.open == []
     assert "The retriever alone" not in page.text
@@ -233,6 +233,6 @@ def test_without_retriever_own_row_or_baseline_the_page_is_still_one(tmp_path: P
 
 
 def test_an_undefined_value_is_a_dash() -> None:
-    quality = {**summarise(judged(), top_k=2), "precision@1": None, "captured": None, "rank_correlation": None}
-    assert tables.precision_table(quality).lines[0].cells[0].text == "–"
-    assert "nothing to capture" in tables.retriever_sentences(quality)[1]
+    quality = {**retrieval_summary(records(), top_k=2), "precision@1": None, "captured": None, "rank_correlation": None}
+    assert tables.precision_table(quality).rows[0].cells[0].text == "–"
+    assert "no gain to reach" in tables.retriever_sentences(quality)[1]

@@ -1,4 +1,4 @@
-"""Full history: the last K + M titles, read by a model that was tuned on as many."""
+"""Full history: the prompt has the last K + M titles, and the model was tuned on as many."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from model_store.bundle import Bundle
-from tests.training.contests import (
+from tests.training.evaluations import (
     LONG,
     RECIPE,
     SHORT,
@@ -14,51 +14,53 @@ from tests.training.contests import (
     TARGETS,
     items_in,
     prompts_of,
-    small_contest,
+    small_evaluation,
     with_other_future,
 )
 from tests.training.small import diary, small_windows
-from training import sft
+from training.lm import tuning
 from training.lm.packing import PackedBatches
-from training.rows.contest import Contest
-from training.rows.full_history import full_history, long_recipe, train
+from training.rows.evaluation import Evaluation
+from training.rows.full_history import full_history, long_recipe, train_long_reader
 from training.run.recipes import Recipe
 
 
 @pytest.fixture(scope="module")
-def contest(bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Contest:
-    return small_contest(Bundle.open(bundle_path), tmp_path_factory.mktemp("cache"))
+def evaluation(bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
+    return small_evaluation(Bundle.open(bundle_path), tmp_path_factory.mktemp("cache"))
 
 
-def test_the_prompt_is_the_end_of_the_history(contest: Contest) -> None:
-    bundle, length = train(contest, 0), RECIPE.recent_length + RECIPE.max_memory
-    prompts = prompts_of(contest, "full_history")
+def test_the_prompt_is_the_end_of_the_history(evaluation: Evaluation) -> None:
+    bundle, length = train_long_reader(evaluation, 0), RECIPE.recent_length + RECIPE.max_memory
+    prompts = prompts_of(evaluation, "full_history")
     for target, prompt in zip(TARGETS, prompts, strict=True):
         history = SPLIT.histories[target.user].items[: target.position].tolist()
         assert items_in(bundle, SPLIT, prompt) == history[-length:]
-    assert any(target.position > length for target in TARGETS), "no history is too long: tests nothing"
+    assert any(target.position > length for target in TARGETS), (
+        "no history is longer than the prompt, so the test proves nothing"
+    )
     assert bundle.prompt.spec.recent_length == length
 
 
-def test_the_future_is_not_seen(contest: Contest) -> None:
-    prompts = prompts_of(contest, "full_history")
+def test_the_prompt_does_not_depend_on_later_events(evaluation: Evaluation) -> None:
+    prompts = prompts_of(evaluation, "full_history")
     for target in (SHORT, LONG, *SPLIT.test[:2]):
-        (prompt,) = prompts_of(with_other_future(contest, target), "full_history")
-        assert prompt == prompts[TARGETS.index(target)], f"{target} depends on what comes later"
+        (prompt,) = prompts_of(with_other_future(evaluation, target), "full_history")
+        assert prompt == prompts[TARGETS.index(target)], f"{target} depends on later events"
 
 
-def test_it_is_trained_once_per_seed(contest: Contest, monkeypatch: pytest.MonkeyPatch) -> None:
-    lists = full_history(contest, 0)
-    monkeypatch.setattr(sft, "make_model", None)
-    assert full_history(replace(contest, prepared={}), 0) == lists
+def test_it_is_trained_once_per_seed(evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch) -> None:
+    lists = full_history(evaluation, 0)
+    monkeypatch.setattr(tuning, "make_model", None)
+    assert full_history(replace(evaluation, results={}), 0) == lists
     with pytest.raises(TypeError):
-        full_history(replace(contest, prepared={}), 1)
+        full_history(replace(evaluation, results={}), 1)
 
 
 def test_it_is_the_same_recipe_with_longer_windows_and_no_memory() -> None:
     recipe = long_recipe(RECIPE, SPLIT)
     assert recipe.recent_length == RECIPE.recent_length + RECIPE.max_memory
-    assert recipe.memory_share == 0, "memory would be shown to a model that has all in its prompt"
+    assert recipe.memory_share == 0, "the prompt already has the whole history"
     expected = replace(recipe, recent_length=3, max_memory=20, memory_share=RECIPE.memory_share, sft_batch_blocks=8)
     assert expected == RECIPE
 

@@ -1,4 +1,4 @@
-"""ReLLa shows what is most like the recent window, in the order of time."""
+"""ReLLa: the items most similar to the window, in the order of time."""
 
 from pathlib import Path
 
@@ -6,8 +6,17 @@ import numpy as np
 import pytest
 
 from model_store.bundle import Bundle
-from tests.training.contests import LONG, SHORT, SPLIT, TARGETS, items_in, prompts_of, small_contest, with_other_future
-from training.rows.contest import Contest
+from tests.training.evaluations import (
+    LONG,
+    SHORT,
+    SPLIT,
+    TARGETS,
+    items_in,
+    prompts_of,
+    small_evaluation,
+    with_other_future,
+)
+from training.rows.evaluation import Evaluation
 from training.rows.rella import most_similar
 
 K = 3
@@ -15,64 +24,64 @@ ROWS = ("rella_replace", "rella_extend")
 
 
 @pytest.fixture
-def contest(bundle_path: Path, tmp_path: Path) -> Contest:
-    return small_contest(Bundle.open(bundle_path), tmp_path)
+def evaluation(bundle_path: Path, tmp_path: Path) -> Evaluation:
+    return small_evaluation(Bundle.open(bundle_path), tmp_path)
 
 
-def read_by(contest: Contest, row: str) -> list[list[int]]:
-    return [items_in(contest.bundle, SPLIT, prompt) for prompt in prompts_of(contest, row)]
+def items_read(evaluation: Evaluation, row: str) -> list[list[int]]:
+    return [items_in(evaluation.bundle, SPLIT, prompt) for prompt in prompts_of(evaluation, row)]
 
 
-def similarity(contest: Contest, recent: list[int], items: list[int]) -> np.ndarray:
-    """Cosine to the mean direction of the window, around the mean of all titles, written down anew."""
-    vectors = contest.title_vectors() - contest.title_vectors().mean(axis=0)
+def similarity(evaluation: Evaluation, recent: list[int], items: list[int]) -> np.ndarray:
+    """Cosine to the mean unit vector of the window, of centred vectors; computed here without the tested code."""
+    vectors = evaluation.title_vectors() - evaluation.title_vectors().mean(axis=0)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     similarities: np.ndarray = vectors[items] @ vectors[recent].mean(axis=0)
     return similarities
 
 
-def is_in_time(shown: list[int], history: list[int]) -> bool:
+def is_in_order(shown: list[int], history: list[int]) -> bool:
     later = iter(history)
     return all(item in later for item in shown)
 
 
-def test_replace_shows_the_most_similar_of_all_in_time(contest: Contest) -> None:
-    for example, shown in zip(contest.examples, read_by(contest, "rella_replace"), strict=True):
-        recent = contest.recent(example)
-        history = [*contest.memory(example), *recent]
-        similarities = similarity(contest, recent, history)
+def test_replace_shows_the_most_similar_items_of_the_history_in_order(evaluation: Evaluation) -> None:
+    for example, shown in zip(evaluation.examples, items_read(evaluation, "rella_replace"), strict=True):
+        recent = evaluation.recent(example)
+        history = [*evaluation.memory(example), *recent]
+        similarities = similarity(evaluation, recent, history)
         assert len(shown) == min(K, len(history))
-        assert is_in_time(shown, history), f"{shown} is not in the order of {history}"
+        assert is_in_order(shown, history), f"{shown} is not in the order of {history}"
         assert history[int(similarities.argmax())] in shown
-        assert sorted(similarity(contest, recent, shown)) == pytest.approx(sorted(similarities)[-K:], abs=1e-5)
+        assert sorted(similarity(evaluation, recent, shown)) == pytest.approx(sorted(similarities)[-K:], abs=1e-5)
 
 
-def test_extend_keeps_the_window_and_puts_old_items_before_it(contest: Contest) -> None:
-    for example, shown in zip(contest.examples, read_by(contest, "rella_extend"), strict=True):
-        recent, memory = contest.recent(example), contest.memory(example)
-        assert shown[-len(recent) :] == recent, "the window changed"
+def test_extend_shows_similar_old_items_before_the_window(evaluation: Evaluation) -> None:
+    for example, shown in zip(evaluation.examples, items_read(evaluation, "rella_extend"), strict=True):
+        recent, memory = evaluation.recent(example), evaluation.memory(example)
+        assert shown[-len(recent) :] == recent, "the prompt must end with the window"
         old = shown[: -len(recent)]
         assert len(old) == min(K, len(memory))
-        assert is_in_time(old, memory)
-        similarities = similarity(contest, recent, memory)
-        assert sorted(similarity(contest, recent, old)) == pytest.approx(sorted(similarities)[-K:], abs=1e-5)
+        assert is_in_order(old, memory)
+        similarities = similarity(evaluation, recent, memory)
+        assert sorted(similarity(evaluation, recent, old)) == pytest.approx(sorted(similarities)[-K:], abs=1e-5)
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_without_memory_the_prompt_is_the_plain_one(row: str, contest: Contest) -> None:
-    assert prompts_of(contest, row)[TARGETS.index(SHORT)] == contest.examples[TARGETS.index(SHORT)].prompt
+def test_without_memory_the_prompt_is_the_window(row: str, evaluation: Evaluation) -> None:
+    assert prompts_of(evaluation, row)[TARGETS.index(SHORT)] == evaluation.examples[TARGETS.index(SHORT)].prompt
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_the_future_is_not_seen(row: str, contest: Contest) -> None:
-    prompts = prompts_of(contest, row)
+def test_the_prompt_does_not_depend_on_later_events(row: str, evaluation: Evaluation) -> None:
+    prompts = prompts_of(evaluation, row)
     for target in (SHORT, LONG, *SPLIT.test[:2]):
-        (prompt,) = prompts_of(with_other_future(contest, target), row)
-        assert prompt == prompts[TARGETS.index(target)], f"{row} at {target} depends on what comes later"
+        (prompt,) = prompts_of(with_other_future(evaluation, target), row)
+        assert prompt == prompts[TARGETS.index(target)], f"{row} at {target} depends on later events"
 
 
-def test_of_equals_the_later_ones_are_kept() -> None:
+def test_with_equal_similarity_the_later_items_are_kept() -> None:
     vectors = np.array([[1, 0], [0, 1], [1, 0]], dtype=np.float32)
     assert most_similar(vectors, [0], [0, 1, 2, 0], 2) == [2, 3]
-    assert most_similar(vectors, [0], [1, 0], 5) == [0, 1], "fewer than asked for are all kept"
+    assert most_similar(vectors, [0], [1, 0], 5) == [0, 1], "with fewer items than asked for, all are kept"
     assert most_similar(vectors, [0], [], 2) == []

@@ -1,4 +1,4 @@
-"""SASRec on chains it must learn, and its losses against arithmetic: the sampled softmax estimates the full one."""
+"""SASRec learns chains; its losses equal plain arithmetic; its batches and results can be repeated."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +11,25 @@ from torch.nn import functional
 
 from tests.training.worlds import chain, world
 from training.data.splits import Target
+from training.items.scoring import ranked_lists, true_items
 from training.rows import sasrec
-from training.rows.crops import Crops
-from training.rows.losses import binary_loss, sampled_softmax_loss, softmax_loss
-from training.rows.sasrec import Network, Settings, Trainer, fit_sasrec, recency_bias, score
-from training.rows.scoring import ranked_lists, truths
+from training.rows.sasrec import (
+    SasrecNetwork,
+    SasrecSettings,
+    SasrecTrainer,
+    binary_loss,
+    fit_sasrec,
+    recency_bias,
+    sampled_softmax_loss,
+    sasrec_scores,
+    softmax_loss,
+)
+from training.rows.sasrec_batches import SasrecBatches
 from training.run.loop import Schedule
 from training.run.stage import StageError
 
 CPU = torch.device("cpu")
-SMALL = Settings(
+SMALL = SasrecSettings(
     width=32,
     dropouts=(0.1,),
     batch_tokens=512,
@@ -36,17 +45,17 @@ BRIEF = replace(SMALL, schedule=Schedule(max_steps=4, learning_rate=1e-2, evalua
     [("bce", SMALL), ("strong", SMALL), ("strong", replace(SMALL, max_softmax_items=0))],
     ids=["bce", "softmax", "sampled"],
 )
-def test_sasrec_learns_a_chain_that_popularity_cannot(loss: str, settings: Settings, tmp_path: Path) -> None:
+def test_sasrec_learns_a_chain_that_popularity_cannot(loss: str, settings: SasrecSettings, tmp_path: Path) -> None:
     split = chain()
     scorer = fit_sasrec(split, loss, seed=0, directory=tmp_path, device=CPU, settings=settings)
     firsts = [ranked[0] for ranked in ranked_lists(scorer, split, split.test, num=1)]
-    hits = np.mean(np.array(firsts) == truths(split, split.test))
-    popular = np.mean(truths(split, split.test) == split.popularity.argmax())
+    hits = np.mean(np.array(firsts) == true_items(split, split.test))
+    popular = np.mean(true_items(split, split.test) == split.popularity.argmax())
     assert hits > 0.95, f"the successor is first in only {hits:.0%} of the targets"
-    assert popular < 0.15, "popularity must be no help here"
+    assert popular < 0.15, "popularity must not help in this world"
 
 
-def test_sampled_softmax_of_everything_is_the_softmax() -> None:
+def test_sampled_softmax_over_all_items_is_the_softmax() -> None:
     states, items = torch.randn(6, 8), torch.randn(20, 8)
     true_rows = torch.arange(6)
     sampled = sampled_softmax_loss(states, items, true_rows, torch.arange(20), torch.zeros(20))
@@ -62,7 +71,7 @@ def test_sampled_softmax_estimates_the_softmax() -> None:
     torch.testing.assert_close(sampled, softmax_loss(states, items, true_rows), rtol=0.03, atol=0.03)
 
 
-def test_binary_loss_is_the_published_one_and_leaves_out_what_is_not_kept() -> None:
+def test_binary_loss_is_the_published_one_and_ignores_negatives_that_are_not_kept() -> None:
     states, items = torch.randn(3, 4), torch.randn(9, 4)
     positive, negative = torch.tensor([0, 1, 2]), torch.tensor([5, 6, 7])
     found = binary_loss(states, items, positive, negative, torch.tensor([True, False, True]))
@@ -72,9 +81,9 @@ def test_binary_loss_is_the_published_one_and_leaves_out_what_is_not_kept() -> N
     torch.testing.assert_close(found, expected)
 
 
-def test_the_network_sees_no_future_and_padding_changes_nothing() -> None:
+def test_states_do_not_depend_on_later_items_or_padding() -> None:
     torch.manual_seed(0)
-    network = Network(30, SMALL, 0.0, is_recency_biased=True).eval()
+    network = SasrecNetwork(30, SMALL, 0.0, is_recency_biased=True).eval()
     items = torch.randint(30, (2, 10))
     states = network(items)
     changed = items.clone()
@@ -83,42 +92,42 @@ def test_the_network_sees_no_future_and_padding_changes_nothing() -> None:
     torch.testing.assert_close(network(items[:, :6]), states[:, :6], msg="padding changed a state")
 
 
-def test_scores_do_not_depend_on_who_else_is_asked() -> None:
+def test_scores_do_not_depend_on_the_other_targets_of_a_batch() -> None:
     split = world([list(range(30)), [3, 1, 2]], train_ends=[10, 2])
     torch.manual_seed(0)
-    network = Network(30, SMALL, 0.3, is_recency_biased=False)
+    network = SasrecNetwork(30, SMALL, 0.3, is_recency_biased=False)
     targets = [Target(0, 25), Target(1, 2), Target(0, 11)]
-    together = score(network, split, targets, 100)
-    alone = np.concatenate([score(network, split, [target], 100) for target in targets])
+    together = sasrec_scores(network, split, targets, 100)
+    alone = np.concatenate([sasrec_scores(network, split, [target], 100) for target in targets])
     np.testing.assert_allclose(together, alone, atol=1e-5, err_msg="a batch's padding changed scores")
 
 
-def test_an_epoch_trains_every_transition_of_the_short_and_nothing_behind_the_cut() -> None:
+def test_an_epoch_has_every_transition_of_short_histories_and_nothing_after_the_cut() -> None:
     split = world([[0, 1, 2, 3], [4, 5, 6], list(range(10, 60)), [7]], train_ends=[3, 3, 50, 1])
-    crops = Crops(split, max_length=8, batch_tokens=16, seed=0)
+    batches = SasrecBatches(split, max_length=8, batch_tokens=16, seed=0)
     pairs: list[tuple[int, int]] = []
-    for step in range(crops.num_batches):
-        items, following, mask = crops(step)
+    for step in range(batches.num_batches):
+        items, following, mask = batches(step)
         assert items.numel() <= 16, f"a batch of {items.numel()} places"
         pairs += zip(items[mask].tolist(), following[mask].tolist(), strict=True)
     assert sorted(pair for pair in pairs if pair[0] < 10) == [(0, 1), (1, 2), (4, 5), (5, 6)]
-    assert all(after == before + 1 for before, after in pairs), "a place is paired with what is not its successor"
+    assert all(after == before + 1 for before, after in pairs), "an item is paired with an item that does not follow it"
     assert len([pair for pair in pairs if pair[0] >= 10]) == 7 * 8, "49 transitions take seven crops of eight"
 
 
-def test_batches_are_a_function_of_the_step() -> None:
+def test_a_batch_depends_on_the_step_only() -> None:
     split = chain()
-    other = Crops(split, max_length=4, batch_tokens=64, seed=1)
+    other = SasrecBatches(split, max_length=4, batch_tokens=64, seed=1)
     steps = [0, 1, 70, 3]
-    first, again = (Crops(split, max_length=4, batch_tokens=64, seed=0) for _ in range(2))
+    first, again = (SasrecBatches(split, max_length=4, batch_tokens=64, seed=0) for _ in range(2))
     forward = {step: first(step) for step in steps}
     for step in reversed(steps):
         for left, right in zip(forward[step], again(step), strict=True):
-            assert torch.equal(left, right), f"step {step} differs in another order of asking"
-    assert not torch.equal(forward[0][0], other(0)[0]), "the seed changes nothing"
+            assert torch.equal(left, right), f"step {step} depends on the order of the calls"
+    assert not torch.equal(forward[0][0], other(0)[0]), "another seed must give other batches"
 
 
-def test_same_seed_same_scores_and_a_second_call_loads(tmp_path: Path) -> None:
+def test_scores_depend_on_the_seed_only_and_a_second_call_loads_the_model(tmp_path: Path) -> None:
     split = chain()
 
     def scores(name: str, seed: int) -> np.ndarray:
@@ -128,40 +137,42 @@ def test_same_seed_same_scores_and_a_second_call_loads(tmp_path: Path) -> None:
     weights = tmp_path / "a" / "seed-0" / "sasrec.safetensors"
     written = weights.stat().st_mtime_ns
     np.testing.assert_array_equal(
-        scores("a", 0), first, err_msg="what was saved scores otherwise than what was trained"
+        scores("a", 0), first, err_msg="the saved model gives other scores than the trained one"
     )
-    assert weights.stat().st_mtime_ns == written, "trained twice"
-    np.testing.assert_array_equal(scores("b", 0), first, err_msg="one seed, two models")
-    assert not np.array_equal(scores("c", 1), first), "two seeds, one model"
+    assert weights.stat().st_mtime_ns == written, "the model was trained again"
+    np.testing.assert_array_equal(scores("b", 0), first, err_msg="the same seed must give the same model")
+    assert not np.array_equal(scores("c", 1), first), "another seed must give another model"
 
 
 def test_dropout_is_chosen_once_for_all_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained: list[tuple[int, float]] = []
 
-    class Counted(Trainer):
+    class CountingTrainer(SasrecTrainer):
         def __init__(self, *arguments: Any, **options: Any) -> None:
             trained.append((options["seed"], options["dropout"]))
             super().__init__(*arguments, **options)
 
-    monkeypatch.setattr(sasrec, "Trainer", Counted)
+    monkeypatch.setattr(sasrec, "SasrecTrainer", CountingTrainer)
     settings = replace(BRIEF, dropouts=(0.0, 0.5))
 
-    def fit(seed: int, settings: Settings = settings) -> None:
+    def fit(seed: int, settings: SasrecSettings = settings) -> None:
         fit_sasrec(chain(), "strong", seed=seed, directory=tmp_path, device=CPU, settings=settings)
 
     fit(2)
-    assert trained[:2] == [(0, 0.0), (0, 0.5)], "seed 0 tries them all, whoever is asked for first"
+    assert trained[:2] == [(0, 0.0), (0, 0.5)], "seed 0 tries all dropouts first, whatever seed is asked for"
     (chosen,) = {dropout for seed, dropout in trained if seed == 2}
     for seed in (0, 1):
         fit(seed)
-    assert trained[2:] == [(2, chosen), (1, chosen)], "the others reuse what was chosen, and nothing is trained twice"
+    assert trained[2:] == [(2, chosen), (1, chosen)], (
+        "the other seeds use the chosen dropout, and no model is trained twice"
+    )
 
 
-def test_a_run_cut_short_goes_on_to_the_same_network(tmp_path: Path) -> None:
+def test_an_interrupted_run_ends_with_the_same_network(tmp_path: Path) -> None:
     split = chain()
 
     def trained(checkpoints: Path, stop_at: int | None = None) -> dict[str, torch.Tensor]:
-        trainer = Trainer(split, "strong", BRIEF, dropout=0.1, seed=0, device=CPU)
+        trainer = SasrecTrainer(split, "strong", BRIEF, dropout=0.1, seed=0, device=CPU)
         plain = trainer.loss_at
 
         def interrupted(step: int) -> torch.Tensor:
@@ -190,4 +201,4 @@ def test_recency_bias_forbids_the_future_and_prefers_the_recent() -> None:
 
 def test_a_train_period_without_transitions_is_told() -> None:
     with pytest.raises(StageError, match="two events"):
-        Crops(world([[0, 1], [2, 1]], train_ends=[1, 1]), max_length=8, batch_tokens=16, seed=0)
+        SasrecBatches(world([[0, 1], [2, 1]], train_ends=[1, 1]), max_length=8, batch_tokens=16, seed=0)

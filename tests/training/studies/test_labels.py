@@ -1,4 +1,4 @@
-"""The marginal likelihood, as a loss: what it is, where it is least, and that a retriever learns by it."""
+"""The marginal likelihood as a loss: its value, its minimum, and that a retriever learns from it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,17 +8,16 @@ import pytest
 import torch
 
 from tests.training.small import TINY
-from training.annotate import Annotated, Annotation
 from training.lm.states import States
-from training.memory.labels import collate
+from training.memory.annotations import Annotation, AnnotationSet
+from training.memory.learning import collate, fit_retriever, marginal_loss
 from training.run.loop import Schedule
 from training.studies.labels import first_gains
-from training.train_retriever import marginal_loss, train
 
 D, M = 8, 5
 
 
-def test_it_is_the_likelihood_of_the_mixture() -> None:
+def test_the_loss_is_the_likelihood_of_the_mixture() -> None:
     generator = torch.Generator().manual_seed(0)
     log_scores = torch.randn(3, 1 + M, generator=generator).log_softmax(dim=1)
     log_probs = -5 * torch.rand(3, 1 + M, generator=generator)
@@ -27,17 +26,17 @@ def test_it_is_the_likelihood_of_the_mixture() -> None:
     assert float(loss) == pytest.approx(-float(mixture.mean()), abs=1e-5)
 
 
-def test_it_is_zero_where_nothing_is_chosen_and_least_at_the_best() -> None:
+def test_the_loss_is_zero_for_the_null_slot_and_smallest_for_the_best_memory() -> None:
     gains = torch.tensor([[-1.0, 2.0, 0.5]])
 
-    def sure_of(slot: int) -> torch.Tensor:
+    def certain_of(slot: int) -> torch.Tensor:
         return torch.where(torch.arange(4) == slot, 0.0, -torch.inf)[None]
 
-    losses = [float(marginal_loss(sure_of(slot), gains)) for slot in range(4)]
+    losses = [float(marginal_loss(certain_of(slot), gains)) for slot in range(4)]
     assert losses == pytest.approx([0.0, 1.0, -2.0, -0.5])
 
 
-def test_padding_counts_nothing_and_gradients_are_finite() -> None:
+def test_padding_has_no_effect_and_gradients_are_finite() -> None:
     scores = torch.zeros(1, 3, requires_grad=True)
     padded = torch.cat([scores.log_softmax(dim=1), torch.full((1, 1), -torch.inf)], dim=1)
     loss = marginal_loss(padded, torch.tensor([[1.0, -1.0, 0.0]]))
@@ -47,8 +46,8 @@ def test_padding_counts_nothing_and_gradients_are_finite() -> None:
     assert scores.grad is not None and torch.isfinite(scores.grad).all()
 
 
-def test_a_retriever_learns_by_it(tmp_path: Path) -> None:
-    """The element that looks like the query helps, the others hurt; half of the targets have none that helps."""
+def test_a_retriever_learns_from_the_loss(tmp_path: Path) -> None:
+    """The memory similar to the query helps, the others hurt. Half of the targets have no memory that helps."""
     annotated = world()
     recipe = replace(
         TINY,
@@ -56,13 +55,15 @@ def test_a_retriever_learns_by_it(tmp_path: Path) -> None:
         retriever_batch=32,
         retriever_width=32,
     )
-    trained = train(annotated, recipe, loss="marginal", temperature=1.0, seed=0, checkpoints=tmp_path / "checkpoints")
+    trained = fit_retriever(
+        annotated, recipe, loss="marginal", temperature=1.0, seed=0, checkpoints=tmp_path / "checkpoints"
+    )
     gains = first_gains(trained.retriever, collate(annotated.valid, annotated.states, "log_gain", 1.0))
     assert gains.mean() == pytest.approx(trained.quality.gain, abs=1e-5)
     assert trained.quality.captured > 0.8, trained.quality
 
 
-def world(num_targets: int = 300) -> Annotated:
+def world(num_targets: int = 300) -> AnnotationSet:
     rng = np.random.default_rng(0)
     codes = 3 * np.eye(D)
     annotations, arrays = [], {}
@@ -82,4 +83,4 @@ def world(num_targets: int = 300) -> Annotated:
                 num_tokens=3,
             )
         )
-    return Annotated(annotations[:-80], annotations[-80:], States(D, dict.fromkeys(arrays, 0), arrays))
+    return AnnotationSet(annotations[:-80], annotations[-80:], States(D, dict.fromkeys(arrays, 0), arrays))

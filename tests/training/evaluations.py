@@ -1,4 +1,4 @@
-"""A small contest for the tests of rows: readers of the twenty books that the bundle of the tests knows."""
+"""A small evaluation for the tests of the rows: users of the twenty books in the bundle of the tests."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,44 +11,44 @@ from model_store.inference import recommend
 from tests.training.small import TINY, shop
 from training.data.splits import Split, Target, time_split
 from training.rows import summariser
-from training.rows.contest import Contest, make_contest
+from training.rows.evaluation import Evaluation, make_evaluation
 from training.rows.registry import predict
 from training.run.inputs import Inputs, fingerprint
 from training.run.loop import Schedule
 
 DATASET = shop()
 SPLIT = time_split(DATASET)
-SHORT, LONG = Target(0, 2), Target(0, 25)  # two events make no memory where K = 3
+SHORT, LONG = Target(0, 2), Target(0, 25)  # two earlier events are no memory with K = 3
 TARGETS = [SHORT, LONG, *SPLIT.test[:6]]
 SHAPE = replace(TINY.shape, hidden_size=32)
 RECIPE = replace(TINY, shape=SHAPE, max_memory=20)  # as `write_bundle` says
 
 
-def small_contest(bundle: Bundle, cache: Path, split: Split = SPLIT, **options: Any) -> Contest:
-    """With a workshop for rows that need a training of their own."""
+def small_evaluation(bundle: Bundle, cache: Path, split: Split = SPLIT, **options: Any) -> Evaluation:
+    """Its training setup names a recipe, so rows that train a model can be computed."""
     inputs = Inputs(DATASET, split, fingerprint(split))
-    contest = make_contest(bundle, inputs, options.pop("targets", TARGETS), cache, device="cpu", **options)
-    return replace(contest, workshop=replace(contest.need_workshop(), recipe=RECIPE))
+    evaluation = make_evaluation(bundle, inputs, options.pop("targets", TARGETS), cache, device="cpu", **options)
+    return replace(evaluation, training=replace(evaluation.training, recipe=RECIPE))
 
 
-def with_other_future(contest: Contest, target: Target) -> Contest:
-    """The same up to `target`, which is its only one; nothing prepared."""
-    histories = list(contest.split.histories)
+def with_other_future(evaluation: Evaluation, target: Target) -> Evaluation:
+    """A copy with one target. The user's history differs from the target on; nothing is computed yet."""
+    histories = list(evaluation.split.histories)
     items = histories[target.user].items.copy()
-    items[target.position :] = (items[target.position :] + 7) % len(contest.split.item_ids)
+    items[target.position :] = (items[target.position :] + 7) % len(evaluation.split.item_ids)
     histories[target.user] = replace(histories[target.user], items=items)
-    place = list(contest.targets).index(target)
+    place = list(evaluation.targets).index(target)
     return replace(
-        contest,
-        split=replace(contest.split, histories=histories),
+        evaluation,
+        split=replace(evaluation.split, histories=histories),
         targets=[target],
-        examples=[contest.examples[place]],
-        prepared={},
+        examples=[evaluation.examples[place]],
+        results={},
     )
 
 
-def prompts_of(contest: Contest, row: str, seed: int = 0) -> list[list[int]]:
-    """What the language model reads, by target."""
+def prompts_of(evaluation: Evaluation, row: str, seed: int = 0) -> list[list[int]]:
+    """The prompts that the language model reads, by target."""
     read: list[list[int]] = []
 
     def spy(bundle: Bundle, queries: list[Any]) -> Any:
@@ -56,13 +56,13 @@ def prompts_of(contest: Contest, row: str, seed: int = 0) -> list[list[int]]:
         return recommend(bundle, queries)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("training.rows.contest.recommend", spy)
-        predict(contest, row, seed)
+        patched.setattr("training.rows.evaluation.recommend", spy)
+        predict(evaluation, row, seed)
     return read
 
 
 def items_in(bundle: Bundle, split: Split, prompt: list[int]) -> list[int]:
-    """The items whose titles a prompt shows."""
+    """The items whose titles are in a prompt."""
     known = {bundle.prompt.title_tokens(title): item for item, title in enumerate(split.titles)}
     items, title = [], []
     for token in prompt[len(bundle.prompt.head) :]:
