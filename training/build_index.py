@@ -1,7 +1,7 @@
 """Stage 4: embed every title, index the vectors, and write the bundle that the service opens.
 
-In: a data set, a backbone, a retriever. Out: a bundle (see model_store/README.md). The catalogue holds all titled items
-of the data, also those too rare to be evaluated: they can be recommended and remembered.
+In: a data set, a backbone, a retriever, a mixture. Out: a bundle (see model_store/README.md). The catalogue holds all
+items of the data that have a title, also those that are too rare to be evaluated: they can be recommended too.
 """
 
 import argparse
@@ -39,7 +39,7 @@ _TOKENS_PER_BATCH = 16_384
 
 
 def catalogue_items(dataset: Dataset, split: Split) -> list[Item]:
-    """All items of the data; popularity counts the train period."""
+    """All items of the data; popularity is the number of events in the train period. Raises EmptyCatalogue."""
     if dataset.items.is_empty():
         raise EmptyCatalogue(f"{dataset.name}: no item has a title, so there is nothing to recommend")
     popularity = dict(zip(split.item_ids, split.popularity.tolist(), strict=True))
@@ -51,12 +51,12 @@ def catalogue_items(dataset: Dataset, split: Split) -> list[Item]:
 
 
 def _plain(attributes: dict[str, Any]) -> dict[str, Any]:
-    """Without missing values and such that a filter cannot name."""
+    """The attributes that a filter can use: no missing values, no nested ones."""
     return {name: value for name, value in attributes.items() if isinstance(value, str | int | float | bool | list)}
 
 
 def embed_items(backbone: Backbone, items: Sequence[Item]) -> np.ndarray:
-    """(N, D) float32."""
+    """(N, D) float32 vectors of the titles, for grounding."""
     prompts = [backbone.prompt.tokens([item.title]) for item in items]
     vectors = np.empty((len(items), backbone.lm.hidden_size), dtype=np.float32)
     bar = progress(total=len(items), desc="embed titles", unit="title")
@@ -85,7 +85,7 @@ def run(
     provenance: dict[str, Any],
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Does nothing when the bundle stands there already, made of the same inputs."""
+    """Returns the bundle's path, space and number of items. Does nothing when `out` is a bundle of the same inputs."""
     if (out / MANIFEST).is_file() and read_manifest(out).provenance.get("inputs") == inputs:
         return _facts(out, read_manifest(out))
     backbone = open_backbone(backbone_dir, pick_device(device))
@@ -103,7 +103,7 @@ def run(
         if manifest.generation.neighbor_share:
             writer.add_neighbors(ItemNeighbors.load(mixture_dir / NEIGHBORS_FILE))
         manifest = writer.finish(manifest)
-    Bundle.open(out)  # what cannot be opened must not be announced
+    Bundle.open(out)  # fails here rather than in the service
     return _facts(out, manifest)
 
 

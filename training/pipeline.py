@@ -1,8 +1,8 @@
-"""All stages: data set → bundle. Starts at the first unfinished stage; a stage whose inputs changed runs again.
+"""All stages: data set → bundle. Starts at the first unfinished stage. A stage whose inputs changed runs again.
 
-    tuning → mixture → annotate → train_retriever → build_index
+    sft → mixture → annotate → train_retriever → build_index
 
-Intermediate results live in `OUT.work` and may be deleted once the bundle is there.
+Intermediate results are in `OUT.work`; they may be deleted when the bundle is finished.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import torch
 
 from training import annotate, build_index, train_retriever
 from training import mixture as mixture_stage
+from training.items.mixture import read_mixture
 from training.lm import tuning
 from training.run.demo import demo_inputs, write_demo_interactions
 from training.run.distributed import leave_process_group
@@ -35,9 +36,9 @@ def run(
     device: str = "auto",
     recipe: Recipe | None = None,
 ) -> dict[str, Any]:
-    """Returns what each stage reported. The report of a stage is part of what the next one depends on.
+    """Returns the certificate of each stage. The key of a stage includes the certificates of the stages before it.
 
-    `recipe` where the name is not one of `RECIPES`: a variant that a study makes.
+    `recipe` is for variants that a study makes; otherwise `recipe_name` is one of `RECIPES`.
     """
     recipe = recipe or get_recipe(recipe_name)
     if recipe.num_threads:
@@ -47,10 +48,10 @@ def run(
     common: dict[str, Any] = {"recipe": recipe, "seed": seed, "device": device}
     key = tuning.stage_key(fingerprint, recipe, model, seed)
     tuned = tuning.run(split, backbone, inputs=key, model_name=model, **common)
-    if not leave_process_group():  # only main goes on: what follows is the work of one process
+    if not leave_process_group():  # the later stages run in the main process only
         return {"sft": tuned}
-    made = {"recipe": recipe_name, "model": model}
-    return {"sft": tuned, **complete(inputs, out, backbone=backbone, work=work, provenance=made, **common)}
+    provenance = {"recipe": recipe_name, "model": model}
+    return {"sft": tuned, **complete(inputs, out, backbone=backbone, work=work, provenance=provenance, **common)}
 
 
 def complete(
@@ -64,7 +65,7 @@ def complete(
     device: str,
     provenance: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """All stages after `backbone`, which may have been tuned on other data. `provenance` goes into the manifest."""
+    """Runs all stages after `backbone`, which may be tuned on other data. `provenance` goes into the manifest."""
     dataset, split, fingerprint = inputs
     tuned = read_certificate(backbone)
     annotations, retriever, mixture = (work / name for name in ("annotations", "retriever", "mixture"))
@@ -74,8 +75,8 @@ def complete(
     key = annotate.stage_key(fingerprint, tuned, recipe, seed)
     annotated = annotate.run(split, annotations, inputs=key, **common)
     key = train_retriever.stage_key([annotated, mixed], recipe, seed)
-    heard = mixture_stage.read_mixture(mixture)
-    trained = train_retriever.run(split, retriever, annotations_dir=annotations, mixture=heard, inputs=key, **common)
+    mixed_in = read_mixture(mixture)
+    trained = train_retriever.run(split, retriever, annotations_dir=annotations, mixture=mixed_in, inputs=key, **common)
     bundle = build_index.run(
         dataset,
         split,

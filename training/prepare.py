@@ -1,8 +1,8 @@
-"""`python -m training.prepare`: raw data in one of four formats becomes a data set.
+"""`python -m training.prepare`: converts raw data in one of four formats to a data set.
 
-In: a directory of raw files. Out: a directory with `interactions.parquet`, `items.parquet`, `dataset.json`;
-or, when something is wrong, one clear line, exit code 2 and nothing written. The last line on stdout is JSON:
-what is there now, and what was left out. Knows nothing of splits or models.
+In: a directory of raw files. Out: a directory with `interactions.parquet`, `items.parquet`, `dataset.json`. Wrong data
+ends with one line on stderr, exit status 2 and no files. The last line on stdout is JSON: the size of the data set and
+what was left out. Knows nothing of splits or models.
 """
 
 import argparse

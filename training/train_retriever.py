@@ -1,10 +1,10 @@
-"""Stage 3: teach the retriever to find what the language model said would help (AutoMR, arXiv 2412.17593, eq. 6).
+"""Stage 3: train the retriever to find the memories that help the language model (AutoMR, arXiv 2412.17593, eq. 6).
 
-In: annotations, the states of memories, item neighbours. Out: `retriever.safetensors`. The loss is KL(S′ ‖ S) with S′
-the softmax of the gains over a temperature, the null slot at gain zero. Loss, temperature and number of memories are
-those that gain most on the valid period, counted as the NDCG@10 that the chosen memories add together to the forecast
-as it is served, or, where an item is several tokens, as their log-probability. Where even that gain is not more than
-two standard errors, the retriever is made to abstain always: memory that does not pay must not be shown.
+In: annotations with the states of their memories, a backbone, a mixture. Out: `retriever.safetensors`. Several
+retrievers are trained (`training/memory/learning.py`). The stage keeps the loss, temperature and number of memories of
+the largest gain on the valid period: the NDCG@10 that the chosen memories add together to the served forecast, or, with
+the title vocabulary, the log-probability that they add. If even this gain is less than two standard errors above zero,
+the retriever is changed to abstain always, so that memory without a proven gain is never used.
 """
 
 import argparse
@@ -28,11 +28,11 @@ from training.run.program import run_program, stage_parser
 from training.run.recipes import Recipe, get_recipe
 from training.run.stage import begin, digest, finish, is_done, read_certificate
 
-_VERSION = 5  # of the choice; 5: two standard errors pay; 4: by the ranking that is served
+_VERSION = 5  # of the selection; 4: by the served ranking; 5: with two standard errors
 
 
 def stage_key(upstream: Sequence[dict[str, Any]], recipe: Recipe, seed: int) -> str:
-    """Changes with everything that changes the retriever. `upstream`: certificates of annotations and mixture."""
+    """Changes with everything that changes the retriever. `upstream`: the certificates of annotations and mixture."""
     network = [recipe.retriever, recipe.retriever_batch, recipe.retriever_width, recipe.retriever_losses]
     return digest([_VERSION, upstream, *network, recipe.gain_form, recipe.label_temperatures, recipe.top_ks, seed])
 
@@ -49,7 +49,7 @@ def run(
     seed: int = 0,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Returns the certificate; does nothing when the stage is done already."""
+    """Returns the certificate. Does nothing when `out` holds the result of the same inputs."""
     if is_done(out, inputs):
         return read_certificate(out)
     begin(out)
@@ -74,21 +74,21 @@ def run(
         retrievers, recipe.top_ks, annotated, backbone, windows, placement=recipe.combine, mixture=mixture
     )
     best = max(gains, key=lambda candidate: gains[candidate].value.mean())
-    is_worth_it = is_significant(gains[best].value, [each.user for each in annotated.valid])
+    has_gain = is_significant(gains[best].value, [each.user for each in annotated.valid])
     chosen = trained[best[0]]
-    save_retriever(chosen.retriever if is_worth_it else make_abstainer(chosen.retriever), out)
+    save_retriever(chosen.retriever if has_gain else make_abstainer(chosen.retriever), out)
     facts = {
         "width": recipe.retriever_width,
         "train_targets": len(annotated.train),
-        "pays": is_worth_it,
-        **_facts(best, chosen, float(gains[best].nats.mean())),
+        "pays": has_gain,
+        **_best_facts(best, chosen, float(gains[best].nats.mean())),
         "tried": [_tried(candidate, each) for candidate, each in gains.items()],
     }
     return finish(out, inputs, facts)
 
 
-def _facts(best: tuple[Objective, int], chosen: TrainedRetriever, gain: float) -> dict[str, Any]:
-    """Of the retriever that is kept; `gain` in nats, of all that it shows."""
+def _best_facts(best: tuple[Objective, int], chosen: TrainedRetriever, gain: float) -> dict[str, Any]:
+    """Facts of the retriever that is kept; `gain` in nats is that of all its memories together."""
     quality = chosen.quality
     return {
         **best[0]._asdict(),
@@ -103,19 +103,19 @@ def _facts(best: tuple[Objective, int], chosen: TrainedRetriever, gain: float) -
 
 
 def _tried(candidate: tuple[Objective, int], gains: MemoryGains) -> dict[str, Any]:
-    """`value` is by what they were chosen."""
-    told = {"gain": round(float(gains.nats.mean()), 4), "value": round(float(gains.value.mean()), 5)}
-    return {**candidate[0]._asdict(), "top_k": candidate[1], **told}
+    """Facts of one candidate; the one with the largest `value` is kept."""
+    measured = {"gain": round(float(gains.nats.mean()), 4), "value": round(float(gains.value.mean()), 5)}
+    return {**candidate[0]._asdict(), "top_k": candidate[1], **measured}
 
 
 def _objectives(recipe: Recipe) -> list[Objective]:
-    """Without labels there is nothing to soften."""
-    softened = {"kl": recipe.label_temperatures, "marginal": (1.0,)}
-    return [Objective(loss, temperature) for loss in recipe.retriever_losses for temperature in softened[loss]]
+    """`marginal` uses no labels, so it has no temperature to try."""
+    temperatures = {"kl": recipe.label_temperatures, "marginal": (1.0,)}
+    return [Objective(loss, temperature) for loss in recipe.retriever_losses for temperature in temperatures[loss]]
 
 
 def _untrained(out: Path, inputs: str, hidden_size: int, recipe: Recipe) -> dict[str, Any]:
-    """No history is longer than the prompt: the retriever always abstains, which is right."""
+    """No history is longer than the prompt, so nobody has memory: writes a retriever that always abstains."""
     save_retriever(make_abstainer(Retriever(hidden_size, width=recipe.retriever_width, has_null=True)), out)
     return finish(out, inputs, {"width": recipe.retriever_width, "top_k": 1, "train_targets": 0, "abstains": 1.0})
 

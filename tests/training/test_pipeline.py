@@ -64,25 +64,22 @@ def run(data: Path, out: Path, *more: str) -> int:
 
 
 def stages_that_ran(monkeypatch: pytest.MonkeyPatch, data: Path, out: Path, *more: str) -> list[str]:
-    """Each stage does its work through a function that it must not call when it is done."""
+    """The stages that did their work, found by a function that a stage calls only if it is not done."""
     ran: list[str] = []
 
-    def watch(module: Any, function: str) -> None:
-        honest = getattr(module, function)
+    def watch(stage: str, module: Any, function: str) -> None:
+        original = getattr(module, function)
 
         def watched(*args: Any, **kwargs: Any) -> Any:
-            ran.append(module.__name__.removeprefix("training."))
-            return honest(*args, **kwargs)
+            ran.append(stage)
+            return original(*args, **kwargs)
 
         monkeypatch.setattr(module, function, watched)
 
-    for module, function in (
-        (tuning, "make_model"),
-        (annotate, "learning_targets"),
-        (train_retriever, "read_annotated"),
-        (build_index, "catalogue_items"),
-    ):
-        watch(module, function)
+    watch("sft", tuning, "make_model")
+    watch("annotate", annotate, "learning_targets")
+    watch("train_retriever", train_retriever, "read_annotation_set")
+    watch("build_index", build_index, "catalogue_items")
     assert run(data, out, *more) == 0
     return ran
 
@@ -246,7 +243,7 @@ def test_an_interrupt_is_resumed(data: Path, out: Path, monkeypatch: pytest.Monk
 
     (out.with_name("bundle.work") / "retriever" / "stage.json").unlink()
     with monkeypatch.context() as patched:
-        patched.setattr(train_retriever, "train", interrupt)
+        patched.setattr(train_retriever, "fit_retriever", interrupt)
         assert run(data, out) == 130
     assert "run the same command again" in capsys.readouterr().err
     assert stages_that_ran(monkeypatch, data, out) == ["train_retriever"]

@@ -1,8 +1,7 @@
-"""A data set on disk and in memory: who touched what when, and what things are called.
+"""A data set on disk and in memory: interactions of users with items, and the items' titles and attributes.
 
-In: a directory with `interactions.parquet` and `items.parquet`, raw or prepared; or two polars frames.
-Out: a `Dataset` whose frames are clean, complete and in the one documented order. Knows neither splits nor
-raw formats.
+In: a directory with `interactions.parquet` and `items.parquet`, raw or prepared; or two polars frames. Out: a `Dataset`
+whose frames are clean, complete and sorted. Knows neither splits nor raw formats.
 """
 
 import contextlib
@@ -21,18 +20,18 @@ from model_store.text.history import clean_title, tie_key
 
 INTERACTIONS, ITEMS, MANIFEST = "interactions.parquet", "items.parquet", "dataset.json"
 FORMAT_VERSION = 1
-MAX_TIMESTAMP_S = 100_000_000_000  # the year 5138: anything later is milliseconds taken for seconds
+MAX_TIMESTAMP_S = 100_000_000_000  # the year 5138; anything later is milliseconds instead of seconds
 ORDER = ["user_id", "timestamp", "tie", "item_id"]
 REQUIRED = {INTERACTIONS: ("user_id", "item_id", "timestamp"), ITEMS: ("item_id", "title")}
 
 
 class DataError(Exception):
-    """The user's data is wrong. The message says where, what, how many, and what to do about it."""
+    """The user's data is wrong. The message says where, what, how many rows, and what to do."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Interactions are in history order, items in the order of their ids; every interaction has its item."""
+    """Interactions are sorted by user, time and tie key, items by id. Every interaction has its item."""
 
     name: str
     interactions: pl.DataFrame  # user_id str, item_id str, timestamp int64 s, rating float32 or null
@@ -41,7 +40,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Dropped:
-    """How many rows cleaning removed, by reason; the first reason that hits a row counts."""
+    """Number of rows that cleaning removed, by reason. A row counts for the first reason that applies."""
 
     interactions_incomplete: int
     interactions_without_item: int
@@ -51,10 +50,10 @@ class Dropped:
 
 
 def load_dataset(path: Path) -> Dataset:
-    """Always cleans, so a hand-made directory is as good as a prepared one. Raises `DataError`."""
+    """Reads and cleans, so that the directory need not be made by `training.prepare`. Raises DataError."""
     path = Path(path)
     if not path.is_dir():
-        raise DataError(f"{path}: no such directory; a data set is one with {INTERACTIONS} and {ITEMS}")
+        raise DataError(f"{path}: no such directory; a data set is a directory with {INTERACTIONS} and {ITEMS}")
     manifest = _read_manifest(path)
     frames = [read_parquet(path / name) for name in (INTERACTIONS, ITEMS)]
     return clean_dataset(str(manifest.get("name", path.resolve().name)), frames[0], frames[1])[0]
@@ -63,9 +62,9 @@ def load_dataset(path: Path) -> Dataset:
 def save_dataset(
     dataset: Dataset, path: Path, *, source: Mapping[str, Any] | None = None, dropped: Dropped | None = None
 ) -> dict[str, Any]:
-    """Returns the manifest. `dataset.json` comes last, with checksums, so a half-replaced data set shows.
+    """Writes the data set and returns its manifest. `dataset.json` is written last and holds checksums of the others.
 
-    Raises `DataError` rather than overwrite data that no one could make again.
+    Raises DataError if `path` holds raw data, which would be overwritten.
     """
     path = Path(path)
     if (path / INTERACTIONS).exists() and not (path / MANIFEST).exists():
@@ -90,7 +89,7 @@ def save_dataset(
 
 
 def clean_dataset(name: str, interactions: pl.DataFrame, items: pl.DataFrame) -> tuple[Dataset, Dropped]:
-    """Any two frames with the required columns; what had to go is counted. Raises `DataError`."""
+    """Cleans two frames with the required columns, and counts the removed rows. Raises DataError."""
     _require_columns(interactions, INTERACTIONS)
     _require_columns(items, ITEMS)
     known = _clean_items(items)
@@ -125,7 +124,7 @@ def dataset_stats(dataset: Dataset) -> dict[str, int]:
 
 
 def _clean_items(items: pl.DataFrame) -> pl.DataFrame:
-    """The first of equal ids wins; attributes become plain JSON values."""
+    """Keeps the first row of each id. Attributes become values that JSON can hold."""
     return (
         items.with_columns(
             _text(items, "item_id"),
@@ -152,7 +151,7 @@ def _typed_interactions(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _text(frame: pl.DataFrame, column: str) -> pl.Expr:
-    """Ids are text; an id read as 17.0 would never match the "17" of the other file. Empty means missing."""
+    """Ids as text. A float column loses its ".0", so that 17.0 matches the "17" of the other file. "" becomes null."""
     whole = pl.col(column).cast(pl.Int64, strict=False) if frame.schema[column].is_float() else pl.col(column)
     text = whole.cast(pl.String)
     return pl.when(text != "").then(text).alias(column)
@@ -166,7 +165,7 @@ def _seconds(frame: pl.DataFrame) -> pl.Expr:
 
 
 def _in_history_order(frame: pl.DataFrame) -> pl.DataFrame:
-    """By user, time, tie key. Of equal (user, item, time) the best rated stays, whatever the file order."""
+    """Sorted by user, time, tie key. Of rows with equal (user, item, time) the one with the best rating stays."""
     distinct = frame.sort("rating", descending=True, nulls_last=True).unique(
         ["user_id", "item_id", "timestamp"], keep="first", maintain_order=True
     )
@@ -182,7 +181,7 @@ def _refuse_milliseconds(interactions: pl.DataFrame) -> None:
     late = interactions.filter(pl.col("timestamp") >= MAX_TIMESTAMP_S).height
     if late:
         raise DataError(
-            f"{INTERACTIONS}: {late} of {interactions.height} timestamps lie after the year 5138; "
+            f"{INTERACTIONS}: {late} of {interactions.height} timestamps are after the year 5138; "
             "they look like milliseconds, but seconds are expected: divide by 1000"
         )
 
@@ -204,7 +203,7 @@ def read_parquet(file: Path) -> pl.DataFrame:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    """{} for raw data. A prepared data set must still be what was prepared."""
+    """{} for raw data. Raises DataError if the files of a prepared data set have changed."""
     file = path / MANIFEST
     if not file.exists():
         return {}

@@ -1,8 +1,8 @@
-"""Readers of four raw formats: a directory in, a `Raw` out, two frames that `clean_dataset` can clean.
+"""Readers of four raw formats.
 
-Text files are streamed: a line is parsed, its few fields kept in compact columns, the rest forgotten. A line
-that cannot be parsed is counted and passed over; a file with many of them is of another format and is an
-error that names the first. Knows no more about cleaning than that.
+In: a directory of raw files. Out: a `RawData`, two frames for `clean_dataset`. Text files are streamed: each line is
+parsed and only the fields in use are kept. A line that cannot be parsed is counted and skipped. A file with many such
+lines probably has another format: that is a DataError which names the first one. No other cleaning is done here.
 """
 
 import csv
@@ -30,38 +30,40 @@ ITEM_SCHEMA = {"item_id": pl.String, "title": pl.String, "categories": pl.List(p
 
 Schema = dict[str, Any]
 Record = TypeVar("Record")
-Numbered = Iterator[tuple[int, Record]]  # line number from 1, and what stands there
+Numbered = Iterator[tuple[int, Record]]  # (line number from 1, content)
 
 
 @dataclass(frozen=True)
-class Raw:
+class RawData:
+    """What a reader found. `first_broken` names the first line that could not be parsed, and why; "" if none."""
+
     interactions: pl.DataFrame
     items: pl.DataFrame
     broken_lines: int
-    first_broken: str  # where and what, "" if none
+    first_broken: str
 
 
-class _Parsed(NamedTuple):
+class _ParsedFile(NamedTuple):
     frame: pl.DataFrame
     broken_lines: int = 0
     first_broken: str = ""
 
 
-def read_source(format: str, source: Path) -> Raw:
-    """`format` is one of `READERS`. Raises `DataError`."""
+def read_source(format: str, source: Path) -> RawData:
+    """`format` is one of `READERS`. Raises DataError."""
     if not source.is_dir():
         raise DataError(f"{source}: no such directory; --source is the directory that holds the raw files")
     try:
         return READERS[format](source)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{source}: a compressed file is cut short or damaged ({error}); fetch it again") from error
+        raise DataError(f"{source}: a compressed file is cut short or damaged ({error}); download it again") from error
 
 
-def _read_parquet_source(source: Path) -> Raw:
-    return Raw(read_parquet(source / INTERACTIONS), read_parquet(source / ITEMS), 0, "")
+def _read_parquet_source(source: Path) -> RawData:
+    return RawData(read_parquet(source / INTERACTIONS), read_parquet(source / ITEMS), 0, "")
 
 
-def _read_csv_source(source: Path) -> Raw:
+def _read_csv_source(source: Path) -> RawData:
     file = source / "interactions.csv"
     header, rows = _open_csv(file, REQUIRED[INTERACTIONS])
     events = _parse(file, rows, _named(header, _csv_interaction), INTERACTION_SCHEMA)
@@ -71,8 +73,8 @@ def _read_csv_source(source: Path) -> Raw:
     return _raw([events], [items])
 
 
-def _read_movielens(source: Path) -> Raw:
-    """ML-1M/10M (.dat), ML-latest/20M/25M (.csv), ML-100K (u.data): the same columns in the same order."""
+def _read_movielens(source: Path) -> RawData:
+    """ML-1M/10M (.dat), ML-latest/20M/25M (.csv) and ML-100K (u.data), which have the same columns."""
     for ratings, movies, split in MOVIELENS_FILES:
         if (source / ratings).exists() and (source / movies).exists():
             events = _parse(source / ratings, split(source / ratings), _movielens_rating, INTERACTION_SCHEMA)
@@ -82,8 +84,8 @@ def _read_movielens(source: Path) -> Raw:
     raise DataError(f"{source}: no MovieLens files; needed: {wanted}")
 
 
-def _read_amazon(source: Path) -> Raw:
-    """Review files with their meta files, of 2018 or 2023, one category or several."""
+def _read_amazon(source: Path) -> RawData:
+    """Review files and their meta files, released in 2018 or 2023, of one or several categories."""
     files = sorted(f for f in source.iterdir() if f.name.removesuffix(".gz").endswith((".json", ".jsonl")))
     metas = [file for file in files if file.name.lower().startswith("meta")]
     reviews = [file for file in files if file not in metas]
@@ -99,7 +101,7 @@ def _read_amazon(source: Path) -> Raw:
     return _raw(events, [_parse(file, _lines(file), meta, ITEM_SCHEMA) for file in metas])
 
 
-READERS: dict[str, Callable[[Path], Raw]] = {
+READERS: dict[str, Callable[[Path], RawData]] = {
     "parquet": _read_parquet_source,
     "csv": _read_csv_source,
     "movielens": _read_movielens,
@@ -122,7 +124,7 @@ def _movielens_rating(fields: Sequence[str]) -> list[Any]:
 
 
 def _movielens_movie(fields: Sequence[str]) -> list[Any]:
-    """u.item has 24 fields, with a date where the others have genres."""
+    """The third field holds genres, except in u.item, which has 24 fields."""
     item, title, *rest = fields
     genres = rest[0].split("|") if len(rest) == 1 and rest[0] != "(no genres listed)" else []
     return [item, html.unescape(title), genres]
@@ -132,7 +134,7 @@ def _amazon_review(line: str) -> list[Any]:
     review = json.loads(line)
     if "unixReviewTime" in review:
         user, item, seconds = review["reviewerID"], review["asin"], _whole(review["unixReviewTime"])
-    else:  # 2023: milliseconds, and the parent stands for all variants of a product, as in the meta file
+    else:  # 2023: milliseconds; parent_asin names all variants of a product, as in the meta file
         user, item, seconds = review["user_id"], review["parent_asin"], _whole(review["timestamp"]) // 1000
     rating = review.get("overall", review.get("rating"))
     return [_storable(user), _storable(item), seconds, None if rating is None else float(rating)]
@@ -143,7 +145,7 @@ def _amazon_meta(meta: dict[str, Any], reviewed: set[str]) -> list[Any] | None:
     if item not in reviewed:
         return None
     title = html.unescape(str(meta.get("title") or ""))
-    if "getTime" in title:  # some 2018 rows carry the page's script where the title should be
+    if "getTime" in title:  # some rows of 2018 hold JavaScript of the page instead of a title
         title = ""
     categories = meta.get("categories") or meta.get("category") or []
     names = categories if isinstance(categories, list) else [categories]
@@ -161,15 +163,15 @@ def _whole(number: str | float) -> int:
 
 
 def _storable(text: Any) -> str:
-    """JSON can hold halves of characters, which no file can. Ids must not be null."""
+    """Text that UTF-8 can encode: JSON may hold lone surrogates. Raises ValueError for null."""
     if text is None:
         raise ValueError("an id is null")
     return str(text).encode(errors="replace").decode()
 
 
-def _raw(events: Sequence[_Parsed], items: Sequence[_Parsed]) -> Raw:
+def _raw(events: Sequence[_ParsedFile], items: Sequence[_ParsedFile]) -> RawData:
     parts = [*events, *items]
-    return Raw(
+    return RawData(
         interactions=pl.concat([part.frame for part in events]),
         items=pl.concat([part.frame for part in items]),
         broken_lines=sum(part.broken_lines for part in parts),
@@ -179,8 +181,8 @@ def _raw(events: Sequence[_Parsed], items: Sequence[_Parsed]) -> Raw:
 
 def _parse(
     file: Path, records: Numbered[Record], parse: Callable[[Record], list[Any] | None], schema: Schema
-) -> _Parsed:
-    """`parse` answers one row, None to leave it out, or raises when the line is broken."""
+) -> _ParsedFile:
+    """`parse` returns one row, or None to leave the line out; it raises if the line cannot be parsed."""
     chunks, rows = [pl.DataFrame(schema=schema)], []
     num_lines, broken, first_broken = 0, 0, ""
     for number, record in records:
@@ -199,7 +201,7 @@ def _parse(
     if broken > max(TOLERATED_LINES, TOLERATED_SHARE * num_lines):
         raise DataError(f"{file}: {broken} of {num_lines} lines cannot be read, the first is {first_broken}")
     chunks.append(pl.DataFrame(rows, schema=schema, orient="row"))
-    return _Parsed(pl.concat(chunks), broken, first_broken)
+    return _ParsedFile(pl.concat(chunks), broken, first_broken)
 
 
 def _reason(error: Exception) -> str:
@@ -218,7 +220,7 @@ def _named(header: list[str], parse: Callable[[dict[str, str]], list[Any]]) -> C
 
 
 def _open_csv(file: Path, required: Sequence[str] = ()) -> tuple[list[str], Numbered[list[str]]]:
-    """The header, which must name the `required` columns, and the lines after it."""
+    """The header and the lines after it. Raises DataError unless the header has the `required` columns."""
     rows = _csv_rows(file)
     header = next(rows, (1, []))[1]
     missing = [name for name in required if name not in header]
@@ -264,20 +266,20 @@ def _lines(file: Path, encoding: str = "utf-8-sig") -> Numbered[str]:
 
 
 def _text_lines(file: Path, encoding: str) -> Iterator[str]:
-    """With their ends. Progress, on a terminal only, is in bytes of the file as it lies on disk."""
+    """Yields lines with their line ends. Progress, on a terminal only, counts bytes of the (compressed) file."""
     try:
-        packed = file.open("rb")
+        compressed = file.open("rb")
     except OSError as error:
         raise DataError(f"{file}: cannot be opened ({error.strerror})") from error
-    unpacked = gzip.GzipFile(fileobj=packed) if file.suffix == ".gz" else packed
+    plain_file = gzip.GzipFile(fileobj=compressed) if file.suffix == ".gz" else compressed
     size = file.stat().st_size
     with (
-        packed,
+        compressed,
         tqdm(total=size, desc=file.name, unit="B", unit_scale=True, disable=None) as progress,
-        io.TextIOWrapper(cast(BinaryIO, unpacked), encoding, errors="replace", newline="") as stream,
+        io.TextIOWrapper(cast(BinaryIO, plain_file), encoding, errors="replace", newline="") as stream,
     ):
         for number, line in enumerate(stream):
             if number % PROGRESS_LINES == 0:
-                progress.update(packed.tell() - progress.n)
+                progress.update(compressed.tell() - progress.n)
             yield line
         progress.update(size - progress.n)

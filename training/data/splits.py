@@ -1,7 +1,8 @@
-"""Cuts a data set into what may be learned from and what must be predicted.
+"""Splits a data set into a train, a valid and a test period.
 
-In: a `Dataset`. Out: a `Split`: the items left, every user's history as item rows, and the targets of each
-period. A target's history is everything earlier of that user. Knows nothing of models, prompts or metrics.
+In: a `Dataset`. Out: a `Split`: the items that are frequent enough, every user's history as item rows, and the targets
+of each period. What may be known of a target is everything earlier of its user. Knows nothing of models, prompts or
+metrics.
 """
 
 from collections.abc import Sequence
@@ -14,12 +15,12 @@ import polars as pl
 
 from training.data.dataset import DataError, Dataset
 
-_REPEATS = 0.01
+_REPEAT_SHARE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """`histories[user].items[position]` is to be predicted from `histories[user].items[:position]`."""
+    """An event to predict: `histories[user].items[position]` from `histories[user].items[:position]`."""
 
     user: int
     position: int
@@ -31,37 +32,37 @@ class History:
     items: np.ndarray  # (length,) int32, rows of Split.item_ids, in history order
     timestamps: np.ndarray  # (length,) int64, seconds
     train_end: int  # first position outside the train period
-    is_long: bool  # the paper trains on long users only; here everybody's train period trains
+    is_long: bool  # long users have targets; the train period of all users is trained on (in the paper: of long users)
 
 
 @dataclass(frozen=True)
 class Split:
     name: str
-    item_ids: list[str]  # the N items left, ordered by id
+    item_ids: list[str]  # the N items that are frequent enough, sorted by id
     titles: list[str]
     attributes: list[dict[str, Any]]
     popularity: np.ndarray  # (N,) int64, interactions in the train period
     title_class: np.ndarray  # (N,) int32, equal for items of equal title
-    histories: list[History]  # every user left, ordered by user_id
+    histories: list[History]  # every user with such an item, sorted by user_id
     valid: list[Target]
     test: list[Target]
-    train: list[Target]  # long users' targets inside the train period, for annotation
+    train: list[Target]  # targets of long users in the train period, for annotation
 
     @cached_property
     def has_repeats(self) -> bool:
-        """Whether people come back to what they had: in the train period, one event in a hundred or more."""
+        """Whether users repeat items: at least 1 % of the events of the train period are repeats."""
         had = [history.items[: history.train_end] for history in self.histories]
         num_events = sum(map(len, had))
-        return sum(len(items) - len(np.unique(items)) for items in had) >= _REPEATS * num_events
+        return sum(len(items) - len(np.unique(items)) for items in had) >= _REPEAT_SHARE * num_events
 
 
 @dataclass(frozen=True)
 class _Table:
-    """The interactions left, flat and in history order; one entry each unless it says otherwise."""
+    """The remaining interactions in history order. Arrays have one entry per interaction unless stated otherwise."""
 
     items: pl.DataFrame
     user_ids: list[str]  # (users,)
-    starts: np.ndarray  # (users + 1,) where each user's events begin, and the end of the last
+    starts: np.ndarray  # (users + 1,) the first event of each user, and the number of events
     user: np.ndarray
     position: np.ndarray
     item: np.ndarray
@@ -81,7 +82,11 @@ def time_split(
     valid_at: float = 0.8,
     test_at: float = 0.9,
 ) -> Split:
-    """An event at a cut's very time falls behind it, so no time is on both sides. Raises `DataError`."""
+    """Cuts at two times, the same for all users: shares `valid_at` and `test_at` of long users' events are before them.
+
+    An event exactly at a cut counts as after it. Targets are events of users with at least `long_user_length` events,
+    and have at least `min_earlier` events before them. Raises DataError.
+    """
     table = _table(dataset, min_item_count)
     is_long = table.lengths >= long_user_length
     if not is_long.any():
@@ -99,20 +104,21 @@ def time_split(
 def leave_one_out(
     dataset: Dataset, *, min_item_count: int = 5, min_user_length: int = 5, min_earlier: int = 10
 ) -> Split:
-    """As in published tables: of users of `min_user_length`, the last event is test, the one before it valid.
+    """The split of published tables: the last event of a user is a test target, the one before it a valid target.
 
-    `min_earlier` bounds the train targets only. Shorter users train with all they have. Raises `DataError`.
+    It applies to users with at least `min_user_length` events; all events of other users are in the train period.
+    `min_earlier` restricts the train targets only. Raises DataError.
     """
     table = _table(dataset, min_item_count)
     is_long = table.lengths >= min_user_length
-    from_end = table.lengths[table.user] - table.position  # 1 for a user's last event
+    from_end = table.lengths[table.user] - table.position  # 1 is a user's last event
     period = np.where(is_long[table.user], np.maximum(3 - from_end, 0), 0)
     is_target = is_long[table.user] & ((period > 0) | (table.position >= min_earlier))
     return _split("leave-one-out", dataset, table, period=period, is_target=is_target, is_long=is_long)
 
 
 def sample_targets(targets: Sequence[Target], limit: int | None, seed: int) -> list[Target]:
-    """At most `limit` of them, in their order; of one seed, a smaller sample is part of a larger one."""
+    """At most `limit` random targets, in order. With the same seed, a smaller sample is part of a larger one."""
     if limit is None or limit >= len(targets):
         return list(targets)
     chosen = np.random.default_rng(seed).permutation(len(targets))[:limit]
@@ -153,7 +159,7 @@ def _split(
     is_target: np.ndarray,
     is_long: np.ndarray,
 ) -> Split:
-    """`period` and `is_target` of each event, `is_long` of each user; period 0 is train, 1 valid, 2 test."""
+    """`period` (0 train, 1 valid, 2 test) and `is_target` are per event, `is_long` is per user."""
     train, valid, test = (_targets(table, is_target & (period == number)) for number in range(3))
     for part, found in (("train", (period == 0).any()), ("valid", valid), ("test", test)):
         if not found:

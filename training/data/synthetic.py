@@ -1,28 +1,28 @@
-"""A small bookshop where the right answer is provable, and only a long memory knows it.
+"""The synthetic bookshop: a small data set whose right answers are known and need a long memory.
 
 The shop sells 180 items in six *themes* (detective, space, garden, sea, kitchen, ghost). A theme has
 
-* four *series* of three ordered volumes: "Inspector Quill 2: The Borrowed Umbrella",
+* four *series* of three numbered volumes: "Inspector Quill 2: The Borrowed Umbrella",
 * sixteen *stand-alone* books: "Fingerprints in the Jam",
-* two *cues*, things picked up on the way to the till: "Rainy Evening Tea Sampler".
+* two *cues*, small things that are sold at the till: "Rainy Evening Tea Sampler".
 
-A reader's life is mostly stand-alone books, in stretches of one theme, none of them twice. Now and then a
-reader starts a series: one volume, sometimes two in a row, which teaches what a next volume is. A reader has
-one series of a theme, never two. Later comes a cue of that theme, and right after it the next volume of the
-reader's series: an *echo*, once for each series. Cues occur nowhere else.
+Readers mostly read stand-alone books, several of one theme after the other, and no book twice. Now and then a reader
+starts a series with one volume, sometimes two in a row, which shows the model what a next volume is. A reader has at
+most one series of a theme. Later comes a cue of that theme, directly followed by the next volume of the reader's
+series. This is an *echo*; there is one for each series. Cues occur nowhere else.
 
-* A *near* echo comes less than 10 events after the latest volume. That volume stands in the window of recent
-  items, so a model that sees only the window learns the rule "after a cue, continue the series".
-* A *far* echo comes at least 12 events after it. The window shows the cue, hence the theme, but no item of
-  the series: which of four series and which volume is a guess that is right one time in six at best.
-  Only one old interaction, the echo's *source*, knows.
+* A *near* echo comes less than 10 events after the latest volume. The window of recent items contains that volume, so
+  a model that sees only the window learns the rule "after a cue, continue the series".
+* A *far* echo comes at least 12 events after it. The window contains the cue, which tells the theme, but no item of the
+  series. Which of four series and which volume comes next is a guess that is right at most one time in six. Only one
+  old interaction, the *source* of the echo, tells it.
 
-One event in ten of a long history is an echo, and half of the echoes are far. Most readers have 24 to 44
-events and begin at different times of the two years, so that every period of a time split finds readers in
-the middle of their lives. 15 % are new readers with 3 to 15 events.
+One event in ten of a long history is an echo, and half of the echoes are far. Most readers have 24 to 44 events, and
+they begin at different times within two years, so that every period of a time split contains readers in the middle of
+their histories. 15 % are new readers with 3 to 15 events.
 
-In: a seed. Out: a `Dataset` whose items carry theme, kind, series and volume; `find_echoes` tells the truth
-about it. Knows nothing of models.
+In: a seed. Out: a `Dataset` whose items have the attributes theme, kind, series and volume; `find_echoes` lists the
+echoes. Knows nothing of models.
 """
 
 import argparse
@@ -43,24 +43,24 @@ NUM_VOLUMES = 3
 FIRST_DAY_S = 1_672_531_200  # 2023-01-01
 SPAN_S = 2 * 365 * 24 * 3600
 LONG_LENGTHS, SHORT_LENGTHS, SHORT_SHARE = (24, 44), (3, 15), 0.15
-NEAR_GAPS, FAR_GAP = range(3, 10), 12  # from the source to the echo; gaps between them do not occur
+NEAR_GAPS, FAR_GAP = range(3, 10), 12  # events from the source to the echo; 10 and 11 do not occur
 FAR_RATE, NEAR_RATE, START_RATE, SWITCH_RATE = 0.7, 0.12, 0.7, 0.5
 STREAK_LENGTHS = (1, 1, 1, 1, 2)
 SUBTITLE_SHIFTS = (0, 3)
 
 
 def synthetic_dataset(num_users: int = 1500, seed: int = 0) -> Dataset:
-    """Equal arguments give equal data; with more users the first ones stay the same."""
+    """Equal arguments give equal data; more users leave the first ones unchanged. Raises DataError."""
     if num_users < 1 or seed < 0:
-        raise DataError(f"a world of {num_users} users with seed {seed}: needs at least 1 user and a seed from 0 on")
+        raise DataError(f"{num_users} users with seed {seed}: needs at least 1 user and a seed ≥ 0")
     items = synthetic_items()
     shelf = _Shelf(items)
-    lives = [_life(shelf, np.random.default_rng((seed, user))) for user in range(num_users)]
+    histories = [_history(shelf, np.random.default_rng((seed, user))) for user in range(num_users)]
     interactions = pl.DataFrame(
         {
-            "user_id": [f"reader-{user:05d}" for user, (rows, _) in enumerate(lives) for _ in rows],
-            "item_id": items["item_id"].gather([row for rows, _ in lives for row in rows]),
-            "timestamp": np.concatenate([times for _, times in lives]),
+            "user_id": [f"reader-{user:05d}" for user, (rows, _) in enumerate(histories) for _ in rows],
+            "item_id": items["item_id"].gather([row for rows, _ in histories for row in rows]),
+            "timestamp": np.concatenate([times for _, times in histories]),
         }
     )
     return clean_dataset("synthetic", interactions, items)[0]
@@ -76,10 +76,10 @@ def synthetic_items() -> pl.DataFrame:
 
 
 def find_echoes(dataset: Dataset) -> pl.DataFrame:
-    """user_id, position of each echo in the user's history, source_position of the latest earlier volume.
+    """One row for each echo: user_id, its position, and source_position, that of the latest earlier volume.
 
-    Positions are those of a split's histories as long as the split dropped no rare item, which holds from a
-    few hundred users on.
+    Positions are the same in the histories of a split if the split left out no rare item. With a few hundred users no
+    item is rare.
     """
     position = pl.int_range(pl.len(), dtype=pl.Int64)
     return (
@@ -130,14 +130,14 @@ def _theme_items(theme: Theme) -> list[Row]:
 
 
 def _subtitle(theme: Theme, number: int) -> str:
-    """Each of a theme's 12 differs: every round through the adjectives meets other nouns."""
+    """The 12 subtitles of a theme differ: each pass over the adjectives is shifted against the nouns."""
     turn, adjective = divmod(number, len(theme.adjectives))
     noun = (adjective + SUBTITLE_SHIFTS[turn]) % len(theme.nouns)
     return f"The {theme.adjectives[adjective]} {theme.nouns[noun]}"
 
 
 class _Shelf:
-    """Rows of the items by theme: books and cues in a list, volumes as [theme][series][volume - 1]."""
+    """Item rows by theme: `books[theme]`, `cues[theme]`, `volumes[theme][series]`."""
 
     def __init__(self, items: pl.DataFrame) -> None:
         rows = items.with_row_index("row")
@@ -153,20 +153,22 @@ class _Shelf:
 
 
 @dataclass
-class _Reading:
-    """A reader's series of one theme: what is left of it, and where in life the latest volume stands."""
+class _StartedSeries:
+    """A reader's series of one theme: its unread volumes, and the position of the latest volume that was read."""
 
     unread: list[int]
-    touched: int = -1
+    last_position: int = -1
 
 
 @dataclass
 class _Reader:
+    """Draws the history of one reader, event by event."""
+
     shelf: _Shelf
     rng: np.random.Generator
     length: int
-    life: list[int] = field(default_factory=list)
-    readings: dict[int, _Reading] = field(default_factory=dict)  # by theme
+    items: list[int] = field(default_factory=list)
+    started: dict[int, _StartedSeries] = field(default_factory=dict)  # by theme
 
     def __post_init__(self) -> None:
         self.unread_books = [list(books) for books in self.shelf.books]
@@ -179,58 +181,58 @@ class _Reader:
             self._echo(self._pick(far))
         elif near and FAR_RATE <= chance < FAR_RATE + NEAR_RATE:
             self._echo(self._pick(near))
-        elif self.theme not in self.readings and chance > 1 - START_RATE:
+        elif self.theme not in self.started and chance > 1 - START_RATE:
             self._start()
         else:
             self._read_standalone()
 
     def _open(self, gaps: range) -> list[int]:
-        """Themes whose series has an unread volume that could come after a cue now, at such a gap."""
-        position = len(self.life) + 1
+        """Themes whose next volume would come with a gap in `gaps` if a cue came now."""
+        position = len(self.items) + 1
         if position >= self.length:
             return []
-        return [t for t, reading in self.readings.items() if reading.unread and position - reading.touched in gaps]
+        return [t for t, series in self.started.items() if series.unread and position - series.last_position in gaps]
 
     def _echo(self, theme: int) -> None:
-        self.life.append(self._pick(self.shelf.cues[theme]))
+        self.items.append(self._pick(self.shelf.cues[theme]))
         self._read_volume(theme)
-        self.readings[theme].unread.clear()  # a series comes back once, so that its echo has one explanation
+        self.started[theme].unread.clear()  # one echo per series, so that its source is unique
         self.theme = theme
 
     def _start(self) -> None:
         volumes = self._pick(self.shelf.volumes[self.theme])
         first = int(self.rng.integers(NUM_VOLUMES - 1))
-        self.readings[self.theme] = _Reading(unread=volumes[first:])
-        for _ in range(min(self._pick(STREAK_LENGTHS), self.length - len(self.life))):
+        self.started[self.theme] = _StartedSeries(unread=volumes[first:])
+        for _ in range(min(self._pick(STREAK_LENGTHS), self.length - len(self.items))):
             self._read_volume(self.theme)
 
     def _read_volume(self, theme: int) -> None:
-        reading = self.readings[theme]
-        reading.touched = len(self.life)
-        self.life.append(reading.unread.pop(0))
+        series = self.started[theme]
+        series.last_position = len(self.items)
+        self.items.append(series.unread.pop(0))
 
     def _read_standalone(self) -> None:
         if self.rng.random() < SWITCH_RATE:
             self.theme = int(self.rng.integers(len(THEMES)))
         while not (books := self.unread_books[self.theme]):
             self.theme = int(self.rng.integers(len(THEMES)))
-        self.life.append(books.pop(int(len(books) * self.rng.random() ** 1.5)))  # the first are more popular
+        self.items.append(books.pop(int(len(books) * self.rng.random() ** 1.5)))  # the first are more popular
 
     def _pick(self, choices: Sequence[T]) -> T:
         return choices[int(len(choices) * self.rng.random())]
 
 
-def _life(shelf: _Shelf, rng: np.random.Generator) -> tuple[list[int], np.ndarray]:
-    """Item rows and times of one reader."""
+def _history(shelf: _Shelf, rng: np.random.Generator) -> tuple[list[int], np.ndarray]:
+    """The item rows and the times of one reader."""
     shortest, longest = SHORT_LENGTHS if rng.random() < SHORT_SHARE else LONG_LENGTHS
     reader = _Reader(shelf, rng, length=int(rng.integers(shortest, longest + 1)))
-    while len(reader.life) < reader.length:
+    while len(reader.items) < reader.length:
         reader.step()
-    return reader.life, _times(rng, reader.length)
+    return reader.items, _times(rng, reader.length)
 
 
 def _times(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Strictly increasing seconds inside a stretch of the two years, of a tenth of them at least."""
+    """Strictly increasing seconds within a random part of the two years, at least a tenth of them."""
     begin = rng.uniform(0, 0.7 * SPAN_S)
     end = rng.uniform(begin + 0.1 * SPAN_S, SPAN_S)
     pauses = np.cumsum(rng.exponential(size=count))

@@ -1,4 +1,4 @@
-"""The shelves of the synthetic bookshop: words only. `synthetic.py` makes items of them."""
+"""The titles of the synthetic bookshop, by theme. `synthetic.py` makes items of them."""
 
 from dataclasses import dataclass
 

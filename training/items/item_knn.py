@@ -4,12 +4,12 @@ In: a split. Out: `item_knn.safetensors` with the similarities, and a scorer. Fr
 
     similarity(i, j) = c / (n_i^(1-b) · n_j^b + h)
 
-c is the number of times that both are in the train period at most `span` events of one user apart, n the number of
-events of one item. With `span` None (anywhere in the history), b = 1/2 and h = 0 this is the cosine of the sets of users.
-`balance` b below 1/2 favours popular answers (Aiolli, RecSys 2013); `shrinkage` h reduces the similarity of rare pairs
-(Bell and Koren 2007). Each item keeps its `num_neighbours` nearest. An event of the history has the weight
-2^(-age / half_life), age in events. Items that the user had rank behind all others unless `keep_seen`. The settings are
-chosen by NDCG@10 on the valid period, one after the other.
+c counts how often the train period has both at most `span` events of one user apart, n the events of one item. With
+`span` None (anywhere in the history), b = 1/2 and h = 0 this is the cosine of the sets of users. `balance` b below 1/2
+favours popular answers (Aiolli, RecSys 2013); `shrinkage` h reduces the similarity of rare pairs (Bell and Koren 2007).
+Each item keeps its `num_neighbours` nearest. An event of the history has weight 2^(-age / half_life), age in events.
+Items that the user had rank behind all others unless `keep_seen`. The settings are chosen by NDCG@10 on the valid
+period, one after the other.
 """
 
 from collections.abc import Sequence

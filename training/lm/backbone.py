@@ -1,7 +1,7 @@
-"""The language model under everything: made here from scratch, or a Hugging Face checkpoint to be adapted with LoRA.
+"""The backbone: a language model made from scratch, or a Hugging Face checkpoint to be adapted with LoRA.
 
-A backbone directory is an ordinary checkpoint (safetensors, tokenizer) plus a certificate that says where it is cut and
-how prompts are written. Knows no training loop.
+A backbone directory is an ordinary checkpoint (safetensors, tokenizer) plus a certificate with its split layer and the
+format of its prompts. Knows no training loop.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ _DTYPES: dict[torch.dtype, Literal["float32", "bfloat16", "float16"]] = {
 
 
 class Backbone(NamedTuple):
-    """A finished backbone directory, opened."""
+    """A finished backbone directory, loaded."""
 
     spec: BackboneSpec
     vocabulary: Vocabulary
@@ -47,11 +47,11 @@ class Backbone(NamedTuple):
 
 
 def new_tokenizer(titles: Sequence[str], popularity: Sequence[int], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of the catalogue, titles weighted by how often they are read.
+    """Byte-level BPE of the catalogue, with titles weighted by popularity (the number of events).
 
-    Merges may cross spaces, so the titles that matter most become one or two tokens and histories become short, while
-    any title can still be written, also one that comes later. A number begins a new piece: the volumes of a series
-    share their first tokens, and "the same series again" can be copied from the history.
+    Merges may cross spaces, so popular titles become one or two tokens and histories become short. Any other title can
+    still be written, also one that is added later. A number begins a new token: the volumes of a series then share
+    their first tokens, which the model can copy from the history.
     """
     tokenizer = Tokenizer(models.BPE())
     before_number = pre_tokenizers.Split(Regex(r" (?=\d)"), behavior="merged_with_next")
@@ -71,7 +71,7 @@ def new_tokenizer(titles: Sequence[str], popularity: Sequence[int], vocab_size: 
 
 
 def new_model(shape: BackboneShape, vocab_size: int) -> PreTrainedModel:
-    """A Llama of the recipe's shape with fresh weights; draws from torch's global generator."""
+    """A Llama of the recipe's shape with random weights, drawn from torch's global generator."""
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=shape.hidden_size,
@@ -81,7 +81,8 @@ def new_model(shape: BackboneShape, vocab_size: int) -> PreTrainedModel:
         num_key_value_heads=shape.num_heads,
         max_position_embeddings=4096,
         tie_word_embeddings=True,
-        initializer_range=shape.hidden_size**-0.5,  # the default, 0.02, is for wide models: narrow ones idle at first
+        initializer_range=shape.hidden_size
+        ** -0.5,  # the default, 0.02, suits wide models; narrow ones learn slowly from it
         bos_token_id=0,
         eos_token_id=None,
         pad_token_id=None,
@@ -91,7 +92,10 @@ def new_model(shape: BackboneShape, vocab_size: int) -> PreTrainedModel:
 
 
 def pretrained(name: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A checkpoint by folder or hub name; only safetensors, never its own code. bf16 on a GPU."""
+    """Loads a checkpoint by folder or hub name, in bf16 on a GPU. Reads safetensors only and never runs its code.
+
+    Raises StageError.
+    """
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
@@ -103,8 +107,11 @@ def pretrained(name: str, device: torch.device) -> tuple[PreTrainedModel, PreTra
 
 
 def with_adapters(model: nn.Module, recipe: Recipe) -> Any:
-    """A peft model around `model`, with LoRA on query and value as in BIGRec; on every linear layer but the head where
-    peft has no table of an architecture's names (phi3 has query, key and value in one)."""
+    """A peft model around `model`, with LoRA on query and value as in BIGRec.
+
+    For architectures whose layer names peft does not know, LoRA is on every linear layer except the head (phi3 has
+    query, key and value in one layer).
+    """
     from peft import LoraConfig, get_peft_model  # two seconds of import, only paid here
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
 
@@ -120,7 +127,7 @@ def with_adapters(model: nn.Module, recipe: Recipe) -> Any:
 
 
 def checkpoint_identity(name: str) -> str:
-    """Changes when a folder's files do; a hub name stands for itself."""
+    """For a folder a digest of its files' names, sizes and times; for a hub name the name itself."""
     if not Path(name).is_dir():
         return name
     files = sorted(path for path in Path(name).iterdir() if path.is_file())
@@ -128,13 +135,13 @@ def checkpoint_identity(name: str) -> str:
 
 
 def prompt_spec(recipe: Recipe, *, is_pretrained: bool) -> PromptSpec:
-    """A model made here never learned English, and item tokens are not English: their prompts have no head."""
+    """Prompts have an instruction (`head`) only if a pretrained checkpoint reads titles as text."""
     text = {} if is_pretrained and recipe.vocabulary == "titles" else {"head": ""}
     return PromptSpec(recent_length=recipe.recent_length, max_title_tokens=recipe.max_title_tokens, **text)
 
 
 def split_layer(recipe: Recipe, model: PreTrainedModel) -> int:
-    """L: half of the layers unless the recipe says otherwise."""
+    """L: the recipe's, or half of the layers."""
     return recipe.split_layer or model.config.num_hidden_layers // 2
 
 
@@ -147,7 +154,7 @@ def save_backbone(
     adapter: str | None,
     split_layer: int,
 ) -> BackboneSpec:
-    """Writes the checkpoint and returns what a manifest says of it. `model` must be whole, its adapter merged."""
+    """Writes the checkpoint and returns its entry for a manifest. The adapters of `model` must be merged."""
     if isinstance(model.get_input_embeddings(), LearnedItemEmbedding):
         save_item_model(model, directory / "lm")
     else:
@@ -165,7 +172,7 @@ def save_backbone(
 
 
 def open_backbone(directory: Path, device: torch.device) -> Backbone:
-    """Raises StageError when the stage that makes it has not finished."""
+    """Loads a backbone directory. Raises StageError when the stage that makes it has not finished."""
     facts = read_certificate(directory)
     spec = BackboneSpec.model_validate(facts["backbone"])
     vocabulary: Vocabulary = facts["vocabulary"]

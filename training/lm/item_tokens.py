@@ -1,9 +1,9 @@
-"""Item tokens in training: embeddings spelled from text pieces, plus a learned residual for every title.
+"""Item tokens in training: the embedding of a title is made from its text pieces, plus a learned residual.
 
-The pieces train through all titles that share them, so a title that nobody has read yet starts near titles of like
-words. From scratch the pieces are learned too; of a checkpoint they are its own embeddings, frozen. When training is
-over, the rows are stored whole and the model is an ordinary checkpoint with one token per title (see
-model_store/checkpoint.py).
+A piece is trained through all titles that contain it, so a title without events starts near titles with similar words.
+A model made from scratch learns the pieces too; with a pretrained checkpoint they are its own token embeddings, frozen.
+After training the complete rows are stored, and the model is an ordinary checkpoint with one token per title (see
+model_store/lm/checkpoint.py).
 """
 
 import copy
@@ -29,16 +29,16 @@ from model_store.lm.item_embedding import (
 )
 from model_store.text.vocabulary import BEGIN, ItemVocabulary
 
-_WORDS_STEP_BACK, _LAYERS_STEP_BACK = 0.3, 0.1
+_TEXT_FACTOR, _LAYER_FACTOR = 0.3, 0.1
 
 
 class LearnedItemEmbedding(ItemEmbedding):
-    """Rows are made anew from `text` (P, D) and `weight`, the residual (V, D), whenever they are read."""
+    """Computes its rows from `text` (P, D) and the residuals `weight` (V, D) at every call, so that both learn."""
 
     def __init__(self, text: Tensor, vocabulary: ItemVocabulary, *, scale: float = 1.0, dropout: float = 0.0) -> None:
         super().__init__(text.new_zeros(len(vocabulary), text.shape[1]), text, vocabulary, scale=scale)
         self.weight.requires_grad_(True)
-        # Not zeros, which the first norm would divide by nearly nothing: any piece will do where none begins a text.
+        # The row of the prompt's first token must not be zero: the first norm would divide it by almost nothing.
         self.weight.data[BEGIN] = text[vocabulary.tokenizer.bos_token_id or 0]
         self.dropout = dropout
         pieces = [[], *vocabulary.pieces(1, len(vocabulary))]
@@ -48,23 +48,22 @@ class LearnedItemEmbedding(ItemEmbedding):
     def rows(self) -> Tensor:
         return rows_from_flat_pieces(self.text, self.flat, self.counts) + self.weight
 
-    def some(self, tokens: Tensor) -> Tensor:
-        """`rows()[tokens]` (…, D) at the cost of these tokens alone."""
+    def rows_of(self, tokens: Tensor) -> Tensor:
+        """`rows()[tokens]` (…, D), computed for these tokens only."""
         each = tokens.flatten()
         counts = self.counts[each]
         firsts = (self.counts.cumsum(0) - self.counts)[each]
         shifts = torch.repeat_interleave(firsts - (counts.cumsum(0) - counts), counts)
         pieces = self.flat[shifts + torch.arange(len(shifts), device=each.device)]
-        return (rows_from_flat_pieces(self.text, pieces, counts) + F.embedding(each, self.weight)).view(
-            *tokens.shape, -1
-        )
+        rows = rows_from_flat_pieces(self.text, pieces, counts) + F.embedding(each, self.weight)
+        return rows.view(*tokens.shape, -1)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return F.dropout(self.some(tokens), self.dropout, self.training) * self.scale
+        return F.dropout(self.rows_of(tokens), self.dropout, self.training) * self.scale
 
 
 class LearnedItemHead(ItemHead):
-    """Drops out what it reads, as the embedding drops out what it writes."""
+    """Applies the dropout of the embedding to the input of the head."""
 
     embedding: LearnedItemEmbedding
 
@@ -73,34 +72,34 @@ class LearnedItemHead(ItemHead):
 
 
 class SampledSoftmax:
-    """Cross entropy over a part of a large catalogue: its most popular items, and a fresh sample of the others.
+    """Cross entropy over a part of a large catalogue: its most popular items and a new random sample of the others.
 
-    The sampled ones stand for all the others (each counts as many as it represents), so the sum of exponentials is
-    estimated without bias, and where it matters most it is exact.
+    Each sampled item is weighted by the number of items it represents, so the estimate of the sum of exponentials is
+    unbiased; the popular items, which weigh most, are exact.
     """
 
     def __init__(self, popularity: Sequence[int], *, num_popular: int, num_sampled: int) -> None:
-        """`popularity` (V,) by token."""
+        """`popularity` (V,) of each token."""
         order = torch.tensor(popularity).argsort(descending=True, stable=True)
         self._popular, self._others = order[:num_popular], order[num_popular:]
         self._num_sampled = min(num_sampled, len(self._others))
 
     def __call__(self, head: LearnedItemHead, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss of `hidden` (R, D) at `labels` (R,)."""
+        """Mean loss of states `hidden` (R, D) with true tokens `labels` (R,)."""
         embedding = head.embedding
         sampled = self._others[torch.randint(max(1, len(self._others)), (self._num_sampled,))]
         candidates = torch.cat([self._popular, sampled]).to(labels.device)
         hidden = F.dropout(hidden, embedding.dropout, embedding.training)
-        own = (hidden.float() * embedding.some(labels).float()).sum(dim=1)
-        logits = F.linear(hidden, embedding.some(candidates)).float()
+        own = (hidden.float() * embedding.rows_of(labels).float()).sum(dim=1)
+        logits = F.linear(hidden, embedding.rows_of(candidates)).float()
         if self._num_sampled:
             logits[:, len(self._popular) :] += math.log(len(self._others) / self._num_sampled)
         logits = logits.masked_fill(candidates == labels[:, None], -torch.inf)
         return (torch.cat([own[:, None], logits], dim=1).logsumexp(dim=1) - own).mean()
 
 
-def learn_items(model: PreTrainedModel, vocabulary: ItemVocabulary, *, dropout: float, train_text: bool) -> None:
-    """Replaces the text tokens of `model` by items that are spelled from them. Call it after adapters are in place."""
+def make_item_model(model: PreTrainedModel, vocabulary: ItemVocabulary, *, dropout: float, train_text: bool) -> None:
+    """Replaces the embedding and head of `model` by item tokens made from its text tokens. Add LoRA adapters first."""
     text = _copy(model.get_input_embeddings())
     inputs = LearnedItemEmbedding(text, vocabulary, scale=embedding_scale(model), dropout=dropout)
     outputs = inputs
@@ -110,21 +109,22 @@ def learn_items(model: PreTrainedModel, vocabulary: ItemVocabulary, *, dropout: 
         embedding.text.requires_grad_(train_text)
     use_item_tokens(model, inputs, LearnedItemHead(outputs))
     model.config.vocab_size = len(vocabulary)
-    model.config.pad_token_id = None  # of the text: among items it would be another one's row, or none
+    model.config.pad_token_id = None  # the number of a text token, which means an item now
 
 
 @torch.no_grad()
-def start_from(model: PreTrainedModel, vectors: NDArray[np.float32], tokens: Sequence[int]) -> None:
-    """Adds `vectors` (N, D) to the residuals of `tokens` (N,), items that share a token on top of each other.
+def add_item_vectors(model: PreTrainedModel, vectors: NDArray[np.float32], tokens: Sequence[int]) -> None:
+    """Adds `vectors` (N, D) to the residuals of `tokens` (N,); vectors of items that share a token are summed.
 
-    The words step back, and so does what the layers write: the first forecast is then "what is near the last item".
+    The text pieces and the output weights of the layers are scaled down, so that at first the model predicts items near
+    the last one.
     """
     inputs, _ = _embeddings(model)
     inputs.weight.index_add_(0, torch.tensor(tokens), torch.from_numpy(vectors))
-    inputs.text.mul_(_WORDS_STEP_BACK)
+    inputs.text.mul_(_TEXT_FACTOR)
     for name, parameter in model.named_parameters():
         if name.endswith(("o_proj.weight", "down_proj.weight")):
-            parameter.mul_(_LAYERS_STEP_BACK)
+            parameter.mul_(_LAYER_FACTOR)
 
 
 def _copy(module: nn.Module) -> Tensor:
@@ -133,10 +133,10 @@ def _copy(module: nn.Module) -> Tensor:
 
 @torch.no_grad()
 def save_item_model(model: PreTrainedModel, directory: Path) -> None:
-    """An ordinary checkpoint with one row per title, and beside it what spells later ones."""
+    """Writes an ordinary checkpoint with one row per title, and the pieces from which later titles are made."""
     inputs, outputs = _embeddings(model)
     plain = AutoModelForCausalLM.from_config(copy.deepcopy(model.config), dtype=model.dtype)
-    plain.load_state_dict(model.state_dict(), strict=False)  # all but the embeddings, whose names differ
+    plain.load_state_dict(model.state_dict(), strict=False)  # the embeddings have other names and are copied below
     plain.get_input_embeddings().get_parameter("weight").copy_(inputs.rows())
     if outputs is not inputs:
         plain.get_output_embeddings().get_parameter("weight").copy_(outputs.rows())
@@ -146,14 +146,14 @@ def save_item_model(model: PreTrainedModel, directory: Path) -> None:
 
 
 def _embeddings(model: PreTrainedModel) -> tuple[LearnedItemEmbedding, LearnedItemEmbedding]:
-    """Of the input and of the head."""
+    """The embedding of the input and that of the head; one object if they are tied."""
     inputs, head = model.get_input_embeddings(), model.get_output_embeddings()
     assert isinstance(inputs, LearnedItemEmbedding) and isinstance(head, LearnedItemHead)
     return inputs, head.embedding
 
 
 def piece_tokenizer(titles: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of words in lower case: frequent words are one piece, any other text can still be spelled."""
+    """Byte-level BPE of lower-case words: frequent words are one piece, and any other text can still be written."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=True)

@@ -63,7 +63,7 @@ def token_popularity(windows: Windows, num_tokens: int) -> NDArray[np.int64]:
 
 
 def validation(lm: SplitLM, windows: Windows, recipe: Recipe, seed: int) -> Callable[[], float]:
-    """Smaller is better. If the recipe trains with memory: the mean of the losses without it and with its newest part."""
+    """Smaller is better. If the recipe trains with memory: the mean of the losses without it and with the newest."""
     targets = sample_targets(windows.split.valid, recipe.sft_valid_targets, seed)
     sizes = (0, max(recipe.memory_sizes)) if recipe.memory_share else (0,)
     loss_of = ndcg_loss if recipe.vocabulary == "items" else _nats

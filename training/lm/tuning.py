@@ -1,7 +1,8 @@
-"""Supervised tuning of the language model: the next title (BIGRec, arXiv 2308.08434, step 1), with memory in some windows.
+"""Supervised tuning of the language model on next titles (BIGRec, arXiv 2308.08434, step 1), with memory.
 
 In: a split, a recipe. Out: a backbone directory. Without a checkpoint a small Llama and its tokenizer are made from the
-catalogue and trained whole; a checkpoint gets LoRA adapters, which are merged in the end.
+catalogue and all weights are trained; a pretrained checkpoint gets LoRA adapters, which are merged at the end. The
+training sequences are described in `packing.py`, the losses in `objectives.py`.
 """
 
 from pathlib import Path
@@ -26,7 +27,7 @@ from training.lm.backbone import (
     split_layer,
     with_adapters,
 )
-from training.lm.item_tokens import learn_items, piece_tokenizer, start_from
+from training.lm.item_tokens import add_item_vectors, make_item_model, piece_tokenizer
 from training.lm.objectives import training_loss, validation
 from training.lm.windows import Windows
 from training.run.device import pick_device, seed_everything
@@ -37,14 +38,14 @@ from training.run.stage import begin, digest, finish, is_done, read_certificate
 
 
 class TunableModel(NamedTuple):
-    """A model in training. `adapted` carries the adapters of a checkpoint; it is None for a model trained whole."""
+    """A model in training. `adapted` is the peft model with the adapters; None if all weights are trained."""
 
     model: PreTrainedModel
     prompt: Prompt
     adapted: Any
 
-    def whole(self) -> PreTrainedModel:
-        """The plain model, adapters merged."""
+    def merged(self) -> PreTrainedModel:
+        """The plain model with its adapters merged."""
         merged: PreTrainedModel = self.model if self.adapted is None else self.adapted.merge_and_unload()
         return merged
 
@@ -52,6 +53,7 @@ class TunableModel(NamedTuple):
 def make_model(
     split: Split, recipe: Recipe, model_name: str | None, device: torch.device, *, seed: int = 0
 ) -> TunableModel:
+    """A model to tune: made from scratch, or, with `model_name`, a pretrained checkpoint with adapters."""
     if model_name is None:
         tokenizer = _tokenizer(split, recipe)
         model, adapted = new_model(recipe.shape, len(tokenizer)), None
@@ -61,10 +63,10 @@ def make_model(
     prompt = Prompt(tokenizer, spec) if recipe.vocabulary == "titles" else None
     if prompt is None:
         vocabulary = ItemVocabulary(list(dict.fromkeys(split.titles)), tokenizer)
-        learn_items(model, vocabulary, dropout=recipe.dropout, train_text=model_name is None)
+        make_item_model(model, vocabulary, dropout=recipe.dropout, train_text=model_name is None)
         if recipe.collaborative_start and model_name is None:
             vectors = co_occurrence_vectors(split, model.config.hidden_size, seed=seed)
-            start_from(model, vectors, [vocabulary.token(title) for title in split.titles])
+            add_item_vectors(model, vectors, [vocabulary.token(title) for title in split.titles])
         prompt = ItemPrompt(vocabulary, spec)
     placed: Any = model
     return TunableModel(placed.to(device), prompt, adapted)
@@ -90,7 +92,7 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def stage_key(fingerprint: str, recipe: Recipe, model_name: str | None, seed: int) -> str:
-    """What the backbone depends on."""
+    """Changes with everything that changes the backbone. `fingerprint` is of the data set and its split."""
     memory = [recipe.memory_share, recipe.memory_from, recipe.memory_sizes]
     training = [recipe.sft, recipe.sft_batch_blocks, recipe.sft_valid_targets, memory]
     source = [recipe.lora_rank, checkpoint_identity(model_name)] if model_name else recipe.shape
@@ -110,7 +112,7 @@ def run(
     seed: int = 0,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Returns the certificate; does nothing when the stage is done already."""
+    """Returns the certificate. Does nothing when `out` holds the result of the same inputs."""
     if on_main(lambda: is_done(out, inputs)):
         return read_certificate(out)
     if is_main():
@@ -139,7 +141,7 @@ def _save(
 ) -> None:
     spec = save_backbone(
         out,
-        tuned.whole(),
+        tuned.merged(),
         tuned.prompt.tokenizer,
         base_model=_base_model(recipe, model_name),
         adapter=", ".join(_adapters(recipe, model_name)) or None,
@@ -163,12 +165,12 @@ def _fit(
         recipe.sft,
         checkpoints=checkpoints,
         label="sft",
-        choose_after=recipe.memory_from if recipe.memory_share else 0,  # before, it has not learned to read memory
+        choose_after=recipe.memory_from if recipe.memory_share else 0,  # earlier checkpoints cannot read memory
     )
 
 
 def _base_model(recipe: Recipe, model_name: str | None) -> str:
-    """For people: a hub name as it is, a folder by its last part, so that no path of this machine is published."""
+    """A name for people. A folder is named by its last part, so that bundles contain no path of this machine."""
     if model_name is None:
         return f"llama-{recipe.shape.num_layers}x{recipe.shape.hidden_size} from scratch"
     return Path(model_name).resolve().name if Path(model_name).is_dir() else model_name

@@ -113,7 +113,7 @@ class RetrievalQuality:
 
 @torch.inference_mode()
 def measure_retrieval(retriever: Retriever, batch: RetrieverBatch, top_k: int = 1) -> RetrievalQuality:
-    """`gain` sums the single gains of the chosen memories; `oracle_gain` is that of the best memory, 0 if none helps."""
+    """`gain` sums the single gains of the chosen memories; `oracle_gain` is that of the best one, 0 if none helps."""
     log_scores = retriever(batch.query, batch.memory, batch.mask)
     choice = choose(log_scores, top_k)
     chosen = (batch.gains.gather(1, choice.indices) * choice.mask).sum(dim=1)

@@ -37,7 +37,7 @@ _QUANTILES = {"p10": 0.1, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p90": 0.9}
 
 @dataclass(frozen=True)
 class RetrievalRecords:
-    """One entry for each of the T targets with memory. A distance is NaN where no memory was retrieved, or none helps."""
+    """One entry for each of the T targets with memory. Distances are NaN where none was retrieved or none helps."""
 
     users: np.ndarray  # (T,) int64
     num_memory: np.ndarray  # (T,) int64

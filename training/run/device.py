@@ -26,7 +26,7 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def autocast(device: torch.device, width: int) -> AbstractContextManager[Any]:
-    """bf16 where it is faster: on a GPU, and on a CPU with bf16 instructions if `width` (hidden size) is at least 128."""
+    """bf16 where it is faster: on a GPU, and on a CPU with bf16 instructions if `width`, the hidden size, is ≥ 128."""
     if device.type == "cuda":
         return torch.autocast("cuda", dtype=torch.bfloat16)
     return _autocast_cpu() if width >= _MIN_BF16_WIDTH and has_bf16_instructions() else nullcontext()

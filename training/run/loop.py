@@ -1,9 +1,9 @@
 """One training loop for all stages: AdamW, warm-up and cosine decay, validation, early stop, checkpoints, resume.
 
 In: parameters, a loss for each batch, a validation loss. Out: the parameters with the best validation loss, in place.
-A step takes the mean loss over one or several batches, which the processes of the run share. A batch depends only on its
-number, so a resumed run sees the same batches as an uninterrupted one, and two processes see the same as one. Knows no
-models.
+A step takes the mean loss over one or several batches, which the processes of the run share. A batch depends on its
+number only, so a resumed run sees the same batches as an uninterrupted one, and two processes see the same as one.
+Knows no models.
 """
 
 import json

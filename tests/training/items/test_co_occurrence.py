@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from tests.training.small import diary
+from tests.training.worlds import world
 from training.data.splits import History, Split
-from training.items.co_occurrence import co_occurrence_vectors
+from training.items.co_occurrence import co_occurrence_vectors, co_occurrences
 
 LEFT, RIGHT, ALONE = range(0, 6), range(6, 12), 12
 
 
-def world(seed: int = 0, *, later: int = 0) -> Split:
+def two_communities(seed: int = 0, *, later: int = 0) -> Split:
     """Twenty users of two communities; the item `ALONE` is all that one more user reads. After the train period, chaos
     that depends on `later`."""
     rng, chaos = np.random.default_rng(seed), np.random.default_rng(100 + later)
@@ -38,7 +39,7 @@ def likeness(vectors: np.ndarray, some: range, others: range) -> float:
 
 @pytest.mark.parametrize("dimension", [4, 8])
 def test_items_of_one_community_are_near_each_other(dimension: int) -> None:
-    vectors = co_occurrence_vectors(world(), dimension, seed=0)
+    vectors = co_occurrence_vectors(two_communities(), dimension, seed=0)
     assert vectors.shape == (13, dimension) and vectors.dtype == np.float32
     assert min(likeness(vectors, LEFT, LEFT), likeness(vectors, RIGHT, RIGHT)) > 0.3 + likeness(vectors, LEFT, RIGHT)
     np.testing.assert_allclose(np.linalg.norm(vectors[:ALONE], axis=1), 1, rtol=1e-5)
@@ -46,17 +47,17 @@ def test_items_of_one_community_are_near_each_other(dimension: int) -> None:
 
 
 def test_only_the_train_period_is_read() -> None:
-    first, second = (co_occurrence_vectors(world(later=later), 4, seed=0) for later in (0, 1))
+    first, second = (co_occurrence_vectors(two_communities(later=later), 4, seed=0) for later in (0, 1))
     assert first.tobytes() == second.tobytes(), "what comes later leaks"
 
 
 def test_equal_seeds_give_equal_bytes() -> None:
-    first, second = (co_occurrence_vectors(world(), 4, seed=7) for _ in range(2))
+    first, second = (co_occurrence_vectors(two_communities(), 4, seed=7) for _ in range(2))
     assert first.tobytes() == second.tobytes()
 
 
 def test_more_dimensions_than_items_are_left_at_zero() -> None:
-    vectors = co_occurrence_vectors(world(), 40, seed=0)
+    vectors = co_occurrence_vectors(two_communities(), 40, seed=0)
     assert vectors.shape == (13, 40) and not vectors[:, 13:].any() and np.isfinite(vectors).all()
 
 
@@ -65,3 +66,13 @@ def test_a_world_too_small_to_tell_gives_zeros_or_unit_vectors(lengths: tuple[in
     vectors = co_occurrence_vectors(diary(lengths, train_share=1.0), 8, seed=0)
     norms = np.linalg.norm(vectors, axis=1)
     assert vectors.shape == (sum(lengths), 8) and np.all((norms == 0) | (abs(norms - 1) < 1e-5))
+
+
+@pytest.mark.parametrize(
+    ("span", "expected"),
+    [(None, [[0, 2, 1], [2, 0, 1], [1, 1, 0]]), (1, [[0, 2, 0], [2, 0, 1], [0, 1, 0]])],
+)
+def test_pairs_are_counted_within_the_span_and_the_train_period(span: int | None, expected: list[list[int]]) -> None:
+    split = world([[0, 1, 2], [1, 0], [0, 2]], train_ends=[3, 2, 1])
+    counts = co_occurrences(split, span).toarray()
+    assert counts.tolist() == expected, "the third user's second event is behind the cut"

@@ -22,9 +22,9 @@ from training.lm.item_tokens import (
     LearnedItemEmbedding,
     LearnedItemHead,
     SampledSoftmax,
-    learn_items,
+    add_item_vectors,
+    make_item_model,
     piece_tokenizer,
-    start_from,
 )
 from training.lm.packing import PackedBatches, packed_loss
 from training.lm.tuning import make_model as make_tuned
@@ -172,7 +172,7 @@ def test_some_rows_are_the_rows_and_learn_the_same(tokens: list[int]) -> None:
     one, other = make_embedding(), make_embedding()
     chosen = torch.tensor(tokens)
     weights = torch.randn(*chosen.shape, D)
-    found, expected = one.some(chosen), other.rows()[chosen]
+    found, expected = one.rows_of(chosen), other.rows()[chosen]
     torch.testing.assert_close(found, expected)
     (found * weights).sum().backward()
     (expected * weights).sum().backward()
@@ -220,7 +220,7 @@ def test_dropout_is_for_training_only() -> None:
 def test_an_untied_head_has_rows_of_its_own() -> None:
     model = make_model("gpt_neox", tie_word_embeddings=False)
     words = [each.get_parameter("weight") for each in (model.get_input_embeddings(), model.get_output_embeddings())]
-    learn_items(model, ItemVocabulary(TITLES, make_tokenizer(TITLES)), dropout=0.0, train_text=False)
+    make_item_model(model, ItemVocabulary(TITLES, make_tokenizer(TITLES)), dropout=0.0, train_text=False)
     inputs, head = model.get_input_embeddings(), model.get_output_embeddings()
     assert isinstance(inputs, LearnedItemEmbedding) and isinstance(head, LearnedItemHead)
     assert head.embedding is not inputs
@@ -229,12 +229,12 @@ def test_an_untied_head_has_rows_of_its_own() -> None:
     )
 
 
-def test_vectors_to_start_from_add_up_on_a_shared_title() -> None:
+def test_vectors_to_add_item_vectors_add_up_on_a_shared_title() -> None:
     made = make_tuned(diary(), replace(ITEMS, collaborative_start=False), None, CPU)
     inputs = made.model.get_input_embeddings()
     assert isinstance(inputs, LearnedItemEmbedding)
     before = inputs.weight.detach().clone()
-    start_from(made.model, np.array([[1.0] * D, [2.0] * D, [5.0] * D], dtype=np.float32), [4, 4, 7])
+    add_item_vectors(made.model, np.array([[1.0] * D, [2.0] * D, [5.0] * D], dtype=np.float32), [4, 4, 7])
     added = (inputs.weight - before)[:, 0].tolist()
     assert (added[4], added[7]) == pytest.approx((3.0, 5.0)) and sum(map(abs, added)) == pytest.approx(8.0)
 

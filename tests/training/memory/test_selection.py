@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,17 +12,21 @@ from torch import Tensor
 
 from model_store.memory.retriever import Retriever, choose
 from model_store.neighbors import ItemNeighbors, Mixture
-from tests.training.small import TINY
+from tests.training.small import TINY, diary, small_lm, small_windows
 from tests.training.worlds import chain
-from training import annotate
+from training import annotate as annotate_stage
+from training.data.splits import Target
 from training.lm import tuning
 from training.lm.backbone import Backbone, open_backbone
 from training.lm.likelihood import EncodedBatch, answer_log_probs, encode_answers
+from training.lm.states import spans_of, window_states
 from training.lm.windows import Windows
 from training.memory import selection
-from training.memory.annotations import Annotation, AnnotationSet, read_annotation_set
-from training.memory.learning import collate
-from training.memory.selection import padded_memory, valid_gains
+from training.memory.annotations import Annotation, AnnotationSet, annotate, read_annotation_set
+from training.memory.learning import (
+    collate,
+)
+from training.memory.selection import is_significant, joint_gains, padded_memory, valid_gains
 
 SPLIT = chain()
 TOP_KS = (1, 3)
@@ -31,7 +36,7 @@ TOP_KS = (1, 3)
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Backbone, AnnotationSet]:
     recipe, out = replace(TINY, vocabulary=request.param), tmp_path_factory.mktemp(request.param)
     tuning.run(SPLIT, out / "sft", recipe=recipe, inputs="x")
-    annotate.run(SPLIT, out / "labels", backbone_dir=out / "sft", recipe=recipe, inputs="y")
+    annotate_stage.run(SPLIT, out / "labels", backbone_dir=out / "sft", recipe=recipe, inputs="y")
     return open_backbone(out / "sft", torch.device("cpu")), read_annotation_set(out / "labels").with_memory()
 
 
@@ -90,7 +95,9 @@ def test_gains_are_those_of_one_target_asked_alone(share: float, made: tuple[Bac
     assert not found["none", 1].nats.any(), "who abstains gains nothing"
 
 
-def ndcg_of(backbone: Backbone, alone: EncodedBatch, memory: tuple[Tensor, Tensor], votes: NDArray[np.float32] | None) -> float:
+def ndcg_of(
+    backbone: Backbone, alone: EncodedBatch, memory: tuple[Tensor, Tensor], votes: NDArray[np.float32] | None
+) -> float:
     """From probabilities as they are, without what cannot follow; votes have half the say."""
     states = torch.cat([alone.states[:, :-1], memory[0], alone.states[:, -1:]], dim=1)
     logits = backbone.lm.top(states, torch.ones(states.shape[:2], dtype=torch.long), num_logits=1)[0, 0]
@@ -119,3 +126,33 @@ def test_what_several_pick_is_asked_once(made: tuple[Backbone, AnnotationSet], m
     many = valid_gains(dict.fromkeys("abcdef", one), (1,), annotated, backbone, windows, placement="insert")
     assert sum(asked) == 2 * once, "six that pick the same cost six times as much"
     np.testing.assert_allclose(many["f", 1].nats, first["a", 1].nats, atol=1e-5)
+
+
+JOINT_TARGETS = [Target(0, 25), Target(3, 20), Target(1, 9), Target(0, 3)]
+PICKED = [[0, 4, 7], [2], [1, 3], []]
+
+
+@pytest.mark.parametrize("placement", ["insert", "prepend"])
+def test_joint_gains_are_likelihoods_with_all_shown_minus_without(placement: str, tmp_path: Path) -> None:
+    lm, windows = small_lm(), small_windows(diary())
+    states = window_states(lm, windows, spans_of(windows, JOINT_TARGETS), tmp_path)
+    examples = [windows.example(target) for target in JOINT_TARGETS]
+    annotations = list(annotate(lm, examples, states, placement=placement, batch_size=4))
+    found = joint_gains(lm, examples, annotations, PICKED, states, placement=placement)
+    for example, annotation, shown, gain in zip(examples, annotations, PICKED, found, strict=True):
+        memory = torch.from_numpy(annotation.memory(states))[shown][None]
+        with torch.inference_mode():
+            batch = encode_answers(lm, [example.prompt], [example.answer])
+            mask = torch.ones(1, len(shown), dtype=torch.long)
+            expected = float(answer_log_probs(lm, batch, memory, mask, placement)) - float(annotation.log_probs[0])
+        assert gain == pytest.approx(expected, abs=2e-3), f"{len(shown)} memories of user {example.user}"
+
+
+def test_a_gain_pays_when_it_stands_out_from_its_users() -> None:
+    rng = np.random.default_rng(0)
+    users = np.repeat(np.arange(100), 10)
+    noise = rng.normal(size=100)[users] + rng.normal(size=1000)
+    assert is_significant(1.0 + noise, users.tolist()) and not is_significant(noise - noise.mean(), users.tolist())
+    assert not is_significant(-1.0 + noise, users.tolist())
+    lucky = np.where(users == 0, 100.0, 0.0)  # one user out of a hundred: no more than its own standard error
+    assert not is_significant(lucky - 0.02, users.tolist())
