@@ -1,7 +1,7 @@
-"""Small real parts for all tests: tiny random checkpoints of several architectures, a tokenizer, a bundle.
+"""Small real parts for all tests: random checkpoints of several architectures, a tokenizer, a bundle.
 
-A bundle has the title vocabulary, unless the test is marked `BOTH_VOCABULARIES` or `ITEMS_ONLY`: its `bundle_path`,
-`bundle` and `make_bundle` follow.
+`bundle_path`, `bundle` and `make_bundle` have the title vocabulary, unless the test is marked `BOTH_VOCABULARIES` or
+`ITEMS_ONLY`.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ from model_store.neighbors import ItemNeighbors
 from model_store.text.history import clean_title
 from model_store.text.vocabulary import ItemVocabulary
 
-settings.register_profile("automr", deadline=None)  # a busy machine is no error
+settings.register_profile("automr", deadline=None)  # examples may be slow on a busy machine
 settings.load_profile("automr")
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -91,7 +91,7 @@ def make_model(
 def write_checkpoint(
     directory: Path, architecture: str, titles: Sequence[str], vocabulary: Vocabulary, *, seed: int = 0, **sizes: int
 ) -> None:
-    """Random weights and a tokenizer. Of items, a row for each distinct title, and random embeddings of the pieces."""
+    """Random weights and a tokenizer. With item tokens also a row for each distinct title and random pieces."""
     tokenizer = make_tokenizer(TITLES)
     if vocabulary == "titles":
         make_model(architecture, seed=seed, **sizes).save_pretrained(directory)
@@ -106,7 +106,7 @@ def write_checkpoint(
 
 
 def ring(num_items: int) -> ItemNeighbors:
-    """The only neighbour of token t is t + 1, of the last one the first."""
+    """A table in which the only neighbour of token t is t + 1; that of the last token is the first."""
     starts = np.arange(-1, num_items + 1).clip(min=0)
     after = np.append(np.arange(2, num_items + 1), 1).astype(np.int32)
     return ItemNeighbors(starts, after, np.ones(num_items, dtype=np.float32))
@@ -126,9 +126,9 @@ def write_bundle(
     cut: str = "time",
     seed: int = 0,
 ) -> Manifest:
-    """A bundle of random weights: every part real, nothing learned.
+    """Write a bundle with random weights.
 
-    `known_titles` are those that item tokens were trained for, by default all of the catalogue's.
+    `known_titles`: the titles that have item tokens from training, by default all titles.
     """
     checkpoint = path.with_name(path.name + "-checkpoint")
     write_checkpoint(checkpoint, architecture, titles if known_titles is None else known_titles, vocabulary, seed=seed)
@@ -178,7 +178,7 @@ def vocabulary(request: pytest.FixtureRequest) -> Vocabulary:
 
 @pytest.fixture(scope="session")
 def bundle_path(vocabulary: Vocabulary, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shared by the session: read it, never change it."""
+    """One bundle for the whole session. Do not change its files."""
     path = tmp_path_factory.mktemp("bundles") / "tiny"
     write_bundle(path, vocabulary=vocabulary)
     return path
@@ -186,7 +186,7 @@ def bundle_path(vocabulary: Vocabulary, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def make_bundle(vocabulary: Vocabulary, tmp_path: Path) -> Callable[..., Path]:
-    """Takes the options of `write_bundle`; the bundle is the test's own, and the next one replaces it."""
+    """A function with the options of `write_bundle`. Each call replaces the bundle of the call before."""
 
     def make(**options: Any) -> Path:
         path = tmp_path / "bundle"
@@ -198,5 +198,5 @@ def make_bundle(vocabulary: Vocabulary, tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def bundle(bundle_path: Path) -> Bundle:
-    """A fresh copy in memory: tests may change its catalogue."""
+    """A newly opened bundle, whose catalogue tests may change."""
     return Bundle.open(bundle_path)

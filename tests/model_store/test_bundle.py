@@ -1,4 +1,4 @@
-"""A bundle opens whole and verified, or not at all, with an error that names the file."""
+"""A bundle opens only if it is complete and verified; otherwise the error names the file."""
 
 import json
 import shutil
@@ -53,7 +53,7 @@ EVERY_FILE = pytest.mark.parametrize(
 
 @pytest.fixture
 def copy(bundle_path: Path, tmp_path: Path) -> Path:
-    """A copy on disk that the test may spoil."""
+    """A copy on disk that the test may change."""
     return shutil.copytree(bundle_path, tmp_path / "copy")
 
 
@@ -62,8 +62,8 @@ def edit_manifest(path: Path, **fields: object) -> None:
     (path / MANIFEST).write_text(json.dumps({**facts, **fields}))
 
 
-def vouch(path: Path, **fields: object) -> None:
-    """Makes the manifest agree with the files as they are now."""
+def update_checksums(path: Path, **fields: object) -> None:
+    """Make the manifest agree with the files on disk."""
     manifest, files = read_manifest(path), describe_files(path)
     weights = weights_sha256({name: entry for name, entry in files.items() if name.startswith("lm/")})
     backbone = manifest.backbone.model_copy(update={"weights_sha256": weights})
@@ -76,7 +76,7 @@ def vouch(path: Path, **fields: object) -> None:
     )
 
 
-def test_what_was_written_is_opened(bundle_path: Path) -> None:
+def test_an_opened_bundle_has_the_parts_that_were_written(bundle_path: Path) -> None:
     bundle = Bundle.open(str(bundle_path))
     assert [item.title for item in bundle.catalogue.items] == TITLES
     assert len(bundle.index) == len(TITLES) == bundle.manifest.num_items
@@ -92,15 +92,19 @@ def test_what_was_written_is_opened(bundle_path: Path) -> None:
 
 
 @ITEMS_ONLY
-def test_items_have_the_rows_that_were_written(bundle_path: Path) -> None:
+def test_item_tokens_have_the_rows_that_were_written(bundle_path: Path) -> None:
     bundle = Bundle.open(bundle_path)
     assert [bundle.prompt.title_tokens(title) for title in TITLES] == [(1 + row,) for row in range(len(TITLES))]
     original, inputs = make_model("llama", 1 + len(TITLES)), bundle.lm.model.get_input_embeddings()
     head, pieces = bundle.lm.model.get_output_embeddings(), load_file(bundle_path / PIECES_FILE)
     assert isinstance(inputs, ItemEmbedding) and isinstance(head, ItemHead) and head.embedding is not inputs
-    assert inputs.rows().equal(original.get_input_embeddings().get_parameter("weight")), "other rows are read"
-    assert head.embedding.rows().equal(original.get_output_embeddings().get_parameter("weight")), "other rows answer"
-    assert inputs.text.equal(pieces["input"]) and head.embedding.text.equal(pieces["output"]), "pieces are mixed up"
+    assert inputs.rows().equal(original.get_input_embeddings().get_parameter("weight")), "the input has other rows"
+    assert head.embedding.rows().equal(original.get_output_embeddings().get_parameter("weight")), (
+        "the head has other rows"
+    )
+    assert inputs.text.equal(pieces["input"]) and head.embedding.text.equal(pieces["output"]), (
+        "input and output pieces are exchanged"
+    )
 
 
 @BOTH_VOCABULARIES
@@ -114,14 +118,14 @@ def test_the_manifest_lists_every_file(bundle_path: Path, vocabulary: Vocabulary
 
 
 @EVERY_FILE
-def test_a_missing_file_is_named(copy: Path, name: str) -> None:
+def test_the_error_names_a_missing_file(copy: Path, name: str) -> None:
     (copy / name).unlink()
     with pytest.raises(BundleCorrupt, match=f"{name} is missing"):
         Bundle.open(copy)
 
 
 @EVERY_FILE
-def test_a_file_cut_short_is_named(copy: Path, name: str) -> None:
+def test_the_error_names_a_truncated_file(copy: Path, name: str) -> None:
     content = (copy / name).read_bytes()
     (copy / name).write_bytes(content[:-1])
     with pytest.raises(BundleCorrupt, match=f"{name} has {len(content) - 1} bytes"):
@@ -130,7 +134,7 @@ def test_a_file_cut_short_is_named(copy: Path, name: str) -> None:
 
 @EVERY_FILE
 @pytest.mark.parametrize("place", [0, -1])
-def test_a_flipped_byte_is_noticed(copy: Path, name: str, place: int) -> None:
+def test_a_changed_bit_is_detected(copy: Path, name: str, place: int) -> None:
     content = bytearray((copy / name).read_bytes())
     content[place] ^= 1
     (copy / name).write_bytes(content)
@@ -138,7 +142,7 @@ def test_a_flipped_byte_is_noticed(copy: Path, name: str, place: int) -> None:
         Bundle.open(copy)
 
 
-def test_no_bundle_says_how_to_make_one(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_bundle_tells_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(BundleNotFound, match=r"training\.pipeline"):
         Bundle.open(tmp_path / "nowhere")
 
@@ -146,20 +150,20 @@ def test_no_bundle_says_how_to_make_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "null", "{}", '{"format_version": 1}', '{"format_version": "1"}', "\xff"]
 )
-def test_what_is_not_a_manifest_is_refused(copy: Path, text: str) -> None:
+def test_an_invalid_manifest_is_refused(copy: Path, text: str) -> None:
     (copy / MANIFEST).write_bytes(text.encode("latin-1"))
     with pytest.raises(BundleCorrupt, match=r"manifest\.json"):
         Bundle.open(copy)
 
 
-def test_a_later_format_is_told_from_damage(copy: Path) -> None:
+def test_a_later_format_has_its_own_error(copy: Path) -> None:
     edit_manifest(copy, format_version=3, a_field_of_the_future=1)
     with pytest.raises(FormatTooNew, match=r"format 3.*reads up to 2"):
         Bundle.open(copy)
 
 
 @BOTH_VOCABULARIES
-def test_other_weights_than_those_of_the_space_are_refused(copy: Path) -> None:
+def test_weights_of_another_space_are_refused(copy: Path) -> None:
     make_model("llama", seed=9).save_pretrained(copy / "lm")
     described = {name: entry.model_dump() for name, entry in describe_files(copy).items()}
     edit_manifest(copy, files=described)
@@ -169,8 +173,8 @@ def test_other_weights_than_those_of_the_space_are_refused(copy: Path) -> None:
 
 @ITEMS_ONLY
 @pytest.mark.parametrize("name", [TITLES_FILE, PIECES_FILE])
-def test_what_names_and_spells_items_is_part_of_the_space(copy: Path, name: str) -> None:
-    """States that were made with other titles behind the tokens, or other spellings, are not comparable."""
+def test_titles_and_pieces_of_item_tokens_are_part_of_the_space(copy: Path, name: str) -> None:
+    """With other titles for the tokens, or other pieces, states are not comparable."""
     before = read_manifest(copy).space
     if name == TITLES_FILE:
         (copy / name).write_text(json.dumps([TITLES[1], TITLES[0], *TITLES[2:]]))
@@ -180,56 +184,56 @@ def test_what_names_and_spells_items_is_part_of_the_space(copy: Path, name: str)
     edit_manifest(copy, files=described)
     with pytest.raises(SpaceMismatch, match="language model"):
         Bundle.open(copy)
-    vouch(copy)
+    update_checksums(copy)
     assert Bundle.open(copy).manifest.space != before
 
 
 @ITEMS_ONLY
 @pytest.mark.parametrize("name", [TITLES_FILE, PIECES_FILE])
-def test_a_model_of_items_without_their_names_or_spellings_is_refused(copy: Path, name: str) -> None:
+def test_item_tokens_without_titles_or_pieces_are_refused(copy: Path, name: str) -> None:
     (copy / name).unlink()
-    vouch(copy)
+    update_checksums(copy)
     with pytest.raises(BundleCorrupt, match=Path(name).name):
         Bundle.open(copy)
 
 
 @ITEMS_ONLY
 @pytest.mark.parametrize("titles", [TITLES[:-1], [*TITLES, "One more"], TITLES[:-1] + TITLES[:1], 20, {"a": "b"}, [7]])
-def test_other_titles_than_the_model_has_rows_for_are_refused(copy: Path, titles: object) -> None:
+def test_titles_that_do_not_fit_the_rows_are_refused(copy: Path, titles: object) -> None:
     (copy / TITLES_FILE).write_text(json.dumps(titles))
-    vouch(copy)
+    update_checksums(copy)
     with pytest.raises(BundleCorrupt, match=r"embeddings for|titles\.json"):
         Bundle.open(copy)
 
 
 @ITEMS_ONLY
 @pytest.mark.parametrize("flaw", ["no output", "too few pieces", "another width", "no tensors"])
-def test_pieces_that_could_not_spell_a_title_are_refused(copy: Path, flaw: str) -> None:
+def test_pieces_that_do_not_fit_tokenizer_and_model_are_refused(copy: Path, flaw: str) -> None:
     pieces = load_file(copy / PIECES_FILE)
-    spoiled = {
+    changed = {
         "no output": {"input": pieces["input"]},
         "too few pieces": {name: table[:-40] for name, table in pieces.items()},
         "another width": {name: table[:, 1:] for name, table in pieces.items()},
         "no tensors": None,
     }[flaw]
-    if spoiled is None:
+    if changed is None:
         (copy / PIECES_FILE).write_text("not safetensors")
     else:
-        save_file({name: table.contiguous() for name, table in spoiled.items()}, copy / PIECES_FILE)
-    vouch(copy)
+        save_file({name: table.contiguous() for name, table in changed.items()}, copy / PIECES_FILE)
+    update_checksums(copy)
     with pytest.raises(BundleCorrupt, match=r"pieces\.safetensors"):
         Bundle.open(copy)
 
 
 @BOTH_VOCABULARIES
-def test_a_model_of_one_vocabulary_is_not_opened_as_one_of_the_other(copy: Path, vocabulary: Vocabulary) -> None:
+def test_a_model_is_not_opened_with_the_other_vocabulary(copy: Path, vocabulary: Vocabulary) -> None:
     edit_manifest(copy, vocabulary="items" if vocabulary == "titles" else "titles")
     with pytest.raises(BundleCorrupt, match="build the bundle again"):
         Bundle.open(copy)
 
 
 @ITEMS_ONLY
-def test_titles_that_the_model_was_not_trained_for_are_spelled(make_bundle: Callable[..., Path]) -> None:
+def test_titles_unknown_in_training_get_tokens_and_rows(make_bundle: Callable[..., Path]) -> None:
     bundle = Bundle.open(make_bundle(titles=[*TITLES, "A rare one", "A rare one"], known_titles=TITLES))
     assert bundle.prompt.title_tokens("A rare one") == (1 + len(TITLES),) and len(bundle.catalogue) == 22
     inputs = bundle.lm.model.get_input_embeddings()
@@ -238,14 +242,14 @@ def test_titles_that_the_model_was_not_trained_for_are_spelled(make_bundle: Call
 
 @BOTH_VOCABULARIES
 @pytest.mark.parametrize("change", [{"split_layer": 1}, {"base_model": "x"}])
-def test_another_space_than_the_facts_say_is_refused(copy: Path, change: dict[str, object]) -> None:
+def test_a_space_that_does_not_fit_the_backbone_is_refused(copy: Path, change: dict[str, object]) -> None:
     edit_manifest(copy, backbone={**read_manifest(copy).backbone.model_dump(), **change})
     with pytest.raises(SpaceMismatch):
         Bundle.open(copy)
 
 
 @pytest.mark.parametrize("name", [RETRIEVER, ITEMS, INDEX])
-def test_nothing_is_opened_without_a_checksum(copy: Path, name: str) -> None:
+def test_no_file_is_opened_without_a_checksum(copy: Path, name: str) -> None:
     files = {key: entry.model_dump() for key, entry in read_manifest(copy).files.items() if key != name}
     edit_manifest(copy, files=files)
     with pytest.raises(BundleCorrupt, match=f"{name} is not among the files"):
@@ -253,7 +257,7 @@ def test_nothing_is_opened_without_a_checksum(copy: Path, name: str) -> None:
 
 
 @ITEMS_ONLY
-def test_neighbours_are_needed_verified_and_opened_where_they_have_a_say(make_bundle: Callable[..., Path]) -> None:
+def test_neighbours_with_a_share_are_required_verified_and_opened(make_bundle: Callable[..., Path]) -> None:
     path = make_bundle(generation=GenerationSpec(neighbor_share=0.5))
     neighbors = Bundle.open(path).neighbors
     assert neighbors is not None and neighbors.votes([3], 21, 1.0).argmax() == 4
@@ -268,7 +272,7 @@ def test_neighbours_are_needed_verified_and_opened_where_they_have_a_say(make_bu
         Bundle.open(path)
 
 
-def test_parts_that_disagree_are_refused(copy: Path) -> None:
+def test_parts_that_do_not_fit_together_are_refused(copy: Path) -> None:
     edit_manifest(copy, num_items=19)
     with pytest.raises(BundleCorrupt, match="but the manifest says 19"):
         Bundle.open(copy)
@@ -277,7 +281,7 @@ def test_parts_that_disagree_are_refused(copy: Path) -> None:
         Bundle.open(copy)
 
 
-def test_extra_files_do_not_matter_unless_transformers_would_read_them(copy: Path) -> None:
+def test_extra_files_are_ignored_except_where_transformers_reads(copy: Path) -> None:
     (copy / "demo-interactions.jsonl").write_text("{}")
     (copy / "lm" / ".DS_Store").write_text("")
     Bundle.open(copy)
@@ -286,8 +290,8 @@ def test_extra_files_do_not_matter_unless_transformers_would_read_them(copy: Pat
         Bundle.open(copy)
 
 
-def test_a_window_of_attention_that_is_too_short_is_refused(make_bundle: Callable[..., Path]) -> None:
-    """What it does not see of prompt, memory and title would be missing from scores without a sign."""
+def test_an_attention_window_that_is_too_short_is_refused(make_bundle: Callable[..., Path]) -> None:
+    """Tokens outside the window would be missing from the scores without an error."""
     with pytest.raises(UnsupportedBackbone, match=r"recent_length"):
         Bundle.open(make_bundle(architecture="mistral"))
 
@@ -299,7 +303,7 @@ def test_bundles_of_other_architectures_open(make_bundle: Callable[..., Path], a
 
 
 def fill(writer: BundleWriter, source: Path, *, with_columns: bool = False) -> None:
-    """The parts of another bundle, but its manifest."""
+    """Add the parts of another bundle, without its manifest."""
     bundle = Bundle.open(source)
     writer.add_lm(source / "lm")
     writer.add_retriever(bundle.retriever)
@@ -312,7 +316,7 @@ def fill(writer: BundleWriter, source: Path, *, with_columns: bool = False) -> N
 
 @pytest.fixture
 def mapped(bundle_path: Path, tmp_path: Path) -> Path:
-    """A bundle with the columns of its catalogue; `bundle_path` has none, as older ones."""
+    """A bundle with the columns of its catalogue; the one at `bundle_path` has none."""
     path = tmp_path / "mapped"
     with BundleWriter(path) as writer:
         fill(writer, bundle_path, with_columns=True)
@@ -321,7 +325,7 @@ def mapped(bundle_path: Path, tmp_path: Path) -> Path:
 
 
 @BOTH_VOCABULARIES
-def test_columns_save_work_and_change_nothing(mapped: Path, bundle_path: Path) -> None:
+def test_a_bundle_with_columns_answers_as_one_without(mapped: Path, bundle_path: Path) -> None:
     with_columns, without = Bundle.open(mapped), Bundle.open(bundle_path)
     queries = [
         Query(bundle.prompt.tokens([TITLES[2]]), NO_MEMORY, bundle.catalogue.matching({"even": True}), num_results=8)
@@ -334,29 +338,29 @@ def test_columns_save_work_and_change_nothing(mapped: Path, bundle_path: Path) -
     assert changed[0].trie.order.tolist() == changed[1].trie.order.tolist()
 
 
-def test_columns_are_verified_or_not_looked_at(mapped: Path) -> None:
+def test_columns_are_verified_or_ignored(mapped: Path) -> None:
     content = (mapped / COLUMNS).read_bytes()
     (mapped / COLUMNS).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(BundleCorrupt, match=f"{COLUMNS} differs from its checksum"):
         Bundle.open(mapped)
     files = {key: entry.model_dump() for key, entry in read_manifest(mapped).files.items() if key != COLUMNS}
     edit_manifest(mapped, files=files)
-    assert len(Bundle.open(mapped).catalogue) == len(TITLES), "a file that nobody vouches for was opened"
+    assert len(Bundle.open(mapped).catalogue) == len(TITLES), "a file without a checksum was opened"
 
 
-def test_columns_of_other_items_are_told(mapped: Path) -> None:
+def test_columns_of_other_items_are_refused(mapped: Path) -> None:
     lines = (mapped / ITEMS).read_text().splitlines(keepends=True)
     (mapped / ITEMS).write_text("".join([lines[0].replace(TITLES[0], TITLES[1]), *lines[1:]]))
-    vouch(mapped)
+    update_checksums(mapped)
     with pytest.raises(BundleCorrupt, match=COLUMNS):
         Bundle.open(mapped)
 
 
-def test_a_writer_that_fails_leaves_nothing(bundle_path: Path, tmp_path: Path) -> None:
+def test_a_writer_that_fails_leaves_no_files(bundle_path: Path, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="power"), BundleWriter(tmp_path / "new") as writer:
         fill(writer, bundle_path)
         raise RuntimeError("power cut")
-    assert list(tmp_path.iterdir()) == [], "a half-made bundle is left behind"
+    assert list(tmp_path.iterdir()) == [], "an incomplete bundle remains"
 
 
 def test_a_writer_that_is_killed_leaves_nothing_at_the_target(tmp_path: Path) -> None:
@@ -368,12 +372,12 @@ def test_a_writer_that_is_killed_leaves_nothing_at_the_target(tmp_path: Path) ->
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", program], cwd=root, check=False).returncode == -9
     left = [path.name for path in tmp_path.iterdir()]
-    assert len(left) == 1 and left[0].startswith(".new."), f"not one hidden draft, but {left}"
+    assert len(left) == 1 and left[0].startswith(".new."), f"not one hidden directory, but {left}"
     with pytest.raises(BundleNotFound):
         Bundle.open(tmp_path / "new")
 
 
-def test_an_unfinished_bundle_is_not_announced(bundle_path: Path, tmp_path: Path) -> None:
+def test_a_bundle_without_all_parts_is_not_written(bundle_path: Path, tmp_path: Path) -> None:
     with BundleWriter(tmp_path / "new") as writer:
         writer.add_lm(bundle_path / "lm")
         with pytest.raises(BundleCorrupt, match=r"items\.faiss, items\.jsonl, retriever\.safetensors"):
@@ -391,18 +395,18 @@ def test_a_manifest_of_another_model_is_not_written(bundle_path: Path, tmp_path:
 
 
 @BOTH_VOCABULARIES
-def test_an_existing_bundle_is_replaced_whole(bundle_path: Path, copy: Path) -> None:
+def test_an_existing_bundle_is_replaced_completely(bundle_path: Path, copy: Path) -> None:
     (copy / "old").write_text("old")
     with BundleWriter(copy) as writer:
         fill(writer, bundle_path)
-        assert (copy / "old").exists(), "the old bundle went before the new one was ready"
+        assert (copy / "old").exists(), "the old bundle was removed before the new one was complete"
         writer.finish(read_manifest(bundle_path).model_copy(update={"name": "newer"}))
     assert read_manifest(copy).name == "newer" and not (copy / "old").exists()
-    assert [path.name for path in copy.parent.iterdir()] == ["copy"], "drafts are left behind"
+    assert [path.name for path in copy.parent.iterdir()] == ["copy"], "temporary directories remain"
     Bundle.open(copy)
 
 
-def test_what_is_not_a_bundle_is_never_replaced(tmp_path: Path) -> None:
+def test_a_path_that_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     for target in (tmp_path, tmp_path / "thesis.txt"):
         with pytest.raises(BundleError, match="not a bundle"), BundleWriter(target):
@@ -410,14 +414,14 @@ def test_what_is_not_a_bundle_is_never_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.txt").exists()
 
 
-def test_an_empty_folder_may_become_a_bundle(tmp_path: Path) -> None:
+def test_a_bundle_may_be_written_to_an_empty_directory(tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
     write_bundle(tmp_path / "new")
     Bundle.open(tmp_path / "new")
 
 
 @BOTH_VOCABULARIES
-def test_nothing_inside_is_pickled(bundle_path: Path) -> None:
+def test_no_file_of_a_bundle_is_a_pickle(bundle_path: Path) -> None:
     for file in (path for path in bundle_path.rglob("*") if path.is_file()):
         start = file.read_bytes()[:2]
         assert not zipfile.is_zipfile(file) and start[:1] != b"\x80", f"{file.name} looks like a pickle"
@@ -425,10 +429,10 @@ def test_nothing_inside_is_pickled(bundle_path: Path) -> None:
 
 
 def test_pickled_weights_are_never_loaded(copy: Path) -> None:
-    """Even a manifest that vouches for them does not help."""
+    """Also not if the manifest has their checksum."""
     torch.save(make_model("llama").state_dict(), copy / "lm" / "pytorch_model.bin")
     (copy / "lm" / "model.safetensors").unlink()
-    vouch(copy)
+    update_checksums(copy)
     with pytest.raises(BundleCorrupt, match="safetensors"):
         Bundle.open(copy)
 
@@ -436,7 +440,7 @@ def test_pickled_weights_are_never_loaded(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "counts"), [("model.safetensors", True), ("merges.txt", True), ("titles.json", True), ("README.md", False)]
 )
-def test_the_digest_of_weights_covers_what_is_computed(name: str, counts: bool) -> None:
+def test_the_digest_covers_the_files_that_determine_the_model(name: str, counts: bool) -> None:
     first = {"lm/config.json": FileEntry(num_bytes=1, sha256="a"), f"lm/{name}": FileEntry(num_bytes=1, sha256="b")}
     second = {**first, f"lm/{name}": FileEntry(num_bytes=1, sha256="c")}
     assert (weights_sha256(first) != weights_sha256(second)) == counts

@@ -1,4 +1,4 @@
-"""From prompts to ranked lists: complete, allowed, without repeats, and the same alone as in a batch."""
+"""Ranked lists are complete, allowed and without repeats, and a batch gives the answers of its queries alone."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +38,7 @@ def rows(answer: Answer) -> list[int]:
 def check_same(batched: Answer, alone: Answer) -> None:
     assert rows(batched) == rows(alone), "a batch changes a list"
     assert [item.source for item in batched.items] == [item.source for item in alone.items]
-    assert batched.chosen == alone.chosen, "a batch changes the choice of memories"
+    assert batched.chosen == alone.chosen, "a batch changes which memory elements are chosen"
     assert np.allclose(batched.weights, alone.weights, atol=1e-5), "a batch changes the retriever's weights"
     assert batched.null_weight == pytest.approx(alone.null_weight, abs=1e-5)
     for one, other in zip(batched.items, alone.items, strict=True):
@@ -50,7 +50,7 @@ def check_same(batched: Answer, alone: Answer) -> None:
 @BOTH_VOCABULARIES
 @pytest.mark.parametrize("architecture", ["llama", "gemma", "gpt_neox"])
 @pytest.mark.parametrize("placement", ["insert", "prepend"])
-def test_a_batch_gives_what_its_rows_give(
+def test_a_batch_gives_the_answers_of_its_queries_alone(
     make_bundle: Callable[..., Path], architecture: str, placement: Literal["insert", "prepend"]
 ) -> None:
     spec = RetrieverSpec(width=16, top_k=2, combine=placement, has_null=placement == "insert")
@@ -65,21 +65,21 @@ def test_a_batch_gives_what_its_rows_give(
     together = recommend(bundle, queries)
     for one, batched in zip(queries, together, strict=True):
         check_same(batched, recommend(bundle, [one])[0])
-    assert together[3].chosen == (0, 3) and together[4].chosen == (), "the caller's choice of memories is ignored"
+    assert together[3].chosen == (0, 3) and together[4].chosen == (), "`chosen` of a query is ignored"
     assert [len(answer.weights) for answer in together] == [6, 0, 1, 4, 4]
 
 
 @BOTH_VOCABULARIES
-def test_memory_matters_and_its_choice_does(bundle: Bundle) -> None:
+def test_scores_depend_on_which_memory_is_chosen(bundle: Bundle) -> None:
     base = query(bundle, TITLES[:3], 6)
     scores = [
         recommend(bundle, [replace(base, chosen=chosen)])[0].items[0].score for chosen in ((), (0,), (5,), (0, 5))
     ]
-    assert len(set(scores)) == 4, "some choices of memories do not reach the model"
+    assert len(set(scores)) == 4, "some memory elements do not reach the model"
 
 
 @BOTH_VOCABULARIES
-def test_weights_are_probabilities(bundle: Bundle) -> None:
+def test_the_weights_of_the_retriever_are_probabilities(bundle: Bundle) -> None:
     answer = recommend(bundle, [query(bundle, TITLES[:3], 6)])[0]
     assert answer.null_weight + answer.weights.sum() == pytest.approx(1, abs=1e-5)
     assert len(answer.chosen) <= 2 and list(answer.chosen) == sorted(answer.chosen)
@@ -90,13 +90,13 @@ def test_weights_are_probabilities(bundle: Bundle) -> None:
 
 @pytest.fixture(scope="module")
 def shared(bundle_path: Path) -> Bundle:
-    """For tests with many examples: they only encode_answers."""
+    """One bundle for all examples of a test; the tests do not change it."""
     return Bundle.open(bundle_path)
 
 
 @BOTH_VOCABULARIES
 @given(st.integers(1, 30), st.sets(st.integers(0, 19)))
-def test_lists_are_as_long_as_allowed_items_permit(shared: Bundle, num_results: int, excluded: set[int]) -> None:
+def test_lists_are_as_long_as_the_allowed_items_permit(shared: Bundle, num_results: int, excluded: set[int]) -> None:
     allowed = ~np.isin(np.arange(20), list(excluded))
     answer = recommend(shared, [replace(query(shared, TITLES[:2]), allowed=allowed, num_results=num_results)])[0]
     assert len(answer.items) == min(num_results, int(allowed.sum())), "a list is too short or too long"
@@ -104,7 +104,7 @@ def test_lists_are_as_long_as_allowed_items_permit(shared: Bundle, num_results: 
     assert not set(rows(answer)) & excluded, "an excluded item is recommended"
 
 
-def test_generated_come_before_grounded_before_popular(bundle: Bundle) -> None:
+def test_generated_items_come_before_grounded_and_popular_ones(bundle: Bundle) -> None:
     sources = [item.source for item in recommend(bundle, [query(bundle, TITLES[:3], 3, num_results=20)])[0].items]
     order = [GENERATED, GROUNDED, POPULAR]
     assert sources == sorted(sources, key=order.index)
@@ -115,7 +115,7 @@ def test_generated_come_before_grounded_before_popular(bundle: Bundle) -> None:
     assert scores == sorted(scores, reverse=True) and distances == sorted(distances)
 
 
-def test_grounded_items_are_the_nearest_to_the_best(bundle: Bundle) -> None:
+def test_grounded_items_are_the_nearest_to_the_best_title(bundle: Bundle) -> None:
     items = recommend(bundle, [query(bundle, TITLES[:3], num_results=12)])[0].items
     vectors = bundle.index.vectors(np.arange(20))
     distances = np.linalg.norm(vectors - vectors[items[0].row], axis=1)
@@ -135,12 +135,12 @@ def test_items_added_to_an_open_bundle_are_recommended(bundle: Bundle) -> None:
 
 
 @BOTH_VOCABULARIES
-def test_nothing_allowed_gives_an_empty_list(bundle: Bundle) -> None:
+def test_without_allowed_items_the_list_is_empty(bundle: Bundle) -> None:
     assert recommend(bundle, [replace(query(bundle, TITLES[:3]), allowed=~EVERYTHING)])[0].items == []
 
 
 @BOTH_VOCABULARIES
-def test_the_most_popular_allowed_item_stands_for_its_title(make_bundle: Callable[..., Path]) -> None:
+def test_a_title_is_shown_as_its_most_popular_allowed_item(make_bundle: Callable[..., Path]) -> None:
     bundle = Bundle.open(
         make_bundle(titles=["Red Tea", "Blue Moon", "Red Tea", "Red Tea"], generation=GenerationSpec())
     )
@@ -151,11 +151,11 @@ def test_the_most_popular_allowed_item_stands_for_its_title(make_bundle: Callabl
         mask = np.array(allowed, dtype=bool)
         answer = recommend(bundle, [Query(bundle.prompt.tokens([]), np.zeros((0, 32), np.float16), mask, 2)])[0]
         generated = {item.row for item in answer.items if item.source == GENERATED}
-        assert generated == {expected, 1}, f"with {allowed=} another item than {expected} stands for the title"
+        assert generated == {expected, 1}, f"with {allowed=} not item {expected} is shown for the title"
 
 
-def by_title(bundle: Bundle, asked: Query) -> dict[str, float]:
-    items = recommend(bundle, [asked])[0].items
+def scores_by_title(bundle: Bundle, request: Query) -> dict[str, float]:
+    items = recommend(bundle, [request])[0].items
     assert {item.source for item in items} == {GENERATED}, "not all titles were scored"
     return {bundle.catalogue.items[item.row].title: item.score for item in items if item.score is not None}
 
@@ -163,10 +163,10 @@ def by_title(bundle: Bundle, asked: Query) -> dict[str, float]:
 @BOTH_VOCABULARIES
 @pytest.mark.parametrize("placement", ["insert", "prepend"])
 @pytest.mark.parametrize("architecture", ["llama", "gemma", "gpt_neox"])
-def test_what_annotation_calls_likely_is_what_is_recommended(
+def test_serving_scores_are_the_likelihoods_of_annotation(
     make_bundle: Callable[..., Path], architecture: str, placement: Literal["insert", "prepend"]
 ) -> None:
-    """One memory and none; with items also the vocabulary's own head agrees with the likelihood of a whole title."""
+    """With one memory element and with none, for both vocabularies."""
     spec = RetrieverSpec(width=16, top_k=1, combine=placement)
     beams = GenerationSpec(num_beams=50)
     bundle = Bundle.open(make_bundle(architecture=architecture, retriever=spec, generation=beams))
@@ -179,43 +179,45 @@ def test_what_annotation_calls_likely_is_what_is_recommended(
         none = torch.zeros(20, 0, 32), torch.zeros(20, 0, dtype=torch.long)
         for chosen, given_memory in (((2,), one), ((), none)):
             expected = answer_log_probs(bundle.lm, batch, *given_memory, placement)
-            found = by_title(bundle, replace(base, chosen=chosen))
+            found = scores_by_title(bundle, replace(base, chosen=chosen))
             assert found == pytest.approx(dict(zip(TITLES, expected.tolist(), strict=True)), abs=1e-3), f"{chosen=}"
         (gains,) = log_probs_by_element(
             bundle.lm, encode_answers(bundle.lm, [base.prompt], [answers[7]]), [memory], placement, max_rows=2
         )
-    singly = [by_title(bundle, replace(base, chosen=chosen))[TITLES[7]] for chosen in ((), (0,), (1,), (2,), (3,))]
-    assert gains.tolist() == pytest.approx(singly, abs=1e-3), "annotation and serving see another memory"
+    singly = [
+        scores_by_title(bundle, replace(base, chosen=chosen))[TITLES[7]] for chosen in ((), (0,), (1,), (2,), (3,))
+    ]
+    assert gains.tolist() == pytest.approx(singly, abs=1e-3), "annotation and serving score memory differently"
 
 
 # --- item tokens --------------------------------------------------------------------------------------------------
 
 
 @ITEMS_ONLY
-def test_all_items_are_ranked_however_narrow_the_beam(bundle: Bundle) -> None:
-    """One step knows all of them, so beams save nothing."""
-    wide = by_title(bundle, query(bundle, TITLES[:3], 3, num_results=20))
+def test_item_tokens_are_all_ranked_with_any_number_of_beams(bundle: Bundle) -> None:
+    """The first step scores all items."""
+    wide = scores_by_title(bundle, query(bundle, TITLES[:3], 3, num_results=20))
     assert len(wide) == 20 > bundle.manifest.generation.num_beams
     assert list(wide.values()) == sorted(wide.values(), reverse=True)
     assert sum(np.exp(list(wide.values()))) == pytest.approx(1, abs=0.2), "not probabilities of items"
-    few = by_title(bundle, query(bundle, TITLES[:3], 3, num_results=7))
+    few = scores_by_title(bundle, query(bundle, TITLES[:3], 3, num_results=7))
     assert list(few) == list(wide)[:7], "a shorter list has other items"
 
 
 @ITEMS_ONLY
-def test_one_query_that_wants_more_does_not_change_the_others(bundle: Bundle) -> None:
+def test_a_longer_list_of_one_query_does_not_change_the_others(bundle: Bundle) -> None:
     small, large = query(bundle, TITLES[:3], 3, num_results=2), query(bundle, TITLES[4:6], 1, num_results=20)
     for one, batched in zip((small, large), recommend(bundle, [small, large]), strict=True):
         check_same(batched, recommend(bundle, [one])[0])
 
 
 @ITEMS_ONLY
-def test_items_with_one_title_are_one_token(make_bundle: Callable[..., Path]) -> None:
+def test_items_with_the_same_title_share_a_token(make_bundle: Callable[..., Path]) -> None:
     bundle = Bundle.open(make_bundle(titles=["Red Tea", "Blue Moon", "Red  Tea", "Red Tea"]))
     assert len({bundle.prompt.title_tokens(item.title) for item in bundle.catalogue.items}) == 2
     answer = recommend(bundle, [Query(bundle.prompt.tokens([]), np.zeros((0, 32), np.float16), np.ones(4, bool), 4)])
     sources = [item.source for item in answer[0].items]
-    assert sources[:2] == [GENERATED, GENERATED] and GENERATED not in sources[2:], "a class was generated twice"
+    assert sources[:2] == [GENERATED, GENERATED] and GENERATED not in sources[2:], "a title was generated twice"
     assert sorted(rows(answer[0])) == [0, 1, 2, 3]
 
 
@@ -226,61 +228,63 @@ def add(bundle: Bundle, *titles: str) -> None:
 
 
 @ITEMS_ONLY
-def test_a_late_title_is_read_and_recommended_and_moves_no_other(bundle: Bundle) -> None:
-    asked = query(bundle, TITLES[:3], 3, num_results=20)
-    before, state = by_title(bundle, asked), encode(bundle.lm, [asked.prompt])
+def test_an_added_title_is_read_and_recommended_and_keeps_the_order_of_others(bundle: Bundle) -> None:
+    request = query(bundle, TITLES[:3], 3, num_results=20)
+    before, state = scores_by_title(bundle, request), encode(bundle.lm, [request.prompt])
     add(bundle, "A brand new title")
-    asked = replace(asked, allowed=np.ones(21, dtype=bool), num_results=21)
-    after = by_title(bundle, asked)
-    assert "A brand new title" in after, "it cannot be recommended"
+    request = replace(request, allowed=np.ones(21, dtype=bool), num_results=21)
+    after = scores_by_title(bundle, request)
+    assert "A brand new title" in after, "the added title is not recommended"
     left = [title for title in after if title != "A brand new title"]
-    assert left == list(before), "a late title changed the order of the others"
+    assert left == list(before), "an added title changed the order of the others"
     falls = [before[title] - after[title] for title in left]
-    assert falls == pytest.approx([falls[0]] * 20, abs=1e-4), "it takes from all alike, as one more in the softmax"
-    assert encode(bundle.lm, [asked.prompt]).tobytes() == state.tobytes(), "a late title changed a state"
-    read_late = encode(bundle.lm, [bundle.prompt.tokens([TITLES[0], "A brand new title"])])
-    assert not np.allclose(read_late, encode(bundle.lm, [bundle.prompt.tokens([TITLES[0]])])), "it is not read"
+    assert falls == pytest.approx([falls[0]] * 20, abs=1e-4), "the added title does not lower all scores equally"
+    assert encode(bundle.lm, [request.prompt]).tobytes() == state.tobytes(), "an added title changed a state"
+    with_added = encode(bundle.lm, [bundle.prompt.tokens([TITLES[0], "A brand new title"])])
+    assert not np.allclose(with_added, encode(bundle.lm, [bundle.prompt.tokens([TITLES[0]])])), (
+        "the added title does not change the state"
+    )
 
 
 @ITEMS_ONLY
-def test_the_order_in_which_late_titles_come_changes_no_byte(bundle_path: Path, bundle: Bundle) -> None:
-    """A worker, a server and a server after a restart number them differently."""
-    other, late = Bundle.open(bundle_path), ["Red new", "Blue new", "日本 tea"]
-    for title in late:
+def test_the_order_of_added_titles_changes_no_state(bundle_path: Path, bundle: Bundle) -> None:
+    """The server, the model process and a restarted server may give them different tokens."""
+    other, added = Bundle.open(bundle_path), ["Red new", "Blue new", "日本 tea"]
+    for title in added:
         add(bundle, title)
-        bundle.prompt.title_tokens(f"{title}, a title of that moment")
-        encode(bundle.lm, [bundle.prompt.tokens([title])])  # rows grow one by one
-    add(other, *late[::-1])  # here at once
-    assert bundle.prompt.title_tokens(late[0]) != other.prompt.title_tokens(late[0]), "the test tests nothing"
-    for history in (late, [TITLES[3], late[1]], [late[2]], TITLES[:3]):
+        bundle.prompt.title_tokens(f"{title}, not in the catalogue")
+        encode(bundle.lm, [bundle.prompt.tokens([title])])  # rows are added one by one
+    add(other, *added[::-1])  # all rows at once
+    assert bundle.prompt.title_tokens(added[0]) != other.prompt.title_tokens(added[0]), "the tokens are equal"
+    for history in (added, [TITLES[3], added[1]], [added[2]], TITLES[:3]):
         states = [encode(each.lm, [each.prompt.tokens(history)]).tobytes() for each in (bundle, other)]
         assert states[0] == states[1], f"another state of {history}"
 
 
 @ITEMS_ONLY
-def test_the_head_has_a_row_for_every_token_that_may_be_chosen(bundle: Bundle) -> None:
-    """Tokens are given out by whoever asks first; rows must be there when the scores of tokens are looked up."""
+def test_the_head_has_a_row_for_every_token_of_the_trie(bundle: Bundle) -> None:
+    """A title gets its token at its first use; its row must exist when scores are looked up."""
     for number in range(5):
-        add(bundle, f"late {number}")
-        asked = replace(query(bundle, []), allowed=np.ones(21 + number, dtype=bool), num_results=21 + number)
-        strange = replace(asked, prompt=bundle.prompt.tokens([f"read, but not in the catalogue {number}"]))
-        for answer in recommend(bundle, [asked, strange]):
+        add(bundle, f"added {number}")
+        request = replace(query(bundle, []), allowed=np.ones(21 + number, dtype=bool), num_results=21 + number)
+        strange = replace(request, prompt=bundle.prompt.tokens([f"read, but not in the catalogue {number}"]))
+        for answer in recommend(bundle, [request, strange]):
             assert sorted(rows(answer)) == list(range(21 + number))
             assert all(item.source == GENERATED for item in answer.items)
     tokens = bundle.catalogue.trie.children(bundle.catalogue.trie.root).tokens
-    assert bundle.lm.head(torch.zeros(1, 32)).shape[-1] > tokens.max(), "a token without a score"
+    assert bundle.lm.head(torch.zeros(1, 32)).shape[-1] > tokens.max(), "a token has no score"
 
 
 @ITEMS_ONLY
-def test_titles_may_be_read_while_the_model_runs(bundle: Bundle) -> None:
-    """As in the service: handlers write prompts, and give out tokens, while the engine is in the middle of a batch."""
+def test_tokens_may_be_added_while_the_model_runs(bundle: Bundle) -> None:
+    """Other threads make prompts, and so add tokens, while a batch is running."""
     is_over = Event()
     given: list[tuple[str, int]] = []
 
     def write_prompts() -> None:
         number = 0
         while not is_over.wait(0.0005):
-            title = f"late {number}"
+            title = f"added {number}"
             given.append((title, bundle.prompt.tokens([title])[-1]))
             number += 1
 
@@ -299,7 +303,7 @@ def test_titles_may_be_read_while_the_model_runs(bundle: Bundle) -> None:
     assert isinstance(inputs, ItemEmbedding)
     tokens = dict(given)
     assert set(tokens.items()) == set(given), "one title has two tokens"
-    assert sorted(tokens.values()) == list(range(21, len(inputs.rows()))), "a token is shared or lost"
+    assert sorted(tokens.values()) == list(range(21, len(inputs.rows()))), "a token is shared or skipped"
     for title, token in tokens.items():
         pieces = [bundle.prompt.tokenizer.encode(title, add_special_tokens=False)]
         assert inputs.rows()[token].equal(rows_from_pieces(inputs.text, pieces)[0]), (
@@ -309,15 +313,15 @@ def test_titles_may_be_read_while_the_model_runs(bundle: Bundle) -> None:
 
 @ITEMS_ONLY
 @pytest.mark.parametrize("share", [0.3, 0.9])
-def test_neighbours_have_their_share_in_the_next_item(make_bundle: Callable[..., Path], share: float) -> None:
-    """The neighbour of token t is t + 1: see `ring`. A late title has none, and is nobody's."""
+def test_neighbours_have_their_share_in_the_score(make_bundle: Callable[..., Path], share: float) -> None:
+    """The neighbour of token t is t + 1 (see `ring`). An added title has no neighbours and is none."""
     mixed = Bundle.open(make_bundle(generation=GenerationSpec(num_beams=5, neighbor_share=share)))
     plain = Bundle.open(make_bundle())
     for bundle in (mixed, plain):
-        add(bundle, "A late title")
-    for history, voted in ((["A late title", TITLES[4]], TITLES[5]), (["A late title"], None), ([], None)):
+        add(bundle, "An added title")
+    for history, voted in ((["An added title", TITLES[4]], TITLES[5]), (["An added title"], None), ([], None)):
         both = [
-            by_title(
+            scores_by_title(
                 bundle,
                 Query(bundle.prompt.tokens(history), np.zeros((0, 32), np.float16), np.ones(21, dtype=bool), 21),
             )
@@ -330,13 +334,13 @@ def test_neighbours_have_their_share_in_the_next_item(make_bundle: Callable[...,
         assert both[1] == pytest.approx(expected, abs=1e-3), f"after {history}"
 
 
-def test_popular_orders_by_count(bundle: Bundle) -> None:
+def test_popular_items_are_ordered_by_popularity(bundle: Bundle) -> None:
     allowed = np.arange(20) >= 4
     assert [item.row for item in popular(bundle.catalogue, allowed, 3)] == [4, 5, 6]
 
 
 @BOTH_VOCABULARIES
-def test_states_are_stored_as_they_are_computed(bundle: Bundle) -> None:
+def test_encoded_states_are_stored_without_further_rounding(bundle: Bundle) -> None:
     prompts = [bundle.prompt.tokens(TITLES[:size]) for size in (1, 3)]
     states = encode(bundle.lm, prompts)
     assert states.dtype == np.float16 and states.shape == (2, 32)
@@ -349,7 +353,7 @@ def test_states_are_stored_as_they_are_computed(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_float16_cannot_hold_is_clipped(dtype: torch.dtype) -> None:
+def test_states_beyond_float16_are_clipped(dtype: torch.dtype) -> None:
     states = to_float16(torch.tensor([[1e30, -1e30, 1.0]], dtype=dtype))
     assert states.tolist() == [[65504.0, -65504.0, 1.0]]
 
@@ -358,11 +362,11 @@ def test_memory_is_padded_on_the_right(bundle: Bundle) -> None:
     one, none = np.ones((1, 32), dtype=np.float16), np.zeros((0, 32), dtype=np.float16)
     memory, mask = pad_memory([none, one], bundle)
     assert memory.shape == (2, 1, 32) and mask.tolist() == [[0], [1]]
-    assert pad_memory([none], bundle)[0].shape == (1, 1, 32), "a batch without memory has no shape"
+    assert pad_memory([none], bundle)[0].shape == (1, 1, 32), "a batch without memory has an empty dimension"
 
 
 @BOTH_VOCABULARIES
-def test_titles_embed_alike_alone_and_together(bundle: Bundle) -> None:
+def test_a_title_has_the_same_vector_alone_and_in_a_batch(bundle: Bundle) -> None:
     prompts = [bundle.prompt.tokens([title]) for title in TITLES[:5]]
     together = embed(bundle.lm, prompts)
     assert together.dtype == np.float32
@@ -370,7 +374,7 @@ def test_titles_embed_alike_alone_and_together(bundle: Bundle) -> None:
         assert np.allclose(vector, embed(bundle.lm, [prompt])[0], atol=1e-4), "padding changes a title's vector"
 
 
-def test_nearer_items_that_are_excluded_hide_no_allowed_ones(bundle: Bundle) -> None:
+def test_excluded_items_that_are_nearer_do_not_hide_allowed_ones(bundle: Bundle) -> None:
     crowd = [Item(f"new{row}", f"Blue Moon {row}") for row in range(1200)]
     bundle.catalogue = bundle.catalogue.with_items(crowd)
     vectors = bundle.index.vectors(np.zeros(1200, dtype=np.int64))
@@ -381,8 +385,10 @@ def test_nearer_items_that_are_excluded_hide_no_allowed_ones(bundle: Bundle) -> 
     assert {item.source for item in answer.items} == {GENERATED, GROUNDED}
 
 
-def test_popular_items_fill_what_grounding_cannot(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Inverted lists may hold too few allowed items where they are searched."""
+def test_popular_items_fill_a_list_that_grounding_does_not_fill(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lists that an approximate search scans may hold too few allowed items."""
     nothing = NearestItems(np.full((1, 80), -1), np.full((1, 80), np.inf, dtype=np.float32))
     monkeypatch.setattr(bundle.index, "search", lambda *_: nothing)
     answer = recommend(bundle, [replace(query(bundle, []), allowed=np.ones(20, dtype=bool), num_results=20)])[0]
