@@ -1,6 +1,6 @@
 """The command line: python -m service serve | worker | backfill | import | keys | doctor.
 
-Flags win over AUTOMR_* variables. A mistake of the operator ends with one line on stderr and exit code 2.
+Flags win over AUTOMR_* variables. Wrong settings and failed starts end with one line each on stderr and exit code 2.
 """
 
 import argparse
@@ -55,23 +55,25 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _worker(args: argparse.Namespace) -> int:
-    from service.offline import run_worker
+    from service.commands import run_worker
 
     asyncio.run(run_worker(_settings(args)))
     return 0
 
 
 def _backfill(args: argparse.Namespace) -> int:
-    from service.offline import run_backfill
+    from service.commands import run_backfill
 
     print(json.dumps(asyncio.run(run_backfill(_settings(args)))))
     return 0
 
 
 def _import(args: argparse.Namespace) -> int:
-    from service.server import import_once
+    from service.commands import run_import
 
-    asyncio.run(import_once(_settings(args), args.file))
+    if not args.file.is_file():
+        raise SettingsError([f"import: there is no file {args.file}"])
+    asyncio.run(run_import(_settings(args), args.file))
     return 0
 
 
@@ -97,12 +99,12 @@ def _parser() -> argparse.ArgumentParser:
     serve = _command(commands, "serve", _serve, "answer requests")
     _add_flags(serve, "bundle", "store", "host", "port", "device", "threads")
     serve.add_argument("--allow-anonymous", action="store_true", default=None, help=_help("allow_anonymous"))
-    import_help = "send these interactions first; doing so again changes nothing"
+    import_help = "store these interactions first; repeating it changes nothing"
     serve.add_argument("--import", dest="import_path", type=Path, metavar="FILE.jsonl", help=import_help)
-    serve.add_argument("--banner", action="store_true", help="say what to try next even if stdout is no terminal")
-    worker = _command(commands, "worker", _worker, "encode memory for servers")
+    serve.add_argument("--banner", action="store_true", help="print example commands even if stdout is no terminal")
+    worker = _command(commands, "worker", _worker, "encode memory for servers that do not do so")
     backfill = _command(commands, "backfill", _backfill, "encode the memory of every user for this bundle")
-    import_ = _command(commands, "import", _import, "send a file of interactions to the store")
+    import_ = _command(commands, "import", _import, "store a file of interactions")
     import_.add_argument("file", type=Path, metavar="FILE.jsonl", help="one interaction per line")
     for offline in (worker, backfill, import_):
         _add_flags(offline, "bundle", "store", "device", "threads")

@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect
 
 from service.errors import BadRequest, ClientGone, Overloaded
 from service.http import problems
+from service.http.dependencies import get_resources
 from service.http.middleware import count_rejection
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -27,8 +28,8 @@ Model = TypeVar("Model", bound=BaseModel)
 class JsonRoute(APIRoute):
     """The route of an endpoint with the parameter `body` (a pydantic model).
 
-    Its other parameters may be `request` and parameters of the path; dependencies and query parameters are not filled
-    in. It answers with a model, or with a Response when the status depends on what happened.
+    Its other parameters may be `request`, `resources` and parameters of the path; nothing else is filled in. It answers
+    with a model, or with a Response when the status depends on what happened.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -37,15 +38,17 @@ class JsonRoute(APIRoute):
             return super().get_route_handler()
         kinds.pop("return", None)
         model: type[BaseModel] = kinds.pop("body")
-        takes_request = kinds.pop("request", None) is not None
+        takes_request, takes_resources = kinds.pop("request", None), kinds.pop("resources", None)
         path_model: type[BaseModel] = create_model("PathParameters", **{name: (kinds[name], ...) for name in kinds})
         status = self.status_code or 200
 
         async def handle(request: Request) -> Response:
-            values: dict[str, Any] = {"request": request} if takes_request else {}
-            if kinds:
-                values |= _path_parameters(path_model, request.path_params)
+            values = _path_parameters(path_model, request.path_params) if kinds else {}
             values["body"] = parse_body(model, await _json_bytes(request))
+            if takes_request:
+                values["request"] = request
+            if takes_resources:
+                values["resources"] = await get_resources(request)
             try:
                 answer = await self.endpoint(**values)
             except Overloaded as error:  # thousands under overload: answered here, not through every layer

@@ -1,11 +1,12 @@
-"""The JSON that goes in and out, exactly as documented. Strict: no coercion, no unknown fields, no NaN.
+"""The JSON bodies of requests and answers, as documented in /docs. Strict: no coercion, no unknown fields, no NaN.
 
-What is refused is named by field and reason, never echoed. Knows no HTTP.
+A request is a `Schema`: its error report names the field and the reason, never the value. An `Answer` can be made from
+an object of a use case: `UserPage.model_validate(page)` reads its attributes.
 """
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from service.http.fields import (
     EventId,
@@ -21,6 +22,13 @@ from service.http.fields import (
 )
 
 
+class Answer(Schema):
+    model_config = ConfigDict(from_attributes=True)
+
+
+# ---- recommendations
+
+
 class RecentItem(Schema):
     item_id: ItemId
     timestamp: Timestamp | None = None
@@ -30,47 +38,60 @@ class RecommendRequest(Schema):
     user_id: UserId | None = Field(default=None, description="null for an anonymous session, described by `recent`")
     k: int = Field(default=10, ge=1, le=100)
     exclude_seen: bool = True
-    explain: bool = Field(default=True, description="also say which memories were used")
+    explain: bool = Field(default=True, description="list the memory elements that were used")
     recent: list[RecentItem] = Field(
-        default=[], max_length=100, description="oldest first, on top of what the store knows"
+        default=[], max_length=100, description="items of this session, oldest first, in addition to the stored events"
     )
-    candidates: list[ItemId] | None = Field(default=None, min_length=1, max_length=1000, description="rank only these")
+    candidates: list[ItemId] | None = Field(
+        default=None, min_length=1, max_length=1000, description="recommend only these"
+    )
     filter: dict[Name, Values] | None = Field(
-        default=None, max_length=20, description="attribute -> value, or allowed values"
+        default=None, max_length=20, description="attribute -> its value, or a list of allowed values"
     )
-    deadline_ms: int | None = Field(default=None, ge=1, le=60_000)
+    deadline_ms: int | None = Field(
+        default=None, ge=1, le=60_000, description="answer within this time, with a fallback if need be"
+    )
 
 
-class RecommendedItem(Schema):
+class RecommendedItem(Answer):
     rank: int
     item_id: str
     title: str
     score: float | None = Field(description="log-probability of the title; null when it was not generated")
     source: Literal["generated", "grounded", "popular"]
-    distance: float | None = Field(default=None, description="L2 to the best generated title; null when popular")
+    distance: float | None = Field(
+        default=None, description="L2 distance to the nearest generated title; null when popular"
+    )
 
 
-class MemoryElement(Schema):
+class MemoryElement(Answer):
     event_id: str
     item_id: str
     title: str | None
     timestamp: int
-    weight: float | None = Field(description="share in the last retrieval; null when it was not part of one")
+    weight: float | None = Field(default=None, description="share in this recommendation; null in GET /users/{user_id}")
 
 
-class ModelName(Schema):
+class ModelName(Answer):
     bundle: str
     space: str
 
 
-class RecommendResponse(Schema):
+class RecommendResponse(Answer):
     recommendation_id: str
     user_id: str | None
     items: list[RecommendedItem]
     memory: list[MemoryElement]
-    fallback: Literal["cold_start", "memory_unavailable", "deadline"] | None
+    fallback: Literal["cold_start", "memory_unavailable", "deadline", "engine_error"] | None = Field(
+        description="why something is missing: cold_start (no known item of this user: popular items), "
+        "memory_unavailable (the store does not answer: `recent` alone is used), deadline, engine_error (the model was "
+        "too slow or failed: popular items); null when nothing is missing"
+    )
     model: ModelName
     timings_ms: dict[str, float]
+
+
+# ---- interactions
 
 
 class Interaction(Schema):
@@ -87,22 +108,21 @@ class InteractionsRequest(Schema):
     wait: Literal["durable", "visible"] = "durable"
 
 
-class InteractionResult(Schema):
+class InteractionResult(Answer):
     index: int
     event_id: str | None
     status: Literal["accepted", "duplicate", "rejected"]
     reason: str | None = None
 
 
-class InteractionsResponse(Schema):
+class InteractionsResponse(Answer):
     results: list[InteractionResult]
 
-    @property
-    def is_all_rejected(self) -> bool:
-        return all(result.status == "rejected" for result in self.results)
+
+# ---- users
 
 
-class UserEvent(Schema):
+class UserEvent(Answer):
     event_id: str
     item_id: str
     title: str | None
@@ -111,12 +131,12 @@ class UserEvent(Schema):
     value: float | None
 
 
-class Counts(Schema):
+class Counts(Answer):
     events: int
     states: int
 
 
-class UserPage(Schema):
+class UserPage(Answer):
     user_id: str
     counts: Counts
     recent: list[UserEvent] = Field(description="one page of events, newest first")
@@ -124,17 +144,20 @@ class UserPage(Schema):
     next_cursor: str | None
 
 
-class ForgottenUser(Schema):
+class ForgottenUser(Answer):
     user_id: str
     events: int
     states: int
     keys: int
 
 
-class ForgottenEvent(Schema):
+class ForgottenEvent(Answer):
     user_id: str
     event_id: str
     forgotten: bool
+
+
+# ---- items
 
 
 class ItemBody(Schema):
@@ -153,7 +176,7 @@ class ItemBody(Schema):
 
 
 class ItemPatch(Schema):
-    """Only the fields that are present change; see `model_fields_set`."""
+    """Only the fields that are given change."""
 
     title: Title | None = None
     attributes: dict[Name, Values] | None = Field(default=None, max_length=50)
@@ -169,8 +192,8 @@ class ItemPatch(Schema):
         return self
 
 
-class Item(Schema):
-    """An item of the catalogue. What a bundle holds is not judged again on its way out."""
+class Item(Answer):
+    """An item of the catalogue. Attributes from a bundle may have any JSON type."""
 
     item_id: str
     title: str
@@ -188,31 +211,34 @@ class ItemsRequest(Schema):
     items: list[NewItem] = Field(min_length=1, max_length=500)
 
 
-class ItemsResponse(Schema):
+class ItemsResponse(Answer):
     items: list[Item]
 
 
-class DeletedItem(Schema):
+class DeletedItem(Answer):
     item_id: str
     deleted: bool
 
 
-class Neighbor(Schema):
+class Neighbor(Answer):
     item_id: str
     title: str
     distance: float
 
 
-class Neighbors(Schema):
+class Neighbors(Answer):
     item_id: str
     neighbors: list[Neighbor]
 
 
-class ModelInfo(Schema):
+# ---- operations
+
+
+class ModelInfo(Answer):
     bundle: str
     space: str
     format: int
-    vocabulary: Literal["titles", "items"] = Field(description="a title is a text, or one token")
+    vocabulary: Literal["titles", "items"] = Field(description="how the model reads a title: as text, or as one token")
     split_layer: int
     recent_length: int = Field(description="K, interactions in a prompt")
     max_memory: int = Field(description="M, memory elements of a user")
@@ -220,12 +246,12 @@ class ModelInfo(Schema):
     loaded_at: str = Field(description="RFC 3339 time in UTC")
 
 
-class Health(Schema):
+class Health(Answer):
     status: Literal["ok"]
 
 
 class Problem(BaseModel):
-    """RFC 9457; further members may follow."""
+    """An error (RFC 9457). Some errors have further members."""
 
     type: str
     title: str

@@ -1,27 +1,30 @@
-"""Small in-memory collaborators, typed by `service.http.dependencies`, so that the HTTP shell can be tested alone."""
+"""Small in-memory replacements of the use cases, engine and store, to test `service.http` alone."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from fastapi import FastAPI
 from httpx2 import ASGITransport, AsyncClient
-from pydantic import ValidationError
 
+from model_store.catalogue.items import Item
 from service.app import create_app
 from service.errors import StoreUnavailable, UnknownItem, UnknownUser
 from service.http import schemas
 from service.http.dependencies import Resources
-from service.http.fields import reason
 from service.metrics import Metrics
 from service.settings import Settings
+from service.store.events import Deleted, Event, UserCounts
+from service.usecases.ingest import Outcome, Wait
+from service.usecases.items import Neighbor
+from service.usecases.users import TitledEvent, UserPage
 
 
 @dataclass
 class Recommender:
-    """Runs `hook` first, which may wait or raise."""
+    """Answers with one item. Runs `hook` first, which may wait or raise."""
 
     hook: Callable[[], Any] = lambda: None
     requests: list[schemas.RecommendRequest] = field(default_factory=list)
@@ -47,66 +50,74 @@ class Recommender:
         )
 
 
+@dataclass
 class Ingest:
-    async def submit(self, elements: list[Any], wait: Literal["durable", "visible"]) -> schemas.InteractionsResponse:
-        return schemas.InteractionsResponse(results=[self._judge(*each) for each in enumerate(elements)])
+    """Accepts every valid event. With `wait="visible"` runs `hook`, which may wait or raise."""
 
-    def _judge(self, index: int, element: Any) -> schemas.InteractionResult:
+    hook: Callable[[], Any] = lambda: None
+    events: list[Event] = field(default_factory=list)
+    cancelled: int = 0
+
+    async def submit(
+        self, elements: Sequence[Event | str], wait: Wait, *, timeout_s: float | None = None
+    ) -> list[Outcome]:
+        self.events += [each for each in elements if isinstance(each, Event)]
         try:
-            event = schemas.Interaction.model_validate(element)
-        except ValidationError as error:
-            return schemas.InteractionResult(index=index, event_id=None, status="rejected", reason=reason(error))
-        return schemas.InteractionResult(index=index, event_id=event.event_id or f"e{index}", status="accepted")
+            if wait == "visible" and (waiting := self.hook()) is not None:
+                await waiting
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return [
+            Outcome("rejected", reason=each) if isinstance(each, str) else Outcome("accepted", each.event_id)
+            for each in elements
+        ]
 
 
 @dataclass
 class Items:
-    known: dict[str, schemas.Item] = field(default_factory=dict)
+    known: dict[str, Item] = field(default_factory=dict)
 
-    async def get(self, item_id: str) -> schemas.Item:
+    async def get(self, item_id: str) -> Item:
         if item_id not in self.known:
             raise UnknownItem("There is no such item.")
         return self.known[item_id]
 
-    async def put(self, item_id: str, body: schemas.ItemBody) -> schemas.Item:
-        self.known[item_id] = schemas.Item(**body.model_dump(exclude={"item_id"}), item_id=item_id)
-        return self.known[item_id]
+    async def put(self, item: Item) -> Item:
+        self.known[item.item_id] = item
+        return item
 
-    async def put_many(self, items: list[schemas.NewItem]) -> schemas.ItemsResponse:
-        return schemas.ItemsResponse(items=[await self.put(item.item_id, item) for item in items])
+    async def put_many(self, items: Sequence[Item]) -> list[Item]:
+        return [await self.put(item) for item in items]
 
-    async def patch(self, item_id: str, patch: schemas.ItemPatch) -> schemas.Item:
-        changed = (await self.get(item_id)).model_copy(update=patch.model_dump(exclude_unset=True))
-        self.known[item_id] = changed
-        return changed
+    async def patch(self, item_id: str, fields: Mapping[str, Any]) -> Item:
+        return await self.put(replace(await self.get(item_id), **fields))
 
-    async def delete(self, item_id: str) -> schemas.DeletedItem:
-        return schemas.DeletedItem(item_id=item_id, deleted=self.known.pop(item_id, None) is not None)
+    async def delete(self, item_id: str) -> None:
+        self.known.pop(item_id, None)
 
-    async def neighbors(self, item_id: str, k: int) -> schemas.Neighbors:
+    async def neighbors(self, item_id: str, k: int) -> list[Neighbor]:
         await self.get(item_id)
-        found = [schemas.Neighbor(item_id=f"n{n}", title="N", distance=0.5) for n in range(k)]
-        return schemas.Neighbors(item_id=item_id, neighbors=found)
+        return [Neighbor(f"n{n}", "N", 0.5) for n in range(k)]
 
 
 class Users:
-    async def get(self, user_id: str, cursor: str | None, limit: int) -> schemas.UserPage:
+    async def get(self, user_id: str, cursor: str | None, limit: int) -> UserPage:
         if user_id == "nobody":
-            raise UnknownUser("Nothing is kept about this user.")
-        counts = schemas.Counts(events=limit, states=0)
-        return schemas.UserPage(user_id=user_id, counts=counts, recent=[], memory=[], next_cursor=cursor)
+            raise UnknownUser("Nothing is stored about this user.")
+        return UserPage(UserCounts(limit, 0), recent=[], memory=[], next_cursor=cursor)
 
-    async def forget(self, user_id: str) -> schemas.ForgottenUser:
-        return schemas.ForgottenUser(user_id=user_id, events=2, states=1, keys=4)
+    async def forget(self, user_id: str) -> Deleted:
+        return Deleted(events=2, states=1, keys=4)
 
-    async def forget_event(self, user_id: str, event_id: str) -> schemas.ForgottenEvent:
-        return schemas.ForgottenEvent(user_id=user_id, event_id=event_id, forgotten=True)
+    async def forget_event(self, user_id: str, event_id: str) -> bool:
+        return True
 
-    async def export(self, user_id: str) -> AsyncIterator[dict[str, Any]]:
+    async def export(self, user_id: str) -> AsyncIterator[TitledEvent]:
         if user_id == "nobody":
             raise StoreUnavailable("The memory store does not answer.")
         for number in range(2):
-            yield {"event_id": f"e{number}", "title": "日"}
+            yield TitledEvent(f"e{number}", "i", "日", 1, "view", None)
 
 
 @dataclass
@@ -129,11 +140,12 @@ class Store:
 
 @dataclass
 class Shell:
-    """The application with its stand-ins, and a client that talks to it."""
+    """The application with its stand-ins, and a client that sends requests to it."""
 
     app: FastAPI
     client: AsyncClient
     recommender: Recommender
+    ingest: Ingest
     items: Items
     engine: Engine
     store: Store
@@ -157,16 +169,9 @@ def model_info() -> schemas.ModelInfo:
 
 
 def resources(settings: Settings, metrics: Metrics) -> Resources:
+    parts: dict[str, Any] = {"recommender": Recommender(), "ingest": Ingest(), "items": Items(), "users": Users()}
     return Resources(
-        settings=settings,
-        metrics=metrics,
-        recommender=Recommender(),
-        ingest=Ingest(),
-        items=Items(),
-        users=Users(),
-        engine=Engine(),
-        store=Store(),
-        describe=model_info,
+        settings=settings, metrics=metrics, engine=Engine(), store=Store(), describe=model_info, **parts
     )
 
 
@@ -187,4 +192,4 @@ async def _shell(settings: Settings) -> AsyncIterator[Shell]:
         AsyncClient(transport=ASGITransport(app=app), base_url="http://test") as client,
     ):
         parts = app.state.resources
-        yield Shell(app, client, parts.recommender, parts.items, parts.engine, parts.store)
+        yield Shell(app, client, parts.recommender, parts.ingest, parts.items, parts.engine, parts.store)

@@ -1,11 +1,17 @@
 """POST /interactions"""
 
-from fastapi import APIRouter, Request, Response
+from typing import Any
 
+from fastapi import APIRouter, Request, Response
+from pydantic import ValidationError
+
+from model_store.text.history import derived_event_id
 from service.errors import AllRejected
 from service.http.body import JsonRoute, json_response
-from service.http.dependencies import get_resources
-from service.http.schemas import InteractionsRequest, InteractionsResponse
+from service.http.dependencies import ResourcesDep, while_connected
+from service.http.fields import reason
+from service.http.schemas import Interaction, InteractionResult, InteractionsRequest, InteractionsResponse
+from service.store.events import Event
 
 router = APIRouter(tags=["interactions"], route_class=JsonRoute)
 
@@ -16,9 +22,28 @@ router = APIRouter(tags=["interactions"], route_class=JsonRoute)
     response_model=InteractionsResponse,
     responses={200: {"model": InteractionsResponse}},
 )
-async def add_interactions(body: InteractionsRequest, request: Request) -> Response:
-    """Events to remember: 202 when they cannot be lost, 200 when memory holds them (`wait: visible`)."""
-    answer = await (await get_resources(request)).ingest.submit(body.interactions, body.wait)
-    if answer.is_all_rejected:
-        raise AllRejected([result.model_dump() for result in answer.results])
-    return json_response(answer, 200 if body.wait == "visible" else 202)
+async def add_interactions(body: InteractionsRequest, request: Request, resources: ResourcesDep) -> Response:
+    """Stores events: 202 when they are durable, 200 when memory holds them (`wait: visible`).
+
+    With `wait: visible`, 504 means that they are durable, but that memory does not hold them in time.
+    """
+    events = [event_or_reason(element) for element in body.interactions]
+    if body.wait == "visible":
+        timeout_s = resources.settings.visible_timeout_s
+        outcomes = await while_connected(request, resources.ingest.submit(events, "visible", timeout_s=timeout_s))
+    else:
+        outcomes = await resources.ingest.submit(events, "durable")
+    results = [InteractionResult(index=index, **vars(outcome)) for index, outcome in enumerate(outcomes)]
+    if all(result.status == "rejected" for result in results):
+        raise AllRejected([result.model_dump() for result in results])
+    return json_response(InteractionsResponse(results=results), 200 if body.wait == "visible" else 202)
+
+
+def event_or_reason(element: Any) -> Event | str:
+    """The event of one JSON element, or why it is refused."""
+    try:
+        interaction = Interaction.model_validate(element)
+    except ValidationError as error:
+        return reason(error)
+    facts = (interaction.user_id, interaction.item_id, interaction.timestamp, interaction.type)
+    return Event(interaction.event_id or derived_event_id(*facts), *facts, interaction.value)

@@ -1,45 +1,49 @@
 """/items: the catalogue, changed while the service runs."""
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 
+from model_store.catalogue import items as catalogue
 from service.http.body import JsonRoute
-from service.http.dependencies import ItemIdPath, ItemsDep, NumNeighbors, get_resources
+from service.http.dependencies import ItemIdPath, NumNeighbors, ResourcesDep
 from service.http.schemas import DeletedItem, Item, ItemBody, ItemPatch, ItemsRequest, ItemsResponse, Neighbors
 
 router = APIRouter(prefix="/items", tags=["items"], route_class=JsonRoute)
 
 
 @router.post("")
-async def put_items(body: ItemsRequest, request: Request) -> ItemsResponse:
+async def put_items(body: ItemsRequest, resources: ResourcesDep) -> ItemsResponse:
     """Adds or replaces many items at once."""
-    return await (await get_resources(request)).items.put_many(body.items)
+    items = [catalogue.Item(**item.model_dump()) for item in body.items]
+    return ItemsResponse.model_validate({"items": await resources.items.put_many(items)})
 
 
 @router.get("/{item_id}")
-async def get_item(item_id: ItemIdPath, items: ItemsDep) -> Item:
+async def get_item(item_id: ItemIdPath, resources: ResourcesDep) -> Item:
     """One item of the catalogue."""
-    return await items.get(item_id)
+    return Item.model_validate(await resources.items.get(item_id))
 
 
 @router.put("/{item_id}")
-async def put_item(item_id: ItemIdPath, body: ItemBody, request: Request) -> Item:
+async def put_item(item_id: ItemIdPath, body: ItemBody, resources: ResourcesDep) -> Item:
     """Adds or replaces an item; a new one can be recommended within seconds."""
-    return await (await get_resources(request)).items.put(item_id, body)
+    return Item.model_validate(await resources.items.put(catalogue.Item(item_id, **body.model_dump())))
 
 
 @router.patch("/{item_id}")
-async def patch_item(item_id: ItemIdPath, body: ItemPatch, request: Request) -> Item:
+async def patch_item(item_id: ItemIdPath, body: ItemPatch, resources: ResourcesDep) -> Item:
     """Changes only the fields that are given."""
-    return await (await get_resources(request)).items.patch(item_id, body)
+    return Item.model_validate(await resources.items.patch(item_id, body.model_dump(exclude_unset=True)))
 
 
 @router.delete("/{item_id}")
-async def delete_item(item_id: ItemIdPath, items: ItemsDep) -> DeletedItem:
-    """Takes an item out of the catalogue; it is never recommended again."""
-    return await items.delete(item_id)
+async def delete_item(item_id: ItemIdPath, resources: ResourcesDep) -> DeletedItem:
+    """Deletes an item: it is never recommended again."""
+    await resources.items.delete(item_id)
+    return DeletedItem(item_id=item_id, deleted=True)
 
 
 @router.get("/{item_id}/neighbors")
-async def get_neighbors(item_id: ItemIdPath, items: ItemsDep, k: NumNeighbors = 10) -> Neighbors:
-    """The nearest items in the index."""
-    return await items.neighbors(item_id, k)
+async def get_neighbors(item_id: ItemIdPath, resources: ResourcesDep, k: NumNeighbors = 10) -> Neighbors:
+    """The items whose titles are nearest in the index."""
+    neighbors = await resources.items.neighbors(item_id, k)
+    return Neighbors.model_validate({"item_id": item_id, "neighbors": neighbors})

@@ -1,10 +1,11 @@
-"""Probes and metrics. Probes ask for no key, touch nothing slow and are not logged."""
+"""Probes and metrics. Probes need no API key, do no slow work and write no access line."""
 
-from typing import Annotated
+import asyncio
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Request, Response
 
-from service.http.dependencies import ResourcesDep, ensure_ready
+from service.errors import Draining, NotReady
+from service.http.dependencies import ResourcesDep
 from service.http.schemas import Health
 from service.metrics import CONTENT_TYPE
 
@@ -13,7 +14,7 @@ router = APIRouter(tags=["operations"])
 
 @router.get("/livez")
 async def livez() -> Health:
-    """The process is alive; stays so while it drains."""
+    """The process is alive; also true while it shuts down."""
     return Health(status="ok")
 
 
@@ -24,12 +25,21 @@ async def startupz(resources: ResourcesDep) -> Health:
 
 
 @router.get("/readyz")
-async def readyz(ready: Annotated[None, Depends(ensure_ready)]) -> Health:
-    """A request would be answered now: warm, store reachable, not shutting down."""
+async def readyz(request: Request, resources: ResourcesDep) -> Health:
+    """A request would be answered now: the model is warm, the store answers, and the service is not shutting down."""
+    if request.app.state.is_draining:
+        raise Draining("The service is shutting down.")
+    if not resources.engine.is_ready:
+        raise NotReady("The model is warming up.")
+    try:
+        async with asyncio.timeout(resources.settings.store_timeout_s):
+            await resources.store.ping()
+    except TimeoutError:
+        raise NotReady("The memory store does not answer.") from None
     return Health(status="ok")
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(resources: ResourcesDep) -> Response:
-    """Prometheus text."""
+    """Metrics as Prometheus text."""
     return Response(resources.metrics.render(), media_type=CONTENT_TYPE)

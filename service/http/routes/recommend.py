@@ -5,8 +5,7 @@ from fastapi import APIRouter, Request
 from service.http.body import JsonRoute
 from service.http.dependencies import ResourcesDep, while_connected
 from service.http.schemas import RecommendRequest, RecommendResponse
-from service.usecases import recommend as recommend_use_case
-from service.usecases.recommend import SessionItem
+from service.usecases import recommend as use_case
 
 router = APIRouter(tags=["recommend"], route_class=JsonRoute)
 
@@ -14,8 +13,10 @@ router = APIRouter(tags=["recommend"], route_class=JsonRoute)
 @router.post("/recommend")
 async def recommend(body: RecommendRequest, request: Request, resources: ResourcesDep) -> RecommendResponse:
     """k items for a user."""
-    asked = recommend_use_case.Request(
-        **{**dict(body), "recent": [SessionItem(item.item_id, item.timestamp) for item in body.recent]}
-    )
-    made = await while_connected(request, resources.recommender.recommend(asked))
-    return RecommendResponse.model_validate(made)
+    recommendation = await while_connected(request, resources.recommender.recommend(to_request(body)))
+    return RecommendResponse.model_validate(recommendation)
+
+
+def to_request(body: RecommendRequest) -> use_case.Request:
+    session = [use_case.SessionItem(item.item_id, item.timestamp) for item in body.recent]
+    return use_case.Request(**{**dict(body), "recent": session})

@@ -1,22 +1,23 @@
-"""/users/{user_id}: see, export and forget what is kept about a user."""
+"""/users/{user_id}: show, export and delete what the service holds about a user."""
 
 import json
 from collections.abc import AsyncIterator
-from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 
-from service.http.dependencies import Cursor, EventIdPath, Limit, UserIdPath, UsersDep
+from service.http.dependencies import Cursor, EventIdPath, Limit, ResourcesDep, UserIdPath
 from service.http.schemas import ForgottenEvent, ForgottenUser, UserPage
+from service.usecases.users import TitledEvent
 
 router = APIRouter(prefix="/users/{user_id}", tags=["users"])
 
 
 @router.get("")
-async def get_user(user_id: UserIdPath, users: UsersDep, cursor: Cursor = None, limit: Limit = 50) -> UserPage:
-    """Counts, recent events (newest first) and memory elements; their `weight` is null."""
-    return await users.get(user_id, cursor, limit)
+async def get_user(user_id: UserIdPath, resources: ResourcesDep, cursor: Cursor = None, limit: Limit = 50) -> UserPage:
+    """Counts, recent events (newest first) and memory elements (oldest first); their `weight` is null."""
+    page = await resources.users.get(user_id, cursor, limit)
+    return UserPage.model_validate({"user_id": user_id, **page._asdict()})
 
 
 @router.get(
@@ -24,27 +25,32 @@ async def get_user(user_id: UserIdPath, users: UsersDep, cursor: Cursor = None, 
     response_class=StreamingResponse,
     responses={200: {"content": {"application/x-ndjson": {}}, "description": "One JSON object per line"}},
 )
-async def export_user(user_id: UserIdPath, users: UsersDep) -> StreamingResponse:
-    """All that is kept about the user, as JSON lines."""
-    rows = users.export(user_id)
-    first = await anext(rows, None)  # now, while a failure can still become an error answer
-    return StreamingResponse(_lines(first, rows), media_type="application/x-ndjson")
+async def export_user(user_id: UserIdPath, resources: ResourcesDep) -> StreamingResponse:
+    """Every event of the user, newest first, as JSON lines."""
+    events = resources.users.export(user_id)
+    first = await anext(events)  # before the answer starts: a failure can still become a problem document
+    return StreamingResponse(_lines(user_id, first, events), media_type="application/x-ndjson")
 
 
 @router.delete("")
-async def forget_user(user_id: UserIdPath, users: UsersDep) -> ForgottenUser:
-    """Forgets the user everywhere; the receipt says how much there was."""
-    return await users.forget(user_id)
+async def forget_user(user_id: UserIdPath, resources: ResourcesDep) -> ForgottenUser:
+    """Deletes everything about the user, and answers how much there was."""
+    deleted = await resources.users.forget(user_id)
+    return ForgottenUser(user_id=user_id, events=deleted.events, states=deleted.states, keys=deleted.keys)
 
 
 @router.delete("/interactions/{event_id}")
-async def forget_event(user_id: UserIdPath, event_id: EventIdPath, users: UsersDep) -> ForgottenEvent:
-    """Forgets one event; the memory is derived anew."""
-    return await users.forget_event(user_id, event_id)
+async def forget_event(user_id: UserIdPath, event_id: EventIdPath, resources: ResourcesDep) -> ForgottenEvent:
+    """Deletes one event; memory is computed again without it."""
+    was_there = await resources.users.forget_event(user_id, event_id)
+    return ForgottenEvent(user_id=user_id, event_id=event_id, forgotten=was_there)
 
 
-async def _lines(first: dict[str, Any] | None, rest: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
-    if first is not None:
-        yield json.dumps(first, ensure_ascii=False) + "\n"
-    async for row in rest:
-        yield json.dumps(row, ensure_ascii=False) + "\n"
+async def _lines(user_id: str, first: TitledEvent, rest: AsyncIterator[TitledEvent]) -> AsyncIterator[str]:
+    yield _line(user_id, first)
+    async for event in rest:
+        yield _line(user_id, event)
+
+
+def _line(user_id: str, event: TitledEvent) -> str:
+    return json.dumps({"user_id": user_id, **event._asdict()}, ensure_ascii=False) + "\n"

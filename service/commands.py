@@ -1,0 +1,84 @@
+"""The commands beside `serve`: an encode worker, a backfill of all users, the import of a file of interactions."""
+
+import asyncio
+import json
+import signal
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+
+from service.errors import SettingsError
+from service.http.routes.interactions import event_or_reason
+from service.metrics import Metrics
+from service.resources import open_kernel, open_resources
+from service.settings import Settings
+from service.store.events import Event
+from service.usecases.encode import backfill
+from service.usecases.ingest import Outcome, Wait
+
+log = structlog.get_logger("service.commands")
+
+T = TypeVar("T")
+Submit = Callable[[Sequence[Event | str], Wait], Awaitable[list[Outcome]]]
+
+_LINES_PER_SUBMIT = 500
+
+
+async def run_worker(settings: Settings) -> None:
+    """Runs until SIGTERM or Ctrl-C. Entries that it has not finished go to another worker."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with open_kernel(settings, Metrics()) as kernel:
+        work = asyncio.create_task(kernel.worker.run())
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+
+
+async def run_backfill(settings: Settings) -> dict[str, int]:
+    """Returns the numbers of users and of states that were computed."""
+    async with open_kernel(settings, Metrics()) as kernel:
+        return await backfill(kernel.worker)
+
+
+async def run_import(settings: Settings, path: Path) -> int:
+    """Sends a file of interactions to the store, without a server. Returns their number."""
+    async with open_resources(settings, Metrics()) as resources:
+        return await import_file(resources.ingest.submit, path)
+
+
+async def import_file(submit: Submit, path: Path) -> int:
+    """Sends the interactions of a file, one JSON object per line; returns their number when memory holds them.
+
+    Repeating it changes nothing. Raises SettingsError with the line number at the first line that is not JSON or is
+    rejected; earlier lines may be stored by then.
+    """
+    num_events = 0
+    with path.open("rb") as file:
+        for lines in _pieces(enumerate(file, start=1), _LINES_PER_SUBMIT):
+            events = {number: event_or_reason(_parse(path, number, line)) for number, line in lines if line.strip()}
+            for number, outcome in zip(events, await submit(list(events.values()), "visible"), strict=True):
+                if outcome.status == "rejected":
+                    raise SettingsError([f"{path}:{number}: {outcome.reason}"])
+            num_events += len(events)
+    log.info("imported", interactions=num_events)
+    return num_events
+
+
+def _pieces(elements: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(elements)
+    while piece := list(islice(iterator, size)):
+        yield piece
+
+
+def _parse(path: Path, number: int, line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise SettingsError([f"{path}:{number}: not JSON: {error}"]) from None
