@@ -138,8 +138,8 @@ def run(bundle: Bundle, inputs: Inputs, out: Path, options: argparse.Namespace) 
 def _open_evaluation(bundle: Bundle, inputs: Inputs, out: Path, options: argparse.Namespace) -> tuple[Evaluation, Path]:
     """The evaluation and its cache, a directory whose name depends on the data, the bundle and the targets."""
     targets = sample_targets(getattr(inputs.split, options.split), options.max_targets, options.seed)
-    asked = [options.split, options.max_targets, options.seed, options.mask_seen]
-    cache = out / "cache" / digest([inputs.fingerprint, bundle.manifest.model_dump(), *asked])
+    choice = [options.split, options.max_targets, options.seed, options.mask_seen]
+    cache = out / "cache" / digest([inputs.fingerprint, bundle.manifest.model_dump(), *choice])
     evaluation = make_evaluation(
         bundle, inputs, targets, cache, mask_seen=options.mask_seen, work=out / "work", device=options.device
     )

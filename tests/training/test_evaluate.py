@@ -153,19 +153,19 @@ def test_finished_results_are_not_computed_again(
 def test_only_new_rows_and_seeds_are_computed(
     finished: Path, bundle_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[str, int]] = []
+    calls: list[tuple[str, int]] = []
 
     def counted(evaluation: Any, row: str, seed: int) -> Any:
-        asked.append((row, seed))
+        calls.append((row, seed))
         return predict(evaluation, row, seed)
 
     monkeypatch.setattr(evaluate, "predict", counted)
     options = arguments(bundle_path, data, finished, "--draws", "4", "--models", "bigrec,random")
     assert main(options) == 0
-    assert asked == [("random", 3)]
-    asked.clear()
+    assert calls == [("random", 3)]
+    calls.clear()
     assert main([*options, "--mask-seen"]) == 0
-    assert asked == [("bigrec", 0), *(("random", seed) for seed in range(4))], "masked lists must be computed anew"
+    assert calls == [("bigrec", 0), *(("random", seed) for seed in range(4))], "masked lists must be computed anew"
 
 
 def test_the_random_row_has_draws_and_trained_rows_have_seeds() -> None:
@@ -251,8 +251,8 @@ def test_rows_with_and_without_neighbours_are_in_one_report(
     generation = GenerationSpec(num_beams=5, neighbor_share=0.9)
     bundle = tuned(make_bundle(vocabulary="items", generation=generation))
     with_neighbors = {"no_memory", "random", "recent_beyond", "automr_plus", "oracle"}
-    asked = ["bigrec", "automr_plus_lm", *sorted(with_neighbors)]
-    assert main(arguments(bundle, data, tmp_path, "--models", ",".join(asked))) == 0
+    models = ["bigrec", "automr_plus_lm", *sorted(with_neighbors)]
+    assert main(arguments(bundle, data, tmp_path, "--models", ",".join(models))) == 0
     report = metrics_of(tmp_path)
     assert {row for row, about in report["about_rows"].items() if about["neighbor_share"] == 0.9} == with_neighbors
     assert report["slices"]["all"]["minus_no_memory"].keys() == with_neighbors - {"no_memory"}

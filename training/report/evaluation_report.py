@@ -28,8 +28,8 @@ _CAPTIONS = {
 def write_report(report: Mapping[str, Any], records: RetrievalRecords | None, out: Path) -> None:
     """metrics.json is written last: where it exists, the other files are of the same run."""
     images = {name: png(figure) for name, figure in draw_figures(report, records).items()}
-    pages = {"index.html": _html(report, images), "report.md": _markdown(report, images)}
-    write_files(out, {f"{name}.png": image for name, image in images.items()} | pages)
+    write_files(out, {f"{name}.png": image for name, image in images.items()})
+    write_files(out, {"index.html": _html(report, images), "report.md": _markdown(report, images)})
     write_json(out / "metrics.json", report)
 
 

@@ -99,8 +99,8 @@ class StudyContext:
     def evaluation(self, bundle: Bundle, targets: Sequence[Target], inputs: Inputs | None = None) -> Evaluation:
         """`inputs` differ from the context's where a study changes histories; the items are the same."""
         inputs = inputs or self.inputs
-        asked = [[(target.user, target.position) for target in targets], self.mask_seen]
-        cache = self.work / "evaluations" / digest([inputs.fingerprint, bundle.manifest.model_dump(), asked])
+        key = [[(target.user, target.position) for target in targets], self.mask_seen]
+        cache = self.work / "evaluations" / digest([inputs.fingerprint, bundle.manifest.model_dump(), key])
         return make_evaluation(bundle, inputs, targets, cache, mask_seen=self.mask_seen, work=cache, device=self.device)
 
 
@@ -115,9 +115,9 @@ def with_manifest(bundle: Bundle, part: str, **changes: Any) -> Bundle:
 
 def without_null(retriever: Retriever) -> Retriever:
     """A copy that cannot abstain."""
-    twin = copy.deepcopy(retriever)
-    twin.has_null = False
-    return twin
+    changed = copy.deepcopy(retriever)
+    changed.has_null = False
+    return changed
 
 
 def with_windows(evaluation: Evaluation, windows: Windows) -> Evaluation:

@@ -26,9 +26,9 @@ def truths_of(split: Split) -> list[int]:
 def test_metrics_by_item_and_by_title() -> None:
     split = time_split(shop())
     target, truth = split.test[0], truths_of(split)[0]
-    twin = (truth + 1) % len(split.titles)
-    split.title_class[twin] = split.title_class[truth]
-    metrics = metrics_by_target([[twin, truth]], [target], split)
+    same_title = (truth + 1) % len(split.titles)
+    split.title_class[same_title] = split.title_class[truth]
+    metrics = metrics_by_target([[same_title, truth]], [target], split)
     assert metrics["recall@1"].tolist() == [0]
     assert metrics["recall@5"].tolist() == [1]
     assert metrics["recall@1/title"].tolist() == [1], "by title, an item with the same title is correct"
