@@ -4,14 +4,18 @@ A batch costs a fixed time (the steps of the search) and a time for each job. Bo
 have run. In a large batch a job is several times cheaper than alone.
 """
 
+import itertools
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from service.errors import Overloaded
 
 _FORGET = 0.9  # weight of a batch relative to the next one: the last twenty batches count
 _MIN_SPREAD = 0.01  # relative variance of batch sizes below which no slope can be fitted
 _HEADROOM = 0.75  # share of its time that an admitted request may be expected to take: batches vary
+_SLOW_STORE_S = 0.1  # longer than the store takes when it is well
 
 
 class Pace:
@@ -50,8 +54,10 @@ class Admission:
 
     def __init__(self, *, max_queue: int, max_batch: int) -> None:
         self._max_queue, self._max_batch = max_queue, max_batch
+        self._recalling: dict[int, float] = {}  # when the requests that are not yet at the model were admitted
+        self._tickets = itertools.count()
         self.pace = Pace()  # of the model's batches of recommendations
-        self.num_waiting = 0  # recommendations that were sent to the model and have no result yet
+        self.num_at_model = 0  # recommendations that were sent to the model and have no result yet
 
     @property
     def expected_wait_s(self) -> float:
@@ -59,16 +65,33 @@ class Admission:
 
         So an idle model admits everything, and a wrong estimate corrects itself.
         """
-        if not self.num_waiting:
+        num_before = self._num_before()
+        if not num_before:
             return 0.0
-        num_jobs = self.num_waiting + 1
-        return self.pace.seconds(num_jobs, math.ceil(num_jobs / self._max_batch))
+        return self.pace.seconds(num_before + 1, math.ceil((num_before + 1) / self._max_batch))
 
-    def check(self, deadline: float) -> None:
-        """Raises Overloaded if a request would not be answered by `deadline`, on the clock of `time.monotonic()`."""
-        expected_s = self.expected_wait_s
-        if expected_s > _HEADROOM * (deadline - time.monotonic()):
+    @contextmanager
+    def admitted(self, deadline: float) -> Iterator[None]:
+        """Wraps what a request does before the model gets it. `deadline` is a time of `time.monotonic()`.
+
+        Raises Overloaded at once if the request would be late.
+        """
+        expected_s, now = self.expected_wait_s, time.monotonic()
+        if expected_s > _HEADROOM * (deadline - now):
             detail = "Too many requests are waiting to answer this one in time."
             raise Overloaded(detail, retry_after_s=expected_s)
-        if self.num_waiting >= self._max_queue:
+        if self.num_at_model + len(self._recalling) >= self._max_queue:
             raise Overloaded(f"{self._max_queue} requests are waiting already.", retry_after_s=expected_s)
+        ticket = next(self._tickets)
+        self._recalling[ticket] = now
+        try:
+            yield
+        finally:
+            self._recalling.pop(ticket, None)
+
+    def _num_before(self) -> int:
+        """Forgets requests that the store has kept for long: a slow store must not close a model that is idle."""
+        oldest = time.monotonic() - _SLOW_STORE_S
+        while self._recalling and next(iter(self._recalling.values())) < oldest:
+            del self._recalling[next(iter(self._recalling))]
+        return self.num_at_model + len(self._recalling)

@@ -94,9 +94,8 @@ class Engine:
     ) -> Answer:
         """`titles`: recent window, oldest first. `memory` (M, D). `allowed` (N,) by catalogue row.
 
-        Raises Overloaded, DeadlineExceeded, ModelFailed, ModelUnavailable or Draining.
+        Raises DeadlineExceeded, ModelFailed, ModelUnavailable or Draining.
         """
-        self.admission.check(deadline)  # again: since the first check many requests may have come at once
         asked = Recommend(
             id=next(self._ids),
             titles=titles,
@@ -106,11 +105,11 @@ class Engine:
             num_results=num_results,
             deadline=deadline,
         )
-        self.admission.num_waiting += 1
+        self.admission.num_at_model += 1
         try:
             found: Recommended = await self._ask(asked)
         finally:
-            self.admission.num_waiting -= 1
+            self.admission.num_at_model -= 1
         return Answer(
             items=found.items,
             chosen=tuple(found.chosen),

@@ -245,7 +245,7 @@ class Loop:
 
 def serve(connection: socket.socket, options: ModelOptions, open_model: Callable[[ModelOptions], Model]) -> None:
     """Serves one server until it closes the connection. Blocks."""
-    with connection:
+    with connection, contextlib.suppress(ConnectionError):  # the server was killed
         try:
             model = open_model(options)
             ready = model.warm_up()
@@ -262,8 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logs.configure(level=options.log_level, format=options.log_format)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server drains first
     transformers_logging.disable_progress_bar()  # a log is not a terminal
-    with contextlib.suppress(ConnectionError):  # the server was killed
-        serve(socket.socket(fileno=int(descriptor)), options, Model.open)
+    serve(socket.socket(fileno=int(descriptor)), options, Model.open)
     return 0
 
 

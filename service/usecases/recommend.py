@@ -126,13 +126,13 @@ class Recommender:
         """Raises Overloaded and Draining; every other failure becomes a fallback."""
         watch = Stopwatch()
         deadline = self._deadline(request)
-        self.engine.admission.check(deadline)
         context: Context | None = None
         answer: Answer | None = None
         failure: Fallback | None = None
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
-                context = await self._recall(request)
+                with self.engine.admission.admitted(deadline):
+                    context = await self._recall(request)
                 watch.lap("memory")
                 if context.recent:
                     answer = await self._ask_model(request, context, deadline)

@@ -4,10 +4,11 @@ The model runs in a thread: the same loop and the same messages over the same ki
 but it starts in milliseconds, and a test can look into it. `test_process.py` starts real processes.
 """
 
+import asyncio
 import socket
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -25,9 +26,12 @@ from model_store.text.history import tie_key, window_ending_at, window_fingerpri
 from model_store.view import BundleView
 from service.app import create_app
 from service.engine.engine import Engine
-from service.engine.messages import ModelOptions
+from service.engine.messages import ModelOptions, Result
 from service.engine.model import Model, serve
+from service.engine.process import spawn
 from service.http.routes.interactions import event_or_reason
+from service.http.routes.recommend import to_request
+from service.http.schemas import RecommendRequest
 from service.metrics import Metrics
 from service.resources import Resources, open_resources
 from service.settings import Settings
@@ -36,7 +40,7 @@ from service.store.events import Event
 from service.usecases.encode import Worker
 from service.usecases.ingest import Ingest, Outcome
 from service.usecases.items import Items
-from service.usecases.recommend import Recommender
+from service.usecases.recommend import Recommendation, Recommender
 from service.usecases.seen import SeenRows
 from service.usecases.timeline import Timeline, events_needed
 from service.usecases.users import Users
@@ -74,10 +78,10 @@ class ModelThread:
 
 @dataclass(frozen=True)
 class Service:
-    """`view` is the server's side of the bundle, `bundle` the model's side."""
+    """`view` is the bundle on the side of the server, `bundle` the one on the side of the model."""
 
     view: BundleView
-    bundle: Bundle
+    thread: ModelThread | None
     engine: Engine
     store: MemoryStore
     items: Items
@@ -86,6 +90,15 @@ class Service:
     recommender: Recommender
     users: Users
     metrics: Metrics
+
+    @property
+    def model(self) -> Model:
+        assert self.thread is not None and self.thread.model is not None, "the model runs in a process of its own"
+        return self.thread.model
+
+    @property
+    def bundle(self) -> Bundle:
+        return self.model.bundle
 
     @property
     def space(self) -> str:
@@ -119,11 +132,10 @@ def settings_for(bundle: Path, url: str, **settings: Any) -> Settings:
     return Settings.from_env({}, bundle=bundle, store=url, **chosen)
 
 
-def parts_of(resources: Resources, spawn: ModelThread) -> Service:
-    assert spawn.model is not None
+def parts_of(resources: Resources, thread: ModelThread | None) -> Service:
     return Service(
         view=resources.view,
-        bundle=spawn.model.bundle,
+        thread=thread,
         engine=resources.engine,
         store=resources.store,
         items=resources.items,
@@ -136,10 +148,41 @@ def parts_of(resources: Resources, spawn: ModelThread) -> Service:
 
 
 @asynccontextmanager
-async def open_service(bundle: Path, url: str, **settings: Any) -> AsyncIterator[Service]:
-    spawn = ModelThread()
-    async with open_resources(settings_for(bundle, url, **settings), Metrics(), spawn=spawn) as resources:
-        yield parts_of(resources, spawn)
+async def open_service(
+    bundle: Path, url: str, *, in_process: bool = False, **settings: Any
+) -> AsyncIterator[Service]:
+    """`in_process` starts the model in a process of its own, which takes seconds."""
+    thread = None if in_process else ModelThread()
+    chosen = settings_for(bundle, url, **settings)
+    async with open_resources(chosen, Metrics(), spawn=thread or spawn) as resources:
+        yield parts_of(resources, thread)
+
+
+async def ask(service: Service, **request: Any) -> Recommendation:
+    """Validates a JSON request as POST /recommend does, and sends it."""
+    return await service.recommender.recommend(to_request(RecommendRequest(**request)))
+
+
+@asynccontextmanager
+async def busy(service: Service) -> AsyncIterator[Callable[[], None]]:
+    """The model is in the middle of a batch until the yielded function is called, or the block ends."""
+    started, release = threading.Event(), threading.Event()
+    find_similar = service.model._runners["similar"]
+
+    def wait(asked: Sequence[Any]) -> list[Result]:
+        started.set()
+        release.wait(10)
+        return find_similar(asked)
+
+    service.model._runners["similar"] = wait
+    call = asyncio.create_task(service.engine.similar(0, 1, service.view.catalogue.available(0)))
+    try:
+        await asyncio.to_thread(started.wait, 10)
+        yield release.set
+    finally:
+        release.set()
+        await call
+        service.model._runners["similar"] = find_similar
 
 
 @asynccontextmanager

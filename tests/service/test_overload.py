@@ -4,41 +4,35 @@ import asyncio
 import time
 from pathlib import Path
 
-import pytest
-
 from service.errors import Overloaded
-from service.http.schemas import RecommendRequest, RecommendResponse
 from service.store.embedded import EmbeddedServer
-from tests.service.real import Service, history, open_service
+from service.usecases.recommend import Recommendation
+from tests.service.real import Service, ask, history, open_service
 
 DEADLINE_S = 0.4
 SLACK_S = 0.2  # the flood's own tasks share the event loop with what is measured
 
 
-async def ask(service: Service) -> tuple[RecommendResponse | None, float]:
-    """None where it was refused."""
+async def asked(service: Service) -> tuple[Recommendation | None, float]:
+    """The answer, None if the request was refused, and the seconds that it took."""
     started = time.monotonic()
-    request = RecommendRequest(user_id="flooded", k=5, deadline_ms=int(1000 * DEADLINE_S))
     try:
-        answer = await service.recommender.recommend(request)
+        answer = await ask(service, user_id="flooded", k=5, deadline_ms=int(1000 * DEADLINE_S))
     except Overloaded as error:
         assert error.retry_after_s
         return None, time.monotonic() - started
     return answer, time.monotonic() - started
 
 
-@pytest.mark.parametrize("thread", ["own", "event-loop"])
-async def test_a_flood_is_answered_in_time_or_refused_at_once(
-    thread: str, bundle_path: Path, valkey: EmbeddedServer
-) -> None:
-    async with open_service(bundle_path, valkey.url, max_batch=2, engine_thread=thread) as service:
-        await service.ingest.submit(history(9, "flooded"), "visible")
+async def test_a_flood_is_answered_in_time_or_refused_at_once(bundle_path: Path, valkey: EmbeddedServer) -> None:
+    async with open_service(bundle_path, valkey.url, in_process=True, max_batch=2) as service:
+        await service.submit(history(9, "flooded"), "visible")
         asking = []
         for _ in range(40):
-            asking += [asyncio.create_task(ask(service)) for _ in range(10)]
+            asking += [asyncio.create_task(asked(service)) for _ in range(10)]
             await asyncio.sleep(0.01)
         outcomes = await asyncio.gather(*asking)
-        afterwards, _ = await ask(service)
+        afterwards, _ = await asked(service)
     refused = [seconds for answer, seconds in outcomes if answer is None]
     answered = [seconds for answer, seconds in outcomes if answer is not None]
     assert any(answer is not None and answer.fallback is None for answer, _ in outcomes)

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from model_store.lm.precision import Bfloat16Linear, Int8Linear
-from service.http.schemas import RecommendRequest
 from service.store.embedded import EmbeddedServer
-from tests.service.real import history, open_service
+from tests.service.real import ask, history, open_service
 
 
 @pytest.mark.parametrize("precision", ["bundle", "bfloat16", "int8"])
@@ -16,21 +15,19 @@ async def test_every_precision_answers(bundle_path: Path, valkey: EmbeddedServer
         kinds = {type(module) for module in service.bundle.lm.model.modules()}
         assert (Bfloat16Linear in kinds, Int8Linear in kinds) == (precision != "bundle", precision == "int8")
         user_id = f"reader in {precision}"
-        await service.ingest.submit(history(9, user_id), "visible")
-        answer = await service.recommender.recommend(RecommendRequest(user_id=user_id, deadline_ms=60_000))
+        await service.submit(history(9, user_id), "visible")
+        answer = await ask(service, user_id=user_id, deadline_ms=60_000)
         assert (await service.store.counts(user_id, service.space)).states == 9
     assert answer.fallback is None and answer.items[0].source == "generated"
 
 
 async def test_a_window_that_was_encoded_is_not_read_again(bundle_path: Path, valkey: EmbeddedServer) -> None:
-    request = RecommendRequest(user_id="window", deadline_ms=60_000)
     for mib, num_hits in ((16, 1), (0, 0)):
         async with open_service(bundle_path, valkey.url, window_cache_mib=mib) as service:
             await service.users.forget("window")
-            await service.ingest.submit(history(9, "window"), "visible")
+            await service.submit(history(9, "window"), "visible")
             before = service.metric("window_cache_total", result="hit")
-            answer = await service.recommender.recommend(request)
-            await service.engine.call(lambda bundle: None)  # the engine counts after it has answered
+            answer = await ask(service, user_id="window", deadline_ms=60_000)
             assert service.metric("window_cache_total", result="hit") == before + num_hits
             assert (service.metric("window_cache_bytes") > 0) == (mib > 0)
             assert answer.fallback is None

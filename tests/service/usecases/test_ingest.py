@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,26 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
+from model_store.catalogue.items import Item
+from service.commands import import_file
 from service.errors import SettingsError, StoreUnavailable
-from service.http import schemas
 from service.store.embedded import EmbeddedServer
 from service.store.events import Event, Saved
-from service.usecases.encode import Todo, backfill
-from service.usecases.ingest import import_file
-from service.usecases.timeline import Unencoded
+from service.usecases.encode import UserWork, backfill
+from service.usecases.timeline import MissingState
 from tests.conftest import BOTH_VOCABULARIES, TITLES, write_bundle
-from tests.service.real import NOW, K, M, Service, history, in_order, interaction, open_service, states_from_scratch
+from tests.service.real import (
+    NOW,
+    K,
+    M,
+    Service,
+    busy,
+    history,
+    in_order,
+    interaction,
+    open_service,
+    states_from_scratch,
+)
 
 # Batch shapes change float32 sums, hence the last bits of a float16 state (11 bits of mantissa).
 ROUNDING = 2e-3
@@ -64,32 +74,32 @@ class Play:
     def __init__(self, service: Service) -> None:
         self.service = service
         self.log: dict[str, Event] = {}
-        self.stalled: list[tuple[list[Unencoded], int]] = []
+        self.stalled: list[tuple[list[MissingState], int]] = []
 
     async def step(self, kind: str, argument: Any) -> None:
         service = self.service
         if kind.startswith("send"):
             sent = [POOL[number] for number in argument]
-            await service.ingest.submit(sent, "visible" if kind == "send visible" else "durable")
+            await service.submit(sent, "visible" if kind == "send visible" else "durable")
             self.log |= {each["event_id"]: Event(**each) for each in sent if each["event_id"] not in self.log}
             if kind == "send visible":
-                assert not (await service.timeline("u")).unencoded(), "visible, yet not all is in memory"
+                assert not (await service.timeline("u")).missing_states(), "visible, yet not all is in memory"
         elif kind == "forget":
             identity = POOL[argument]["event_id"]
             forgotten = await service.users.forget_event("u", identity)
-            assert forgotten.forgotten == (self.log.pop(identity, None) is not None)
+            assert forgotten == (self.log.pop(identity, None) is not None)
         elif kind == "work":
             await service.worker.work(block_ms=1)
         elif kind == "crash":  # a worker took these and died
             await service.store.next_encodings("dead", count=argument, block_ms=1)
         else:  # a worker recalled, and is slow to save: see `finish`
             timeline = await service.timeline("u")
-            self.stalled.append((timeline.unencoded(), timeline.num_kept))
+            self.stalled.append((timeline.missing_states(), timeline.num_kept))
 
     async def finish(self) -> None:
         for todo, num_kept in self.stalled:
             if todo:
-                await self.service.worker._encode([Todo("u", todo, num_kept)])
+                await self.service.worker._encode([UserWork("u", todo, num_kept, b"")])
         await self.service.store.request_encoding(["u"])  # what a slow worker does when it looks again
         await self.service.work_off()
 
@@ -125,7 +135,7 @@ def test_memory_equals_a_backfill_of_the_log(
             assert kept.is_valid.all()
             assert kept.fingerprints.tobytes() == fingerprint, f"{name} has the state of another window"
             np.testing.assert_allclose(kept.states[0], state, err_msg=name, rtol=ROUNDING, atol=ROUNDING)
-            if service.engine._batcher.max_batch == 1:
+            if service.engine._options.max_batch == 1:
                 assert records[name] == service.bundle.codec.encode(state, fingerprint), "not the same bytes"
         memory = (await service.timeline("u")).memory()
         assert memory.events == in_order(events)[:-K][-M:]
@@ -135,7 +145,7 @@ def test_memory_equals_a_backfill_of_the_log(
 
 async def test_a_backfill_from_nothing_gives_the_same(service: Service, raw: Redis) -> None:
     for number in random.Random(1).sample(range(60), 60):
-        await service.ingest.submit([interaction(number, timestamp=NOW + number // 3)], "durable")
+        await service.submit([interaction(number, timestamp=NOW + number // 3)], "durable")
     await service.work_off()
     before = await snapshot(service)
     await raw.delete(*[key async for key in raw.scan_iter("*:states:*")])
@@ -159,19 +169,19 @@ async def test_writers_at_once_leave_nothing_stale(bundle_path: Path, valkey: Em
     ):
         order = random.Random(3).sample(range(45), 45)
         sends = [
-            (one, two)[number % 2].ingest.submit([interaction(number)], "visible" if number % 3 else "durable")
+            (one, two)[number % 2].submit([interaction(number)], "visible" if number % 3 else "durable")
             for number in order
         ]
         await asyncio.gather(*sends)
         async with asyncio.timeout(20):
             while await one.store.backlog():
                 await asyncio.sleep(0.01)
-        assert (await one.timeline("u")).unencoded() == []
+        assert (await one.timeline("u")).missing_states() == []
 
 
 async def test_a_burst_of_many_users_is_one_round(service: Service, raw: Redis) -> None:
     users = [f"u{number}" for number in range(30)]
-    await service.ingest.submit([interaction(number, user) for user in users for number in range(5)], "durable")
+    await service.submit([interaction(number, user) for user in users for number in range(5)], "durable")
     await raw.config_resetstat()
     batches = service.metric("batch_size_count")
     assert await service.worker.work(block_ms=1) == len(users) and not await service.store.backlog()
@@ -179,47 +189,46 @@ async def test_a_burst_of_many_users_is_one_round(service: Service, raw: Redis) 
     assert stats["cmdstat_eval"]["calls"] < 2.5 * len(users), "each user is recalled and saved, not looked at again"
     assert service.metric("batch_size_count") - batches <= 5 * len(users) / 4, "windows were not encoded together"
     for user in users:
-        assert not (await service.timeline(user)).unencoded()
+        assert not (await service.timeline(user)).missing_states()
 
 
 async def test_one_user_that_cannot_be_encoded_stops_no_other(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await service.ingest.submit([interaction(number, user) for user in "abc" for number in range(5)], "durable")
+    await service.submit([interaction(number, user) for user in "abc" for number in range(5)], "durable")
     encode = service.worker._encode
 
-    async def fails(todo: Sequence[Todo]) -> list[Saved]:
+    async def fails(todo: Sequence[UserWork]) -> list[Saved]:
         if "b" in {each.user_id for each in todo}:
             raise RuntimeError("cannot encode b")
         return await encode(todo)
 
     monkeypatch.setattr(service.worker, "_encode", fails)
     assert await service.worker.work(block_ms=1) == 3 and not await service.store.backlog()
-    assert [bool((await service.timeline(user)).unencoded()) for user in "abc"] == [False, True, False]
+    assert [bool((await service.timeline(user)).missing_states()) for user in "abc"] == [False, True, False]
 
 
 async def test_a_slow_worker_sees_what_came_meanwhile(service: Service) -> None:
-    await service.ingest.submit(history(12), "durable")
-    release = threading.Event()
-    busy = asyncio.create_task(service.engine.call(lambda bundle: release.wait(10)))
-    slow = asyncio.create_task(service.worker.reconcile(["u"]))
-    while not service.metric("queue_depth"):
-        await asyncio.sleep(0.005)
-    await service.ingest.submit([interaction(99, timestamp=NOW + 5)], "durable")
-    release.set()
-    await asyncio.gather(busy, slow)
-    assert (await service.timeline("u")).unencoded() == []
+    await service.submit(history(12), "durable")
+    async with busy(service) as release:
+        slow = asyncio.create_task(service.worker.reconcile(["u"]))
+        while service.metric("queue_depth") < 2:
+            await asyncio.sleep(0.005)
+        await service.submit([interaction(99, timestamp=NOW + 5)], "durable")
+        release()
+        await slow
+    assert (await service.timeline("u")).missing_states() == []
 
 
 async def test_a_late_event_re_encodes_only_the_windows_it_falls_into(service: Service) -> None:
-    await service.ingest.submit(history(20), "visible")
+    await service.submit(history(20), "visible")
     before = dict(await snapshot(service))
     stale = service.metric("stale_states_total")
-    await service.ingest.submit([interaction(99, timestamp=NOW + 10, item_id="i19")], "durable")
+    await service.submit([interaction(99, timestamp=NOW + 10, item_id="i19")], "durable")
     timeline = await service.timeline("u")
-    assert 1 <= len(timeline.unencoded()) <= K, "the new one, and windows over it"
+    assert 1 <= len(timeline.missing_states()) <= K, "the new one, and windows over it"
     known = {event.event_id for event in timeline.memory().events}
-    assert not known & {todo.event.event_id for todo in timeline.unencoded()}, "a stale state was used"
+    assert not known & {todo.event.event_id for todo in timeline.missing_states()}, "a stale state was used"
     await service.work_off()
     after = dict(await snapshot(service))
     changed = {name for name in before if before[name] != after[name]}
@@ -227,9 +236,9 @@ async def test_a_late_event_re_encodes_only_the_windows_it_falls_into(service: S
 
 
 async def test_states_are_kept_for_the_newest_only(service: Service) -> None:
-    await service.ingest.submit(history(K + M + 30), "visible")
+    await service.submit(history(K + M + 30), "visible")
     assert (await service.store.counts("u", service.space)).states == K + M
-    await service.ingest.submit([interaction(1, event_id="old", timestamp=1)], "visible")
+    await service.submit([interaction(1, event_id="old", timestamp=1)], "visible")
     assert (await service.store.counts("u", service.space)).states == K + M
     assert "old" not in [name for name, record in await snapshot(service) if record]
 
@@ -237,9 +246,8 @@ async def test_states_are_kept_for_the_newest_only(service: Service) -> None:
 async def test_one_bad_element_never_sinks_the_others(service: Service) -> None:
     bad: list[Any] = [None, 7, {}, [], "x", interaction(1, item_id="nobody knows"), interaction(2, timestamp=-1)]
     elements = [interaction(3), *bad, interaction(4), interaction(3)]
-    results = (await service.ingest.submit(elements, "visible")).results
+    results = await service.submit(elements, "visible")
     assert [each.status for each in results] == ["accepted", *["rejected"] * len(bad), "accepted", "duplicate"]
-    assert [each.index for each in results] == list(range(len(elements)))
     assert all(each.reason and each.event_id is None for each in results if each.status == "rejected")
     assert "catalogue" in str(results[6].reason) and "timestamp" in str(results[7].reason)
     assert [name for name, _ in await snapshot(service)] == ["e003", "e004"]
@@ -248,33 +256,33 @@ async def test_one_bad_element_never_sinks_the_others(service: Service) -> None:
 async def test_an_event_without_an_id_is_known_by_its_facts(service: Service) -> None:
     facts = {"user_id": "u", "item_id": "i1", "timestamp": NOW}
     first, again, other = [
-        (await service.ingest.submit([each], "durable")).results[0] for each in (facts, facts, facts | {"type": "buy"})
+        (await service.submit([each], "durable"))[0] for each in (facts, facts, facts | {"type": "buy"})
     ]
     assert (first.status, again.status, other.status) == ("accepted", "duplicate", "accepted")
     assert first.event_id == again.event_id != other.event_id
 
 
 async def test_a_retry_of_what_was_encoded_costs_nothing(service: Service) -> None:
-    await service.ingest.submit(history(10), "visible")
+    await service.submit(history(10), "visible")
     assert await service.worker.reconcile_all(["u"]) == 0
-    again = await service.ingest.submit(history(10), "visible")
-    assert {each.status for each in again.results} == {"duplicate"}
+    again = await service.submit(history(10), "visible")
+    assert {each.status for each in again} == {"duplicate"}
     assert await service.worker.reconcile_all(["u"]) == 0
 
 
 @BOTH_VOCABULARIES
 async def test_a_renamed_item_changes_the_states_of_its_windows_only(service: Service) -> None:
-    await service.ingest.submit([interaction(number, item_id=f"i{number % 12}") for number in range(12)], "visible")
-    await service.items.put("i4", schemas.ItemBody(title="Quite another title"))
+    await service.submit([interaction(number, item_id=f"i{number % 12}") for number in range(12)], "visible")
+    await service.items.put(Item("i4", "Quite another title"))
     timeline = await service.timeline("u")
-    assert [todo.event.event_id for todo in timeline.unencoded()] == ["e004", "e005", "e006"]
+    assert [todo.event.event_id for todo in timeline.missing_states()] == ["e004", "e005", "e006"]
     assert timeline.is_incomplete()
     assert await service.worker.reconcile_all(["u"]) == K
-    assert not (await service.timeline("u")).unencoded()
+    assert not (await service.timeline("u")).missing_states()
 
 
 async def test_a_new_space_leaves_the_old_one_intact(service: Service, tmp_path: Path, valkey: EmbeddedServer) -> None:
-    await service.ingest.submit(history(15), "visible")
+    await service.submit(history(15), "visible")
     before = await snapshot(service)
     write_bundle(tmp_path / "other", titles=TITLES, architecture="qwen2")
     async with open_service(tmp_path / "other", valkey.url) as other:
@@ -288,13 +296,13 @@ async def test_a_new_space_leaves_the_old_one_intact(service: Service, tmp_path:
 async def test_a_store_that_is_away_promises_nothing(bundle_path: Path, tmp_path: Path) -> None:
     with EmbeddedServer(tmp_path / "store") as server:
         async with open_service(bundle_path, server.url, store_timeout_s=0.3) as service:
-            await service.ingest.submit([interaction(1)], "durable")
+            await service.submit([interaction(1)], "durable")
             server.stop()
             with pytest.raises(StoreUnavailable):
-                await service.ingest.submit([interaction(2)], "durable")
+                await service.submit([interaction(2)], "durable")
             server.start()
         async with open_service(bundle_path, server.url) as service:
-            retried = (await service.ingest.submit([interaction(1), interaction(2)], "visible")).results
+            retried = await service.submit([interaction(1), interaction(2)], "visible")
             assert [each.status for each in retried] == ["duplicate", "accepted"]
 
 

@@ -9,12 +9,14 @@ import pytest
 from httpx2 import AsyncClient
 from redis.asyncio import Redis
 
+from model_store.catalogue.items import Item
 from model_store.manifest import RetrieverSpec
 from model_store.text.prompt import ItemPrompt
-from service.http.schemas import ItemBody, ItemPatch, NewItem, RecommendRequest, RecommendResponse
 from service.store.embedded import EmbeddedServer
 from service.usecases.encode import backfill
+from service.usecases.recommend import Recommendation
 from tests.conftest import TITLES, write_bundle
+from tests.service import real
 from tests.service.real import K, Service, history, interaction, open_app, open_service, states_from_scratch
 
 LATE = [f"{adjective} newcomer" for adjective in ("Red", "Blue", "Silent", "Last", "日本")]
@@ -28,17 +30,17 @@ def bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-async def ask(service: Service, **request: Any) -> RecommendResponse:
-    return await service.recommender.recommend(RecommendRequest(**{"k": 50, "deadline_ms": 20_000, **request}))
+async def ask(service: Service, **request: Any) -> Recommendation:
+    return await real.ask(service, **{"k": 50, "deadline_ms": 20_000, **request})
 
 
-def scored(answer: RecommendResponse) -> dict[str, float]:
+def scored(answer: Recommendation) -> dict[str, float]:
     """In order; rounding of batches allowed for."""
     assert answer.fallback is None and {item.source for item in answer.items} == {"generated"}
     return {item.item_id: item.score for item in answer.items if item.score is not None}
 
 
-def check_same(answer: RecommendResponse, other: RecommendResponse) -> None:
+def check_same(answer: Recommendation, other: Recommendation) -> None:
     assert list(scored(answer)) == list(scored(other)), "another order"
     assert scored(answer) == pytest.approx(scored(other), abs=2e-3)
     assert [each.event_id for each in answer.memory] == [each.event_id for each in other.memory], "other memories"
@@ -61,7 +63,7 @@ async def records(service: Service, user_id: str = "u") -> dict[str, bytes]:
 
 async def put_late(service: Service, titles: Sequence[str] = LATE) -> None:
     for number, title in enumerate(titles):
-        await service.items.put(f"late{number}", ItemBody(title=title))
+        await service.items.put(Item(f"late{number}", title))
 
 
 def events_with_late(count: int = 24) -> list[dict[str, Any]]:
@@ -101,9 +103,9 @@ async def check_is_generated(client: AsyncClient, item_id: str) -> None:
 
 
 async def test_candidates_filters_and_seen_items_choose_among_scores(service: Service) -> None:
-    await service.ingest.submit(history(10), "visible")
+    await service.submit(history(10), "visible")
     await put_late(service)
-    await service.items.patch("late1", ItemPatch(attributes={"even": True}))
+    await service.items.patch("late1", {"attributes": {"even": True}})
     everything = scored(await ask(service, user_id="u", exclude_seen=False))
     assert len(everything) == len(TITLES) + len(LATE)
     cases: list[tuple[dict[str, Any], set[str]]] = [
@@ -119,16 +121,16 @@ async def test_candidates_filters_and_seen_items_choose_among_scores(service: Se
 
 
 async def test_a_renamed_item_is_read_under_its_new_title(service: Service, bundle_path: Path) -> None:
-    await service.ingest.submit(history(12), "visible")
+    await service.submit(history(12), "visible")
     before = await records(service)
-    await service.items.patch("i4", ItemPatch(title="Quite another title"))
-    stale = {todo.event.event_id for todo in (await service.timeline("u")).unencoded()}
+    await service.items.patch("i4", {"title": "Quite another title"})
+    stale = {todo.event.event_id for todo in (await service.timeline("u")).missing_states()}
     assert stale == {"e004", "e005", "e006", "e011"}, "not exactly the windows that show it"
     await service.worker.reconcile_all(["u"])
     after = await records(service)
     assert {name for name in after if after[name] != before[name]} == stale
     # One that is renamed to the title of another item is read as that one: titles, not ids, are tokens.
-    await service.items.patch("i4", ItemPatch(title=TITLES[5]))
+    await service.items.patch("i4", {"title": TITLES[5]})
     assert token(service, service.bundle.catalogue.items[4].title) == token(service, TITLES[5])
     both = scored(await ask(service, recent=[{"item_id": "i1"}], candidates=["i4", "i5"], k=1))
     assert list(both) == ["i4"], "the more popular one stands for the title"
@@ -139,14 +141,14 @@ async def test_a_restart_gives_the_same_states_and_answers(
 ) -> None:
     shift_tokens(service)
     await put_late(service)
-    await service.items.put_many([NewItem(item_id="twin", title=LATE[0]), NewItem(item_id="old twin", title=TITLES[2])])
+    await service.items.put_many([Item("twin", LATE[0]), Item("old twin", TITLES[2])])
     await service.items.delete("late3")
-    await service.ingest.submit(events_with_late(), "visible")
+    await service.submit(events_with_late(), "visible")
     requests: list[dict[str, Any]] = [{"user_id": "u"}, {"recent": [{"item_id": "late2"}, {"item_id": "i3"}]}]
     answers = [await ask(service, exclude_seen=False, **request) for request in requests]
     async with open_service(bundle_path, valkey.url) as restarted:
         assert token(restarted, LATE[1]) != token(service, LATE[1]), "the test tests nothing"
-        assert not (await restarted.timeline("u")).unencoded(), "states are thrown away"
+        assert not (await restarted.timeline("u")).missing_states(), "states are thrown away"
         for request, answer in zip(requests, answers, strict=True):
             again = await ask(restarted, exclude_seen=False, **request)
             assert [item.item_id for item in again.items] == [item.item_id for item in answer.items]
@@ -162,7 +164,7 @@ async def test_processes_that_number_titles_differently_make_the_same_bytes(
     ):
         shift_tokens(worker, 7)
         await put_late(server)
-        await server.ingest.submit(events_with_late(), "visible")
+        await server.submit(events_with_late(), "visible")
         by_server = await records(server)
         await raw.delete(*[key async for key in raw.scan_iter("*:states:*")])
         await worker.items.catch_up()
@@ -180,8 +182,8 @@ async def test_items_events_and_requests_all_at_once(bundle_path: Path, valkey: 
 
         async def shop(number: int) -> None:
             name = f"n{number}"
-            await service.items.put(name, ItemBody(title=f"Number {number} of many"))
-            await service.ingest.submit([interaction(number, f"u{number % 4}", item_id=name)], "durable")
+            await service.items.put(Item(name, f"Number {number} of many"))
+            await service.submit([interaction(number, f"u{number % 4}", item_id=name)], "durable")
             answer = await ask(service, user_id=f"u{number % 4}", k=5, exclude_seen=False)
             assert answer.fallback is None and len(answer.items) == 5
             (only,) = scored(await ask(service, user_id=f"u{number % 4}", candidates=[name], exclude_seen=False))
@@ -198,12 +200,12 @@ async def test_items_events_and_requests_all_at_once(bundle_path: Path, valkey: 
         kept = {user: await ask(service, user_id=user, exclude_seen=False) for user in ("u0", "u1", "u2", "u3")}
         async with open_service(bundle_path, valkey.url) as restarted:
             for user, answer in kept.items():
-                assert not (await restarted.timeline(user)).unencoded()
+                assert not (await restarted.timeline(user)).missing_states()
                 check_same(await ask(restarted, user_id=user, exclude_seen=False), answer)
 
 
 async def test_many_items_at_once_are_one_change(service: Service) -> None:
-    await service.items.put_many([NewItem(item_id=f"n{number}", title=f"Title {number}") for number in range(300)])
+    await service.items.put_many([Item(f"n{number}", f"Title {number}") for number in range(300)])
     assert len(service.bundle.index) == len(service.bundle.catalogue) == len(TITLES) + 300
     found = scored(await ask(service, recent=[{"item_id": "i1"}], k=100, exclude_seen=False))
     assert len(found) == 100, "a long list of items was not ranked whole"

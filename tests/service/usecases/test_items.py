@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
+from model_store.catalogue.items import Item
 from service.errors import BadRequest, UnknownItem
-from service.http.schemas import ItemBody, ItemPatch, NewItem, RecentItem, RecommendRequest
 from service.store.embedded import EmbeddedServer
 from tests.conftest import BOTH_VOCABULARIES, TITLES
-from tests.service.real import Service, history, interaction, open_service
+from tests.service.real import Service, ask, history, interaction, open_service
 
 
 async def shown(service: Service, *, k: int = 100) -> list[str]:
-    request = RecommendRequest(k=k, recent=[RecentItem(item_id="i1")], exclude_seen=False)
-    return [item.item_id for item in (await service.recommender.recommend(request)).items]
+    answer = await ask(service, k=k, recent=[{"item_id": "i1"}], exclude_seen=False)
+    return [item.item_id for item in answer.items]
 
 
 async def title_in(service: Service, item_id: str) -> str | None:
@@ -38,25 +38,25 @@ async def within(seconds: float, condition: Callable[[], Awaitable[bool]], what:
 async def test_a_new_item_is_recommended_at_once_and_after_a_restart(
     service: Service, bundle_path: Path, valkey: EmbeddedServer
 ) -> None:
-    await service.items.put("new", ItemBody(title="Some New Thing", attributes={"genre": ["a", "b"]}))
+    await service.items.put(Item("new", "Some New Thing", attributes={"genre": ["a", "b"]}))
     assert len(await shown(service)) == len(TITLES) + 1 and "new" in await shown(service)
-    request = RecommendRequest(recent=[RecentItem(item_id="i1")], candidates=["new"])
-    assert (await service.recommender.recommend(request)).items[0].source == "generated"
-    accepted = await service.ingest.submit([interaction(1, item_id="new")], "visible")
-    assert accepted.results[0].status == "accepted"
+    answer = await ask(service, recent=[{"item_id": "i1"}], candidates=["new"])
+    assert answer.items[0].source == "generated"
+    accepted = await service.submit([interaction(1, item_id="new")], "visible")
+    assert accepted[0].status == "accepted"
     async with open_service(bundle_path, valkey.url) as restarted:
         assert "new" in await shown(restarted)
         assert (await restarted.items.get("new")).attributes == {"genre": ["a", "b"]}
-        assert not (await restarted.timeline("u")).unencoded()
+        assert not (await restarted.timeline("u")).missing_states()
 
 
 @BOTH_VOCABULARIES
 async def test_replicas_follow(service: Service, bundle_path: Path, valkey: EmbeddedServer) -> None:
     async with open_service(bundle_path, valkey.url) as other:
-        await service.items.put("new", ItemBody(title="New"))
-        at_once = await other.ingest.submit([interaction(1, item_id="new")], "durable")
-        assert at_once.results[0].status == "accepted", "an event may be faster than the news of its item"
-        await service.items.patch("i2", ItemPatch(title="Renamed"))
+        await service.items.put(Item("new", "New"))
+        at_once = await other.submit([interaction(1, item_id="new")], "durable")
+        assert at_once[0].status == "accepted", "an event may be faster than the news of its item"
+        await service.items.patch("i2", {"title": "Renamed"})
         await service.items.delete("i3")
 
         async def has_followed() -> bool:
@@ -70,14 +70,14 @@ async def test_two_replicas_change_different_fields(
     service: Service, bundle_path: Path, valkey: EmbeddedServer
 ) -> None:
     async with open_service(bundle_path, valkey.url) as other:
-        await service.items.patch("i2", ItemPatch(title="Renamed"))
-        changed = await other.items.patch("i2", ItemPatch(attributes={"new": 1}))
+        await service.items.patch("i2", {"title": "Renamed"})
+        changed = await other.items.patch("i2", {"attributes": {"new": 1}})
         assert (changed.title, changed.attributes) == ("Renamed", {"new": 1})
 
 
 async def test_changes_at_once_undo_nothing(service: Service) -> None:
-    changes = [service.items.patch("i1", ItemPatch(attributes={"n": 1})), service.items.catch_up()]
-    changes += [service.items.patch("i1", ItemPatch(title="T")), service.items.catch_up()]
+    changes = [service.items.patch("i1", {"attributes": {"n": 1}}), service.items.catch_up()]
+    changes += [service.items.patch("i1", {"title": "T"}), service.items.catch_up()]
     await asyncio.gather(*changes)
     item = await service.items.get("i1")
     assert (item.title, item.attributes) == ("T", {"n": 1})
@@ -85,8 +85,8 @@ async def test_changes_at_once_undo_nothing(service: Service) -> None:
 
 @BOTH_VOCABULARIES
 async def test_hidden_deleted_and_back(service: Service) -> None:
-    await service.ingest.submit(history(6), "visible")
-    await service.items.patch("i2", ItemPatch(hidden=True))
+    await service.submit(history(6), "visible")
+    await service.items.patch("i2", {"hidden": True})
     await service.items.delete("i4")
     assert not {"i2", "i4"} & set(await shown(service))
     assert await title_in(service, "i2") == TITLES[2] and await title_in(service, "i4") is None
@@ -94,36 +94,36 @@ async def test_hidden_deleted_and_back(service: Service) -> None:
         await service.items.delete("i4")
     page = await service.users.get("u", None, 10)
     assert [event.title for event in page.recent] == TITLES[5::-1], "histories keep the title"
-    assert not (await service.timeline("u")).unencoded()
-    await service.items.put("i4", ItemBody(title="Back Again"))
+    assert not (await service.timeline("u")).missing_states()
+    await service.items.put(Item("i4", "Back Again"))
     assert "i4" in await shown(service) and await title_in(service, "i4") == "Back Again"
 
 
 async def test_half_of_a_window_of_availability_cannot_contradict_the_other(service: Service) -> None:
-    await service.items.patch("i1", ItemPatch(available_from=100))
+    await service.items.patch("i1", {"available_from": 100})
     with pytest.raises(BadRequest):
-        await service.items.patch("i1", ItemPatch(available_until=50))
+        await service.items.patch("i1", {"available_until": 50})
     assert (await service.items.get("i1")).available_until is None
 
 
 @BOTH_VOCABULARIES
 async def test_many_at_once_and_one_of_them_twice(service: Service) -> None:
     names = [f"n{number % 30}" for number in range(40)]
-    items = [NewItem(item_id=name, title=f"Number {number}") for number, name in enumerate(names)]
-    assert len((await service.items.put_many(items)).items) == 30
+    items = [Item(name, f"Number {number}") for number, name in enumerate(names)]
+    assert len(await service.items.put_many(items)) == 30
     assert await title_in(service, "n5") == "Number 35", "the last one counts"
     assert len(service.bundle.index) == len(service.bundle.catalogue) == len(TITLES) + 30
 
 
 async def test_neighbors_are_available_and_near_first(service: Service) -> None:
-    await service.items.put("twin", ItemBody(title="The same"))
-    await service.items.put("other twin", ItemBody(title="The same"))
-    await service.items.put("third twin", ItemBody(title="The same", hidden=True))
-    found = (await service.items.neighbors("twin", 4)).neighbors
+    await service.items.put(Item("twin", "The same"))
+    await service.items.put(Item("other twin", "The same"))
+    await service.items.put(Item("third twin", "The same", hidden=True))
+    found = await service.items.neighbors("twin", 4)
     assert found[0].item_id == "other twin" and found[0].distance < 1e-3
     assert [each.distance for each in found] == sorted(each.distance for each in found)
     assert not {"twin", "third twin"} & {each.item_id for each in found} and len(found) == 4
-    assert len((await service.items.neighbors("twin", 100)).neighbors) == len(TITLES) + 1
+    assert len(await service.items.neighbors("twin", 100)) == len(TITLES) + 1
     with pytest.raises(UnknownItem):
         await service.items.neighbors("nothing", 3)
 

@@ -11,20 +11,15 @@ import pytest
 from redis.asyncio import Redis
 
 from model_store.manifest import RetrieverSpec
-from service.http import schemas
-from service.http.schemas import RecentItem, RecommendRequest, RecommendResponse
 from service.store.embedded import EmbeddedServer
+from service.usecases.recommend import Recommendation, Request, SessionItem
 from tests.conftest import BOTH_VOCABULARIES, TITLES, write_bundle
-from tests.service.real import NOW, K, M, Service, history, interaction, open_service
+from tests.service.real import NOW, K, M, Service, ask, busy, history, interaction, open_service
 
 ALL = [f"i{row}" for row in range(len(TITLES))]
 
 
-async def ask(service: Service, **request: Any) -> RecommendResponse:
-    return await service.recommender.recommend(RecommendRequest(**request))
-
-
-def ids(answer: RecommendResponse) -> list[str]:
+def ids(answer: Recommendation) -> list[str]:
     return [item.item_id for item in answer.items]
 
 
@@ -53,14 +48,14 @@ def some_request(dice: random.Random) -> dict[str, Any]:
 @BOTH_VOCABULARIES
 @pytest.mark.parametrize("seed", range(3))
 async def test_k_distinct_allowed_items_in_order(service: Service, seed: int) -> None:
-    await service.ingest.submit(history(30), "visible")
+    await service.submit(history(30), "visible")
     requests = [some_request(random.Random(f"{seed} {number}")) for number in range(40)]
     answers = await asyncio.gather(*(ask(service, deadline_ms=60_000, **request) for request in requests))
     for request, answer in zip(requests, answers, strict=True):
         check_one(request, answer)
 
 
-def check_one(request: dict[str, Any], answer: RecommendResponse) -> None:
+def check_one(request: dict[str, Any], answer: Recommendation) -> None:
     seen = {each["item_id"] for each in request.get("recent", [])}
     seen |= {each["item_id"] for each in history(30)} if request.get("user_id") == "u" else set()
     allowed = {name for name in ALL if name in request.get("candidates", ALL)}
@@ -78,10 +73,10 @@ def check_one(request: dict[str, Any], answer: RecommendResponse) -> None:
 async def test_hidden_and_unavailable_items_are_not_shown(service: Service) -> None:
     now = int(time.time())
     change = service.items.patch
-    await change("i0", schemas.ItemPatch(hidden=True))
-    await change("i1", schemas.ItemPatch(available_from=now + 60))
-    await change("i2", schemas.ItemPatch(available_until=now - 60))
-    await change("i3", schemas.ItemPatch(available_from=now - 60, available_until=now + 60))
+    await change("i0", {"hidden": True})
+    await change("i1", {"available_from": now + 60})
+    await change("i2", {"available_until": now - 60})
+    await change("i3", {"available_from": now - 60, "available_until": now + 60})
     for request in ({"recent": recent("i5")}, {}):
         assert set(ids(await ask(service, k=30, exclude_seen=False, **request))) == set(ALL) - {"i0", "i1", "i2"}
 
@@ -98,7 +93,7 @@ async def test_strangers_get_what_is_popular_and_are_told(service: Service) -> N
 
 
 async def test_an_interaction_counts_the_moment_it_is_acknowledged(service: Service) -> None:
-    await service.ingest.submit(history(1), "durable")
+    await service.submit(history(1), "durable")
     assert (await service.store.counts("u", service.space)).states == 0
     answer = await ask(service, user_id="u", k=30)
     assert answer.fallback is None and "i0" not in ids(answer)
@@ -107,21 +102,21 @@ async def test_an_interaction_counts_the_moment_it_is_acknowledged(service: Serv
 
 
 async def test_recent_stands_on_top_of_the_store(service: Service) -> None:
-    await service.ingest.submit(history(K + 2), "visible")
+    await service.submit(history(K + 2), "visible")
     plain = await ask(service, user_id="u", exclude_seen=False)
     again = await ask(service, user_id="u", exclude_seen=False, recent=[{"item_id": "i4", "timestamp": NOW + 4}])
     assert ids(again) == ids(plain), "an item of the store, sent once more, changes nothing"
-    context = await service.recommender._remember(RecommendRequest(user_id="u", recent=[RecentItem(item_id="i9")]))
+    context = await service.recommender._recall(Request(user_id="u", recent=[SessionItem("i9")]))
     assert context.recent == [TITLES[3], TITLES[4], TITLES[9]]
     assert [event.event_id for event in context.memory.events] == ["e000", "e001", "e002"]
-    old = [RecentItem(item_id="i9", timestamp=NOW - number) for number in range(1, 3)]
-    context = await service.recommender._remember(RecommendRequest(user_id="u", recent=old))
+    old = [SessionItem("i9", NOW - number) for number in range(1, 3)]
+    context = await service.recommender._recall(Request(user_id="u", recent=old))
     assert context.recent == TITLES[2:5], "what is older than the store's newest does not push them out"
     assert [event.event_id for event in context.memory.events] == ["e000", "e001"], "recent is not memory, too"
 
 
 async def test_a_recommendation_asks_the_store_once(service: Service, raw: Redis) -> None:
-    await service.ingest.submit(history(30), "visible")
+    await service.submit(history(30), "visible")
     for request in ({}, {"exclude_seen": False}, {"recent": recent("i3")}):
         await raw.config_resetstat()
         await ask(service, user_id="u", **request)
@@ -135,17 +130,17 @@ async def test_a_recommendation_asks_the_store_once(service: Service, raw: Redis
 async def test_an_answer_shows_its_memories_with_weights(tmp_path: Path, valkey: EmbeddedServer, raw: Redis) -> None:
     write_bundle(tmp_path / "never abstains", retriever=RetrieverSpec(width=16, top_k=2, has_null=False))
     async with open_service(tmp_path / "never abstains", valkey.url) as service:
-        await service.ingest.submit(history(30), "visible")
+        await service.submit(history(30), "visible")
         answer = await ask(service, user_id="u")
         assert len(answer.memory) == 2 and answer.memory[0].title in TITLES
         assert all(each.weight is not None and 0 < each.weight <= 1 for each in answer.memory)
         assert (await ask(service, user_id="u", explain=False)).memory == []
         page = await service.users.get("u", None, 10)
-        assert len(page.memory) == M and all(each.weight is None for each in page.memory)
+        assert len(page.memory) == M
 
 
 async def test_a_lost_state_is_asked_for_once(service: Service) -> None:
-    await service.ingest.submit(history(30), "durable")
+    await service.submit(history(30), "durable")
     await service.store.encoded([entry for entry, _ in await service.store.next_encodings("x", count=9, block_ms=1)])
     for _ in range(3):
         await ask(service, user_id="u")
@@ -158,7 +153,7 @@ async def test_a_lost_state_is_asked_for_once(service: Service) -> None:
 async def test_without_its_store_it_says_so(bundle_path: Path, tmp_path: Path) -> None:
     with EmbeddedServer(tmp_path / "store") as server:
         async with open_service(bundle_path, server.url, store_timeout_s=0.3) as service:
-            await service.ingest.submit(history(10), "visible")
+            await service.submit(history(10), "visible")
             server.stop()
             blind = await ask(service, user_id="u", k=3)
             assert (blind.fallback, ids(blind)) == ("memory_unavailable", ALL[:3])
@@ -167,17 +162,16 @@ async def test_without_its_store_it_says_so(bundle_path: Path, tmp_path: Path) -
 
 
 async def test_too_late_is_popular(service: Service) -> None:
-    await service.ingest.submit(history(10), "visible")
-    busy = asyncio.create_task(service.engine.call(lambda bundle: time.sleep(1.0)))
-    answer = await ask(service, user_id="u", k=3, deadline_ms=100)
+    await service.submit(history(10), "visible")
+    async with busy(service):
+        answer = await ask(service, user_id="u", k=3, deadline_ms=100)
     assert answer.fallback == "deadline" and len(ids(answer)) == 3
     assert answer.timings_ms["total"] < 900
-    await busy
 
 
 @BOTH_VOCABULARIES
 async def test_nothing_is_allowed(service: Service) -> None:
-    await service.ingest.submit(history(10), "visible")
+    await service.submit(history(10), "visible")
     for request in ({"candidates": ["unknown"]}, {"filter": {"even": "never"}}, {"filter": {"no such": 1}}):
         for who in ({"user_id": "u"}, {"recent": recent("i1")}, {}):
             assert ids(await ask(service, **request, **who)) == []
@@ -198,9 +192,7 @@ async def test_small_and_repetitive_catalogues(
 
 async def test_cancelled_requests_mix_up_nobody(service: Service) -> None:
     for user in ("a", "b"):
-        await service.ingest.submit(
-            [interaction(n, user, item_id=f"i{n if user == 'a' else 9}") for n in range(5)], "visible"
-        )
+        await service.submit([interaction(n, user, item_id=f"i{n if user == 'a' else 9}") for n in range(5)], "visible")
     for delay in range(20):
         asked = [asyncio.create_task(ask(service, user_id="a", exclude_seen=False)) for _ in range(3)]
         await asyncio.sleep(delay / 5000)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from model_store.bundle import Bundle
-from model_store.catalogue.catalogue import Item
+from model_store.catalogue.items import Item
 from service.store.events import item_digest
 from service.usecases.seen import SeenRows
 

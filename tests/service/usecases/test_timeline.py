@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from model_store.bundle import Bundle
 from model_store.text.history import window_ending_at, window_fingerprint
 from service.store.events import Event, Remembered
-from service.usecases.timeline import Timeline, events_needed, states_kept, title_of
+from service.usecases.timeline import Timeline, events_needed, states_kept
 from tests.service.real import K, M
 
 
 def remembered(bundle: Bundle, item_ids: list[str], *, encoded: set[int]) -> list[Remembered]:
     """What `recall` gives for a log of these items, the events of `encoded` positions with their right states."""
-    titles = [title_of(name, bundle) for name in item_ids]
+    titles = bundle.catalogue.titles(item_ids)
     parts = []
     for position, name in enumerate(item_ids):
         fingerprint = window_fingerprint(window_ending_at(titles, position, K))
@@ -31,7 +31,7 @@ def test_every_event_is_recent_or_memory_or_too_old(bundle: Bundle, count: int, 
     assert timeline.memory().states[:, 0].tolist() == [n for n in memory if n in encoded]
     assert timeline.is_incomplete() == any(n not in encoded for n in memory)
     kept = range(max(0, count - K - M), count)
-    assert [todo.event.event_id for todo in timeline.unencoded()] == [f"e{n}" for n in kept if n not in encoded]
+    assert [todo.event.event_id for todo in timeline.missing_states()] == [f"e{n}" for n in kept if n not in encoded]
     assert timeline.num_kept == len(kept) <= states_kept(bundle)
 
 
@@ -44,14 +44,14 @@ def test_a_state_that_is_not_that_of_its_window_is_never_used(bundle: Bundle, sp
     parts[1] = parts[1]._replace(record=spoilt)
     timeline = Timeline(parts, bundle)
     assert [event.event_id for event in timeline.memory().events] == ["e0", "e2", "e3", "e4"]
-    assert [(todo.event.event_id, todo.is_stale) for todo in timeline.unencoded()] == [("e1", True)]
+    assert [(todo.event.event_id, todo.is_stale) for todo in timeline.missing_states()] == [("e1", True)]
 
 
 def test_events_of_unknown_items_are_left_out(bundle: Bundle) -> None:
     names = [name for n in range(40) for name in (f"i{n % 9}", f"gone{n}")][:40]
     timeline = Timeline(remembered(bundle, names, encoded=set()), bundle)
     assert all(event.item_id.startswith("i") for event in timeline.events)
-    todo = timeline.unencoded()
+    todo = timeline.missing_states()
     assert all(len(part.titles) == K for part in todo), "a window that was cut short is nobody's state"
     assert timeline.num_kept >= len(todo), "or their states would be trimmed at once, and made again for ever"
 
@@ -59,6 +59,6 @@ def test_events_of_unknown_items_are_left_out(bundle: Bundle) -> None:
 def test_nothing_known_is_nothing_to_do(bundle: Bundle) -> None:
     for names in ([], ["gone"] * 40):
         timeline = Timeline(remembered(bundle, names, encoded=set()), bundle)
-        assert (timeline.memory().events, timeline.unencoded(), timeline.num_kept) == ([], [], 0)
+        assert (timeline.memory().events, timeline.missing_states(), timeline.num_kept) == ([], [], 0)
         assert timeline.memory().states.shape == (0, 32)
         assert not timeline.is_incomplete()

@@ -17,7 +17,7 @@ async def keys_of(raw: Redis, user_id: str) -> list[bytes]:
 
 
 async def test_pages_show_everything_once_newest_first(service: Service) -> None:
-    await service.ingest.submit(history(25, "someone"), "visible")
+    await service.submit(history(25, "someone"), "visible")
     found, cursor = [], None
     while True:
         page = await service.users.get("someone", cursor, 7)
@@ -31,8 +31,8 @@ async def test_pages_show_everything_once_newest_first(service: Service) -> None
 
 async def test_an_export_has_every_event_whole(service: Service) -> None:
     sent = [interaction(number, "someone", type="buy", value=number / 2) for number in range(12)]
-    await service.ingest.submit(sent, "durable")
-    rows = [row async for row in service.users.export("someone")]
+    await service.submit(sent, "durable")
+    rows = [{"user_id": "someone", **row._asdict()} async for row in service.users.export("someone")]
     assert rows == [each | {"title": TITLES[number % 7]} for number, each in reversed(list(enumerate(sent)))]
 
 
@@ -42,18 +42,18 @@ async def test_strangers(service: Service) -> None:
     with pytest.raises(UnknownUser):
         _ = [row async for row in service.users.export("nobody")]
     assert (await service.users.forget("nobody")).keys == 0
-    assert not (await service.users.forget_event("nobody", "e")).forgotten
+    assert not (await service.users.forget_event("nobody", "e"))
 
 
 async def test_the_forgotten_leave_no_key_and_may_come_back(service: Service, raw: Redis) -> None:
-    await service.ingest.submit(history(30, "someone"), "visible")
+    await service.submit(history(30, "someone"), "visible")
     await raw.set(f"automr:{{someone}}:retrieval:{service.space}", b"{}")  # as earlier versions wrote it
     receipt = await service.users.forget("someone")
     assert (receipt.events, receipt.states, receipt.keys) == (30, K + M, 6)
     assert await keys_of(raw, "someone") == []
     await service.work_off()
     assert await keys_of(raw, "someone") == []
-    await service.ingest.submit(history(2, "someone"), "visible")
+    await service.submit(history(2, "someone"), "visible")
     page = await service.users.get("someone", None, 10)
     assert (page.counts.events, page.counts.states, page.memory) == (2, 2, [])
     assert await service.seen("someone") == {"i0", "i1"}
@@ -64,7 +64,7 @@ async def test_who_is_forgotten_while_encoded_stays_forgotten(
 ) -> None:
     async with open_service(bundle_path, valkey.url, encode_in_process=True) as service:
         for attempt in range(8):
-            await service.ingest.submit(history(30, "someone"), "durable")
+            await service.submit(history(30, "someone"), "durable")
             encoding = asyncio.create_task(service.worker.reconcile(["someone"]))
             await asyncio.sleep(attempt / 200)
             await service.users.forget("someone")
@@ -73,9 +73,9 @@ async def test_who_is_forgotten_while_encoded_stays_forgotten(
 
 
 async def test_forgetting_an_event_derives_memory_anew(service: Service) -> None:
-    await service.ingest.submit(history(12), "visible")
-    assert (await service.users.forget_event("u", "e004")).forgotten
-    assert not (await service.users.forget_event("u", "e004")).forgotten
+    await service.submit(history(12), "visible")
+    assert await service.users.forget_event("u", "e004")
+    assert not (await service.users.forget_event("u", "e004"))
     used = [event.event_id for event in (await service.timeline("u")).memory().events]
     assert not {"e004", "e005", "e006"} & set(used), "states of windows over it are not used any more"
     await service.work_off()
