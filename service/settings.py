@@ -59,21 +59,11 @@ class Settings(BaseSettings):
     threads: int = Field(
         default=0, ge=0, le=1024, description="CPU threads of the model, 0 = all cores, one for a small model"
     )
-    engine_thread: Literal["auto", "own", "event-loop"] = Field(
-        default="auto",
-        description="where the model runs: on its own thread, or the event loop's (auto: if a batch takes under 0.1 s)",
-    )
     max_queue: int = Field(
         default=256, ge=1, le=100_000, description="requests that may wait for the model; more are refused with 429"
     )
     max_batch: int = Field(default=32, ge=1, le=1024, description="requests in one model call")
     max_batch_tokens: int = Field(default=8192, ge=1, description="tokens in one model call")
-    batch_wait_ms: float = Field(
-        default=0.0,
-        ge=0,
-        le=1000,
-        description="how long an idle engine on its own thread waits for a second request, in ms",
-    )
     window_cache_mib: int = Field(
         default=256, ge=0, le=1 << 20, description="cache of encoded recent windows, in MiB, 0 = no cache"
     )
