@@ -114,6 +114,6 @@ def space_id(backbone: BackboneSpec, prompt: PromptSpec, memory: MemorySpec) -> 
 
 
 def in_precision(manifest: Manifest, precision: str) -> Manifest:
-    """The manifest of the bundle when it is served in another precision: its hidden states belong to another space."""
+    """`manifest` with the space of states that are computed in `precision` instead of that of the bundle."""
     space = hashlib.sha256(f"{manifest.space} {precision}".encode()).hexdigest()[:12]
     return manifest.model_copy(update={"space": space})

@@ -27,8 +27,8 @@ class BundleView:
     def open_view(cls, path: Path | str, *, precision: str | None = None) -> "BundleView":
         """Open the bundle at `path`; only the files that are read are verified.
 
-        `precision`: of a server that computes in another precision than the bundle's (see `lm/precision.py`). Its
-        states cannot be compared with the others, so the manifest gets another `space`.
+        `precision`: set it if the model computes in another precision than that of the bundle (see lm/precision.py).
+        The states are then not comparable with others, so the manifest gets another `space`.
 
         Raises BundleNotFound, BundleCorrupt or FormatTooNew.
         """

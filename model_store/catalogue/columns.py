@@ -79,7 +79,7 @@ class Columns:
             raise ValueError("columns without a trie cannot be saved")
         paths = self.trie.paths
         if prompt.has_stable_tokens:
-            by_title = {"order": paths.order, "tokens": paths.tokens}
+            by_title: dict[str, NDArray[Any]] = {"order": paths.order, "tokens": paths.tokens}
         else:
             by_title = {"titles": json_array(titles)}
         return {
