@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 from fastapi import FastAPI
@@ -12,13 +13,13 @@ from httpx2 import ASGITransport, AsyncClient
 from model_store.catalogue.items import Item
 from service.app import create_app
 from service.errors import StoreUnavailable, UnknownItem, UnknownUser
-from service.http import schemas
-from service.http.dependencies import Resources
 from service.metrics import Metrics
+from service.resources import Resources
 from service.settings import Settings
 from service.store.events import Deleted, Event, UserCounts
 from service.usecases.ingest import Outcome, Wait
 from service.usecases.items import Neighbor
+from service.usecases.recommend import Recommendation, Request, ServedModel, ShownItem, UsedMemory
 from service.usecases.users import TitledEvent, UserPage
 
 
@@ -27,10 +28,10 @@ class Recommender:
     """Answers with one item. Runs `hook` first, which may wait or raise."""
 
     hook: Callable[[], Any] = lambda: None
-    requests: list[schemas.RecommendRequest] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
     cancelled: int = 0
 
-    async def recommend(self, request: schemas.RecommendRequest) -> schemas.RecommendResponse:
+    async def recommend(self, request: Request) -> Recommendation:
         self.requests.append(request)
         try:
             if (waiting := self.hook()) is not None:
@@ -38,14 +39,13 @@ class Recommender:
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
-        item = schemas.RecommendedItem(rank=1, item_id="i1", title="One", score=-1.0, source="generated", distance=0.0)
-        return schemas.RecommendResponse(
+        return Recommendation(
             recommendation_id="r1",
             user_id=request.user_id,
-            items=[item],
-            memory=[],
+            items=[ShownItem(rank=1, item_id="i1", title="One", score=-1.0, source="generated", distance=0.0)],
+            memory=[UsedMemory("e1", "i2", "Two", 1, 0.5)],
             fallback=None,
-            model=schemas.ModelName(bundle="tiny", space="abc"),
+            model=ServedModel(bundle="tiny", space="abc"),
             timings_ms={"total": 1.0},
         )
 
@@ -154,25 +154,26 @@ class Shell:
         return self.app.state.metrics.registry.get_sample_value(f"automr_{name}", labels) or 0.0
 
 
-def model_info() -> schemas.ModelInfo:
-    return schemas.ModelInfo(
-        bundle="tiny",
-        space="abc",
-        format=1,
-        vocabulary="titles",
-        split_layer=2,
-        recent_length=10,
-        max_memory=90,
-        num_items=3,
-        loaded_at="2026-01-01T00:00:00+00:00",
-    )
-
-
 def resources(settings: Settings, metrics: Metrics) -> Resources:
-    parts: dict[str, Any] = {"recommender": Recommender(), "ingest": Ingest(), "items": Items(), "users": Users()}
-    return Resources(
-        settings=settings, metrics=metrics, engine=Engine(), store=Store(), describe=model_info, **parts
+    parts: dict[str, Any] = {
+        "view": view(), "store": Store(), "engine": Engine(), "items": Items(), "ingest": Ingest(), "users": Users(),
+        "recommender": Recommender(),
+    }  # fmt: skip
+    return Resources(settings=settings, metrics=metrics, loaded_at="2026-01-01T00:00:00+00:00", **parts)
+
+
+def view() -> SimpleNamespace:
+    """The parts of a bundle that GET /model shows."""
+    manifest = SimpleNamespace(
+        name="tiny",
+        space="abc",
+        format_version=1,
+        vocabulary="titles",
+        backbone=SimpleNamespace(split_layer=2),
+        prompt=SimpleNamespace(recent_length=10),
+        memory=SimpleNamespace(max_elements=90),
     )
+    return SimpleNamespace(manifest=manifest, catalogue=["a", "b", "c"])
 
 
 @asynccontextmanager
