@@ -4,23 +4,26 @@ Training writes bundles and the service opens them. A line belongs into this pac
 between training and serving would silently make recommendations worse, or would make bytes on disk or in the memory
 store unreadable. README.md describes the files of a bundle field by field.
 
-Modules and sub-packages, in the order of imports: each may import those before it, and nothing of `service` or
-`training`.
+Modules and sub-packages in the order of imports. Each imports only those above it, none imports those beside it, and
+nothing is imported from `service` or `training`. Only `lm`, `grounding`, `neighbors`, `bundle`, `inference`, the search
+in `beams`, and two modules of `memory` load torch or faiss.
 
-    errors               what can be wrong with a bundle, a language model or a stored state
-    memory               memory elements: stored bytes, the retriever, the input of the top half
-    manifest             the facts of a bundle that training fixes and serving obeys
-    text                 histories, titles and their tokens
-    lm                   the language model, cut into two halves
-    beams                constrained beam search over the titles of the catalogue
-    catalogue            the items, their attributes and when they are available
-    grounding, neighbors the index of title embeddings; the table of neighbouring items
-    bundle               the folder on disk that holds all of these
-    inference            encode → retrieve → combine → generate → ground, for batches
+    errors                what can be wrong with a bundle, a language model or a stored state
+    memory                memory elements: stored bytes, the retriever, the input of the top half
+    manifest              the settings of a bundle that training fixes and serving obeys
+    text                  histories, titles and their tokens
+    lm                    the language model, cut into two halves
+    beams                 constrained beam search over the titles of the catalogue
+    catalogue             the items, their attributes and when they are available
+    grounding, neighbors  the index of title embeddings; the table of item neighbours
+    answers, files        queries and answers as plain values; names and checksums of the files of a bundle
+    view                  an opened bundle without networks: manifest, catalogue, codec
+    bundle                an opened bundle with all parts; the writer of bundles
+    inference             encode → retrieve → combine → generate → ground, for batches
 
-Legend. Tensor letters: `B` users in a batch, `T` tokens, `D` hidden size, `M` memory elements, `S` selected memory
-elements, `V` tokens in the vocabulary, `N` items, `K` results (in the paper and in `recent_length`: recent
-interactions), `L` the layer where the language model is cut.
+Legend. Letters in tensor shapes: `B` queries in a batch, `T` tokens, `D` hidden size, `M` memory elements, `S` selected
+memory elements, `V` tokens of the vocabulary, `N` items, `K` results. In the paper and in the settings, `K` is the
+number of recent interactions and `L` the layer where the language model is cut.
 
     paper            code              meaning
     h_t              recent            the K most recent interactions
