@@ -18,10 +18,11 @@ def states_of(memories: list[np.ndarray]) -> States:
     return States(D, dict.fromkeys(arrays, 0), arrays)
 
 
-def toy(num_users: int, rng: np.random.Generator, *, helps: bool) -> tuple[list[Annotation], list[np.ndarray]]:
-    """Each query is a linear image of one of its user's random memories; that one gains, the others hurt a little.
+def learnable(num_users: int, rng: np.random.Generator, *, helps: bool) -> tuple[list[Annotation], list[np.ndarray]]:
+    """Annotations and memories of a task that a retriever can learn.
 
-    All states share a large part, as the hidden states of a language model do.
+    The query of each user is a linear map of one of the user's random memories. That memory has a gain, the others a
+    small loss. All states share a large component, as the hidden states of a language model do.
     """
     world = np.random.default_rng(99)
     image, shared = world.normal(size=(D, D)) / D**0.5, 2 * world.normal(size=D)
@@ -35,7 +36,7 @@ def toy(num_users: int, rng: np.random.Generator, *, helps: bool) -> tuple[list[
 
 
 def annotated(num_train: int, *, helps: bool) -> AnnotationSet:
-    found, memories = toy(num_train + 100, np.random.default_rng(0), helps=helps)
+    found, memories = learnable(num_train + 100, np.random.default_rng(0), helps=helps)
     return AnnotationSet(found[:num_train], found[num_train:], states_of(memories))
 
 

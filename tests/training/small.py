@@ -1,4 +1,4 @@
-"""Small real parts for the tests of training: readers whose every event has a title of its own, a model, a recipe."""
+"""Small real objects for the tests of training: splits, a model, a recipe."""
 
 from collections.abc import Sequence
 
@@ -16,8 +16,10 @@ from training.run.loop import Schedule
 from training.run.metrics import ranks_to_metrics
 from training.run.recipes import BackboneShape, Recipe
 
-RECENT = 3  # K of the small world
-METRICS = list(ranks_to_metrics(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)))  # their names
+RECENT = 3  # K
+METRICS = list(
+    ranks_to_metrics(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))
+)  # names of all metrics by item
 TINY = Recipe(
     shape=BackboneShape(hidden_size=16, num_layers=2, num_heads=2, vocab_size=300),
     recent_length=RECENT,
@@ -36,7 +38,7 @@ TINY = Recipe(
 
 
 def diary(lengths: Sequence[int] = (30, 14, 2, 21), train_share: float = 0.7) -> Split:
-    """Item `owner[n]` is read once in all, by one user: a title tells who read it when."""
+    """A split in which every item occurs once, so that a title identifies a user and a position."""
     starts = np.concatenate([[0], np.cumsum(lengths)])
     titles = [f"{TITLES[n % len(TITLES)]} {n}" for n in range(int(starts[-1]))]
     histories = [
@@ -76,7 +78,7 @@ def small_lm(architecture: str = "llama", seed: int = 0) -> SplitLM:
 
 
 def shop(num_users: int = 6, length: int = 30) -> Dataset:
-    """Readers of the twenty books that the bundle of the tests knows, so that items repeat and all are frequent."""
+    """A data set of the twenty books of the tests' bundle: items repeat, and all are frequent."""
     rng = np.random.default_rng(0)
     events = [
         (f"u{user}", f"i{rng.integers(len(TITLES))}", 1000 * step + user)

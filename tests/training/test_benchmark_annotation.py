@@ -1,4 +1,4 @@
-"""The benchmark of annotation: its three ways agree, and a difference ends the run."""
+"""The benchmark of annotation: its three methods agree, and a difference is an error."""
 
 import json
 
@@ -10,7 +10,7 @@ from tests.benchmarks.benchmark_annotation import Size, main, measure, must_agre
 TINY = Size("tiny", 32, 4, 2, 60, 2)
 
 
-def test_the_three_ways_agree() -> None:
+def test_the_three_methods_agree() -> None:
     result = measure(TINY, num_targets=3, num_elements=12, num_laps=2)  # raises SystemExit when they differ
     assert min(result.values()) > 0
 

@@ -1,4 +1,4 @@
-"""The bundle holds every titled item, and is made again exactly when something changed."""
+"""The bundle has every item with a title, and its key changes exactly if its contents change."""
 
 from dataclasses import replace
 
@@ -22,13 +22,13 @@ def with_items(**columns: pl.Series) -> Dataset:
     return replace(SHOP, items=SHOP.items.with_columns(**columns))
 
 
-def test_the_catalogue_holds_all_titled_items_with_their_popularity_in_the_train_period() -> None:
+def test_the_catalogue_has_all_titled_items_with_their_popularity_in_the_train_period() -> None:
     rare = pl.DataFrame({"item_id": ["rare"], "title": ["Never Read"]})
     dataset = replace(SHOP, items=pl.concat([SHOP.items, rare]))
     split = time_split(dataset)
     items = {item.item_id: item for item in catalogue_items(dataset, split)}
     assert items.keys() == {*SHOP.items["item_id"], "rare"}
-    assert items["rare"].popularity == 0, "too rare to be evaluated, but it can be recommended"
+    assert items["rare"].popularity == 0, "an item too rare to be evaluated can be recommended"
     for item_id, count in zip(split.item_ids, split.popularity.tolist(), strict=True):
         assert items[item_id].popularity == count
 
@@ -50,7 +50,7 @@ def test_an_empty_catalogue_is_refused() -> None:
         catalogue_items(replace(SHOP, items=SHOP.items.head(0)), time_split(SHOP))
 
 
-def test_vectors_stand_in_the_order_of_the_items() -> None:
+def test_vectors_are_in_the_order_of_the_items() -> None:
     lm, prompt = small_lm(), small_windows().prompt
     spec = BackboneSpec(base_model="random", weights_sha256="", split_layer=2, num_layers=4, hidden_size=lm.hidden_size)
     items = catalogue_items(SHOP, time_split(SHOP))
@@ -59,11 +59,11 @@ def test_vectors_stand_in_the_order_of_the_items() -> None:
     np.testing.assert_allclose(vectors, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_the_key_changes_with_what_the_bundle_holds() -> None:
+def test_the_key_changes_with_the_contents_of_the_bundle() -> None:
     key = stage_key(SHOP, [{"inputs": "a"}], TINY)
     assert stage_key(shop(), [{"inputs": "a"}], TINY) == key
     assert stage_key(SHOP, [{"inputs": "b"}], TINY) != key
     assert stage_key(SHOP, [{"inputs": "a"}], replace(TINY, num_beams=9)) != key
     assert stage_key(with_items(shelf=pl.Series(["x"] * 20)), [{"inputs": "a"}], TINY) != key, (
-        "new attributes go unnoticed"
+        "new attributes do not change the key"
     )

@@ -1,4 +1,4 @@
-"""Neighbours get the say that they earn: nearly all where they know the answer, none where they do not."""
+"""The share of item neighbours is large if they know the answer, and 0 if they do not."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +46,7 @@ def backbone(directory: Path) -> Backbone:
 
 
 def successors(split: Split, step: int) -> ItemNeighbors:
-    """Item i is followed by item i + step, says this table."""
+    """A table in which the only neighbour of item i is item i + step."""
     num_items = len(split.item_ids)
     following = (np.arange(num_items) + step) % num_items
     matrix = sparse.csr_matrix((np.ones(num_items, np.float32), (np.arange(num_items), following)))
@@ -59,29 +59,31 @@ def chosen(split: Split, backbone: Backbone, tables: dict[float, ItemNeighbors])
     return choose_mixture(forecast, tables, split, tokens, split.valid[:30], mask_seen=False)
 
 
-def test_neighbours_that_know_the_answer_are_trusted(split: Split, backbone: Backbone) -> None:
+def test_neighbours_that_know_the_answer_get_a_share(split: Split, backbone: Backbone) -> None:
     found = chosen(split, backbone, {0.0: successors(split, 1)})
     assert found.share > 0 and found.valid_ndcg > found.valid_ndcg_alone
     assert found.valid_ndcg > 0.9, "the answer is the first neighbour of the last item"
 
 
-def test_likeness_counts_as_much_as_it_helps(split: Split, backbone: Backbone) -> None:
+def test_likeness_is_used_if_it_helps(split: Split, backbone: Backbone) -> None:
     knows, errs = successors(split, 1), successors(split, 7)
     assert chosen(split, backbone, {0.0: errs, 1.0: knows}).likeness_weight == 1.0
     assert chosen(split, backbone, {0.0: knows, 1.0: errs}).likeness_weight == 0.0
 
 
-def test_the_stage_writes_what_the_bundle_needs_and_runs_once(split: Split, directory: Path, tmp_path: Path) -> None:
+def test_the_stage_writes_the_neighbour_table_and_runs_once(split: Split, directory: Path, tmp_path: Path) -> None:
     key = stage_key("data", {"a": 1}, ITEMS, 0)
     facts = run(split, tmp_path, backbone_dir=directory, recipe=ITEMS, inputs=key)
     assert {"valid_ndcg@10_recent", "valid_ndcg@10_long", "long_minus_recent"} <= facts.keys()
     assert facts["likeness_weight"] in LIKENESS_WEIGHTS and facts["neighbor_share"] in SHARES
     assert facts["neighbor_half_life"] in HALF_LIVES
-    assert len(ItemNeighbors.load(tmp_path / NEIGHBORS_FILE).starts) == len(split.item_ids) + 2, "a row for each token"
+    assert len(ItemNeighbors.load(tmp_path / NEIGHBORS_FILE).starts) == len(split.item_ids) + 2, (
+        "there should be a row for each token"
+    )
     assert run(split, tmp_path, backbone_dir=tmp_path / "gone", recipe=ITEMS, inputs=key) == facts
 
 
-def test_without_targets_neighbours_are_not_asked(split: Split, directory: Path, tmp_path: Path) -> None:
+def test_without_targets_there_are_no_neighbours(split: Split, directory: Path, tmp_path: Path) -> None:
     recipe = replace(ITEMS, mixture_targets=0)
     assert run(split, tmp_path, backbone_dir=directory, recipe=recipe, inputs="x")["neighbor_share"] == 0
     assert stage_key("data", {}, recipe, 0) != stage_key("data", {}, ITEMS, 0)

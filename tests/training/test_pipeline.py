@@ -1,4 +1,4 @@
-"""All stages together: data in, bundle out; done work is not done again, changed work is; mistakes are one line."""
+"""All stages: from data to a bundle; finished stages do not run again, changed ones do; user errors are one line."""
 
 import json
 import shutil
@@ -46,7 +46,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a bundle and its work: copy it before changing anything."""
+    """A folder with a bundle and its work directory. Tests that change something must copy it."""
     out = tmp_path_factory.mktemp("finished") / "bundle"
     assert run(data, out) == 0
     return out.parent
@@ -84,7 +84,7 @@ def stages_that_ran(monkeypatch: pytest.MonkeyPatch, data: Path, out: Path, *mor
     return ran
 
 
-def test_the_bundle_answers(finished: Path) -> None:
+def test_the_bundle_gives_recommendations(finished: Path) -> None:
     bundle = Bundle.open(finished / "bundle")
     assert bundle.manifest.prompt.recent_length == RECENT
     assert bundle.manifest.memory.max_elements == TINY.max_memory
@@ -134,7 +134,9 @@ def test_an_unfinished_stage_runs_again(
     assert stages_that_ran(monkeypatch, data, out) == again
 
 
-def test_a_lost_bundle_is_written_from_finished_work(data: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deleted_bundle_is_written_again_from_finished_stages(
+    data: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.rmtree(out)
     assert stages_that_ran(monkeypatch, data, out) == ["build_index"]
     Bundle.open(out)
@@ -144,13 +146,13 @@ def test_another_seed_runs_everything_again(data: Path, out: Path, monkeypatch: 
     space = Bundle.open(out).manifest.space
     everything = ["sft", "annotate", "train_retriever", "build_index"]
     assert stages_that_ran(monkeypatch, data, out, "--seed", "1") == everything
-    assert Bundle.open(out).manifest.space != space, "other weights must be another space"
+    assert Bundle.open(out).manifest.space != space, "other weights must give another space"
 
 
 def test_another_recipe_runs_what_depends_on_it(data: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     space = Bundle.open(out).manifest.space
     assert stages_that_ran(monkeypatch, data, out, "--recipe", "more-beams") == ["build_index"]
-    assert Bundle.open(out).manifest.space == space, "the memory of users must survive"
+    assert Bundle.open(out).manifest.space == space, "stored memory must stay valid"
     assert Bundle.open(out).manifest.generation.num_beams == 3
 
 
@@ -159,7 +161,9 @@ def test_leave_one_out(data: Path, tmp_path: Path) -> None:
     assert Bundle.open(tmp_path / "bundle").manifest.provenance["cut"] == "leave-one-out"
 
 
-def test_items_are_tokens_from_data_to_answer(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_item_vocabulary_works_from_data_to_recommendations(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "bundle"
     assert run(data, out, "--recipe", "tiny-items") == 0
     bundle = Bundle.open(out)
@@ -174,12 +178,12 @@ def test_items_are_tokens_from_data_to_answer(data: Path, tmp_path: Path, monkey
     )
     (answer,) = recommend(bundle, [query])
     assert {item.row for item in answer.items} == set(range(num_items))
-    assert sum(item.source == "generated" for item in answer.items) == len(set(titles)), "a title has no score"
+    assert sum(item.source == "generated" for item in answer.items) == len(set(titles)), "not every title was generated"
     assert stages_that_ran(monkeypatch, data, out, "--recipe", "tiny-items") == []
 
 
 @pytest.mark.parametrize("recipe", ["tiny", "tiny-items"])
-def test_a_checkpoint_is_adapted_and_leaves_no_trace_of_adapters(recipe: str, tmp_path: Path) -> None:
+def test_a_checkpoint_is_tuned_and_its_adapters_are_merged(recipe: str, tmp_path: Path) -> None:
     checkpoint, data = tmp_path / "qwen", tmp_path / "shop"
     make_model("qwen2").save_pretrained(checkpoint)
     make_tokenizer(TITLES).save_pretrained(checkpoint)
@@ -191,10 +195,10 @@ def test_a_checkpoint_is_adapted_and_leaves_no_trace_of_adapters(recipe: str, tm
     assert not [name for name, _ in bundle.lm.model.named_parameters() if "lora" in name]
     assert not [file.name for file in (tmp_path / "bundle" / "lm").iterdir() if "adapter" in file.name]
     assert "peft" not in (tmp_path / "bundle" / "lm" / "config.json").read_text()
-    assert bundle.manifest.backbone.adapter is not None, "the manifest says how the weights came about"
+    assert bundle.manifest.backbone.adapter is not None, "the manifest must name the adapters"
 
 
-def test_a_checkpoint_that_is_none_is_named(data: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_an_invalid_checkpoint_is_named(data: Path, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "empty").mkdir()
     assert run(data, tmp_path / "bundle", "--model", str(tmp_path / "empty")) == 2
     assert f"--model {tmp_path / 'empty'}" in capsys.readouterr().err
@@ -218,7 +222,7 @@ def write_data(path: Path, events: Sequence[tuple[str, str, int]], titles: dict[
     ],
     ids=["one-short-user", "no-titles", "one-event"],
 )
-def test_too_little_data_is_said_in_one_line(
+def test_too_little_data_is_an_error_of_one_line(
     events: list[tuple[str, str, int]], titles: dict[str, str], tmp_path: Path, capsys: Capture
 ) -> None:
     assert run(write_data(tmp_path / "data", events, titles), tmp_path / "bundle") == 2
@@ -228,7 +232,7 @@ def test_too_little_data_is_said_in_one_line(
     assert output.err.startswith("DataError: ")
 
 
-def test_something_else_in_the_way_of_the_bundle_is_kept(data: Path, out: Path, capsys: Capture) -> None:
+def test_a_directory_that_is_not_a_bundle_is_not_overwritten(data: Path, out: Path, capsys: Capture) -> None:
     shutil.rmtree(out)
     out.mkdir()
     (out / "thesis.tex").write_text("years of work")
@@ -256,7 +260,7 @@ def test_the_demo_makes_its_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert {json.loads(line)["item_id"] for line in lines} <= bundle.catalogue.rows.keys()
 
 
-def test_only_the_demo_may_come_without_data(tmp_path: Path, capsys: Capture) -> None:
+def test_only_the_demo_needs_no_data(tmp_path: Path, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["--recipe", "tiny", "--out", str(tmp_path / "bundle")])
     assert stopped.value.code == 2

@@ -1,4 +1,4 @@
-"""Raw formats become the data sets they describe; what is wrong is counted or refused, never half-written."""
+"""Raw formats are converted to data sets; broken lines are counted, other errors write nothing."""
 
 import gzip
 import json
@@ -14,8 +14,8 @@ from training.prepare import main
 Row = tuple[str, str, int, float | None]
 
 
-class Desk:
-    """A source directory to fill, and the program run on it."""
+class RawFiles:
+    """A directory of raw files, and `training.prepare` run on it."""
 
     def __init__(self, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.source, self.out, self.capsys = path / "raw", path / "books", capsys
@@ -35,7 +35,7 @@ class Desk:
         return load_dataset(self.out), json.loads(captured.out)
 
     def refuse(self, format: str) -> str:
-        """The one line of the error."""
+        """Runs the program, which must fail; returns its line on stderr."""
         code = main(["--format", format, "--source", str(self.source), "--out", str(self.out)])
         captured = self.capsys.readouterr()
         assert code == 2 and captured.out == ""
@@ -45,8 +45,8 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Desk:
-    return Desk(tmp_path, capsys)
+def raw_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> RawFiles:
+    return RawFiles(tmp_path, capsys)
 
 
 def rows(dataset: Dataset) -> list[Row]:
@@ -57,12 +57,12 @@ def titles(dataset: Dataset) -> dict[str, str]:
     return dict(dataset.items.select("item_id", "title").rows())
 
 
-def test_parquet(desk: Desk) -> None:
+def test_parquet(raw_files: RawFiles) -> None:
     pl.DataFrame({"user_id": ["u"], "item_id": ["i"], "timestamp": [5]}).write_parquet(
-        desk.source / "interactions.parquet"
+        raw_files.source / "interactions.parquet"
     )
-    pl.DataFrame({"item_id": ["i"], "title": ["One"], "year": [1999]}).write_parquet(desk.source / "items.parquet")
-    dataset, summary = desk.prepare("parquet")
+    pl.DataFrame({"item_id": ["i"], "title": ["One"], "year": [1999]}).write_parquet(raw_files.source / "items.parquet")
+    dataset, summary = raw_files.prepare("parquet")
     assert rows(dataset) == [("u", "i", 5, None)]
     assert dataset.items.to_dicts() == [{"item_id": "i", "title": "One", "year": 1999}]
     assert (summary["name"], summary["users"], summary["items"], summary["interactions"]) == (
@@ -73,41 +73,41 @@ def test_parquet(desk: Desk) -> None:
     )
 
 
-def test_csv(desk: Desk) -> None:
-    desk.put("interactions.csv", "timestamp,user_id,item_id,rating,note", "7,u1,i1,4.5,x", "8.0,u1,i2,,y")
-    desk.put("items.csv", "item_id,title,shelf", 'i1,"Salt, Pepper &amp; ""Me""",A', 'i2,"Two\nLines",')
-    dataset, _ = desk.prepare("csv")
+def test_csv(raw_files: RawFiles) -> None:
+    raw_files.put("interactions.csv", "timestamp,user_id,item_id,rating,note", "7,u1,i1,4.5,x", "8.0,u1,i2,,y")
+    raw_files.put("items.csv", "item_id,title,shelf", 'i1,"Salt, Pepper &amp; ""Me""",A', 'i2,"Two\nLines",')
+    dataset, _ = raw_files.prepare("csv")
     assert rows(dataset) == [("u1", "i1", 7, 4.5), ("u1", "i2", 8, None)]
     assert titles(dataset) == {"i1": 'Salt, Pepper & "Me"', "i2": "Two Lines"}
     assert dataset.items["shelf"].to_list() == ["A", None]
 
 
-def test_csv_written_by_a_spreadsheet(desk: Desk) -> None:
-    desk.put("interactions.csv", "user_id,item_id,timestamp\r", "u1,i1,7\r", encoding="utf-8-sig")
-    desk.put("items.csv", "item_id,title\r", "i1,Ünïcödé\r", encoding="utf-8-sig")
-    dataset, _ = desk.prepare("csv")
+def test_csv_written_by_a_spreadsheet(raw_files: RawFiles) -> None:
+    raw_files.put("interactions.csv", "user_id,item_id,timestamp\r", "u1,i1,7\r", encoding="utf-8-sig")
+    raw_files.put("items.csv", "item_id,title\r", "i1,Ünïcödé\r", encoding="utf-8-sig")
+    dataset, _ = raw_files.prepare("csv")
     assert (rows(dataset), titles(dataset)) == ([("u1", "i1", 7, None)], {"i1": "Ünïcödé"})
 
 
-def test_broken_lines_are_counted_and_the_first_is_shown(desk: Desk) -> None:
-    desk.put("interactions.csv", "user_id,item_id,timestamp", "u1,i1,7", "u1,i1", "u1,i1,soon", "u1,i1,1e400")
-    desk.put("items.csv", "item_id,title", "i1,One")
-    dataset, summary = desk.prepare("csv")
+def test_broken_lines_are_counted_and_the_first_is_shown(raw_files: RawFiles) -> None:
+    raw_files.put("interactions.csv", "user_id,item_id,timestamp", "u1,i1,7", "u1,i1", "u1,i1,soon", "u1,i1,1e400")
+    raw_files.put("items.csv", "item_id,title", "i1,One")
+    dataset, summary = raw_files.prepare("csv")
     assert len(rows(dataset)) == 1
     assert summary["dropped"]["broken_lines"] == 3
-    assert "3 broken lines" in desk.errors and "interactions.csv line 3: 2 fields instead of 3" in desk.errors
+    assert "3 broken lines" in raw_files.errors and "interactions.csv line 3: 2 fields instead of 3" in raw_files.errors
 
 
-def test_a_file_of_broken_lines_is_refused(desk: Desk) -> None:
-    desk.put("interactions.csv", "user_id,item_id,timestamp", "u,i1,1", *["u,i1,2020-01-01"] * 11)
-    desk.put("items.csv", "item_id,title", "i1,One")
-    error = desk.refuse("csv")
+def test_a_file_of_broken_lines_is_refused(raw_files: RawFiles) -> None:
+    raw_files.put("interactions.csv", "user_id,item_id,timestamp", "u,i1,1", *["u,i1,2020-01-01"] * 11)
+    raw_files.put("items.csv", "item_id,title", "i1,One")
+    error = raw_files.refuse("csv")
     assert "11 of 12 lines cannot be read" in error and "interactions.csv line 3" in error
 
 
-def test_a_missing_csv_column_is_named(desk: Desk) -> None:
-    desk.put("interactions.csv", "user,item_id,timestamp", "u1,i1,7")
-    assert "interactions.csv line 1: column user_id is missing (found: user, item_id" in desk.refuse("csv")
+def test_a_missing_csv_column_is_named(raw_files: RawFiles) -> None:
+    raw_files.put("interactions.csv", "user,item_id,timestamp", "u1,i1,7")
+    assert "interactions.csv line 1: column user_id is missing (found: user, item_id" in raw_files.refuse("csv")
 
 
 @pytest.mark.parametrize(
@@ -133,11 +133,11 @@ def test_a_missing_csv_column_is_named(desk: Desk) -> None:
         ),
     ],
 )
-def test_movielens(desk: Desk, ratings: str, movies: str, files: tuple[list[str], list[str]]) -> None:
+def test_movielens(raw_files: RawFiles, ratings: str, movies: str, files: tuple[list[str], list[str]]) -> None:
     encoding = "utf-8" if ratings.endswith("csv") else "latin-1"
-    desk.put(ratings, *files[0], encoding=encoding)
-    desk.put(movies, *files[1], encoding=encoding)
-    dataset, summary = desk.prepare("movielens")
+    raw_files.put(ratings, *files[0], encoding=encoding)
+    raw_files.put(movies, *files[1], encoding=encoding)
+    dataset, summary = raw_files.prepare("movielens")
     assert rows(dataset) == [("1", "17", 978300760, 4.0)]
     assert titles(dataset) == {"17": "Amélie & Co (2001)"}
     genres = [] if movies == "u.item" else ["Comedy", "Romance"]
@@ -145,9 +145,9 @@ def test_movielens(desk: Desk, ratings: str, movies: str, files: tuple[list[str]
     assert summary["dropped"]["interactions_repeated"] == len(files[0]) - 1 - (ratings == "ratings.csv")
 
 
-def test_movielens_without_its_files_says_which_are_needed(desk: Desk) -> None:
-    desk.put("ratings.dat", "1::2::3::4")
-    assert "ratings.dat and movies.dat, or ratings.csv and movies.csv" in desk.refuse("movielens")
+def test_movielens_without_its_files_says_which_are_needed(raw_files: RawFiles) -> None:
+    raw_files.put("ratings.dat", "1::2::3::4")
+    assert "ratings.dat and movies.dat, or ratings.csv and movies.csv" in raw_files.refuse("movielens")
 
 
 def review_2018(item: str, **changes: Any) -> str:
@@ -168,16 +168,16 @@ def review_2023(item: str, **changes: Any) -> str:
 
 
 @pytest.mark.parametrize("ending", ["json", "json.gz", "jsonl", "jsonl.gz"])
-def test_amazon_2018(desk: Desk, ending: str) -> None:
-    desk.put(f"Books_5.{ending}", review_2018("B1"), review_2018("B2"), review_2018("B3"), review_2018("B4"))
+def test_amazon_2018(raw_files: RawFiles, ending: str) -> None:
+    raw_files.put(f"Books_5.{ending}", review_2018("B1"), review_2018("B2"), review_2018("B3"), review_2018("B4"))
     meta = [
         {"asin": "B1", "title": "Pride &amp; Prejudice", "category": ["Books", "Arts &amp; Photography"]},
         {"asin": "B2", "title": "  "},
         {"asin": "B4", "title": "var aPageStart = (new Date()).getTime();"},
         {"asin": "B9", "title": "Nobody reviewed this"},
     ]
-    desk.put(f"meta_Books.{ending}", *map(json.dumps, meta))
-    dataset, summary = desk.prepare("amazon")
+    raw_files.put(f"meta_Books.{ending}", *map(json.dumps, meta))
+    dataset, summary = raw_files.prepare("amazon")
     assert rows(dataset) == [("A1", "B1", 1500000000, 5.0)]
     assert dataset.items.to_dicts() == [
         {"item_id": "B1", "title": "Pride & Prejudice", "categories": ["Books", "Arts & Photography"]}
@@ -186,19 +186,19 @@ def test_amazon_2018(desk: Desk, ending: str) -> None:
     assert summary["dropped"]["items_without_title"] == 2
 
 
-def test_amazon_2023_has_milliseconds_and_parents(desk: Desk) -> None:
-    desk.put("Books.jsonl", review_2023("P1"), review_2023("P1", timestamp=1500000000999))
-    desk.put("meta_Books.jsonl", json.dumps({"parent_asin": "P1", "title": "One", "categories": ["Books"]}))
-    dataset, summary = desk.prepare("amazon")
+def test_amazon_2023_has_milliseconds_and_parent_asins(raw_files: RawFiles) -> None:
+    raw_files.put("Books.jsonl", review_2023("P1"), review_2023("P1", timestamp=1500000000999))
+    raw_files.put("meta_Books.jsonl", json.dumps({"parent_asin": "P1", "title": "One", "categories": ["Books"]}))
+    dataset, summary = raw_files.prepare("amazon")
     assert rows(dataset) == [("A1", "P1", 1500000000, 4.0)]
-    assert summary["dropped"]["interactions_repeated"] == 1, "the two times are one second"
+    assert summary["dropped"]["interactions_repeated"] == 1, "the two times fall into one second"
 
 
-def test_amazon_of_several_categories(desk: Desk) -> None:
+def test_amazon_of_several_categories(raw_files: RawFiles) -> None:
     for category in ("Books", "Games"):
-        desk.put(f"{category}.jsonl", review_2023(category))
-        desk.put(f"meta_{category}.jsonl", json.dumps({"parent_asin": category, "title": f"The {category}"}))
-    assert titles(desk.prepare("amazon")[0]) == {"Books": "The Books", "Games": "The Games"}
+        raw_files.put(f"{category}.jsonl", review_2023(category))
+        raw_files.put(f"meta_{category}.jsonl", json.dumps({"parent_asin": category, "title": f"The {category}"}))
+    assert titles(raw_files.prepare("amazon")[0]) == {"Books": "The Books", "Games": "The Games"}
 
 
 @pytest.mark.parametrize(
@@ -215,67 +215,67 @@ def test_amazon_of_several_categories(desk: Desk) -> None:
         review_2018("B1", overall="good"),
     ],
 )
-def test_a_broken_review_is_one_line_less(desk: Desk, line: str) -> None:
-    desk.put("Books.json", review_2018("B1"), line)
-    desk.put("meta_Books.json", json.dumps({"asin": "B1", "title": "One"}))
-    dataset, summary = desk.prepare("amazon")
+def test_a_broken_review_is_one_broken_line(raw_files: RawFiles, line: str) -> None:
+    raw_files.put("Books.json", review_2018("B1"), line)
+    raw_files.put("meta_Books.json", json.dumps({"asin": "B1", "title": "One"}))
+    dataset, summary = raw_files.prepare("amazon")
     assert (len(rows(dataset)), summary["dropped"]["broken_lines"]) == (1, 1)
-    assert "Books.json line 2: " in desk.errors
+    assert "Books.json line 2: " in raw_files.errors
 
 
-def test_half_characters_are_survived(desk: Desk) -> None:
-    desk.put("Books.json", review_2018("B1", reviewerID="\ud800"))
-    desk.put("meta_Books.json", json.dumps({"asin": "B1", "title": "One \udc00 Two", "category": "\ud800"}))
-    assert titles(desk.prepare("amazon")[0]) == {"B1": "One ? Two"}
+def test_lone_surrogates_are_replaced(raw_files: RawFiles) -> None:
+    raw_files.put("Books.json", review_2018("B1", reviewerID="\ud800"))
+    raw_files.put("meta_Books.json", json.dumps({"asin": "B1", "title": "One \udc00 Two", "category": "\ud800"}))
+    assert titles(raw_files.prepare("amazon")[0]) == {"B1": "One ? Two"}
 
 
-def test_a_download_cut_short_is_refused(desk: Desk) -> None:
-    desk.put("Books.json.gz", *[review_2018(f"B{n}") for n in range(500)])
-    file = desk.source / "Books.json.gz"
+def test_an_incomplete_download_is_refused(raw_files: RawFiles) -> None:
+    raw_files.put("Books.json.gz", *[review_2018(f"B{n}") for n in range(500)])
+    file = raw_files.source / "Books.json.gz"
     file.write_bytes(file.read_bytes()[:-50])
-    desk.put("meta_Books.json", json.dumps({"asin": "B1", "title": "One"}))
-    assert "cut short or damaged" in desk.refuse("amazon")
+    raw_files.put("meta_Books.json", json.dumps({"asin": "B1", "title": "One"}))
+    assert "cut short or damaged" in raw_files.refuse("amazon")
 
 
-def test_reviews_without_titles_are_refused(desk: Desk) -> None:
-    desk.put("Books.json", review_2018("B1"))
-    assert "needs a review file and a file meta*" in desk.refuse("amazon")
+def test_reviews_without_titles_are_refused(raw_files: RawFiles) -> None:
+    raw_files.put("Books.json", review_2018("B1"))
+    assert "needs a review file and a file meta*" in raw_files.refuse("amazon")
 
 
-def test_titles_of_other_items_only_are_refused(desk: Desk) -> None:
-    desk.put("Books.json", review_2018("B1"))
-    desk.put("meta_Books.json", json.dumps({"asin": "B2", "title": "Two"}))
-    assert "none of 1 interactions is left" in desk.refuse("amazon")
+def test_titles_of_other_items_only_are_an_error(raw_files: RawFiles) -> None:
+    raw_files.put("Books.json", review_2018("B1"))
+    raw_files.put("meta_Books.json", json.dumps({"asin": "B2", "title": "Two"}))
+    assert "none of 1 interactions is left" in raw_files.refuse("amazon")
 
 
 @pytest.mark.parametrize("format", ["parquet", "csv", "movielens", "amazon"])
-def test_an_empty_directory_is_refused(desk: Desk, format: str) -> None:
-    assert "raw" in desk.refuse(format)
+def test_an_empty_directory_is_refused(raw_files: RawFiles, format: str) -> None:
+    assert "raw" in raw_files.refuse(format)
 
 
-def test_a_missing_directory_is_refused(desk: Desk) -> None:
-    desk.source.rmdir()
-    assert "no such directory" in desk.refuse("csv")
+def test_a_missing_directory_is_refused(raw_files: RawFiles) -> None:
+    raw_files.source.rmdir()
+    assert "no such directory" in raw_files.refuse("csv")
 
 
-def test_the_source_is_never_the_target(desk: Desk) -> None:
-    desk.put("interactions.csv", "user_id,item_id,timestamp", "u1,i1,7")
-    desk.put("items.csv", "item_id,title", "i1,One")
-    assert main(["--format", "csv", "--source", str(desk.source), "--out", str(desk.source)]) == 2
-    assert sorted(f.name for f in desk.source.iterdir()) == ["interactions.csv", "items.csv"]
+def test_the_source_is_never_overwritten(raw_files: RawFiles) -> None:
+    raw_files.put("interactions.csv", "user_id,item_id,timestamp", "u1,i1,7")
+    raw_files.put("items.csv", "item_id,title", "i1,One")
+    assert main(["--format", "csv", "--source", str(raw_files.source), "--out", str(raw_files.source)]) == 2
+    assert sorted(f.name for f in raw_files.source.iterdir()) == ["interactions.csv", "items.csv"]
 
 
-def test_a_failed_run_leaves_the_earlier_data_set(desk: Desk) -> None:
-    desk.put("interactions.csv", "user_id,item_id,timestamp", "u1,i1,7")
-    desk.put("items.csv", "item_id,title", "i1,One")
-    before, _ = desk.prepare("csv")
-    desk.put("items.csv", "item_id,title")
-    assert main(["--format", "csv", "--source", str(desk.source), "--out", str(desk.out)]) == 2
-    assert load_dataset(desk.out).interactions.equals(before.interactions)
+def test_a_failed_run_leaves_the_earlier_data_set(raw_files: RawFiles) -> None:
+    raw_files.put("interactions.csv", "user_id,item_id,timestamp", "u1,i1,7")
+    raw_files.put("items.csv", "item_id,title", "i1,One")
+    before, _ = raw_files.prepare("csv")
+    raw_files.put("items.csv", "item_id,title")
+    assert main(["--format", "csv", "--source", str(raw_files.source), "--out", str(raw_files.out)]) == 2
+    assert load_dataset(raw_files.out).interactions.equals(before.interactions)
 
 
-def test_long_files_come_in_chunks(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_files_are_read_in_chunks(raw_files: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.data.sources.CHUNK_ROWS", 7)
-    desk.put("interactions.csv", "user_id,item_id,timestamp", *[f"u,i1,{n}" for n in range(100)])
-    desk.put("items.csv", "item_id,title", "i1,One")
-    assert [row[2] for row in rows(desk.prepare("csv")[0])] == list(range(100))
+    raw_files.put("interactions.csv", "user_id,item_id,timestamp", *[f"u,i1,{n}" for n in range(100)])
+    raw_files.put("items.csv", "item_id,title", "i1,One")
+    assert [row[2] for row in rows(raw_files.prepare("csv")[0])] == list(range(100))

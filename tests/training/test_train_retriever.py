@@ -28,7 +28,7 @@ from training.train_retriever import run, stage_key
 def run_on(
     data: AnnotationSet, out: Path, monkeypatch: pytest.MonkeyPatch, recipe: Recipe = TINY, gain: float = 0.5
 ) -> dict[str, object]:
-    """The annotations are made up, so what several memories gain together is too: with two, twice the nats of one."""
+    """Runs the stage with made-up annotations and made-up joint gains: k memories gain k times `gain` nats."""
     windows = small_windows()
     backbone = Backbone(spec_of(), "titles", small_lm(), windows.prompt)
     monkeypatch.setattr(train_retriever, "read_annotation_set", lambda directory: data)
@@ -49,17 +49,17 @@ def spec_of() -> BackboneSpec:
     return BackboneSpec(base_model="random", weights_sha256="", split_layer=2, num_layers=4, hidden_size=32)
 
 
-def test_what_gains_most_on_the_valid_period_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_candidate_with_the_largest_valid_gain_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = run_on(annotated(40, helps=True), tmp_path, monkeypatch, replace(TINY, top_ks=(1, 2)))
     assert facts["temperature"] in TINY.label_temperatures
-    assert facts["top_k"] == 2 and facts["valid_gain_nats"] == 1.0, "the number of memories that gains less"
+    assert facts["top_k"] == 2 and facts["valid_gain_nats"] == 1.0, "not the number of memories with the largest gain"
     assert {"valid_kl", "uniform_kl", "label_entropy", "captured", "abstains"} <= facts.keys()
     retriever = Retriever(D, width=TINY.retriever_width)
     retriever.load_state_dict(load_file(tmp_path / RETRIEVER_FILE))
     assert not list(tmp_path.glob("checkpoints-*"))
 
 
-def test_where_memory_does_not_pay_it_is_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gain_the_retriever_always_abstains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = run_on(annotated(40, helps=True), tmp_path, monkeypatch, gain=-0.5)
     retriever = Retriever(D, width=TINY.retriever_width)
     retriever.load_state_dict(load_file(tmp_path / RETRIEVER_FILE))
@@ -67,33 +67,31 @@ def test_where_memory_does_not_pay_it_is_never_shown(tmp_path: Path, monkeypatch
     assert not facts["pays"] and choose(scores, M).mask.sum() == 0
 
 
-def test_all_candidates_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_certificate_lists_all_candidates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = run_on(annotated(40, helps=True), tmp_path, monkeypatch, replace(TINY, top_ks=(1, 2)))
     tried: Any = facts["tried"]
     assert [(each["temperature"], each["top_k"]) for each in tried] == [(0.1, 1), (0.1, 2), (0.3, 1), (0.3, 2)]
     assert [each["gain"] for each in tried] == [each["value"] for each in tried] == [0.5, 1.0, 0.5, 1.0]
 
 
-def test_a_stage_that_is_done_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_stage_does_not_train_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = annotated(40, helps=True)
     first = run_on(data, tmp_path, monkeypatch)
     monkeypatch.setattr(train_retriever, "fit_retriever", None)
     assert run_on(data, tmp_path, monkeypatch) == first
 
 
-def test_where_no_history_is_longer_than_the_prompt_it_always_abstains(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_any_memory_it_always_abstains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = [annotation(0, np.ones(D), np.zeros(0))]
     facts = run_on(AnnotationSet(short, short, states_of([])), tmp_path, monkeypatch)
     assert facts["abstains"] == 1
     retriever = Retriever(D, width=TINY.retriever_width)
     retriever.load_state_dict(load_file(tmp_path / RETRIEVER_FILE))
     scores = retriever(100 * torch.randn(50, D), 100 * torch.randn(50, M, D), torch.ones(50, M))
-    assert choose(scores, M).mask.sum() == 0, "it must abstain also from memories that come later"
+    assert choose(scores, M).mask.sum() == 0, "it must abstain from any later memory too"
 
 
-def test_it_wants_finished_annotations(tmp_path: Path) -> None:
+def test_annotations_must_be_finished(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="has not finished"):
         run(diary(), tmp_path / "out", annotations_dir=tmp_path, backbone_dir=tmp_path, recipe=TINY, inputs="key")
 
@@ -104,5 +102,5 @@ def test_the_key_changes_with_what_changes_the_retriever() -> None:
     assert stage_key([{"labels": "a"}, {"neighbor_share": 0.5}], TINY, 0) != key
     assert stage_key([{"labels": "a"}], TINY, 1) != key
     for changed in ({"retriever_width": 9}, {"retriever_batch": 9}, {"gain_form": "probability"}, {"top_ks": (2,)}):
-        assert stage_key([{"labels": "a"}], replace(TINY, **changed), 0) != key, f"{changed} would go unnoticed"
-    assert stage_key([{"labels": "a"}], replace(TINY, num_beams=9), 0) == key, "runs again for nothing"
+        assert stage_key([{"labels": "a"}], replace(TINY, **changed), 0) != key, f"{changed} does not change the key"
+    assert stage_key([{"labels": "a"}], replace(TINY, num_beams=9), 0) == key, "the stage would run again without need"

@@ -1,4 +1,4 @@
-"""Small worlds of interactions for the baselines, with provable answers. No text: titles are numbers."""
+"""Small splits with known right answers. Titles are numbers."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from training.data.splits import History, Split, Target
 
 
 def world(sequences: Sequence[Sequence[int]], *, train_ends: Sequence[int]) -> Split:
-    """One user per sequence of item rows. Behind the train period, targets are valid and test by turns."""
+    """One user per sequence of item rows. After the train period, targets are alternately valid and test."""
     num_items = 1 + max(max(sequence) for sequence in sequences)
     histories = [
         History(f"u{user}", np.array(items, dtype=np.int32), np.arange(len(items)), end, True)
@@ -31,14 +31,14 @@ def world(sequences: Sequence[Sequence[int]], *, train_ends: Sequence[int]) -> S
 
 
 def chain(num_items: int = 40, num_users: int = 60, length: int = 14) -> Split:
-    """After item i comes item i + 1, for everybody: the last event alone tells the next, popularity tells nothing."""
+    """After item i comes item i + 1 for every user: the last event tells the next, and popularity does not."""
     starts = np.random.default_rng(0).integers(num_items, size=num_users)
     sequences = [[(start + step) % num_items for step in range(length)] for start in starts.tolist()]
     return world(sequences, train_ends=[length - 4] * num_users)
 
 
 def communities(num_items: int = 40, num_users: int = 60, length: int = 12, seed: int = 0) -> Split:
-    """Each user draws from one half of the items, without repeats."""
+    """Each user has items of one half of all items, without repeats."""
     rng = np.random.default_rng(seed)
     half = num_items // 2
     sequences = [(rng.permutation(half)[:length] + half * (user % 2)).tolist() for user in range(num_users)]

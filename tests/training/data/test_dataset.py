@@ -1,4 +1,4 @@
-"""Cleaning: the documented order and completeness come out of any two frames, and losses are counted."""
+"""Cleaning sorts and completes any two frames, and counts the rows that it removes."""
 
 import json
 from datetime import datetime
@@ -50,7 +50,7 @@ def test_histories_are_ordered_by_time_and_tie_key(events: list[Event]) -> None:
     cleaned = clean_dataset("x", frame(events), four_items())[0].interactions
     keys = [(user, time, tie_key(user, item)) for user, item, time, _ in cleaned.rows()]
     assert keys == sorted(keys)
-    assert {row[:3] for row in cleaned.rows()} == {event[:3] for event in events}, "nothing lost, nothing new"
+    assert {row[:3] for row in cleaned.rows()} == {event[:3] for event in events}, "rows were lost or added"
 
 
 @given(events_strategy, st.randoms(use_true_random=False))
@@ -78,15 +78,15 @@ def test_titles_are_clean_and_never_empty(titles: list[str]) -> None:
     assert dropped.items_without_title == len(titles) - len(expected)
 
 
-def test_every_loss_is_counted_once() -> None:
+def test_every_removed_row_is_counted_once() -> None:
     events = frame(
         [
             ("u1", "i1", 5, 3.0),
             ("u1", "i1", 5, 4.0),  # repeated
-            ("u1", "i1", 6, None),  # a later visit, no repetition
+            ("u1", "i1", 6, None),  # a later interaction, not a repeated row
             ("", "i1", 5, None),  # no user
             ("u1", "i9", 5, None),  # not in items
-            ("u1", "i3", 5, None),  # its title is blank
+            ("u1", "i3", 5, None),  # an item with a blank title
         ]
     )
     items = pl.DataFrame({"item_id": ["i1", "i1", "i3"], "title": ["One", "Uno", " \n"]})
@@ -129,17 +129,17 @@ def test_milliseconds_are_refused() -> None:
         clean_dataset("x", frame([("u", "i1", 1_700_000_000_000, None)]), four_items())
 
 
-def test_nothing_left_is_an_error_that_says_why() -> None:
+def test_an_empty_result_is_an_error_that_says_why() -> None:
     with pytest.raises(DataError, match=r"none of 1 interactions is left.*'interactions_without_item': 1"):
         clean_dataset("x", frame([("u", "i9", 1, None)]), four_items())
 
 
-def test_a_missing_column_is_named_with_those_found() -> None:
+def test_a_missing_column_is_named_with_the_found_ones() -> None:
     with pytest.raises(DataError, match=r"items.parquet: column title is missing \(found: item_id, name\)"):
         clean_dataset("x", frame([]), pl.DataFrame({"item_id": ["i1"], "name": ["One"]}))
 
 
-def test_saved_and_loaded_is_the_same(tmp_path: Path) -> None:
+def test_a_data_set_is_the_same_after_saving_and_loading(tmp_path: Path) -> None:
     dataset, dropped = clean_dataset("books", frame([("u", "i1", 1, 2.0)]), pl.DataFrame(TITLES))
     manifest = save_dataset(dataset, tmp_path / "new" / "data", source={"format": "test"}, dropped=dropped)
     loaded = load_dataset(tmp_path / "new" / "data")
@@ -149,7 +149,7 @@ def test_saved_and_loaded_is_the_same(tmp_path: Path) -> None:
     assert sorted(f.name for f in (tmp_path / "new" / "data").iterdir()) == [MANIFEST, INTERACTIONS, ITEMS]
 
 
-def test_saving_again_replaces(tmp_path: Path) -> None:
+def test_saving_again_replaces_the_files(tmp_path: Path) -> None:
     for item in ("i1", "i2"):
         save_dataset(clean_dataset("x", frame([("u", item, 1, None)]), pl.DataFrame(TITLES))[0], tmp_path)
     assert load_dataset(tmp_path).interactions["item_id"].to_list() == ["i2"]
@@ -160,7 +160,7 @@ def write_raw(path: Path) -> None:
     pl.DataFrame(TITLES).write_parquet(path / ITEMS)
 
 
-def test_raw_data_loads_under_the_name_of_its_directory(tmp_path: Path) -> None:
+def test_raw_data_has_the_name_of_its_directory(tmp_path: Path) -> None:
     write_raw(tmp_path)
     assert load_dataset(tmp_path).name == tmp_path.name
 

@@ -1,4 +1,4 @@
-"""Splits agree with the method's words, written down here again as plain loops."""
+"""Splits agree with their description, written here as plain loops."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ Named = tuple[str, int, str]  # user id, position, item id
 
 @st.composite
 def worlds(draw: st.DrawFn) -> list[Event]:
-    """Few users, items and times, so that ties, repeats, rare items and short users are frequent."""
+    """Small data sets in which equal times, repeats, rare items and short histories are frequent."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     num_users, num_items, num_times = (draw(st.integers(low, high)) for low, high in ((1, 5), (3, 40), (12, 60)))
     return [
@@ -65,7 +65,7 @@ def split_or_reject(dataset: Dataset) -> Split:
 
 
 @given(worlds())
-def test_time_split_is_the_method(events: list[Event]) -> None:
+def test_the_time_split_agrees_with_plain_loops(events: list[Event]) -> None:
     split = split_or_reject(dataset_of(events))
     histories = histories_of(events, 2)
     long = {user for user, history in histories.items() if len(history) >= 6}
@@ -101,7 +101,7 @@ def test_the_three_periods_share_no_target_and_no_time(events: list[Event]) -> N
 
 
 @given(worlds())
-def test_item_columns_belong_together(events: list[Event]) -> None:
+def test_item_columns_are_aligned(events: list[Event]) -> None:
     dataset = dataset_of(events)
     split = split_or_reject(dataset)
     facts = {row["item_id"]: row for row in dataset.items.to_dicts()}
@@ -140,8 +140,8 @@ def test_defaults_are_those_of_the_method() -> None:
     assert (split.name, len(split.test), len(split.histories)) == ("time", 40, 10)
 
 
-def test_rare_items_are_dropped_once() -> None:
-    """Dropping i-rare leaves a user short; the user's other items then fall below 5 and stay all the same."""
+def test_rare_items_are_removed_once() -> None:
+    """Without i-rare a user is too short; the user's other items then have fewer than 5 events, but are kept."""
     events = [(f"u{u}", f"i{t % 5}", t) for u in range(4) for t in range(40)]
     events += [("short", "rare", 100 + t) for t in range(4)] + [("short", "i0", 99)]
     split = time_split(dataset_of(events))
@@ -177,7 +177,7 @@ def test_too_little_data_says_what_is_missing(dataset: Dataset, message: str) ->
 
 
 @given(st.integers(0, 30), st.integers(0, 40), st.integers(0, 5))
-def test_samples_are_in_order_nested_and_of_their_seed(count: int, limit: int, seed: int) -> None:
+def test_samples_are_ordered_nested_and_reproducible(count: int, limit: int, seed: int) -> None:
     targets = [Target(0, position) for position in range(count)]
     sample = sample_targets(targets, limit, seed)
     assert len(sample) == min(count, limit)
@@ -185,7 +185,7 @@ def test_samples_are_in_order_nested_and_of_their_seed(count: int, limit: int, s
     assert set(sample) <= set(sample_targets(targets, limit + 3, seed))
 
 
-def test_no_limit_is_everything() -> None:
+def test_without_a_limit_all_targets_are_taken() -> None:
     targets = [Target(0, 1), Target(0, 2)]
     assert sample_targets(targets, None, 0) == targets
 
@@ -194,6 +194,6 @@ def test_repeats_are_counted_in_the_train_period_only() -> None:
     split = communities()
     assert not split.has_repeats
     late = [replace(each, items=np.append(each.items, each.items[0])) for each in split.histories]
-    assert not replace(split, histories=late).has_repeats, "what comes after the train period was looked at"
+    assert not replace(split, histories=late).has_repeats, "repeats after the train period were counted"
     early = [replace(each, items=np.append(each.items[0], each.items), train_end=9) for each in split.histories]
     assert replace(split, histories=early).has_repeats

@@ -1,4 +1,4 @@
-"""Where items start: near what they are read with, from the train period alone, the same whenever it is asked."""
+"""Co-occurrence counts and vectors: from the train period only, reproducible, near for items of one community."""
 
 from dataclasses import replace
 
@@ -14,8 +14,8 @@ LEFT, RIGHT, ALONE = range(0, 6), range(6, 12), 12
 
 
 def two_communities(seed: int = 0, *, later: int = 0) -> Split:
-    """Twenty users of two communities; the item `ALONE` is all that one more user reads. After the train period, chaos
-    that depends on `later`."""
+    """Twenty users in two communities, and one user who has only the item `ALONE`. After the train period events are
+    random and depend on `later`."""
     rng, chaos = np.random.default_rng(seed), np.random.default_rng(100 + later)
     orders = [rng.choice(LEFT if user % 2 else RIGHT, 8) for user in range(20)]
     histories = [history(user, [*order, *chaos.integers(13, size=5)], 8) for user, order in enumerate(orders)]
@@ -43,12 +43,12 @@ def test_items_of_one_community_are_near_each_other(dimension: int) -> None:
     assert vectors.shape == (13, dimension) and vectors.dtype == np.float32
     assert min(likeness(vectors, LEFT, LEFT), likeness(vectors, RIGHT, RIGHT)) > 0.3 + likeness(vectors, LEFT, RIGHT)
     np.testing.assert_allclose(np.linalg.norm(vectors[:ALONE], axis=1), 1, rtol=1e-5)
-    assert not vectors[ALONE].any(), "an item that is read beside no other has a place"
+    assert not vectors[ALONE].any(), "an item without co-occurrence has a vector"
 
 
 def test_only_the_train_period_is_read() -> None:
     first, second = (co_occurrence_vectors(two_communities(later=later), 4, seed=0) for later in (0, 1))
-    assert first.tobytes() == second.tobytes(), "what comes later leaks"
+    assert first.tobytes() == second.tobytes(), "events after the train period are used"
 
 
 def test_equal_seeds_give_equal_bytes() -> None:
@@ -56,13 +56,13 @@ def test_equal_seeds_give_equal_bytes() -> None:
     assert first.tobytes() == second.tobytes()
 
 
-def test_more_dimensions_than_items_are_left_at_zero() -> None:
+def test_dimensions_beyond_the_number_of_items_are_zero() -> None:
     vectors = co_occurrence_vectors(two_communities(), 40, seed=0)
     assert vectors.shape == (13, 40) and not vectors[:, 13:].any() and np.isfinite(vectors).all()
 
 
 @pytest.mark.parametrize("lengths", [(1, 1, 1), (1,), (2,), (3,), (2, 1)])
-def test_a_world_too_small_to_tell_gives_zeros_or_unit_vectors(lengths: tuple[int, ...]) -> None:
+def test_very_small_data_give_zeros_or_unit_vectors(lengths: tuple[int, ...]) -> None:
     vectors = co_occurrence_vectors(diary(lengths, train_share=1.0), 8, seed=0)
     norms = np.linalg.norm(vectors, axis=1)
     assert vectors.shape == (sum(lengths), 8) and np.all((norms == 0) | (abs(norms - 1) < 1e-5))
@@ -75,4 +75,4 @@ def test_a_world_too_small_to_tell_gives_zeros_or_unit_vectors(lengths: tuple[in
 def test_pairs_are_counted_within_the_span_and_the_train_period(span: int | None, expected: list[list[int]]) -> None:
     split = world([[0, 1, 2], [1, 0], [0, 2]], train_ends=[3, 2, 1])
     counts = co_occurrences(split, span).toarray()
-    assert counts.tolist() == expected, "the third user's second event is behind the cut"
+    assert counts.tolist() == expected, "the third user's second event is after the train period"

@@ -1,4 +1,4 @@
-"""Item-kNN in worlds whose answers are known: communities that share no item, chains, counts one can do by hand."""
+"""Item-kNN on data with known answers: communities without common items, chains, counts done by hand."""
 
 from pathlib import Path
 
@@ -17,7 +17,9 @@ def test_item_knn_stays_inside_the_community(tmp_path: Path) -> None:
     half = len(split.item_ids) // 2
     for target, ranked in zip(split.test, lists, strict=True):
         side = split.histories[target.user].items[0] < half
-        assert all((item < half) == side for item in ranked), f"{target}: {ranked} leaves the user's community"
+        assert all((item < half) == side for item in ranked), (
+            f"{target}: {ranked} contains an item of the other community"
+        )
 
 
 def test_item_knn_finds_neighbours_in_a_chain_better_than_popularity(tmp_path: Path) -> None:
@@ -37,23 +39,23 @@ def test_cosine_of_user_sets_is_a_special_case() -> None:
     np.testing.assert_allclose(near, cosine, atol=1e-6, err_msg="not the cosine of the sets of users")
 
 
-def test_only_the_nearest_are_kept_and_the_counts_are_left_alone() -> None:
+def test_only_the_nearest_are_kept_and_the_counts_are_not_changed() -> None:
     split = world([[0, 1, 2], [1, 0], [0, 2]], train_ends=[3, 2, 1])
     counts = co_occurrences(split, None)
     before = counts.toarray()
     near = similarities(counts, split.popularity, KnnSettings(span=None, num_neighbours=1))
-    assert (np.diff(near.indptr) == 1).all(), "every item here has a neighbour, and keeps one"
-    np.testing.assert_array_equal(counts.toarray(), before, err_msg="a search tries many settings on the same counts")
+    assert (np.diff(near.indptr) == 1).all(), "every item should keep one neighbour"
+    np.testing.assert_array_equal(counts.toarray(), before, err_msg="the counts are needed for other settings")
 
 
 def test_recent_events_count_more_and_seen_items_come_last_unless_kept() -> None:
     split = world([[0, 1, 2], [3, 4, 5], [1, 4, 0]], train_ends=[3, 3, 0])
     near = similarities(co_occurrences(split, None), split.popularity, KnnSettings(span=None))
-    target = Target(2, 2)  # item 1 is of age one, item 4 of age zero
+    target = Target(2, 2)  # item 1 has age 1, item 4 has age 0
     kept = knn_scores(near, split, [target], 1.0, keep_seen=True)[0]
     np.testing.assert_allclose(kept, [0.5, 0, 0.5, 1, 0, 1], atol=1e-6, err_msg="weights halve with each event")
     dropped = knn_scores(near, split, [target], 1.0, keep_seen=False)[0]
-    assert dropped[[1, 4]].max() < dropped[[0, 2, 3, 5]].min(), "a seen item stands before an unseen one"
+    assert dropped[[1, 4]].max() < dropped[[0, 2, 3, 5]].min(), "a seen item ranks before an unseen one"
 
 
 def test_a_second_call_loads_and_scores_the_same(tmp_path: Path) -> None:
@@ -61,7 +63,7 @@ def test_a_second_call_loads_and_scores_the_same(tmp_path: Path) -> None:
     first = fit_item_knn(split, seed=0, directory=tmp_path)(split.test)
     written = {file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
     again = fit_item_knn(split, seed=0, directory=tmp_path)(split.test)
-    np.testing.assert_array_equal(first, again, err_msg="what was saved scores otherwise than what was fitted")
+    np.testing.assert_array_equal(first, again, err_msg="the saved model gives other scores than the fitted one")
     assert {file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == written, "fitted twice"
     other = fit_item_knn(communities(seed=1), seed=0, directory=tmp_path)
-    assert not np.array_equal(other(split.test), first), "a model of other data was taken for this one's"
+    assert not np.array_equal(other(split.test), first), "the model of other data was used"

@@ -1,4 +1,4 @@
-"""Titles of a series find each other; what they share with everybody says nothing."""
+"""Titles of a series are near each other; words of very many titles do not count."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,9 @@ TITLES = ["The Hollow Crown 1", "The Hollow Crown 2", "The Cookbook", "A Hollow 
 
 def test_a_volume_is_nearest_to_the_next_one() -> None:
     table = likeness(TITLES).toarray()
-    assert table[0].argmax() == 1 and table[1, 0] > table[1, 3] > 0, "a run of words says more than one word"
+    assert table[0].argmax() == 1 and table[1, 0] > table[1, 3] > 0, (
+        "a shared run of words counts more than a shared word"
+    )
     assert not table[4].any(), "no title shares a word with it"
     assert not table.diagonal().any(), "a title is its own neighbour"
 
@@ -27,7 +29,7 @@ def test_a_volume_is_nearest_to_the_next_one() -> None:
         ["คนไทย", "คนจีน", "แมว"],
     ],
 )
-def test_other_scripts_have_words_too(titles: list[str]) -> None:
+def test_titles_in_other_scripts_have_words(titles: list[str]) -> None:
     table = likeness(titles).toarray()
     assert table[0, 1] > 0 and table[0, 2] == 0, titles
 
@@ -37,7 +39,7 @@ def test_upper_case_and_marks_do_not_matter() -> None:
     assert table[0, 1] == pytest.approx(1) and table[2, 3] > 0
 
 
-def test_a_word_of_too_many_titles_links_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_word_in_too_many_titles_links_no_titles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_TITLES", 3)
     assert likeness(["the a", "the b", "the c"]).nnz == 6
     assert likeness(["the a", "the b", "the c", "the d"]).nnz == 0
@@ -49,7 +51,7 @@ def test_only_the_nearest_are_kept() -> None:
 
 
 @given(st.lists(st.text("ab cd", max_size=12), min_size=1, max_size=30, unique=True), st.integers(1, 10))
-def test_blocks_make_no_difference(titles: list[str], block: int) -> None:
+def test_block_size_changes_nothing(titles: list[str], block: int) -> None:
     whole = likeness(titles).toarray()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_BLOCK", block)
@@ -59,6 +61,6 @@ def test_blocks_make_no_difference(titles: list[str], block: int) -> None:
     np.testing.assert_allclose(whole, whole.T, atol=1e-6, err_msg="with so few titles all neighbours are kept")
 
 
-def test_rows_have_length_one_or_none() -> None:
+def test_rows_have_length_one_or_zero() -> None:
     lengths = np.sqrt(np.asarray(tf_idf(TITLES).power(2).sum(axis=1)).ravel())
     np.testing.assert_allclose(lengths, [1, 1, 1, 1, 0], atol=1e-6)

@@ -1,4 +1,4 @@
-"""Every checkpoint that can be split can be adapted: adapters in each layer, none on the head, no trace once merged."""
+"""Adapters are put in each layer of every supported architecture, not on the head, and can be merged."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from training.run.recipes import Recipe
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_adapters_learn_in_every_layer_and_leave_no_trace(architecture: str) -> None:
+def test_adapters_learn_in_every_layer_and_can_be_merged(architecture: str) -> None:
     model = make_model(architecture)
     tokens = torch.arange(12)[None] + 5
     before = model(input_ids=tokens).logits.detach()

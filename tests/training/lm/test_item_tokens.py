@@ -1,4 +1,4 @@
-"""Training on item tokens: words are shared, the saved checkpoint computes what was trained, any decoder will do."""
+"""Training with item tokens: titles share pieces, and the saved checkpoint equals the trained model."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -39,7 +39,7 @@ MODELS = pytest.mark.parametrize("architecture", [FROM_SCRATCH, "llama", "qwen2"
 
 
 def write_checkpoint(architecture: str | None, directory: Path, **sizes: int) -> str | None:
-    """What `--model` names; nothing from scratch."""
+    """A checkpoint for `--model`; None for a model from scratch."""
     if architecture is None:
         return None
     make_model(architecture, **sizes).save_pretrained(directory)
@@ -60,11 +60,11 @@ def test_everything_that_should_learn_gets_a_gradient(architecture: str | None, 
         assert set(trainable(lm.model)) == moved, "a parameter without gradient"
     else:
         assert any("lora" in name for name in moved), "the adapters do not learn"
-        assert not any(name.endswith(".text") for name in moved), "the checkpoint's own words are not frozen"
+        assert not any(name.endswith(".text") for name in moved), "the checkpoint's own embeddings are not frozen"
 
 
-def test_the_first_gradient_is_not_that_of_the_beginning_alone() -> None:
-    """Zeros there would be divided by nearly nothing in the first norm, and clipping would silence all the others."""
+def test_the_first_gradient_is_not_dominated_by_the_first_token() -> None:
+    """A row of zeros would get a very large gradient in the first norm, and clipping would make all others tiny."""
     made = make_tuned(diary(), ITEMS, None, CPU)
     lm = SplitLM(made.model, 1)
     batches = PackedBatches(Windows(diary(), made.prompt, 12), num_blocks=8, memory_share=0.5, seed=0)
@@ -81,7 +81,7 @@ def test_the_first_gradient_is_not_that_of_the_beginning_alone() -> None:
 def tuned_and_opened(
     architecture: str | None, directory: Path, monkeypatch: pytest.MonkeyPatch, **sizes: int
 ) -> tuple[SplitLM, Backbone]:
-    """The model at the end of training, and the one that the directory gives."""
+    """The model at the end of training, and the model that is loaded from the directory."""
     in_training: list[SplitLM] = []
 
     class Watched(SplitLM):
@@ -98,7 +98,7 @@ def tuned_and_opened(
 
 
 @MODELS
-def test_the_saved_model_computes_what_was_trained(
+def test_the_saved_model_equals_the_trained_one(
     architecture: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained, backbone = tuned_and_opened(architecture, tmp_path, monkeypatch)
@@ -113,10 +113,10 @@ def test_the_saved_model_computes_what_was_trained(
 
 
 @MODELS
-def test_a_late_title_is_spelled_with_what_was_trained(
+def test_a_late_title_is_made_of_trained_pieces(
     architecture: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the tokenizer that training had, from the pieces that training left, for reading and for answering."""
+    """With the tokenizer and the pieces of training, in the embedding and in the head."""
     trained, backbone = tuned_and_opened(architecture, tmp_path, monkeypatch)
     (token,) = backbone.prompt.title_tokens("Red moon never seen")
     (again,) = backbone.prompt.title_tokens(diary().titles[4])
@@ -132,7 +132,7 @@ def test_a_late_title_is_spelled_with_what_was_trained(
 
 
 def embeddings(lm: SplitLM) -> tuple[ItemEmbedding, ItemEmbedding]:
-    """Of what is read, and of the answer."""
+    """The embeddings of the input and of the head."""
     inputs, head = lm.model.get_input_embeddings(), lm.model.get_output_embeddings()
     assert isinstance(inputs, ItemEmbedding)
     outputs = head.embedding
@@ -141,10 +141,10 @@ def embeddings(lm: SplitLM) -> tuple[ItemEmbedding, ItemEmbedding]:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
-def test_a_checkpoint_may_pad_with_a_token_beyond_the_items(
+def test_a_checkpoint_may_have_a_padding_token_beyond_the_items(
     architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its special tokens are text; a catalogue is often smaller than the number of one of them."""
+    """Special tokens are numbered among text tokens, and the number may be larger than the catalogue."""
     sizes = {"pad_token_id": 399, "bos_token_id": 398, "eos_token_id": 397}
     trained, backbone = tuned_and_opened(architecture, tmp_path, monkeypatch, **sizes)
     tokens, mask = pad([backbone.prompt.tokens(diary().titles[:3])])
@@ -168,7 +168,7 @@ def make_embedding(titles: list[str] = TITLES, *, dropout: float = 0.0, scale: f
 @pytest.mark.parametrize(
     "tokens", [[[3]], [[0, 5, 5, 1]], [[20, 19], [0, 0]], list(range(21)), list(range(20, -1, -1)), [0]]
 )
-def test_some_rows_are_the_rows_and_learn_the_same(tokens: list[int]) -> None:
+def test_rows_of_some_tokens_equal_all_rows_and_get_the_same_gradient(tokens: list[int]) -> None:
     one, other = make_embedding(), make_embedding()
     chosen = torch.tensor(tokens)
     weights = torch.randn(*chosen.shape, D)
@@ -181,7 +181,7 @@ def test_some_rows_are_the_rows_and_learn_the_same(tokens: list[int]) -> None:
         torch.testing.assert_close(parameter.grad, other.get_parameter(name).grad, msg=f"{name} learns otherwise")
 
 
-def test_a_title_that_is_only_read_moves_its_pieces() -> None:
+def test_a_title_that_is_only_input_changes_its_pieces() -> None:
     embedding = make_embedding(["Red Moon", "Red Tea", "Blue River"])
     embedding(torch.tensor([[1]])).sum().backward()
     assert embedding.text.grad is not None and embedding.weight.grad is not None
@@ -199,19 +199,19 @@ def test_titles_that_share_words_start_near_each_other() -> None:
 
 
 @pytest.mark.parametrize("title", ["", "日本", "\U0001f600", "ÀÉ", "<s>", "İstanbul ﬁne", "\u200d"])
-def test_any_text_can_be_spelled(title: str) -> None:
+def test_any_text_has_pieces(title: str) -> None:
     tokenizer = piece_tokenizer(TITLES, 300)
     (pieces,) = ItemVocabulary([title], tokenizer).pieces(1, 2)
     assert all(0 <= piece < tokenizer.vocab_size for piece in pieces)
-    assert bool(pieces) == bool(title), "nothing is left of a title"
+    assert bool(pieces) == bool(title), "a title has no piece"
 
 
-def test_dropout_is_for_training_only() -> None:
+def test_dropout_acts_in_training_only() -> None:
     embedding = make_embedding(dropout=0.9, scale=2.0)
     head, tokens, hidden = LearnedItemHead(embedding), torch.tensor([[1, 2, 3]]), torch.ones(1, D)
     head.train()
-    assert (embedding(tokens) == 0).any(), "nothing of what is read was dropped"
-    assert not head(hidden).equal(head(hidden)), "nothing of what the head reads was dropped"
+    assert (embedding(tokens) == 0).any(), "the embedding has no dropout"
+    assert not head(hidden).equal(head(hidden)), "the input of the head has no dropout"
     head.eval()
     torch.testing.assert_close(embedding(tokens), 2 * embedding.rows()[tokens])
     torch.testing.assert_close(head(hidden), hidden @ embedding.rows().T)
@@ -225,11 +225,11 @@ def test_an_untied_head_has_rows_of_its_own() -> None:
     assert isinstance(inputs, LearnedItemEmbedding) and isinstance(head, LearnedItemHead)
     assert head.embedding is not inputs
     assert inputs.text.equal(words[0]) and head.embedding.text.equal(words[1]), (
-        "words of reading and answering mixed up"
+        "the pieces of embedding and head are mixed up"
     )
 
 
-def test_vectors_to_add_item_vectors_add_up_on_a_shared_title() -> None:
+def test_vectors_of_items_with_one_title_are_added() -> None:
     made = make_tuned(diary(), replace(ITEMS, collaborative_start=False), None, CPU)
     inputs = made.model.get_input_embeddings()
     assert isinstance(inputs, LearnedItemEmbedding)
@@ -243,7 +243,7 @@ def test_vectors_to_add_item_vectors_add_up_on_a_shared_title() -> None:
 
 
 def loss_with(num_popular: int, num_sampled: int, hidden: Tensor, labels: Tensor) -> Callable[[], Tensor]:
-    """Draws anew on each call. Popularity is such that popular tokens are no range of tokens."""
+    """The loss with a new sample at each call. Popular tokens are spread over the token numbers."""
     head = LearnedItemHead(make_embedding()).eval()
     softmax = SampledSoftmax(
         [(7 * token) % 21 for token in range(21)], num_popular=num_popular, num_sampled=num_sampled
@@ -261,7 +261,7 @@ LABELS = torch.tensor([1, 5, 5, 20, 9, 14])
 
 @pytest.mark.parametrize("num_popular", [21, 50])
 @pytest.mark.parametrize("num_sampled", [0, 8])
-def test_with_every_item_among_the_popular_it_is_the_exact_loss(num_popular: int, num_sampled: int) -> None:
+def test_if_every_item_is_popular_the_loss_is_exact(num_popular: int, num_sampled: int) -> None:
     found = loss_with(num_popular, num_sampled, HIDDEN, LABELS)()
     torch.testing.assert_close(found, exact(HIDDEN, LABELS))
 
@@ -281,11 +281,11 @@ def test_the_sum_of_exponentials_is_estimated_without_bias(num_popular: int, lab
     assert abs(sums.mean() - expected) < 4 * error, f"{sums.mean():.3f} ± {error:.3f} for {expected:.3f}"
 
 
-def test_the_gradient_of_a_sample_stays_in_it() -> None:
+def test_only_sampled_rows_get_a_gradient() -> None:
     head = LearnedItemHead(make_embedding()).eval()
     softmax = SampledSoftmax(range(21), num_popular=2, num_sampled=3)
     softmax(head, HIDDEN[:1], torch.tensor([4])).backward()
     gradient = head.embedding.weight.grad
     assert gradient is not None
     moved = set(gradient.abs().sum(dim=1).nonzero().flatten().tolist())
-    assert {4, 20, 19} <= moved and len(moved) <= 6, "rows that took no part in the loss, or not those that did"
+    assert {4, 20, 19} <= moved and len(moved) <= 6, "the rows with a gradient are not the rows in the loss"

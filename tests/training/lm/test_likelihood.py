@@ -1,4 +1,4 @@
-"""Sharing the prompt's keys and values between all memory elements changes no number."""
+"""Likelihoods of true titles are the same whether memories share the keys and values of the prompt or not."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from tests.conftest import make_model
 from tests.training.small import small_lm
 from training.lm.likelihood import EncodedBatch, answer_log_probs, encode_answers, log_probs_by_element
 
-# Those with sliding attention see padding as distance; a bundle refuses windows that do not fit (see test_bundle.py).
+# With sliding attention padding counts as distance; a bundle refuses windows that do not fit (see test_bundle.py).
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma", "phi3", "olmo2", "gpt_neox")
 PLACEMENTS = ("insert", "prepend")
 PROMPTS = [[5, 6, 7, 8, 9, 10], [11, 12], [13, 14, 15, 16]]
@@ -24,7 +24,7 @@ def lms() -> dict[str, SplitLM]:
 
 
 @torch.inference_mode()
-def understood(lm: SplitLM, rows: slice = slice(None)) -> EncodedBatch:
+def encoded(lm: SplitLM, rows: slice = slice(None)) -> EncodedBatch:
     return encode_answers(lm, PROMPTS[rows], ANSWERS[rows])
 
 
@@ -36,10 +36,10 @@ def memories(lm: SplitLM) -> list[Tensor]:
 
 @torch.inference_mode()
 def one_by_one(lm: SplitLM, placement: str) -> list[list[float]]:
-    """Each row and each element in a batch of its own; without memory first."""
+    """Each row and each memory in its own batch; first without memory."""
     scores: list[list[float]] = []
     for row, memory in enumerate(memories(lm)):
-        batch = understood(lm, slice(row, row + 1))
+        batch = encoded(lm, slice(row, row + 1))
         choices = [memory[:0], *memory[:, None]]
         masks = [torch.ones(1, len(choice), dtype=torch.long) for choice in choices]
         pairs = zip(choices, masks, strict=True)
@@ -49,30 +49,30 @@ def one_by_one(lm: SplitLM, placement: str) -> list[list[float]]:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_all_elements_at_once_are_the_elements_one_by_one(
+def test_all_memories_at_once_equal_memories_one_by_one(
     architecture: str, placement: str, lms: dict[str, SplitLM]
 ) -> None:
     lm = lms[architecture]
-    together = log_probs_by_element(lm, understood(lm), memories(lm), placement)
+    together = log_probs_by_element(lm, encoded(lm), memories(lm), placement)
     for row, (found, expected) in enumerate(zip(together, one_by_one(lm, placement), strict=True)):
         assert found.tolist() == pytest.approx(expected, abs=1e-3), f"row {row} (element 0 is no memory)"
 
 
 @pytest.mark.parametrize("max_rows", [1, 2, 7])
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_chunks_change_nothing(max_rows: int, placement: str, lms: dict[str, SplitLM]) -> None:
+def test_chunk_size_changes_nothing(max_rows: int, placement: str, lms: dict[str, SplitLM]) -> None:
     lm = lms["llama"]
-    whole = log_probs_by_element(lm, understood(lm), memories(lm), placement)
-    chunked = log_probs_by_element(lm, understood(lm), memories(lm), placement, max_rows=max_rows)
+    whole = log_probs_by_element(lm, encoded(lm), memories(lm), placement)
+    chunked = log_probs_by_element(lm, encoded(lm), memories(lm), placement, max_rows=max_rows)
     for found, expected in zip(chunked, whole, strict=True):
         assert found.tolist() == pytest.approx(expected.tolist(), abs=1e-4)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @torch.inference_mode()
-def test_without_memory_it_is_the_whole_models_likelihood(architecture: str, lms: dict[str, SplitLM]) -> None:
+def test_without_memory_it_is_the_likelihood_of_the_unsplit_model(architecture: str, lms: dict[str, SplitLM]) -> None:
     lm, whole = lms[architecture], make_model(architecture)
-    scores = log_probs_by_element(lm, understood(lm), memories(lm), "insert")
+    scores = log_probs_by_element(lm, encoded(lm), memories(lm), "insert")
     for prompt, answer, found in zip(PROMPTS, ANSWERS, scores, strict=True):
         log_probs = whole(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].log_softmax(dim=-1)
         expected = log_probs.gather(1, torch.tensor(answer)[:, None]).sum()
@@ -80,16 +80,16 @@ def test_without_memory_it_is_the_whole_models_likelihood(architecture: str, lms
 
 
 @torch.inference_mode()
-def test_masked_memory_is_no_memory(lms: dict[str, SplitLM]) -> None:
+def test_masked_memory_equals_no_memory(lms: dict[str, SplitLM]) -> None:
     lm = lms["qwen2"]
-    batch, padding = understood(lm), torch.randn(3, 2, lm.hidden_size)
+    batch, padding = encoded(lm), torch.randn(3, 2, lm.hidden_size)
     masked = answer_log_probs(lm, batch, padding, torch.zeros(3, 2, dtype=torch.long), "insert")
     nothing = answer_log_probs(lm, batch, padding[:, :0], torch.zeros(3, 0, dtype=torch.long), "insert")
     assert masked.tolist() == pytest.approx(nothing.tolist(), abs=1e-4)
 
 
-def test_elements_differ_and_all_are_probabilities(lms: dict[str, SplitLM]) -> None:
+def test_memories_differ_and_all_values_are_probabilities(lms: dict[str, SplitLM]) -> None:
     lm = lms["llama"]
-    for scores, memory in zip(log_probs_by_element(lm, understood(lm), memories(lm), "insert"), SIZES, strict=True):
-        assert len(set(scores.tolist())) == 1 + memory, "some elements score the same"
+    for scores, memory in zip(log_probs_by_element(lm, encoded(lm), memories(lm), "insert"), SIZES, strict=True):
+        assert len(set(scores.tolist())) == 1 + memory, "some memories give the same likelihood"
         assert (scores <= 0).all()

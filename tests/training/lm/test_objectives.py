@@ -1,4 +1,4 @@
-"""What tuning minimises and by what it is judged: known cases, and the long way round."""
+"""The losses of tuning and of its validation, on known cases and against a slow computation."""
 
 import math
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 def item_world(recipe: Recipe = ITEMS) -> tuple[SplitLM, Windows]:
     made = make_model(diary(), recipe, None, CPU)
     lm = SplitLM(made.model, 1)
-    with torch.no_grad():  # as new, the model has no opinion
+    with torch.no_grad():  # a new model gives nearly uniform forecasts
         for name, parameter in lm.model.named_parameters():
             if "norm" not in name:
                 parameter.add_(0.5 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))))
@@ -35,20 +35,20 @@ def item_world(recipe: Recipe = ITEMS) -> tuple[SplitLM, Windows]:
 
 
 @pytest.mark.parametrize(("rank", "gain"), [(1, 1.0), (2, 1 / math.log2(3)), (10, 1 / math.log2(11)), (11, 0.0)])
-def test_a_target_gains_by_its_rank(rank: int, gain: float) -> None:
+def test_the_loss_of_a_target_depends_on_its_rank(rank: int, gain: float) -> None:
     logits = -torch.arange(20.0)[None]
     assert ndcg_loss(logits, torch.tensor([rank - 1])) == pytest.approx(1 - gain)
 
 
-def test_targets_add_up() -> None:
+def test_losses_of_targets_are_added() -> None:
     logits = torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]])
     assert ndcg_loss(logits, torch.tensor([0, 1])) == pytest.approx(0 + 1 - 1 / math.log2(3))
 
 
 def by_hand(lm: SplitLM, windows: Windows, target: Target, memory_size: int) -> float:
-    """1 − NDCG@10 of one target; its prompt and each memory are encode_answers on their own.
+    """1 − NDCG@10 of one target; its prompt and each memory are read separately.
 
-    As in training, memories come in blocks of K that are encode_answers once: a memory has seen its own block up to itself.
+    As in training, memories come from blocks of K titles: the state of a memory depends on its own block up to itself.
     """
     history = windows.titles(windows.split.histories[target.user].items)
     tokens, mask = pad([windows.prompt_ending_at(target.user, target.position - 1)])
@@ -68,22 +68,22 @@ def by_hand(lm: SplitLM, windows: Windows, target: Target, memory_size: int) -> 
 
 @pytest.mark.parametrize("memory_share", [0.0, 0.5])
 @torch.inference_mode()
-def test_items_are_judged_by_the_ranks_of_valid_targets(memory_share: float) -> None:
-    """With a memory-aware recipe, half without memory and half with the newest `max(memory_sizes)`."""
+def test_items_are_validated_by_the_ranks_of_valid_targets(memory_share: float) -> None:
+    """A recipe with memory: the mean of the loss without memory and with the newest `max(memory_sizes)`."""
     recipe = replace(ITEMS, memory_share=memory_share)
     lm, windows = item_world(recipe)
     lm.model.eval()
     targets = [target for target in windows.split.valid if target.position > 0]
-    assert len(targets) == len(windows.split.valid), "the test's world has a target without a past"
+    assert len(targets) == len(windows.split.valid), "a target of this test has no history"
     sizes = (0, 4) if memory_share else (0,)
     expected = sum(by_hand(lm, windows, target, size) for target in targets for size in sizes)
     expected /= len(targets) * len(sizes)
     assert validation(lm, windows, recipe, seed=0)() == pytest.approx(expected, abs=1e-4)
-    assert 0 < expected < 1, "the test tests nothing"
+    assert 0 < expected < 1, "the two cases do not differ, so the test proves nothing"
 
 
 @torch.inference_mode()
-def test_titles_are_judged_by_their_likelihood() -> None:
+def test_titles_are_validated_by_their_likelihood() -> None:
     lm, windows = small_lm(), small_windows()
     recipe = replace(TINY, sft_valid_targets=1000, memory_share=0.0)
     examples = [windows.example(target) for target in windows.split.valid]
@@ -93,22 +93,22 @@ def test_titles_are_judged_by_their_likelihood() -> None:
     assert validation(lm, windows, recipe, seed=0)() == pytest.approx(float(expected), rel=1e-3)
 
 
-def test_judging_leaves_the_model_in_training() -> None:
+def test_validation_leaves_the_model_in_training_mode() -> None:
     lm, windows = item_world(replace(ITEMS, dropout=0.5))
     lm.model.train()
     validate = validation(lm, windows, ITEMS, seed=0)
-    assert validate() == validate(), "dropout takes part in judging"
+    assert validate() == validate(), "dropout is active in validation"
     assert lm.model.training
 
 
-def test_items_that_share_a_title_are_one_answer() -> None:
+def test_items_of_one_title_are_one_answer() -> None:
     split = replace(diary((5,)), titles=["a", "b", "a", "c", "b"], popularity=torch.tensor([1, 2, 4, 8, 16]).numpy())
     made = make_model(split, replace(ITEMS, collaborative_start=False), None, CPU)
     assert token_popularity(Windows(split, made.prompt, 4), 6).tolist() == [0, 5, 18, 8, 0, 0]
 
 
 @torch.inference_mode()
-def test_a_small_catalogue_is_answered_whole_and_a_large_one_in_part() -> None:
+def test_the_softmax_is_over_a_small_catalogue_or_a_sample_of_a_large_one() -> None:
     lm, windows = item_world()
     lm.model.eval()
     batches = PackedBatches(windows, num_blocks=8, memory_share=0.5, seed=0, memory_sizes=(1, 4))
@@ -117,7 +117,7 @@ def test_a_small_catalogue_is_answered_whole_and_a_large_one_in_part() -> None:
     assert float(training_loss(lm, windows, ITEMS, seed=0)(0)) == pytest.approx(exact, rel=1e-4)
     part = replace(ITEMS, max_softmax_items=10, softmax_popular=5, softmax_sampled=3)
     losses = [float(training_loss(lm, windows, part, seed=0)(0)) for _ in range(2)]
-    assert losses[0] != losses[1], "the catalogue is not sampled"
+    assert losses[0] != losses[1], "the loss uses the whole catalogue"
     whole = replace(part, softmax_popular=10_000)
     assert float(training_loss(lm, windows, whole, seed=0)(0)) == pytest.approx(exact, rel=1e-4)
 
@@ -133,4 +133,4 @@ def test_the_batches_of_one_step_share_its_blocks(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("training.lm.objectives.head_inputs", watched)
     for accumulate in (1, 2, 4):
         training_loss(lm, windows, replace(ITEMS, sft=replace(ITEMS.sft, accumulate=accumulate)), seed=0)(0)
-    assert sizes[0] > sizes[1] > sizes[2], "each batch has the blocks of a whole step"
+    assert sizes[0] > sizes[1] > sizes[2], "each batch has as many blocks as a whole step"

@@ -1,4 +1,4 @@
-"""Packed training computes what one prompt per target would, and memory stands where serving puts it."""
+"""Packed training gives the loss of one prompt per target, and memory is put where serving puts it."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from training.lm.packing import Block, PackedBatches, PackedRow, make_block, pac
 from training.lm.windows import Windows
 
 SPLIT = diary()
-EPOCH = 10_000  # blocks per step: the first step is the first epoch
+EPOCH = 10_000  # blocks per step; one step is a whole epoch
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def loss(lm: SplitLM, rows: Sequence[PackedRow], reduction: str = "sum") -> floa
 
 
 def plain(windows: Windows, user: int, start: int, stop: int, *, from_title: int = 0) -> PackedRow:
-    """A block without memory, with loss from one of its titles on."""
+    """A block without memory, with a loss from the given title on."""
     block = make_block(windows, user, start, stop)
     head = len(windows.prompt.head)
     return PackedRow(block, [], 0, loss_from=block.ends[from_title - 1] + 1 if from_title else head)
@@ -43,7 +43,7 @@ def plain(windows: Windows, user: int, start: int, stop: int, *, from_title: int
 
 @torch.inference_mode()
 def log_prob(logits: Tensor, tokens: Sequence[int], start: int) -> float:
-    """Of tokens[start:], each predicted by the logits (T, V) before it."""
+    """Log-probability of tokens[start:], each predicted by the logits (T, V) before it."""
     log_probs = logits.float().log_softmax(dim=-1)
     return sum(float(log_probs[at - 1, tokens[at]]) for at in range(start, len(tokens)))
 
@@ -65,20 +65,20 @@ def test_the_loss_of_a_block_is_that_of_one_prompt_per_title(windows: Windows, l
     assert loss(lm, [plain(windows, 0, 4, 8)]) == pytest.approx(expected, abs=1e-3, rel=1e-5)
 
 
-def test_rows_of_a_batch_do_not_see_each_other(windows: Windows, lm: SplitLM) -> None:
+def test_rows_of_a_batch_are_independent(windows: Windows, lm: SplitLM) -> None:
     rows = [plain(windows, 0, 0, 4), plain(windows, 1, 3, 5), plain(windows, 3, 2, 6, from_title=2)]
     assert loss(lm, rows) == pytest.approx(sum(loss(lm, [row]) for row in rows), rel=1e-5)
 
 
-def test_the_mean_is_over_the_tokens_with_loss(windows: Windows, lm: SplitLM) -> None:
+def test_the_mean_is_over_the_tokens_with_a_loss(windows: Windows, lm: SplitLM) -> None:
     rows = [plain(windows, 0, 0, 4), plain(windows, 1, 3, 5, from_title=1)]
     num_tokens = sum(len(row.block.tokens) - row.loss_from for row in rows)
     assert loss(lm, rows, "mean") == pytest.approx(loss(lm, rows) / num_tokens, rel=1e-5)
 
 
-def test_a_block_ends_each_title_where_it_says(windows: Windows) -> None:
+def test_the_ends_of_a_block_are_the_last_tokens_of_its_titles(windows: Windows) -> None:
     block = make_block(windows, 0, -2, 3)
-    assert len(block.ends) == 3, "what lies before the first event is nothing"
+    assert len(block.ends) == 3, "a negative start is cut off"
     assert block.tokens == windows.prompt.tokens(SPLIT.titles[:3])
     ends = [len(windows.prompt.tokens(SPLIT.titles[: count + 1])) - 1 for count in range(3)]
     assert block.ends == ends
@@ -89,7 +89,7 @@ def test_a_block_ends_each_title_where_it_says(windows: Windows) -> None:
 
 @torch.inference_mode()
 def by_hand(lm: SplitLM, block: Block, memory: Tensor, boundary: int, loss_from: int) -> float:
-    """The top half over states, memory before the boundary's last token, and the rest. `memory` (S, D)."""
+    """Runs the top half with `memory` (S, D) put before the last token of the boundary title."""
     tokens = torch.tensor([block.tokens])
     states = lm.bottom(tokens, torch.ones_like(tokens))[0]
     cut = block.ends[boundary]
@@ -98,7 +98,7 @@ def by_hand(lm: SplitLM, block: Block, memory: Tensor, boundary: int, loss_from:
     without_memory = torch.cat([logits[:cut], logits[cut + len(memory) :]])
     if loss_from > cut:
         return -log_prob(without_memory, block.tokens, loss_from)
-    # The token at the cut is not predicted: what stands before it in the sequence is a memory.
+    # The token at the cut is not predicted, because a memory is before it.
     before = -log_prob(logits[:cut], block.tokens[:cut], loss_from)
     first = -float(logits[cut - 1].float().log_softmax(-1)[block.tokens[cut]])
     return before + first - log_prob(without_memory, block.tokens, cut + 1)
@@ -106,7 +106,7 @@ def by_hand(lm: SplitLM, block: Block, memory: Tensor, boundary: int, loss_from:
 
 @pytest.mark.parametrize("boundary", [0, 1, 2])
 @torch.inference_mode()
-def test_memory_stands_before_the_last_token_of_its_title(boundary: int, windows: Windows, lm: SplitLM) -> None:
+def test_memory_is_before_the_last_token_of_the_boundary_title(boundary: int, windows: Windows, lm: SplitLM) -> None:
     older, block = make_block(windows, 0, 0, 4), make_block(windows, 0, 4, 8)
     head = len(windows.prompt.head)
     rows = [PackedRow(older, [], 0, 1 << 30), PackedRow(block, [(0, 0), (0, 2)], boundary, head)]
@@ -118,7 +118,7 @@ def test_memory_stands_before_the_last_token_of_its_title(boundary: int, windows
 
 
 @torch.inference_mode()
-def test_the_answer_after_inserted_memory_is_scored_as_annotation_scores_it(windows: Windows, lm: SplitLM) -> None:
+def test_the_answer_after_memory_has_the_likelihood_of_annotation(windows: Windows, lm: SplitLM) -> None:
     older, block = make_block(windows, 0, 0, 4), make_block(windows, 0, 4, 8)
     rows = [PackedRow(older, [], 0, 1 << 30), PackedRow(block, [(0, 1)], 2, block.ends[2] + 1)]
     tokens = torch.tensor([older.tokens])
@@ -128,7 +128,7 @@ def test_the_answer_after_inserted_memory_is_scored_as_annotation_scores_it(wind
     assert loss(lm, rows) == pytest.approx(expected, rel=1e-4)
 
 
-def test_gradients_reach_what_the_memory_was_made_of(windows: Windows) -> None:
+def test_gradients_reach_the_blocks_of_the_memory(windows: Windows) -> None:
     lm = small_lm()
     lm.model.requires_grad_(True)
     older, block = make_block(windows, 0, 0, 4), make_block(windows, 0, 4, 8)
@@ -136,14 +136,14 @@ def test_gradients_reach_what_the_memory_was_made_of(windows: Windows) -> None:
     packed_loss(lm, [PackedRow(older, [], 0, 1 << 30), PackedRow(block, [(0, 3)], 2, block.ends[2] + 1)]).backward()
     gradient = lm.model.get_input_embeddings().weight.grad
     assert isinstance(gradient, Tensor)
-    assert gradient[only_older].abs().sum() > 0, "the bottom half cannot learn what to leave in its states"
+    assert gradient[only_older].abs().sum() > 0, "the bottom half cannot learn which states to write"
 
 
 # --- which blocks a step holds ------------------------------------------------------------------------------------
 
 
 def events_of(row: PackedRow, windows: Windows) -> list[int]:
-    """The items of a block: each is encode_answers once, so they tell the user and the positions."""
+    """The items of a block. Each item occurs once in the data, so it identifies a user and a position."""
     known = {windows.prompt.title_tokens(title): item for item, title in enumerate(SPLIT.titles)}
     starts = [len(windows.prompt.head), *(end + 1 for end in row.block.ends)]
     pairs = zip(starts, row.block.ends, strict=False)
@@ -158,17 +158,17 @@ def owners() -> dict[int, tuple[int, int]]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_an_epoch_trains_every_title_of_the_train_period_once(seed: int, windows: Windows) -> None:
+def test_an_epoch_trains_on_every_title_of_the_train_period_once(seed: int, windows: Windows) -> None:
     rows = PackedBatches(windows, num_blocks=EPOCH, memory_share=0.5, seed=seed)(0)
     times = Counter(item for row in rows for item in events_of(row, windows))
     for item, (user, position) in owners().items():
         train_end = SPLIT.histories[user].train_end
         if position >= train_end:
-            assert times[item] == 0, f"user {user}, position {position} lies after the train period"
+            assert times[item] == 0, f"user {user}, position {position} is after the train period"
         elif position < train_end - 1:
             assert times[item] == 1, f"user {user}, position {position} is trained {times[item]} times"
     for row in rows:
-        assert row.loss_from == len(windows.prompt.head), "loss on every title"
+        assert row.loss_from == len(windows.prompt.head), "not every title has a loss"
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -183,9 +183,9 @@ def test_memory_comes_from_earlier_blocks_of_the_same_user(seed: int, windows: W
         assert len(places) <= windows.max_memory
         for owner, position in places:
             assert owner == user, "memory of another user"
-            assert position < first, "memory of the block's own titles, or of later ones"
+            assert position < first, "memory contains titles of the block itself or later ones"
         num_memories += len(places)
-    assert num_memories > 0, "no block has memory: the test tests nothing"
+    assert num_memories > 0, "no block has memory, so the test proves nothing"
 
 
 def test_without_memory_share_no_block_has_memory(windows: Windows) -> None:
@@ -193,18 +193,20 @@ def test_without_memory_share_no_block_has_memory(windows: Windows) -> None:
     assert not any(row.memory for row in rows)
 
 
-def test_memory_begins_at_the_step_it_is_told(windows: Windows) -> None:
+def test_memory_begins_at_memory_from(windows: Windows) -> None:
     batches = PackedBatches(windows, num_blocks=EPOCH, memory_share=0.9, seed=0, memory_from=2)
     assert [any(row.memory for row in batches(step)) for step in range(4)] == [False, False, True, True]
 
 
-def test_a_step_is_the_same_whenever_and_however_it_is_reached(windows: Windows) -> None:
+def test_a_step_has_the_same_rows_after_a_resume(windows: Windows) -> None:
     first = PackedBatches(windows, num_blocks=3, memory_share=0.5, seed=1)
     walked = [first(step) for step in range(12)]
     for step in (11, 5):
         resumed = PackedBatches(windows, num_blocks=3, memory_share=0.5, seed=1)(step)
         assert resumed == walked[step], f"step {step} differs after a resume"
-    assert PackedBatches(windows, num_blocks=3, memory_share=0.5, seed=2)(0) != walked[0], "seeds do not differ"
+    assert PackedBatches(windows, num_blocks=3, memory_share=0.5, seed=2)(0) != walked[0], (
+        "two seeds give the same rows"
+    )
 
 
 # --- validation ---------------------------------------------------------------------------------------------------
@@ -212,7 +214,7 @@ def test_a_step_is_the_same_whenever_and_however_it_is_reached(windows: Windows)
 
 @pytest.mark.parametrize("target", [Target(0, 20), Target(0, 3), Target(2, 1), Target(3, 20)])
 @torch.inference_mode()
-def test_a_target_is_scored_as_its_prompt_would_be(target: Target, windows: Windows, lm: SplitLM) -> None:
+def test_a_target_has_the_loss_of_its_prompt(target: Target, windows: Windows, lm: SplitLM) -> None:
     rows = target_rows(windows, target.user, target.position, 0, with_memory=False)
     example = windows.example(target)
     nothing = torch.zeros(1, 0, lm.hidden_size), torch.zeros(1, 0, dtype=torch.long)
@@ -221,12 +223,12 @@ def test_a_target_is_scored_as_its_prompt_would_be(target: Target, windows: Wind
 
 
 @pytest.mark.parametrize("position", [4, 8, 29])
-def test_a_target_remembers_what_is_older_than_its_window(position: int, windows: Windows, lm: SplitLM) -> None:
+def test_the_memory_of_a_target_is_older_than_its_window(position: int, windows: Windows, lm: SplitLM) -> None:
     rows = target_rows(windows, 0, position, 0, with_memory=True)
     last = rows[-1]
     remembered = [events_of(rows[other], windows)[title] for other, title in last.memory]
     expected = windows.memory_positions(Target(0, position)).tolist()
-    assert remembered == expected, "positions are items here: user 0 reads item n at position n"
+    assert remembered == expected, "item n is at position n of user 0"
     assert events_of(last, windows) == list(range(position - 3, position + 1))
 
 
@@ -244,7 +246,7 @@ def test_targets_of_one_batch_keep_their_own_memory(windows: Windows, lm: SplitL
 
 
 @pytest.mark.parametrize("sizes", [(2,), (1, 5), (3, 3, 10_000), (0,)])
-def test_memory_has_one_of_the_sizes_or_all_there_is(sizes: tuple[int, ...], windows: Windows) -> None:
+def test_memory_has_one_of_the_sizes_or_is_complete(sizes: tuple[int, ...], windows: Windows) -> None:
     batches = PackedBatches(windows, num_blocks=EPOCH, memory_share=1.0, memory_sizes=sizes, seed=0)
     found = Counter[int]()
     for step in range(20):
@@ -254,13 +256,13 @@ def test_memory_has_one_of_the_sizes_or_all_there_is(sizes: tuple[int, ...], win
             user = owners()[events_of(row, windows)[0]][0]
             available = min(earlier[user], windows.max_memory)
             assert len(row.memory) in {min(size, available) for size in sizes}, f"{len(row.memory)} of {available}"
-            assert len(set(row.memory)) == len(row.memory), "a memory is seen twice"
+            assert len(set(row.memory)) == len(row.memory), "a memory occurs twice"
             earlier[user] += len(row.block.ends)
             found[len(row.memory)] += 1
-    assert all(found[size] for size in sizes if size < windows.max_memory), "a size never comes"
+    assert all(found[size] for size in sizes if size < windows.max_memory), "a size never occurs"
 
 
-def test_there_is_no_memory_before_its_time(windows: Windows) -> None:
+def test_there_is_no_memory_before_memory_from(windows: Windows) -> None:
     batches = PackedBatches(windows, num_blocks=EPOCH, memory_share=1.0, memory_from=3, seed=0)
     has_memory = [any(row.memory for row in batches(step)) for step in range(6)]
     assert has_memory == [False] * 3 + [True] * 3

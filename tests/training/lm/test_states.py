@@ -1,4 +1,4 @@
-"""States on disk are the states of one window at a time, and a run that was cut short goes on."""
+"""Stored states equal the states of single windows, and an interrupted run continues."""
 
 from pathlib import Path
 
@@ -38,22 +38,22 @@ def assert_equal(found: States, expected: States) -> None:
         np.testing.assert_array_equal(found.arrays[user], array, err_msg=f"user {user}")
 
 
-def test_states_are_those_of_one_window_at_a_time(lm: SplitLM, windows: Windows, tmp_path: Path) -> None:
+def test_states_equal_those_of_single_windows(lm: SplitLM, windows: Windows, tmp_path: Path) -> None:
     states = window_states(lm, windows, SPANS, tmp_path)
     for user, (start, stop) in SPANS.items():
-        assert states.arrays[user].shape == (stop - start, lm.hidden_size), "only the span is kept"
+        assert states.arrays[user].shape == (stop - start, lm.hidden_size), "states outside the span were stored"
         for position in range(start, stop):
             (alone,) = encode(lm, [windows.prompt_ending_at(user, position)])
             found = states.at(user, np.array([position]))[0]
             np.testing.assert_allclose(found, alone, rtol=5e-3, atol=5e-3, err_msg=f"user {user}, position {position}")
 
 
-def test_no_positions_are_no_states(lm: SplitLM, windows: Windows, tmp_path: Path) -> None:
+def test_no_positions_give_no_states(lm: SplitLM, windows: Windows, tmp_path: Path) -> None:
     states = window_states(lm, windows, {}, tmp_path)
-    assert states.at(7, np.arange(0)).shape == (0, lm.hidden_size), "also for a user who has none"
+    assert states.at(7, np.arange(0)).shape == (0, lm.hidden_size), "also for a user without states"
 
 
-def test_batches_by_length_give_the_order_back(lm: SplitLM, windows: Windows, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_states_are_in_the_order_of_the_prompts(lm: SplitLM, windows: Windows, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(states_module, "_TOKENS_PER_BATCH", 40)
     prompts = [windows.prompt_ending_at(0, position) for position in (5, 0, 9, 1, 7)]
     expected = np.concatenate([encode(lm, [prompt]) for prompt in prompts])
@@ -61,7 +61,7 @@ def test_batches_by_length_give_the_order_back(lm: SplitLM, windows: Windows, mo
 
 
 @pytest.mark.usefixtures("two_users_a_shard")
-def test_finished_shards_are_not_done_again(lm: SplitLM, windows: Windows, tmp_path: Path) -> None:
+def test_finished_shards_are_not_computed_again(lm: SplitLM, windows: Windows, tmp_path: Path) -> None:
     expected = window_states(lm, windows, SPANS, tmp_path)
     first, second = sorted(tmp_path.glob("*.safetensors"))
     written = first.stat().st_mtime_ns
@@ -71,9 +71,7 @@ def test_finished_shards_are_not_done_again(lm: SplitLM, windows: Windows, tmp_p
 
 
 @pytest.mark.usefixtures("two_users_a_shard")
-def test_a_run_that_was_killed_goes_on(
-    lm: SplitLM, windows: Windows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_continues(lm: SplitLM, windows: Windows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = window_states(lm, windows, SPANS, tmp_path / "whole")
 
     def save_half(tensors: dict[str, np.ndarray], path: Path) -> None:
@@ -85,11 +83,11 @@ def test_a_run_that_was_killed_goes_on(
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(states_module, "save_file", save_half)
         window_states(lm, windows, SPANS, tmp_path / "cut")
-    assert len(list((tmp_path / "cut").glob("*.safetensors"))) == 1, "half a shard was taken for a whole one"
+    assert len(list((tmp_path / "cut").glob("*.safetensors"))) == 1, "an incomplete shard was read"
     assert_equal(window_states(lm, windows, SPANS, tmp_path / "cut"), expected)
 
 
-def test_spans_cover_the_memories_of_all_targets_and_no_more(windows: Windows) -> None:
+def test_spans_cover_exactly_the_memories_of_all_targets(windows: Windows) -> None:
     targets = [Target(0, 20), Target(0, 12), Target(1, 8), Target(1, 2)]
     assert spans_of(windows, targets) == {0: (0, 17), 1: (0, 5)}
     assert spans_of(windows, [Target(0, 29)]) == {0: (14, 26)}, "the newest M = 12, without the K = 3 recent"

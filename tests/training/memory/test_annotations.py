@@ -68,7 +68,7 @@ def test_both_forms_of_equation_5() -> None:
         annotation.gains("other")
 
 
-def test_every_number_is_the_likelihood_it_claims_to_be(lm: SplitLM, windows: Windows, states: States) -> None:
+def test_every_value_is_the_likelihood_of_its_memory(lm: SplitLM, windows: Windows, states: States) -> None:
     for target, annotation in zip(TARGETS, annotate_targets(lm, windows, states), strict=True):
         example = windows.example(target)
         assert annotation.num_tokens == len(example.answer)
@@ -96,19 +96,23 @@ def write(lm: SplitLM, windows: Windows, states: States, directory: Path) -> lis
     return sorted(read_annotations(directory), key=lambda found: TARGETS.index(Target(found.user, found.position)))
 
 
-def test_what_is_read_is_what_was_written(lm: SplitLM, windows: Windows, states: States, tmp_path: Path) -> None:
-    for found, expected in zip(write(lm, windows, states, tmp_path), annotate_targets(lm, windows, states), strict=True):
+def test_annotations_are_the_same_after_writing_and_reading(
+    lm: SplitLM, windows: Windows, states: States, tmp_path: Path
+) -> None:
+    for found, expected in zip(
+        write(lm, windows, states, tmp_path), annotate_targets(lm, windows, states), strict=True
+    ):
         assert_same(found, expected, rtol=5e-3, atol=2e-3)
 
 
-def test_a_shard_without_any_memory(lm: SplitLM, windows: Windows, states: States, tmp_path: Path) -> None:
+def test_a_shard_may_have_no_memory_at_all(lm: SplitLM, windows: Windows, states: States, tmp_path: Path) -> None:
     write_annotations(lm, windows, [Target(3, 2)], states, recipe=TINY, directory=tmp_path)
     (found,) = read_annotations(tmp_path)
     assert (len(found.memory_positions), len(found.log_probs)) == (0, 1)
     assert found.memory(states).shape == (0, lm.hidden_size)
 
 
-def test_a_run_that_was_killed_goes_on(
+def test_a_killed_run_continues(
     lm: SplitLM, windows: Windows, states: States, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(annotations, "_TARGETS_PER_SHARD", 2)
@@ -123,7 +127,7 @@ def test_a_run_that_was_killed_goes_on(
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(annotations, "save_file", save_half)
         write(lm, windows, states, tmp_path / "cut")
-    assert len(read_annotations(tmp_path / "cut")) == 2, "half a shard was taken for a whole one"
+    assert len(read_annotations(tmp_path / "cut")) == 2, "an incomplete shard was read"
     (done,) = (tmp_path / "cut").glob("annotations-*")
     written = done.stat().st_mtime_ns
     for found, whole in zip(write(lm, windows, states, tmp_path / "cut"), expected, strict=True):
@@ -131,7 +135,7 @@ def test_a_run_that_was_killed_goes_on(
     assert done.stat().st_mtime_ns == written, "the finished shard was computed again"
 
 
-def test_targets_come_from_few_users_and_without_repeats() -> None:
+def test_targets_come_from_few_users_without_repeats() -> None:
     targets = [Target(user, position) for user in range(30) for position in range(50)]
     picked = pick_targets(targets, 100, np.random.default_rng(0))
     assert len(picked) == len(set(picked)) == 100
@@ -139,7 +143,7 @@ def test_targets_come_from_few_users_and_without_repeats() -> None:
 
 
 @pytest.mark.parametrize("is_held_out", [True, False])
-def test_who_learns_does_not_judge(is_held_out: bool) -> None:
+def test_users_that_teach_the_retriever_do_not_choose_it(is_held_out: bool) -> None:
     split = communities()
     split = replace(split, train=[Target(user, 5) for user in range(len(split.histories))])
     recipe = replace(TINY, held_out_labels=is_held_out, annotate_targets=500, valid_targets=500)
@@ -149,5 +153,5 @@ def test_who_learns_does_not_judge(is_held_out: bool) -> None:
         assert found[name] and set(found[name]) <= set(period), f"{name} targets of another period"
     if is_held_out:
         users = [{target.user for target in found[name]} for name in ("train", "valid")]
-        assert not users[0] & users[1], "a user teaches the retriever and judges it"
-    assert learning_targets(split, recipe, seed=0) == found, "not a function of the seed"
+        assert not users[0] & users[1], "a user teaches the retriever and chooses it"
+    assert learning_targets(split, recipe, seed=0) == found, "other targets with the same seed"

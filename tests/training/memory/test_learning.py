@@ -1,4 +1,4 @@
-"""The loss is a divergence, labels follow the gains, a retriever learns what there is to learn and else abstains."""
+"""Losses and labels by hand; a retriever learns which memories help, and abstains where none does."""
 
 import math
 from dataclasses import replace
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model_store.memory.retriever import Retriever
-from tests.training.annotation_worlds import D, annotated, annotation, states_of, toy
+from tests.training.annotation_worlds import D, annotated, annotation, learnable, states_of
 from tests.training.small import TINY
 from training.memory.learning import (
     RetrievalQuality,
@@ -39,7 +39,7 @@ LEARNS = replace(
 
 
 def distributions(seed: int, holes: bool) -> tuple[Tensor, Tensor]:
-    """Log-scores and targets (4, 6); with holes, both lack the last slots, as padding does."""
+    """Log-scores and targets (4, 6). With `holes` the last slots of one row are padding."""
     generator = torch.Generator().manual_seed(seed)
     logits, wanted = torch.randn(2, 4, 6, generator=generator).unbind()
     if holes:
@@ -48,7 +48,7 @@ def distributions(seed: int, holes: bool) -> tuple[Tensor, Tensor]:
 
 
 @given(st.integers(0, 1000), st.booleans())
-def test_kl_is_zero_for_equals_and_never_negative(seed: int, holes: bool) -> None:
+def test_kl_is_zero_for_equal_distributions_and_never_negative(seed: int, holes: bool) -> None:
     log_scores, target = distributions(seed, holes)
     assert float(kl_divergence(target.log(), target)) == pytest.approx(0, abs=1e-6)
     assert float(kl_divergence(log_scores, target)) >= 0
@@ -59,7 +59,7 @@ def test_kl_by_hand() -> None:
     assert float(kl_divergence(log_scores, target)) == pytest.approx(0.5 * math.log(2))
 
 
-def test_padding_takes_no_part_in_the_gradient() -> None:
+def test_padding_gets_no_gradient() -> None:
     logits = torch.zeros(1, 3, requires_grad=True)
     masked = logits.masked_fill(torch.tensor([[False, False, True]]), -torch.inf)
     kl_divergence(masked.log_softmax(dim=1), torch.tensor([[0.7, 0.3, 0.0]])).backward()
@@ -84,7 +84,7 @@ def test_labels_are_a_distribution_in_the_order_of_the_gains(gains: list[float],
     assert (weights >= 0).all()
     assert weights.argmax() == 0 or gains[weights.argmax() - 1] == max(gains)
     if max(gains) < 0:
-        assert weights.argmax() == 0, "nothing helps, yet a memory is wanted"
+        assert weights.argmax() == 0, "no memory helps, but the label prefers one"
 
 
 def test_batches_are_padded_and_their_gains_are_in_nats_per_title() -> None:
@@ -103,18 +103,18 @@ def test_uniform_loss_and_entropy_by_hand() -> None:
     states = states_of([np.ones((1, D)), np.ones((3, D))])
     even = [annotation(user, np.zeros(D), np.zeros(count)) for user, count in ((0, 1), (1, 3))]
     batch = collate(even, states, "log_gain", 0.1)
-    assert uniform_kl(batch) == pytest.approx(0, abs=1e-6), "equal gains: knowing nothing is right"
+    assert uniform_kl(batch) == pytest.approx(0, abs=1e-6), "with equal gains uniform scores are right"
     assert label_entropy(batch) == pytest.approx((math.log(2) + math.log(4)) / 2)
     sure = collate([annotation(1, np.zeros(D), np.array([9.0, -9.0, -9.0]))], states, "log_gain", 0.1)
     assert uniform_kl(sure) == pytest.approx(math.log(4), abs=1e-5)
     assert label_entropy(sure) == pytest.approx(0, abs=1e-5)
 
 
-# --- quality ------------------------------------------------------------------------------------------------------
+# --- retrieval quality -------------------------------------------------------------------------------------------
 
 
 class Fixed(Retriever):
-    """Scores that a test chose."""
+    """A retriever with given scores."""
 
     def __init__(self, logits: list[list[float]]) -> None:
         super().__init__(D, width=2)
@@ -125,7 +125,7 @@ class Fixed(Retriever):
 
 
 def test_quality_by_hand() -> None:
-    """Takes the best, takes a bad one, abstains where it should, abstains where it should not."""
+    """Four targets: takes the best memory, takes a bad one, abstains rightly, abstains wrongly."""
     gains = torch.tensor([[2.0, 1.0], [-1.0, 0.5], [-1.0, -2.0], [1.0, 0.0]])
     batch = RetrieverBatch(torch.zeros(4, D), torch.zeros(4, 2, D), torch.ones(4, 2), torch.zeros(4, 3), gains)
     quality = measure_retrieval(Fixed([[0, 2, 1], [0, 2, -9], [1, 0, 0], [1, 0, 0]]), batch)
@@ -141,7 +141,7 @@ def test_quality_by_hand() -> None:
 
 
 def fresh_quality(retriever: Retriever, *, helps: bool) -> RetrievalQuality:
-    found, memories = toy(200, np.random.default_rng(7), helps=helps)
+    found, memories = learnable(200, np.random.default_rng(7), helps=helps)
     return measure_retrieval(retriever, collate(found, states_of(memories), "log_gain", 0.1))
 
 
@@ -152,7 +152,7 @@ def test_a_trained_retriever_finds_the_right_memory(tmp_path: Path) -> None:
     quality = fresh_quality(trained.retriever, helps=True)
     assert quality.precision_at_1 >= 0.9, f"found {quality.precision_at_1:.0%} of the right memories"
     assert quality.captured >= 0.8
-    assert untrained.precision_at_1 <= 0.3, "the toy is solved without learning: it shows nothing"
+    assert untrained.precision_at_1 <= 0.3, "an untrained retriever solves the task, so the test proves nothing"
     assert trained.facts["valid_kl"] < 0.5 * trained.facts["uniform_kl"]
 
 

@@ -1,4 +1,4 @@
-"""Many retrievers are judged at once, and each as if it were alone: by likelihoods, and by ranks of items."""
+"""Gains of many retrievers computed together equal those computed one by one, in likelihood and in ranks."""
 
 import math
 from dataclasses import replace
@@ -23,9 +23,7 @@ from training.lm.states import spans_of, window_states
 from training.lm.windows import Windows
 from training.memory import selection
 from training.memory.annotations import Annotation, AnnotationSet, annotate, read_annotation_set
-from training.memory.learning import (
-    collate,
-)
+from training.memory.learning import collate
 from training.memory.selection import is_significant, joint_gains, padded_memory, valid_gains
 
 SPLIT = chain()
@@ -41,7 +39,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def retrievers(hidden_size: int) -> dict[str, Retriever]:
-    """Two that take something, and one that never does."""
+    """Two retrievers that choose memories, and one that always abstains."""
     found = {}
     for name, null in (("a", -9.0), ("b", -9.0), ("none", 99.0)):
         torch.manual_seed(ord(name[0]))
@@ -50,7 +48,7 @@ def retrievers(hidden_size: int) -> dict[str, Retriever]:
     return found
 
 
-def shown_to(retriever: Retriever, annotated: AnnotationSet, each: Annotation, top_k: int) -> list[int]:
+def picked_for(retriever: Retriever, annotated: AnnotationSet, each: Annotation, top_k: int) -> list[int]:
     batch = collate([each], annotated.states, "log_gain", 1.0)
     choice = choose(retriever(batch.query, batch.memory, batch.mask), top_k)
     places: list[int] = choice.indices[choice.mask == 1].tolist()
@@ -58,7 +56,7 @@ def shown_to(retriever: Retriever, annotated: AnnotationSet, each: Annotation, t
 
 
 def neighbors(num_tokens: int) -> ItemNeighbors:
-    """Five of each token, by chance."""
+    """Five random neighbours of each token."""
     rng = np.random.default_rng(0)
     indices = rng.integers(0, num_tokens, (num_tokens, 5)).astype(np.int32)
     nearness = rng.random((num_tokens, 5), dtype=np.float32)
@@ -67,7 +65,7 @@ def neighbors(num_tokens: int) -> ItemNeighbors:
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
 @torch.inference_mode()
-def test_gains_are_those_of_one_target_asked_alone(share: float, made: tuple[Backbone, AnnotationSet]) -> None:
+def test_gains_equal_those_of_single_targets(share: float, made: tuple[Backbone, AnnotationSet]) -> None:
     backbone, annotated = made
     mixture = Mixture(neighbors(backbone.lm.vocab_size), share, half_life=2.0) if share else None
     lm, windows = backbone.lm, Windows(SPLIT, backbone.prompt, TINY.max_memory)
@@ -77,7 +75,7 @@ def test_gains_are_those_of_one_target_asked_alone(share: float, made: tuple[Bac
     for (name, top_k), gains in found.items():
         assert (gains.ndcg is not None) == (backbone.vocabulary == "items")
         for place, each in enumerate(annotated.valid):
-            shown = shown_to(candidates[name], annotated, each, top_k)
+            picked = picked_for(candidates[name], annotated, each, top_k)
             target = next(t for t in SPLIT.valid if (t.user, t.position) == (each.user, each.position))
             example = windows.example(target)
             alone = encode_answers(lm, [example.prompt], [example.answer], [example.excluded])
@@ -86,45 +84,48 @@ def test_gains_are_those_of_one_target_asked_alone(share: float, made: tuple[Bac
                 states = torch.from_numpy(each.memory(annotated.states)[places]).float()[None]
                 return states, torch.ones(1, len(places), dtype=torch.long)
 
-            expected = [float(answer_log_probs(lm, alone, *memory(places), "insert")) for places in (shown, [])]
+            expected = [float(answer_log_probs(lm, alone, *memory(places), "insert")) for places in (picked, [])]
             assert gains.nats[place] == pytest.approx(expected[0] - expected[1], abs=1e-3), f"{name}, {top_k}"
             if gains.ndcg is not None:
                 votes = mixture.votes([example.prompt], lm.vocab_size)[0] if mixture else None
-                gained = ndcg_of(backbone, alone, memory(shown), votes) - ndcg_of(backbone, alone, memory([]), votes)
+                gained = ndcg_of(backbone, alone, memory(picked), votes) - ndcg_of(backbone, alone, memory([]), votes)
                 assert gains.ndcg[place] == pytest.approx(gained, abs=1e-6)
-    assert not found["none", 1].nats.any(), "who abstains gains nothing"
+    assert not found["none", 1].nats.any(), "a retriever that abstains has no gain"
 
 
 def ndcg_of(
     backbone: Backbone, alone: EncodedBatch, memory: tuple[Tensor, Tensor], votes: NDArray[np.float32] | None
 ) -> float:
-    """From probabilities as they are, without what cannot follow; votes have half the say."""
+    """NDCG@10 from probabilities without excluded tokens; with `votes`, mixed with a share of one half."""
     states = torch.cat([alone.states[:, :-1], memory[0], alone.states[:, -1:]], dim=1)
     logits = backbone.lm.top(states, torch.ones(states.shape[:2], dtype=torch.long), num_logits=1)[0, 0]
-    logits[alone.excluded[0]] = -torch.inf
+    excluded = alone.excluded[0][alone.excluded[0] >= 0]
+    logits[excluded] = -torch.inf
     forecast = logits.softmax(dim=0)
     if votes is not None:
         forecast = (forecast + torch.from_numpy(votes)) / 2
-        forecast[alone.excluded[0]] = -1
+        forecast[excluded] = -1
     rank = int((forecast > forecast[alone.answers[0, 0]]).sum())
     return 1 / math.log2(rank + 2) if rank < 10 else 0.0
 
 
-def test_what_several_pick_is_asked_once(made: tuple[Backbone, AnnotationSet], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_choices_of_several_retrievers_are_computed_once(
+    made: tuple[Backbone, AnnotationSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
     backbone, annotated = made
     windows = Windows(SPLIT, backbone.prompt, TINY.max_memory)
-    asked: list[int] = []
+    computed: list[int] = []
 
-    def counted(lm: object, annotations: list[Annotation], shown: object, states: object) -> object:
-        asked.append(len(annotations))
-        return padded_memory(lm, annotations, shown, states)  # type: ignore[arg-type]
+    def counted(lm: object, annotations: list[Annotation], picked: object, states: object) -> object:
+        computed.append(len(annotations))
+        return padded_memory(lm, annotations, picked, states)  # type: ignore[arg-type]
 
     monkeypatch.setattr(selection, "padded_memory", counted)
     one = retrievers(backbone.lm.hidden_size)["a"]
     first = valid_gains({"a": one}, (1,), annotated, backbone, windows, placement="insert")
-    once = sum(asked)
+    once = sum(computed)
     many = valid_gains(dict.fromkeys("abcdef", one), (1,), annotated, backbone, windows, placement="insert")
-    assert sum(asked) == 2 * once, "six that pick the same cost six times as much"
+    assert sum(computed) == 2 * once, "equal choices of six retrievers were computed more than once"
     np.testing.assert_allclose(many["f", 1].nats, first["a", 1].nats, atol=1e-5)
 
 
@@ -133,26 +134,26 @@ PICKED = [[0, 4, 7], [2], [1, 3], []]
 
 
 @pytest.mark.parametrize("placement", ["insert", "prepend"])
-def test_joint_gains_are_likelihoods_with_all_shown_minus_without(placement: str, tmp_path: Path) -> None:
+def test_joint_gains_are_differences_of_likelihoods(placement: str, tmp_path: Path) -> None:
     lm, windows = small_lm(), small_windows(diary())
     states = window_states(lm, windows, spans_of(windows, JOINT_TARGETS), tmp_path)
     examples = [windows.example(target) for target in JOINT_TARGETS]
     annotations = list(annotate(lm, examples, states, placement=placement, batch_size=4))
     found = joint_gains(lm, examples, annotations, PICKED, states, placement=placement)
-    for example, annotation, shown, gain in zip(examples, annotations, PICKED, found, strict=True):
-        memory = torch.from_numpy(annotation.memory(states))[shown][None]
+    for example, annotation, picked, gain in zip(examples, annotations, PICKED, found, strict=True):
+        memory = torch.from_numpy(annotation.memory(states))[picked][None]
         with torch.inference_mode():
             batch = encode_answers(lm, [example.prompt], [example.answer])
-            mask = torch.ones(1, len(shown), dtype=torch.long)
+            mask = torch.ones(1, len(picked), dtype=torch.long)
             expected = float(answer_log_probs(lm, batch, memory, mask, placement)) - float(annotation.log_probs[0])
-        assert gain == pytest.approx(expected, abs=2e-3), f"{len(shown)} memories of user {example.user}"
+        assert gain == pytest.approx(expected, abs=2e-3), f"{len(picked)} memories of user {example.user}"
 
 
-def test_a_gain_pays_when_it_stands_out_from_its_users() -> None:
+def test_a_gain_is_significant_beyond_two_standard_errors_by_user() -> None:
     rng = np.random.default_rng(0)
     users = np.repeat(np.arange(100), 10)
     noise = rng.normal(size=100)[users] + rng.normal(size=1000)
     assert is_significant(1.0 + noise, users.tolist()) and not is_significant(noise - noise.mean(), users.tolist())
     assert not is_significant(-1.0 + noise, users.tolist())
-    lucky = np.where(users == 0, 100.0, 0.0)  # one user out of a hundred: no more than its own standard error
+    lucky = np.where(users == 0, 100.0, 0.0)  # a gain of one user in a hundred is within the standard error
     assert not is_significant(lucky - 0.02, users.tolist())

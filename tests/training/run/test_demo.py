@@ -1,4 +1,4 @@
-"""The demo's readers stop where only an old interaction tells what comes next."""
+"""The events of each demo reader stop where the next title follows from an old interaction only."""
 
 import json
 from collections import defaultdict
@@ -27,12 +27,12 @@ def events(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> list[dic
     return [json.loads(line) for line in (out / INTERACTIONS).read_text().splitlines()]
 
 
-def test_the_service_takes_every_event(events: list[dict[str, Any]]) -> None:
+def test_the_service_accepts_every_event(events: list[dict[str, Any]]) -> None:
     for event in events:
         Interaction.model_validate(event)
 
 
-def test_readers_are_few_and_numbered_from_one(events: list[dict[str, Any]]) -> None:
+def test_there_are_at_most_twenty_readers_numbered_from_one(events: list[dict[str, Any]]) -> None:
     names = list(dict.fromkeys(event["user_id"] for event in events))
     assert names == [f"reader-{number}" for number in range(1, len(names) + 1)]
     assert 10 <= len(names) <= 20, f"{len(names)} readers"
@@ -40,26 +40,26 @@ def test_readers_are_few_and_numbered_from_one(events: list[dict[str, Any]]) -> 
 
 def test_each_reader_stops_right_before_a_far_echo(events: list[dict[str, Any]], inputs: Inputs) -> None:
     facts = {row["item_id"]: row for row in inputs.dataset.items.to_dicts()}
-    lives: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    histories: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for event in events:
-        lives[event["user_id"]].append(facts[event["item_id"]])
-    for reader, life in lives.items():
-        assert life[-1]["kind"] == "cue", f"{reader} does not end with a cue"
-        theme = life[-1]["theme"]
-        of_series = [at for at, item in enumerate(life) if item["kind"] == "series" and item["theme"] == theme]
-        assert of_series, f"{reader} never read a series of {theme}"
-        assert len({life[at]["series"] for at in of_series}) == 1
-        assert len(life) - of_series[-1] >= FAR_GAP > WINDOW, f"{reader} has the answer in the window"
+        histories[event["user_id"]].append(facts[event["item_id"]])
+    for reader, items in histories.items():
+        assert items[-1]["kind"] == "cue", f"{reader} does not end with a cue"
+        theme = items[-1]["theme"]
+        of_series = [at for at, item in enumerate(items) if item["kind"] == "series" and item["theme"] == theme]
+        assert of_series, f"{reader} has no series of {theme}"
+        assert len({items[at]["series"] for at in of_series}) == 1
+        assert len(items) - of_series[-1] >= FAR_GAP > WINDOW, f"{reader} has the source of the echo in the window"
 
 
 def test_times_rise(events: list[dict[str, Any]]) -> None:
-    lives: dict[str, list[int]] = defaultdict(list)
+    histories: dict[str, list[int]] = defaultdict(list)
     for event in events:
-        lives[event["user_id"]].append(event["timestamp"])
-    for times in lives.values():
+        histories[event["user_id"]].append(event["timestamp"])
+    for times in histories.values():
         assert times == sorted(set(times))
 
 
-def test_equal_seeds_make_equal_demos(inputs: Inputs) -> None:
+def test_equal_seeds_give_equal_files(inputs: Inputs) -> None:
     assert demo_inputs(200, seed=0).fingerprint == inputs.fingerprint
     assert demo_inputs(200, seed=1).fingerprint != inputs.fingerprint

@@ -11,7 +11,7 @@ from training.run.stage import (
 )
 
 
-def test_devices() -> None:
+def test_a_missing_device_is_an_error() -> None:
     assert pick_device("cpu") == torch.device("cpu")
     assert pick_device("auto").type in {"cpu", "cuda"}
     with pytest.raises(StageError, match="--device quantum"):
@@ -22,17 +22,17 @@ def test_devices() -> None:
     ("width", "has_bf16", "expected"),
     [(128, True, torch.bfloat16), (64, True, torch.float32), (512, False, torch.float32)],
 )
-def test_a_cpu_trains_in_bf16_where_that_pays(
+def test_a_cpu_trains_in_bf16_where_it_is_faster(
     width: int, has_bf16: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device, "has_bf16_instructions", lambda: has_bf16)
     layer = torch.nn.Linear(width, 8)
     with autocast(torch.device("cpu"), width):
         assert layer(torch.ones(2, width)).dtype == expected
-    assert layer(torch.ones(2, width)).dtype == torch.float32, "what comes after must not change"
+    assert layer(torch.ones(2, width)).dtype == torch.float32, "autocast must end with the context"
 
 
-def test_attention_keeps_its_precision_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_stays_in_fp32_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "has_bf16_instructions", lambda: True)
     query, key, value = torch.randn(3, 2, 4, 10, 8, generator=torch.Generator().manual_seed(0)).unbind()
     mask = torch.ones(10, 10, dtype=torch.bool).tril()

@@ -1,6 +1,6 @@
-"""Two processes under torchrun end where one does with the same batches, and only the first of them writes and speaks.
+"""Two processes under torchrun give the weights of one process with the same batches; only the first one writes.
 
-Started as a program, this file is what each of the processes runs.
+Each of the processes runs this file as a program.
 """
 
 import argparse
@@ -27,18 +27,20 @@ from training.run.program import run_program
 
 ROOT = Path(__file__).resolve().parents[3]
 SCHEDULE = Schedule(max_steps=6, learning_rate=0.01, warmup_steps=2, evaluate_every=2, accumulate=3)
-NUM_PROCESSES, NUM_BATCHES = 2, 4  # accumulate = 3, rounded up to what two processes can share
+NUM_PROCESSES, NUM_BATCHES = 2, 4  # accumulate = 3, rounded up to a multiple of two processes
 
 
 class Stopped(Exception):
-    """In place of a kill."""
+    """Raised instead of a kill."""
 
 
 class Run:
-    """A small language model, called through its halves, learns to predict random tokens."""
+    """A small language model, called through its two halves, that learns to predict random tokens."""
 
     def __init__(self, stop_before: int | None = None) -> None:
-        self.lm = SplitLM(make_model("llama", seed=rank()), 2)  # each process begins elsewhere: main's weights count
+        self.lm = SplitLM(
+            make_model("llama", seed=rank()), 2
+        )  # each process starts with other weights; main's are used
         self.stop_before = stop_before
         self.batches: list[int] = []
 
@@ -54,7 +56,7 @@ class Run:
         return F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
 
     def validate(self) -> float:
-        assert is_main(), "the others must not judge"
+        assert is_main(), "only main may validate"
         with torch.inference_mode():
             return float(self.loss(torch.arange(40).view(4, 10)))
 
@@ -77,7 +79,7 @@ def interrupted_and_resumed(checkpoints: Path) -> Run:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Leaves, for each process, the weights it ended with and a report."""
+    """Writes the final weights and a report of each process."""
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
 
@@ -120,7 +122,7 @@ def report(together: Path, process: int) -> dict[str, Any]:
     return facts
 
 
-def test_two_processes_end_where_one_does_with_all_batches(together: Path, tmp_path: Path) -> None:
+def test_two_processes_give_the_weights_of_one_process(together: Path, tmp_path: Path) -> None:
     alone = Run()
     state = alone.fit(tmp_path, replace(SCHEDULE, accumulate=NUM_BATCHES))
     assert alone.batches == list(range(SCHEDULE.max_steps * NUM_BATCHES))
@@ -132,7 +134,7 @@ def test_two_processes_end_where_one_does_with_all_batches(together: Path, tmp_p
 def test_each_batch_is_computed_once(together: Path) -> None:
     first, second = (report(together, process)["batches"] for process in range(NUM_PROCESSES))
     assert sorted(first + second) == list(range(SCHEDULE.max_steps * NUM_BATCHES))
-    assert len(first) == len(second), "one process did the work of the other"
+    assert len(first) == len(second), "both processes computed the same batch"
 
 
 @pytest.mark.parametrize("file", ["weights.safetensors", "resumed.safetensors"])
@@ -143,24 +145,24 @@ def test_all_processes_hold_the_same_weights(file: str, together: Path) -> None:
         assert torch.equal(tensor, second[name]), f"{name} differs"
 
 
-def test_interrupted_and_resumed_is_uninterrupted(together: Path) -> None:
-    assert report(together, 1)["resumed_batches"][0] == 2 * NUM_BATCHES + 1, "resumes at the last evaluation"
+def test_a_resumed_run_equals_an_uninterrupted_one(together: Path) -> None:
+    assert report(together, 1)["resumed_batches"][0] == 2 * NUM_BATCHES + 1, "it should resume at the last validation"
     whole, resumed = (load_file(together / "process-0" / f"{name}.safetensors") for name in ("weights", "resumed"))
     for name, tensor in whole.items():
         assert torch.equal(tensor, resumed[name]), f"{name} differs"
 
 
-def test_only_the_first_process_writes_and_speaks(together: Path) -> None:
+def test_only_the_first_process_writes_and_prints(together: Path) -> None:
     assert list((together / "process-1" / "checkpoints").iterdir()) == [], "two processes write the same files"
     assert (together / "process-0" / "checkpoints" / "best.safetensors").is_file()
     (line,) = (together / "stdout").read_text().splitlines()
     assert json.loads(line)["was_main"] is True
 
 
-def test_who_leaves_works_alone(together: Path) -> None:
-    told = [report(together, process) for process in range(NUM_PROCESSES)]
-    assert [facts["world_size"] for facts in told] == [NUM_PROCESSES, NUM_PROCESSES]
-    assert [(facts["was_main"], facts["left_size"]) for facts in told] == [(True, 1), (False, 1)]
+def test_after_leaving_the_group_a_process_is_alone(together: Path) -> None:
+    reports = [report(together, process) for process in range(NUM_PROCESSES)]
+    assert [facts["world_size"] for facts in reports] == [NUM_PROCESSES, NUM_PROCESSES]
+    assert [(facts["was_main"], facts["left_size"]) for facts in reports] == [(True, 1), (False, 1)]
 
 
 if __name__ == "__main__":

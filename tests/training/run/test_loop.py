@@ -1,4 +1,4 @@
-"""The loop: interrupted and resumed is uninterrupted; the best weights win; a kill between writes costs nothing."""
+"""The training loop: a resumed run equals an uninterrupted one, and the best weights are kept."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ SCHEDULE = Schedule(max_steps=20, learning_rate=0.05, warmup_steps=3, evaluate_e
 
 
 class Problem:
-    """A noisy regression with dropout whose batches are a function of the step."""
+    """A noisy regression with dropout; a batch depends on its number only."""
 
     def __init__(self, stop_before: int | None = None) -> None:
         torch.manual_seed(5)
@@ -57,20 +57,20 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Progress, T
 
 
 @pytest.mark.parametrize("stop_before", [1, 8, 10, 19])
-def test_interrupted_and_resumed_is_uninterrupted(
+def test_a_resumed_run_equals_an_uninterrupted_one(
     stop_before: int, tmp_path: Path, uninterrupted: tuple[Progress, Tensor]
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
         Problem(stop_before).fit(tmp_path)
     resumed = Problem()
-    torch.manual_seed(77)  # another process has another random state
+    torch.manual_seed(77)  # as in another process
     state = resumed.fit(tmp_path)
-    assert resumed.steps[0] == stop_before // 4 * 4, "resumes at the last evaluation, not before"
+    assert resumed.steps[0] == stop_before // 4 * 4, "it should resume at the last validation"
     assert (state, resumed.weights().tolist()) == (uninterrupted[0], uninterrupted[1].tolist())
 
 
 class Halves(Problem):
-    """The same regression in batches of 8: two of them are one batch of 16. No dropout, whose masks would differ."""
+    """The same regression in batches of 8, two of which are one batch of 16. Without dropout, whose masks differ."""
 
     def __init__(self, stop_before: int | None = None, num_parts: int = 2) -> None:
         super().__init__(stop_before)
@@ -86,7 +86,7 @@ class Halves(Problem):
         return F.mse_loss(self.net(inputs), inputs.sum(dim=1, keepdim=True))
 
 
-def test_two_halves_are_one_batch(tmp_path: Path) -> None:
+def test_two_half_batches_equal_one_batch(tmp_path: Path) -> None:
     whole, halves = Halves(num_parts=1), Halves()
     expected = whole.fit(tmp_path / "whole")
     state = halves.fit(tmp_path / "halves", replace(SCHEDULE, accumulate=2))
@@ -103,11 +103,11 @@ def test_a_run_interrupted_within_a_step_resumes_at_a_step(stop_before: int, tmp
     with pytest.raises(KeyboardInterrupt):
         Halves(stop_before).fit(tmp_path / "cut", schedule)
     resumed.fit(tmp_path / "cut", schedule)
-    assert resumed.steps[0] == stop_before // 8 * 8, "four steps of two batches lie between evaluations"
+    assert resumed.steps[0] == stop_before // 8 * 8, "there are four steps of two batches between validations"
     assert torch.equal(resumed.weights(), whole.weights())
 
 
-def test_a_finished_run_does_no_step_again(tmp_path: Path) -> None:
+def test_a_finished_run_repeats_no_step(tmp_path: Path) -> None:
     first, again = Problem(), Problem()
     first.fit(tmp_path)
     again.fit(tmp_path)
@@ -116,7 +116,7 @@ def test_a_finished_run_does_no_step_again(tmp_path: Path) -> None:
 
 
 def debris_of_a_later_evaluation(directory: Path) -> None:
-    """Killed after the weights were written and before `progress.json` was."""
+    """The files after a kill between writing the weights and `progress.json`."""
     (directory / "last-12.safetensors").write_bytes(b"whole, but not yet announced")
 
 
@@ -126,12 +126,12 @@ def debris_of_a_write(directory: Path) -> None:
 
 
 def debris_of_a_clean_up(directory: Path) -> None:
-    """Killed before older weights were removed."""
+    """The files after a kill before older weights were removed."""
     (directory / "last-4.safetensors").write_bytes(b"old")
 
 
 @pytest.mark.parametrize("leave", [debris_of_a_later_evaluation, debris_of_a_write, debris_of_a_clean_up])
-def test_a_kill_between_writes_costs_nothing(
+def test_a_kill_between_writes_changes_nothing(
     leave: Callable[[Path], None], tmp_path: Path, uninterrupted: tuple[Progress, Tensor]
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
@@ -141,35 +141,42 @@ def test_a_kill_between_writes_costs_nothing(
     resumed.fit(tmp_path)
     assert torch.equal(resumed.weights(), uninterrupted[1]), f"{leave.__name__} changed the result"
     left = sorted(path.name for path in tmp_path.glob("*.safetensors"))
-    assert left == ["best.safetensors", "last-20.safetensors"], "old checkpoints must not pile up"
+    assert left == ["best.safetensors", "last-20.safetensors"], "old checkpoints must be removed"
 
 
 def scripted(losses: list[float], tmp_path: Path, patience: int) -> tuple[Progress, float]:
-    """One parameter that grows by itself; validation losses as told. Returns where it ended."""
+    """Trains one parameter that grows in every step, with the given validation losses. Returns its final value."""
     weight = nn.Parameter(torch.zeros(1))
-    told: Iterator[float] = iter(losses)
+    remaining: Iterator[float] = iter(losses)
     schedule = Schedule(
         max_steps=100, learning_rate=0.1, warmup_steps=0, weight_decay=0, evaluate_every=1, patience=patience
     )
     state = fit(
-        {"weight": weight}, lambda step: -weight.sum(), lambda: next(told), schedule, checkpoints=tmp_path, label=""
+        {"weight": weight},
+        lambda step: -weight.sum(),
+        lambda: next(remaining),
+        schedule,
+        checkpoints=tmp_path,
+        label="",
     )
     return state, weight.item()
 
 
-def test_stops_after_patience_and_gives_the_best_weights_back(tmp_path: Path) -> None:
+def test_it_stops_after_patience_and_restores_the_best_weights(tmp_path: Path) -> None:
     state, weight = scripted([3, 2, 2.5, 2, 9, 1], tmp_path, patience=3)
-    assert (state.step, state.best_step, state.best_loss) == (5, 2, 2), "three evaluations without a better one"
-    assert 0.19 < weight < 0.21, f"{weight}: two steps of 0.1 were the best, five were made"
+    assert (state.step, state.best_step, state.best_loss) == (5, 2, 2), (
+        "it should stop after three validations without a better one"
+    )
+    assert 0.19 < weight < 0.21, f"{weight}: the best weights are those after two steps of 0.1"
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_divergence_is_said(loss: float, tmp_path: Path) -> None:
+def test_divergence_is_an_error(loss: float, tmp_path: Path) -> None:
     with pytest.raises(StageError, match="diverged"):
         scripted([1, loss], tmp_path, patience=5)
 
 
-def test_learning_rate_warms_up_then_falls_to_a_tenth() -> None:
+def test_the_learning_rate_warms_up_then_falls_to_a_tenth() -> None:
     rates = [SCHEDULE.rate(step) for step in range(SCHEDULE.max_steps + 1)]
     assert rates[:3] == pytest.approx([0.05 / 3, 0.1 / 3, 0.05])
     assert all(later <= earlier for earlier, later in pairwise(rates[3:]))
@@ -177,8 +184,8 @@ def test_learning_rate_warms_up_then_falls_to_a_tenth() -> None:
 
 
 @pytest.mark.parametrize("stop_before", [None, 6, 14])
-def test_what_comes_too_early_is_neither_the_best_nor_a_reason_to_stop(stop_before: int | None, tmp_path: Path) -> None:
-    """Validation only gets worse: the first evaluation that counts is the best, also of a resumed run."""
+def test_validations_before_choose_after_do_not_count(stop_before: int | None, tmp_path: Path) -> None:
+    """The validation loss only rises, so the first validation that counts is the best, also in a resumed run."""
 
     def run(problem: Problem) -> Progress:
         return fit(
@@ -195,10 +202,10 @@ def test_what_comes_too_early_is_neither_the_best_nor_a_reason_to_stop(stop_befo
         with pytest.raises(KeyboardInterrupt):
             run(Problem(stop_before))
     state = run(Problem())
-    assert (state.best_step, state.step) == (12, 16), "evaluations at 4 and 8 do not count"
+    assert (state.best_step, state.step) == (12, 16), "validations at steps 4 and 8 do not count"
 
 
-def test_the_last_step_counts_where_no_other_may(tmp_path: Path) -> None:
+def test_the_last_step_counts_if_no_other_does(tmp_path: Path) -> None:
     problem = Problem()
     parameters = dict(problem.net.named_parameters())
     options: dict[str, Any] = {"checkpoints": tmp_path, "label": "test", "choose_after": 1000}

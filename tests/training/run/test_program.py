@@ -27,7 +27,7 @@ def test_success_is_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.parametrize("error", [StageError, DataError, BundleNotFound, OSError])
-def test_what_a_user_can_mend_is_one_line_on_stderr(error: type[Exception], capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_of_the_user_is_one_line_on_stderr(error: type[Exception], capsys: pytest.CaptureFixture[str]) -> None:
     def main(_: argparse.Namespace) -> dict[str, Any]:
         raise error("do this")
 
@@ -37,7 +37,7 @@ def test_what_a_user_can_mend_is_one_line_on_stderr(error: type[Exception], caps
     assert output.err == f"{error.__name__}: do this\n"
 
 
-def test_an_interrupt_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupt_says_how_to_continue(capsys: pytest.CaptureFixture[str]) -> None:
     def main(_: argparse.Namespace) -> dict[str, Any]:
         raise KeyboardInterrupt
 
@@ -49,7 +49,7 @@ def test_a_stage_of_one_process_refuses_torchrun(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "as torchrun sets it")
-    assert run(lambda _: {}) == 2, "two processes would write the same files"
+    assert run(lambda _: {}) == 2, "two processes must not write the same files"
     assert "without torchrun" in capsys.readouterr().err
 
 
