@@ -95,7 +95,7 @@ def each_ms(work: Callable[[int], object], count: int = REPEATS) -> dict[str, fl
     return {"p50": median_ms(seconds), "p99": percentile_ms(seconds, 99)}
 
 
-def building(titles: Sequence[str], prompt: Prompt) -> Results:
+def build_times(titles: Sequence[str], prompt: Prompt) -> Results:
     tokenising_s, flat = timed(lambda: prompt.tokens_of_titles(titles))
     sorting_s, paths = timed(lambda: Paths.from_flat(*flat))
     walking_s, trie = timed(lambda: Trie(paths))
@@ -238,7 +238,7 @@ def write_bundle(path: Path, catalogue: Catalogue, index: ItemIndex, prompt: Pro
     save_bundle(path, LlamaForCausalLM(config), catalogue, index, prompt, retriever=RetrieverSpec(width=64))
 
 
-def serving(path: Path) -> Results:
+def measure_server(path: Path) -> Results:
     started = time.perf_counter()
     with running_server(path) as server:
         ready_s = time.perf_counter() - started
@@ -256,14 +256,14 @@ def serving(path: Path) -> Results:
 
 def measure(num_items: int, dimension: int, directory: Path) -> Results:
     """The server starts after this process has released the catalogue."""
-    results = made(num_items, dimension, directory / "bundle")
-    return {**results, "server": serving(directory / "bundle")}
+    results = measure_in_process(num_items, dimension, directory / "bundle")
+    return {**results, "server": measure_server(directory / "bundle")}
 
 
-def made(num_items: int, dimension: int, bundle: Path) -> Results:
+def measure_in_process(num_items: int, dimension: int, bundle: Path) -> Results:
     rng, prompt = np.random.default_rng(0), make_prompt()
     titles = titles_of(num_items, rng)
-    results: Results = {"items": num_items, "dimension": dimension, "trie": building(titles, prompt)}
+    results: Results = {"items": num_items, "dimension": dimension, "trie": build_times(titles, prompt)}
     results["catalogue_s"], catalogue = timed(lambda: Catalogue(items_of(titles, rng), prompt))
     results["mask"] = mask_steps(catalogue, rng)
     vectors, queries = vectors_of(num_items, dimension, rng)

@@ -60,7 +60,7 @@ def _query(bundle: Bundle, titles: Titles) -> Query:
     return Query(bundle.prompt.tokens(titles), memory, np.ones(len(bundle.catalogue), dtype=bool), RESULTS)
 
 
-def opened(path: Path, precision: Precision) -> Bundle:
+def open_bundle(path: Path, precision: Precision) -> Bundle:
     bundle = Bundle.open(path)
     set_precision(bundle.lm, precision)
     prepack_matrices(bundle.lm)
@@ -68,12 +68,12 @@ def opened(path: Path, precision: Precision) -> Bundle:
 
 
 def measure(path: Path, num_requests: int) -> dict[str, Any]:
-    plain = opened(path, "float32")
+    plain = open_bundle(path, "float32")
     asked = histories(plain, demo_events(path), num_requests)
     expected = answers(plain, asked)
     result: dict[str, Any] = {"requests": len(asked)}
     for precision in OTHERS:
-        pairs = list(zip(expected, answers(opened(path, precision), asked), strict=True))
+        pairs = list(zip(expected, answers(open_bundle(path, precision), asked), strict=True))
         result[precision] = {
             "top1_same": statistics.mean(one[0] == two[0] for one, two in pairs),
             "top10_shared": statistics.mean(len({*one} & {*two}) / len(one) for one, two in pairs),

@@ -208,11 +208,11 @@ def arrivals(load: Load) -> list[Arrival]:
     Each of the three parts (lead, counted, lead) has exactly rate × length requests at uniformly random times: a
     Poisson process whose count is given. So two runs at one rate offer the same number of requests.
     """
-    dice = random.Random(0)
+    rng = random.Random(0)
     found: list[Arrival] = []
     start = 0.0
     for length, is_counted in ((load.lead_s, False), (load.seconds, True), (load.lead_s, False)):
-        times = sorted(start + length * dice.random() for _ in range(round(load.rate * length)))
+        times = sorted(start + length * rng.random() for _ in range(round(load.rate * length)))
         found += [Arrival(at_s, is_counted) for at_s in times]
         start += length
     if len(found) > MAX_REQUESTS:

@@ -223,13 +223,14 @@ def _parts(size: str, found: Row) -> list[str]:
 
 def _factors_table(rows: Sequence[Row]) -> str:
     head = ("load", "good/s", "min", "to best", "min", "good", "429", "fallback", "late", "error")
-    columns = ("good_per_s", "least_good_per_s", "to_best", "least_to_best")
+    rates, ratios = ("good_per_s", "least_good_per_s"), ("to_best", "least_to_best")
     shares = ("good", "refused", "fallbacks", "late", "errors")
     times = ("p50_ms", "p99_ms", "lag_p99_ms")
     lines = [
         [
             f"{row['factor']:g} ×",
-            *(cell(row[name]) for name in columns),
+            *(cell(row[name]) for name in rates),
+            *(f"{row[name]:.2f}" for name in ratios),
             *(f"{100 * row[name]:.1f} %" for name in shares),
             *(cell(row[name]) for name in times),
         ]

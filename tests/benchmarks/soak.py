@@ -102,8 +102,8 @@ def measure(bundle: Path, minutes: float, samples_path: Path | None) -> dict[str
     return {
         "minutes": minutes,
         "statuses": dict(sorted(ledger.statuses.items())),
-        "by_us": dict(sorted(ledger.by_us.items())),
-        "surprises": ledger.surprises,
+        "broken_off": dict(sorted(ledger.broken_off.items())),
+        "unexpected": ledger.unexpected,
         "lost_answers": ledger.lost,
         "acknowledged_events": sum(map(len, ledger.acknowledged.values())),
         "missing_events": missing,
@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name:24} {value}")
     print(last_line("soak", result))
     is_growing = result["slope_mib_per_minute"] > MAX_SLOPE_MIB / max(1.0, arguments.minutes)
-    return int(is_growing or bool(result["lost_answers"] or result["missing_events"] or result["surprises"]))
+    return int(is_growing or bool(result["lost_answers"] or result["missing_events"] or result["unexpected"]))
 
 
 if __name__ == "__main__":

@@ -68,8 +68,8 @@ def _refused_alone(found: Result) -> float:
     """Share of the requests above capacity that got 429 or an answer of the model: no fallback, no loss."""
     over = found["overloaded"]
     total = sum(over["statuses"].values()) + over["lost"]
-    surprises = total - over["statuses"].get("200", 0) - over["statuses"].get("429", 0)
-    return 1 - (surprises + sum(over["fallbacks"].values())) / total
+    others = total - over["statuses"].get("200", 0) - over["statuses"].get("429", 0)
+    return 1 - (others + sum(over["fallbacks"].values())) / total
 
 
 def _least_to_best(size: str) -> Callable[[Result], float]:

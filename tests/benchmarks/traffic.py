@@ -23,19 +23,19 @@ NOW = 1_760_000_000
 
 @dataclass
 class Ledger:
-    """`lost`: requests without a complete answer that we did not break off. `surprises`: 5xx other than 503."""
+    """`lost`: requests without a complete answer that we did not break off. `unexpected`: 5xx other than 503."""
 
     statuses: Counter[str] = field(default_factory=Counter)  # by kind of request and status
-    by_us: Counter[str] = field(default_factory=Counter)  # requests that we broke off, by the way we did
+    broken_off: Counter[str] = field(default_factory=Counter)  # requests that we broke off, by the way we did
     lost: int = 0
-    surprises: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
     acknowledged: dict[str, set[str]] = field(default_factory=dict)  # user -> event ids
     seconds: list[float] = field(default_factory=list)  # of answers to /recommend since the last sample
 
-    def count(self, what: str, reply: Reply) -> None:
-        self.statuses[f"{what} {reply.status}"] += 1
+    def count(self, kind: str, reply: Reply) -> None:
+        self.statuses[f"{kind} {reply.status}"] += 1
         if reply.status >= 500 and reply.status != 503:
-            self.surprises.append(f"{what}: {reply.status} {reply.body[:200].decode(errors='replace')}")
+            self.unexpected.append(f"{kind}: {reply.status} {reply.body[:200].decode(errors='replace')}")
 
 
 class Caller:
@@ -43,10 +43,10 @@ class Caller:
 
     def __init__(self, port: int, items: Sequence[str], ledger: Ledger, seed: int) -> None:
         self.port, self.items, self.ledger, self.seed = port, items, ledger, seed
-        self.dice = random.Random(seed)
+        self.random = random.Random(seed)
         self.number = 0
         self.connection: Connection | None = None
-        self.kinds: list[tuple[Callable[[], Awaitable[None]], int]] = [
+        self.actions: list[tuple[Callable[[], Awaitable[None]], int]] = [
             (self._recommend, 50),
             (self._interactions, 20),
             (self._delete_user, 1),
@@ -59,25 +59,25 @@ class Caller:
         ]
 
     async def run(self, ends: float) -> None:
-        actions, weights = zip(*self.kinds, strict=True)
+        actions, weights = zip(*self.actions, strict=True)
         while time.monotonic() < ends:
-            await self.dice.choices(actions, weights)[0]()
-            await asyncio.sleep(self.dice.expovariate(1 / PAUSE_S))
+            await self.random.choices(actions, weights)[0]()
+            await asyncio.sleep(self.random.expovariate(1 / PAUSE_S))
         self._hang_up()
 
     def _user(self) -> str:
-        return f"soak-{self.seed}-{self.dice.randrange(USERS_PER_CALLER)}"
+        return f"soak-{self.seed}-{self.random.randrange(USERS_PER_CALLER)}"
 
     def _request(self) -> dict[str, Any]:
         options: list[dict[str, Any]] = [
             {},
             {"k": 30},
             {"explain": False},
-            {"recent": [{"item_id": item} for item in self.dice.sample(self.items, 3)]},
-            {"exclude_seen": False, "candidates": self.dice.sample(self.items, 20)},
-            {"deadline_ms": self.dice.choice((1, 20, 200))},
+            {"recent": [{"item_id": item} for item in self.random.sample(self.items, 3)]},
+            {"exclude_seen": False, "candidates": self.random.sample(self.items, 20)},
+            {"deadline_ms": self.random.choice((1, 20, 200))},
         ]
-        return {"user_id": self._user(), "k": 10, **self.dice.choice(options)}
+        return {"user_id": self._user(), "k": 10, **self.random.choice(options)}
 
     async def _recommend(self) -> None:
         started = time.perf_counter()
@@ -85,8 +85,8 @@ class Caller:
             self.ledger.seconds.append(time.perf_counter() - started)
 
     async def _interactions(self) -> None:
-        events = [self._event() for _ in range(self.dice.randint(1, 20))]
-        wait = self.dice.choice(("durable", "durable", "visible"))
+        events = [self._event() for _ in range(self.random.randint(1, 20))]
+        wait = self.random.choice(("durable", "durable", "visible"))
         reply = await self._ask("interactions", "POST", "/interactions", {"interactions": events, "wait": wait})
         if reply and reply.status < 300:
             for event in events:
@@ -94,7 +94,7 @@ class Caller:
 
     def _event(self) -> dict[str, Any]:
         self.number += 1
-        facts = {"item_id": self.dice.choice(self.items), "timestamp": NOW + self.number}
+        facts = {"item_id": self.random.choice(self.items), "timestamp": NOW + self.number}
         return {"event_id": f"{self.seed}-{self.number}", "user_id": self._user(), **facts}
 
     async def _delete_user(self) -> None:
@@ -109,13 +109,13 @@ class Caller:
             await self._ask("delete event", "DELETE", f"/users/{user_id}/interactions/{event_ids.pop()}")
 
     async def _put_item(self) -> None:
-        number = self.dice.randrange(ITEMS_PUT)
+        number = self.random.randrange(ITEMS_PUT)
         await self._ask("put item", "PUT", f"/items/soak-{number}", {"title": f"A late item, number {number}"})
 
     async def _invalid(self) -> None:
         bodies: list[bytes] = [b"{", b"[]", b'{"k": -1}', b'{"user_id": 3}', b'{"user_id": "u", "what": 1}', b"\xff"]
-        path = self.dice.choice(("/recommend", "/interactions"))
-        await self._ask("invalid", "POST", path, self.dice.choice(bodies))
+        path = self.random.choice(("/recommend", "/interactions"))
+        await self._ask("invalid", "POST", path, self.random.choice(bodies))
 
     async def _oversized(self) -> None:
         """The server may answer 413 and close the connection while we still send."""
@@ -126,33 +126,33 @@ class Caller:
     async def _leave_while_it_works(self) -> None:
         connection = await self._connected()
         connection.send(rendered("POST", "/recommend", json.dumps(self._request()).encode()))
-        await asyncio.sleep(self.dice.uniform(0, 0.05))
-        self.ledger.by_us["left while it worked"] += 1
+        await asyncio.sleep(self.random.uniform(0, 0.05))
+        self.ledger.broken_off["left while it worked"] += 1
         self._hang_up()
 
     async def _leave_within_the_body(self) -> None:
         connection = await self._connected()
         whole = json.dumps({"interactions": [self._unsent() for _ in range(50)]}).encode()
-        num_unsent = self.dice.randrange(1, len(whole))
+        num_unsent = self.random.randrange(1, len(whole))
         connection.send(rendered("POST", "/interactions", whole)[:-num_unsent])
-        await asyncio.sleep(self.dice.uniform(0, 0.02))
-        self.ledger.by_us["left within the body"] += 1
+        await asyncio.sleep(self.random.uniform(0, 0.02))
+        self.ledger.broken_off["left within the body"] += 1
         self._hang_up()
 
     def _unsent(self) -> dict[str, Any]:
         return {"user_id": "soak-nobody", "item_id": self.items[0], "timestamp": NOW}
 
-    async def _ask(self, what: str, method: str, path: str, body: Any = None) -> Reply | None:
+    async def _ask(self, kind: str, method: str, path: str, body: Any = None) -> Reply | None:
         """None, counted as lost, when no complete answer comes."""
         content = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
         connection = await self._connected()
         reply = await connection.ask(rendered(method, path, content))
         if reply is None:
             self.ledger.lost += 1
-            self.ledger.statuses[f"{what} lost"] += 1
+            self.ledger.statuses[f"{kind} lost"] += 1
             self._hang_up()
             return None
-        self.ledger.count(what, reply)
+        self.ledger.count(kind, reply)
         return reply
 
     async def _connected(self) -> Connection:
