@@ -1,4 +1,4 @@
-"""What can go wrong in the service, and with which status it leaves.
+"""The errors of the service, and the HTTP status of each.
 
     ServiceError
     ├── BadRequest                    the request cannot be understood
@@ -7,23 +7,23 @@
     ├── NotFound
     │   ├── UnknownItem
     │   └── UnknownUser
-    ├── PayloadTooLarge               body over the cap
-    ├── ClientGone                    the caller hung up; nobody reads the answer
-    ├── Overloaded(retry_after_s)     a queue is full: try later
+    ├── PayloadTooLarge               the body is larger than the limit
+    ├── ClientGone                    the caller closed the connection
+    ├── Overloaded(retry_after_s)     the answer would come too late: try later
     ├── Unavailable
-    │   ├── NotReady                  still loading or warming up
+    │   ├── NotReady                  loading or warming up
     │   ├── Draining                  shutting down
     │   ├── StoreUnavailable          the memory store does not answer
     │   └── ModelUnavailable          the process of the model is starting, or has ended
     ├── ModelFailed                   the model could not compute a job
     ├── StoreCorrupt                  a key of the memory store has a value of the wrong type
-    ├── DeadlineExceeded              the time the caller gave is over
-    └── StartupError                  the operator has to change something; never met by a request
+    ├── DeadlineExceeded              the time limit of the request has passed
+    └── StartupError                  the operator has to change something; no request meets it
         ├── SettingsError(problems)   wrong environment or flags, all mistakes at once
-        ├── InsecureBind              would be open to the network without keys
+        ├── InsecureBind              the network could reach the service without a key
         └── StoreInUse                another process owns the embedded store's directory
 
-Everyone in the service raises these. The one place that knows their HTTP status is `STATUS`.
+Every module raises these. `STATUS` is the only place that knows HTTP statuses.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ from typing import Any
 
 
 class ServiceError(Exception):
-    """Its text is shown to callers: no internals, no user text."""
+    """Callers see its text, so it contains no internals and no text of users."""
 
     title: str = "Service error"
     retry_after_s: float | None = None
@@ -84,7 +84,7 @@ class ClientGone(ServiceError):
 class Overloaded(ServiceError):
     title = "Overloaded"
 
-    def __init__(self, detail: str = "The queue is full.", *, retry_after_s: float = 1.0) -> None:
+    def __init__(self, detail: str = "Too many requests are waiting.", *, retry_after_s: float = 1.0) -> None:
         super().__init__(detail)
         self.retry_after_s = retry_after_s
 
@@ -128,7 +128,7 @@ class StartupError(ServiceError):
 
 
 class SettingsError(StartupError):
-    """Every mistake in the settings, one line each."""
+    """All mistakes in the settings, one line each."""
 
     title = "Invalid settings"
 
@@ -145,7 +145,7 @@ class StoreInUse(StartupError):
     title = "Store in use"
 
 
-CLIENT_CLOSED_REQUEST = 499  # nginx's number; HTTP has none for a caller who left
+CLIENT_CLOSED_REQUEST = 499  # as in nginx: HTTP has no status for a caller who left
 
 STATUS: Mapping[type[Exception], int] = {
     ServiceError: 500,
@@ -158,13 +158,14 @@ STATUS: Mapping[type[Exception], int] = {
     Overloaded: 429,
     Unavailable: 503,
     StoreCorrupt: 500,
+    ModelFailed: 500,
     DeadlineExceeded: 504,
     StartupError: 500,
 }
 
 
 def status_of(error: BaseException) -> int:
-    """The nearest entry of STATUS along the class's ancestors; 500 for anything foreign."""
+    """The status of the class or of its nearest ancestor in STATUS; 500 for other exceptions."""
     return next((STATUS[base] for base in type(error).__mro__ if base in STATUS), 500)
 
 

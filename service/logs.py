@@ -1,12 +1,14 @@
-"""Log lines: one JSON object each on stderr (or coloured text), every one with the id of its request.
+"""Logging: one JSON object per line on stderr (or coloured text), with the id of the request.
 
-Never in a line: keys, user ids, titles, bodies. Libraries that use `logging` come out in the same form.
+Lines contain no API keys, user ids, titles or bodies. Lines of libraries that use `logging` get the same form.
 """
 
 import logging
 import re
 import sys
-from collections.abc import Iterator
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 from uuid import uuid4
@@ -24,7 +26,7 @@ _SHARED: list[Any] = [
 def configure(*, level: str = "info", format: str = "json", stream: TextIO | None = None) -> None:
     """Sets up logging for this process; call it once, from an entry point."""
     renderer: list[Any] = [structlog.dev.ConsoleRenderer()]
-    if format == "json":  # a plain traceback: the structured one prints local variables, which hold user text
+    if format == "json":  # a plain traceback, because a structured one shows local variables, which hold user text
         renderer = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(
@@ -34,7 +36,7 @@ def configure(*, level: str = "info", format: str = "json", stream: TextIO | Non
         )
     )
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
-    logging.getLogger("faiss").setLevel(logging.WARNING)  # it reports every instruction set it does not find
+    logging.getLogger("faiss").setLevel(logging.WARNING)  # it logs every CPU feature that is missing
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -53,6 +55,27 @@ def request_id_from(presented: str | None) -> str:
 
 @contextmanager
 def request_context(request_id: str) -> Iterator[None]:
-    """Every line logged inside carries the request id."""
+    """Adds the request id to every line that is logged inside."""
     with structlog.contextvars.bound_contextvars(request_id=request_id):
         yield
+
+
+class RepeatedWarnings:
+    """Warnings about something that may happen at every request: at most one line a minute for each kind.
+
+    The first one is logged at once. A later line has `count`: how many there were since the line before it, itself
+    included. Kinds are an event and its facts: a small closed set, because each is remembered. For one event loop.
+    """
+
+    def __init__(self, logger: Any, *, every_s: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._logger, self._every_s, self._clock = logger, every_s, clock
+        self._quiet_until: dict[tuple[Any, ...], float] = {}
+        self._counts: Counter[tuple[Any, ...]] = Counter()
+
+    def warning(self, event: str, **facts: str) -> None:
+        kind = event, *facts.items()
+        self._counts[kind] += 1
+        now = self._clock()
+        if now >= self._quiet_until.get(kind, now):
+            self._quiet_until[kind] = now + self._every_s
+            self._logger.warning(event, **facts, count=self._counts.pop(kind))

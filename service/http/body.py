@@ -39,11 +39,12 @@ class JsonRoute(APIRoute):
         kinds.pop("return", None)
         model: type[BaseModel] = kinds.pop("body")
         takes_request, takes_resources = kinds.pop("request", None), kinds.pop("resources", None)
-        path_model: type[BaseModel] = create_model("PathParameters", **{name: (kinds[name], ...) for name in kinds})
+        path_fields: dict[str, Any] = {name: (kind, ...) for name, kind in kinds.items()}
+        path_model: type[BaseModel] = create_model("PathParameters", **path_fields)
         status = self.status_code or 200
 
         async def handle(request: Request) -> Response:
-            values = _path_parameters(path_model, request.path_params) if kinds else {}
+            values = _path_parameters(path_model, request.path_params) if path_fields else {}
             values["body"] = parse_body(model, await _json_bytes(request))
             if takes_request:
                 values["request"] = request

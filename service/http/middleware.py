@@ -1,4 +1,4 @@
-"""What happens to every request around the routes, as plain ASGI. Outermost first: Edge, Guard, BodyCap."""
+"""ASGI middleware. From the outside in: Edge (request ids, access log, metrics), Guard (API keys), BodyCap (size)."""
 
 import time
 from collections.abc import Callable
@@ -9,17 +9,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.auth import OPEN_PATHS, Keys, presented_key
 from service.errors import PayloadTooLarge, ServiceError, Unauthorized, status_of
 from service.http.problems import KEY_ID, REQUEST_ID, from_service_error, internal
-from service.logs import request_context, request_id_from
+from service.logs import RepeatedWarnings, request_context, request_id_from
 from service.metrics import Metrics
 
 log = structlog.get_logger("service.access")
+repeated = RepeatedWarnings(log)
 
 QUIET_PATHS = OPEN_PATHS | {"/metrics"}
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 class Edge:
-    """Names the request, counts it, writes its access line, and turns what nobody caught into a bare 500."""
+    """Gives the request an id, counts it, writes its access line, and answers unexpected errors with 500."""
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
         self.app = app
@@ -31,7 +32,7 @@ class Edge:
             await self.app(scope, receive, send)
             return
         request_id = request_id_from(_header(scope, b"x-request-id"))
-        # Routes see the path as sent, still percent-encoded: an id may contain any character, slashes too.
+        # Routes get the path still percent-encoded, because an id may contain any character, also a slash.
         raw_path = scope.get("raw_path") or scope["path"].encode("ascii", "ignore")
         scope = {**scope, "path": raw_path.decode("ascii", "replace"), REQUEST_ID: request_id}
         with request_context(request_id):
@@ -53,7 +54,7 @@ class Edge:
             await self.app(scope, receive, send_named)
         except Exception:
             log.exception("unexpected error", route=route_of(scope), method=scope["method"])
-            if status:  # too late for another answer: let the server cut the connection
+            if status:  # the answer has begun: the server closes the connection
                 raise
             await internal(scope)(scope, receive, send_named)
         finally:
@@ -63,19 +64,20 @@ class Edge:
         route, shown_status = route_of(scope), status or 499
         method = scope["method"] if scope["method"] in METHODS else "other"
         labels = route, method, shown_status
-        if labels not in self._counters:  # few; finding them anew would take longer than counting
+        if labels not in self._counters:  # a small set; a lookup by labels takes longer than counting
             requests, times = self.metrics.http_requests_total, self.metrics.http_request_seconds
             self._counters[labels] = requests.labels(*labels).inc, times.labels(route, method).observe
         count, observe = self._counters[labels]
         count()
         observe(seconds)
-        write = log.debug if route in QUIET_PATHS else log.info
+        is_quiet = route in QUIET_PATHS or shown_status == 429  # an overload must not flood the log
+        write = log.debug if is_quiet else log.info
         facts = {"route": route, "method": method, "status": shown_status, "key_id": scope.get(KEY_ID)}
         write("request", ms=round(seconds * 1000, 2), **facts)
 
 
 class Guard:
-    """Without a good key only the probes answer: whatever is added later is closed until someone opens it."""
+    """Without a valid key only the probes answer. Routes that are added later need a key too."""
 
     def __init__(self, app: ASGIApp, *, keys: Keys, metrics: Metrics) -> None:
         self.app = app
@@ -99,7 +101,7 @@ class Guard:
 
 
 class BodyCap:
-    """413 for a body over the cap, whether its length was declared or is found out while reading."""
+    """413 for a body over the cap: at once by its declared length, else while it is read."""
 
     def __init__(self, app: ASGIApp, *, max_body_bytes: int, metrics: Metrics) -> None:
         self.app = app
@@ -131,16 +133,19 @@ class BodyCap:
 
 
 def count_rejection(metrics: Metrics, error: ServiceError) -> None:
-    """Counts requests turned away for a reason other than their content."""
-    if status_of(error) in (401, 413, 429, 503, 504):
+    """Counts a request that is refused for another reason than its content; warns of those that the service causes."""
+    status = status_of(error)
+    if status in (401, 413, 429, 503, 504):
         metrics.rejected_total.labels(type(error).__name__).inc()
+    if status in (429, 503, 504):
+        repeated.warning("requests refused", reason=type(error).__name__)
 
 
 def route_of(scope: Scope) -> str:
-    """The template of the route, so that labels stay few."""
+    """The template of the path, such as `/items/{item_id}`: a small set of labels."""
     return str(getattr(scope.get("route"), "path", "unmatched"))
 
 
 def _header(scope: Scope, name: bytes) -> str | None:
-    """Names are in lower case, as ASGI wants them."""
+    """`name` in lower case, as ASGI gives them."""
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), None)

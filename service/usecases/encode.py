@@ -19,6 +19,7 @@ import structlog
 from model_store.view import BundleView
 from service.engine.engine import Engine
 from service.errors import StoreUnavailable, Unavailable
+from service.logs import RepeatedWarnings
 from service.metrics import Metrics
 from service.store.client import CLAIM_AFTER_MS, MemoryStore
 from service.store.events import Recalled, Saved, UserStates
@@ -26,6 +27,7 @@ from service.usecases.items import Items, cancel_and_wait
 from service.usecases.timeline import MissingState, Timeline, events_needed
 
 log = structlog.get_logger("service.usecases.encode")
+repeated = RepeatedWarnings(log)
 
 _USERS_PER_ROUND = 32
 _POLL_MS = 1000
@@ -58,7 +60,7 @@ class Worker:
             try:
                 await self.work(block_ms=_POLL_MS)
             except StoreUnavailable:
-                log.warning("store away, encoding waits")
+                repeated.warning("store away, encoding waits")
                 await asyncio.sleep(_BACKOFF_S)
             except Exception:  # a worker that stops would be noticed too late
                 log.exception("encoding failed, trying again")
@@ -89,7 +91,7 @@ class Worker:
                 try:
                     await self.store.renew_encodings(self._consumer, entry_ids)
                 except StoreUnavailable:
-                    log.warning("store away, entries of the encode queue are not renewed")
+                    repeated.warning("store away, entries of the encode queue are not renewed")
 
         renewing = asyncio.create_task(renew(), name="renew-encodings")
         try:

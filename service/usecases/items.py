@@ -21,9 +21,11 @@ from model_store.catalogue.items import Item, clean
 from model_store.view import BundleView
 from service.engine.engine import Engine
 from service.errors import BadRequest, StoreUnavailable, UnknownItem
+from service.logs import RepeatedWarnings
 from service.store.client import MemoryStore
 
 log = structlog.get_logger("service.usecases.items")
+repeated = RepeatedWarnings(log)
 
 _FOLLOW_EVERY_S = 1.0
 _CANCEL_AGAIN_S = 1.0
@@ -95,7 +97,7 @@ class Items:
             async with self._changing:
                 await self._load()
         except StoreUnavailable:
-            log.warning("store unavailable, changes of the catalogue are loaded later")
+            repeated.warning("store away, changes of the catalogue are loaded later")
 
     async def get(self, item_id: str) -> Item:
         """Raises UnknownItem."""

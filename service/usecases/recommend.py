@@ -25,6 +25,7 @@ from model_store.answers import Answer, Ranked, Source, Stopwatch, popular
 from model_store.view import BundleView
 from service.engine.engine import Engine
 from service.errors import DeadlineExceeded, ModelFailed, ModelUnavailable, ServiceError, StoreUnavailable
+from service.logs import RepeatedWarnings
 from service.metrics import Metrics
 from service.store.client import MemoryStore
 from service.usecases.repair import Repair
@@ -32,6 +33,7 @@ from service.usecases.seen import SeenRows
 from service.usecases.timeline import Memory, Timeline, events_needed
 
 log = structlog.get_logger("service.usecases.recommend")
+repeated = RepeatedWarnings(log)
 
 Fallback = Literal["cold_start", "memory_unavailable", "deadline", "engine_error"]
 
@@ -156,7 +158,6 @@ class Recommender:
         try:
             events, digests = await self.store.recall_and_seen(request.user_id, space, limit)
         except StoreUnavailable:
-            log.warning("store away, answering without memory")
             return self._context(request, fallback="memory_unavailable")
         timeline = Timeline(events, self.view)
         if timeline.is_incomplete():
@@ -265,6 +266,8 @@ class Recommender:
                 self.metrics.grounding_distance.observe(item.distance)
         if fallback is not None:
             self.metrics.fallback_total.labels(fallback).inc()
+        if fallback not in (None, "cold_start"):
+            repeated.warning("answered with a fallback", reason=fallback)
 
 
 def _window(timeline: Timeline, session: Sequence[SessionItem], length: int) -> list[tuple[str, bool]]:

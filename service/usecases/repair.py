@@ -13,9 +13,10 @@ import time
 import structlog
 
 from service.errors import StoreUnavailable
+from service.logs import RepeatedWarnings
 from service.store.client import MemoryStore
 
-log = structlog.get_logger("service.usecases.repair")
+repeated = RepeatedWarnings(structlog.get_logger("service.usecases.repair"))
 
 _COLLECT_S = 0.2
 _ASK_AGAIN_S = 30.0
@@ -59,4 +60,4 @@ class Repair:
             try:
                 await self.store.request_encoding(users)
             except StoreUnavailable:
-                log.warning("store away, requests for encoding were lost", users=len(users))
+                repeated.warning("store away, requests for encoding were lost")

@@ -1,4 +1,4 @@
-"""One line for each request, in one form, with an id, and nothing in it that is a user's or opens a door."""
+"""Log lines: one for each request, in one form, with its id, without keys and without text of users."""
 
 import io
 import json
@@ -10,6 +10,8 @@ import pytest
 import structlog
 
 from service import logs
+from service.errors import Overloaded
+from service.http.middleware import repeated
 from tests.service.standins import shell
 
 KEY = "amr_0123456789abcdef"
@@ -53,6 +55,34 @@ async def test_probes_are_not_logged(stream: io.StringIO) -> None:
         for path in ("/livez", "/readyz", "/startupz", "/metrics"):
             await opened.client.get(path)
     assert not [line for line in read(stream) if line["event"] == "request"]
+
+
+async def test_a_refused_request_has_no_line_of_its_own(stream: io.StringIO) -> None:
+    def refuse() -> None:
+        raise Overloaded(retry_after_s=1)
+
+    repeated._quiet_until.clear()
+    async with shell() as opened:
+        opened.recommender.hook = refuse
+        for _ in range(5):
+            assert (await opened.client.post("/recommend", json={})).status_code == 429
+    lines = [(line["event"], line["level"], line.get("reason"), line.get("count")) for line in read(stream)]
+    assert lines == [("requests refused", "warning", "Overloaded", 1)]
+
+
+def test_repeated_warnings_are_one_line_a_minute_with_a_count() -> None:
+    now = 100.0
+    with structlog.testing.capture_logs() as lines:
+        repeated = logs.RepeatedWarnings(structlog.get_logger(), clock=lambda: now)
+        for _ in range(5):
+            repeated.warning("refused", reason="a")
+        repeated.warning("refused", reason="b")
+        now = 159.0
+        repeated.warning("refused", reason="a")
+        now = 160.0
+        repeated.warning("refused", reason="a")
+        repeated.warning("refused", reason="a")
+    assert [(line["reason"], line["count"]) for line in lines] == [("a", 1), ("b", 1), ("a", 6)]
 
 
 async def test_a_traceback_is_one_line_without_local_variables(stream: io.StringIO) -> None:
