@@ -19,7 +19,7 @@ from training.data.splits import Split
 from training.items.mixture import read_mixture
 from training.lm.backbone import open_backbone
 from training.lm.windows import Windows
-from training.memory.annotations import read_annotation_set
+from training.memory.annotations import AnnotationSet, read_annotation_set
 from training.memory.learning import Objective, TrainedRetriever, fit_retriever, make_abstainer, save_retriever
 from training.memory.selection import MemoryGains, is_significant, valid_gains
 from training.run.device import pick_device
@@ -56,17 +56,7 @@ def run(
     annotated = read_annotation_set(annotations_dir).with_memory()
     if not annotated.train or not annotated.valid:
         return _untrained(out, inputs, annotated.states.hidden_size, recipe)
-    trained = {
-        objective: fit_retriever(
-            annotated,
-            recipe,
-            loss=objective.loss,
-            temperature=objective.temperature,
-            seed=seed,
-            checkpoints=out / f"checkpoints-{inputs}-{objective.loss}-{objective.temperature}",
-        )
-        for objective in _objectives(recipe)
-    }
+    trained = _train_candidates(annotated, recipe, seed=seed, checkpoints=out / f"checkpoints-{inputs}")
     backbone = open_backbone(backbone_dir, pick_device(device))
     windows = Windows(split, backbone.prompt, recipe.max_memory)
     retrievers = {objective: each.retriever for objective, each in trained.items()}
@@ -85,6 +75,23 @@ def run(
         "tried": [_tried(candidate, each) for candidate, each in gains.items()],
     }
     return finish(out, inputs, facts)
+
+
+def _train_candidates(
+    annotated: AnnotationSet, recipe: Recipe, *, seed: int, checkpoints: Path
+) -> dict[Objective, TrainedRetriever]:
+    """One retriever for each loss and temperature. The names of their checkpoints begin with `checkpoints`."""
+    return {
+        objective: fit_retriever(
+            annotated,
+            recipe,
+            loss=objective.loss,
+            temperature=objective.temperature,
+            seed=seed,
+            checkpoints=checkpoints.with_name(f"{checkpoints.name}-{objective.loss}-{objective.temperature}"),
+        )
+        for objective in _objectives(recipe)
+    }
 
 
 def _best_facts(best: tuple[Objective, int], chosen: TrainedRetriever, gain: float) -> dict[str, Any]:

@@ -38,9 +38,8 @@ class Run:
     """A small language model, called through its two halves, that learns to predict random tokens."""
 
     def __init__(self, stop_before: int | None = None) -> None:
-        self.lm = SplitLM(
-            make_model("llama", seed=rank()), 2
-        )  # each process starts with other weights; main's are used
+        # Each process starts with other weights; those of main are used.
+        self.lm = SplitLM(make_model("llama", seed=rank()), 2)
         self.stop_before = stop_before
         self.batches: list[int] = []
 
