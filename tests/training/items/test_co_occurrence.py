@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import sparse
 
 from tests.training.small import diary
 from tests.training.worlds import world
 from training.data.splits import History, Split
-from training.items.co_occurrence import co_occurrence_vectors, co_occurrences
+from training.items.co_occurrence import co_occurrence_vectors, co_occurrences, keep_largest
 
 LEFT, RIGHT, ALONE = range(0, 6), range(6, 12), 12
 
@@ -76,3 +77,12 @@ def test_pairs_are_counted_within_the_span_and_the_train_period(span: int | None
     split = world([[0, 1, 2], [1, 0], [0, 2]], train_ends=[3, 2, 1])
     counts = co_occurrences(split, span).toarray()
     assert counts.tolist() == expected, "the third user's second event is after the train period"
+
+
+def test_the_largest_values_of_each_row_are_kept() -> None:
+    rng = np.random.default_rng(0)
+    dense = rng.permutation(200).reshape(10, 20).astype(np.float32) * (rng.random((10, 20)) < 0.6)
+    kept = keep_largest(sparse.csr_matrix(dense), 5)
+    expected = np.where(dense >= np.sort(dense, axis=1)[:, -5:][:, :1], dense, 0)
+    np.testing.assert_array_equal(kept.toarray(), expected)
+    assert (np.diff(kept.indptr) <= 5).all(), "a row has more than five stored values"
