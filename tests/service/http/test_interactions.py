@@ -1,0 +1,78 @@
+"""POST /interactions with `wait: visible`: its deadline, and callers who leave."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.errors import DeadlineExceeded
+from service.store.embedded import EmbeddedServer
+from service.store.events import Event
+from tests.service.real import NOW, busy, history, interaction, open_app, open_service
+from tests.service.standins import shell
+
+BODY = {"interactions": [{"user_id": "u", "item_id": "i", "timestamp": NOW}], "wait": "visible"}
+
+
+async def test_the_work_for_a_caller_who_leaves_is_cancelled() -> None:
+    messages = [{"type": "http.request", "body": json.dumps(BODY).encode()}, {"type": "http.disconnect"}]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        await asyncio.sleep(0.01)
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/interactions", "headers": headers, "query_string": b""}
+    async with shell() as opened, asyncio.timeout(5):
+        opened.ingest.hook = lambda: asyncio.sleep(60)
+        await opened.app(scope, receive, send)
+        assert opened.ingest.cancelled == 1
+        assert len(opened.ingest.events) == 1
+    assert sent[0]["status"] == 499
+
+
+async def test_a_passed_deadline_is_a_504_that_says_the_events_are_stored() -> None:
+    async with shell() as opened:
+
+        def fail() -> None:
+            raise DeadlineExceeded("The events are durable.")
+
+        opened.ingest.hook = fail
+        answer = await opened.client.post("/interactions", json=BODY)
+        assert answer.status_code == 504 and answer.json()["detail"] == "The events are durable."
+
+
+async def test_the_deadline_comes_from_the_settings_and_the_events_are_stored(
+    bundle_path: Path, valkey: EmbeddedServer, raw: Any
+) -> None:
+    async with open_app(bundle_path, valkey.url, visible_timeout_s=0.002) as (_, client):
+        body = {"interactions": history(60, "late"), "wait": "visible"}
+        answer = await client.post("/interactions", json=body)
+        assert answer.status_code == 504 and "durable" in answer.json()["detail"]
+        assert (await client.get("/users/late")).json()["counts"]["events"] == 60
+        body["wait"] = "durable"
+        answer = await client.post("/interactions", json=body)
+        assert {each["status"] for each in answer.json()["results"]} == {"duplicate"}
+
+
+async def test_memory_follows_after_the_deadline(bundle_path: Path, valkey: EmbeddedServer, raw: Any) -> None:
+    async with open_service(bundle_path, valkey.url) as service:
+        async with busy(service):
+            with pytest.raises(DeadlineExceeded):
+                await service.ingest.submit([Event("e1", "late", "i1", NOW)], "visible", timeout_s=0.1)
+        assert (await service.timeline("late")).missing_states()
+        await service.work_off()
+        assert not (await service.timeline("late")).missing_states()
+
+
+async def test_every_element_has_its_index() -> None:
+    async with shell() as opened:
+        elements = [interaction(1), 7, interaction(2), {}]
+        answer = await opened.client.post("/interactions", json={"interactions": elements})
+        assert [each["index"] for each in answer.json()["results"]] == [0, 1, 2, 3]
