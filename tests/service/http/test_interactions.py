@@ -49,9 +49,13 @@ async def test_a_passed_deadline_is_a_504_that_says_the_events_are_stored() -> N
 
 
 async def test_the_deadline_comes_from_the_settings_and_the_events_are_stored(
-    bundle_path: Path, valkey: EmbeddedServer, raw: Any
+    bundle_path: Path, valkey: EmbeddedServer, raw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with open_app(bundle_path, valkey.url, visible_timeout_s=0.002) as (_, client):
+    async def never(user_ids: Any) -> None:
+        await asyncio.sleep(60)
+
+    async with open_app(bundle_path, valkey.url, visible_timeout_s=0.1) as (app, client):
+        monkeypatch.setattr(app.state.resources.ingest.worker, "reconcile_all", never)
         body = {"interactions": history(60, "late"), "wait": "visible"}
         answer = await client.post("/interactions", json=body)
         assert answer.status_code == 504 and "durable" in answer.json()["detail"]
