@@ -1,5 +1,7 @@
-"""Answers requests with an open bundle: HTTP, queues, the memory store. Never imports `training`.
+"""The service: answers HTTP requests with a bundle. Never imports `training`.
 
-`__main__` is the command line, `app` builds the ASGI application, `recommender` is the use case on one page,
-`engine` owns the one torch thread, `memory` is the store, `batching` the torch-free queue policy.
+Rooms: `http` (requests and answers), `usecases` (what is done for them), `engine` (the process of the model, and what is
+admitted to it), `store` (Redis). Modules beside the rooms: `__main__` is the command line, `server` and `commands` run
+its commands, `app` builds the ASGI application, `resources` opens what both need, `doctor` checks a set-up; `settings`,
+`errors`, `auth`, `logs` and `metrics` serve all of them.
 """

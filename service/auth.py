@@ -1,7 +1,7 @@
-"""Who may call: API keys kept as SHA-256, compared in constant time. Knows no framework.
+"""API keys: they are held as SHA-256 digests and compared in constant time. Knows no web framework.
 
-Keys are random and long (see `python -m service keys`), so one fast hash is enough; a password would need a
-slow one. A key's public name, `key_id`, is the first 8 hex digits of its hash: safe to log.
+Keys are long and random (see `python -m service keys`), so a fast hash is enough; passwords would need a slow one. The
+log shows a key as its `key_id`: the first 8 hex digits of its digest.
 """
 
 import hashlib
@@ -25,13 +25,13 @@ def is_digest(text: str) -> bool:
 
 
 def new_key() -> tuple[str, str]:
-    """A fresh key and the line that admits it: (key, "sha256:HEX")."""
+    """A new key, and its entry for AUTOMR_API_KEYS: (key, "sha256:HEX")."""
     key = "amr_" + secrets.token_urlsafe(32)
     return key, HASH_PREFIX + hashed(key)
 
 
 class Keys:
-    """The admitted keys. Without any, everyone is admitted."""
+    """The valid keys. False when there are none: then no key is asked for."""
 
     def __init__(self, keys: Iterable[str] = ()) -> None:
         """`keys`: plain, or `sha256:HEX` as printed by `python -m service keys`."""
@@ -41,7 +41,7 @@ class Keys:
         return bool(self._digests)
 
     def key_id(self, presented: str) -> str | None:
-        """The public name of an admitted key. Looks at every key, so the time taken tells nothing."""
+        """The id of a valid key, else None. Compares with every key, so that the time it takes reveals nothing."""
         digest = hashed(presented)
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         return digest[:8] if any(matches) else None
@@ -53,7 +53,7 @@ def _digest(admitted: str) -> str:
 
 
 def presented_key(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    """The key in `Authorization: Bearer KEY` or `X-API-Key: KEY`."""
+    """The key of a request: `Authorization: Bearer KEY` or `X-API-Key: KEY`."""
     by_name = {name.lower(): value.decode("latin-1").strip() for name, value in headers}
     scheme, _, token = by_name.get(b"authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token.strip():
@@ -71,7 +71,7 @@ def is_loopback(host: str) -> bool:
 
 
 def refuse_insecure_bind(host: str, *, has_keys: bool, allow_anonymous: bool) -> None:
-    """Raises InsecureBind when strangers could reach a server that asks for no key."""
+    """Raises InsecureBind when other machines could reach a server that asks for no key."""
     if not (is_loopback(host) or has_keys or allow_anonymous):
         raise InsecureBind(
             f"{host} can be reached from other machines and no API key is set: put the line of "

@@ -1,4 +1,4 @@
-"""Looks at a set-up before it serves: bundle, store, port, keys. A private store is started for a moment."""
+"""Checks a set-up before it serves: bundle, store, port, keys. Starts the embedded store for a moment."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -18,7 +18,7 @@ class Check:
 
 
 async def examine(settings: Settings) -> list[Check]:
-    """Every check, also after one has failed."""
+    """Runs every check, also after one has failed."""
     checks: dict[str, Callable[[Settings], Awaitable[str]]] = {
         "bundle": _bundle,
         "store": _store,
@@ -35,7 +35,7 @@ def table(checks: Sequence[Check]) -> str:
 async def _checked(name: str, check: Callable[[Settings], Awaitable[str]], settings: Settings) -> Check:
     try:
         return Check(name, True, await check(settings))
-    except Exception as error:  # whatever it is, the operator reads it in the table
+    except Exception as error:  # any failure is shown in the table
         return Check(name, False, str(error) or type(error).__name__)
 
 
@@ -60,7 +60,7 @@ async def _store(settings: Settings) -> str:
             backlog = await store.backlog()
         finally:
             await store.close()
-    return f"{settings.store_shown} answers, {backlog} users wait to be encoded"
+    return f"{settings.store_shown} answers, encode queue {backlog}"
 
 
 async def _port(settings: Settings) -> str:
@@ -75,5 +75,5 @@ async def _keys(settings: Settings) -> str:
     refuse_insecure_bind(settings.host, has_keys=bool(keys), allow_anonymous=settings.allow_anonymous)
     short = [key for key in keys if not key.startswith(HASH_PREFIX) and len(key) < 16]
     if short:
-        raise StartupError(f"{len(short)} of {len(keys)} keys are short; `python -m service keys` makes good ones")
-    return f"{len(keys)} keys" if keys else "none: everyone who reaches the address may call"
+        raise StartupError(f"{len(short)} of {len(keys)} keys are short; `python -m service keys` makes long ones")
+    return f"{len(keys)} keys" if keys else "none: everyone who can reach the address may call"

@@ -1,7 +1,7 @@
-"""Every number the service shows to Prometheus, in one place, on a registry that is passed in.
+"""All metrics of the service, for Prometheus. The only module that imports prometheus_client.
 
-The attribute is the metric's name without the prefix `automr_`. Labels are small closed sets: never a user,
-an item or a raw path. The only module that knows prometheus_client.
+An attribute is the name of its metric without the prefix `automr_`. Labels are small closed sets: never a user, an item
+or the path of a request.
 """
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -32,8 +32,8 @@ class Metrics:
         self.http_request_seconds = self._histogram(
             "http_request_seconds", "Time to answer", SECONDS, "route", "method"
         )
-        self.rejected_total = self._counter("rejected_total", "Requests turned away", "reason")
-        self.ready = self._gauge("ready", "1 when requests are welcome")
+        self.rejected_total = self._counter("rejected_total", "Requests refused, by the name of the error", "reason")
+        self.ready = self._gauge("ready", "1 when the service is ready for requests")
         self.warmup_seconds = self._gauge("warmup_seconds", "Time from start to ready")
         self.bundle_info = self._gauge("bundle_info", "The bundle that is served; always 1", "bundle", "space")
 
@@ -41,13 +41,17 @@ class Metrics:
         self.stage_seconds = self._histogram("stage_seconds", "Time of one stage of a recommendation", SECONDS, "stage")
         self.batch_size = self._histogram("batch_size", "Jobs in one model call", COUNTS)
         self.queue_depth = self._gauge("queue_depth", "Jobs waiting for the model")
-        self.expected_wait_seconds = self._gauge("expected_wait_seconds", "Until the requests that wait are answered")
-        self.window_cache_total = self._counter("window_cache_total", "Windows asked of the cache", "result")
-        self.window_cache_bytes = self._gauge("window_cache_bytes", "What the cached windows take")
+        self.expected_wait_seconds = self._gauge(
+            "expected_wait_seconds", "Expected time until a request that comes now is answered"
+        )
+        self.window_cache_total = self._counter("window_cache_total", "Lookups in the window cache", "result")
+        self.window_cache_bytes = self._gauge("window_cache_bytes", "Size of the window cache")
         self.fallback_total = self._counter("fallback_total", "Answers that were a fallback", "reason")
-        self.source_total = self._counter("source_total", "Recommended items by origin", "source")
-        self.memory_elements = self._histogram("memory_elements", "Memory elements behind an answer", COUNTS)
-        self.grounding_distance = self._histogram("grounding_distance", "Generated title to its item", DISTANCES)
+        self.source_total = self._counter("source_total", "Recommended items by source", "source")
+        self.memory_elements = self._histogram("memory_elements", "Memory elements used in an answer", COUNTS)
+        self.grounding_distance = self._histogram(
+            "grounding_distance", "Distance from an item to the nearest generated title", DISTANCES
+        )
 
     def _memory(self) -> None:
         self.interactions_total = self._counter("interactions_total", "Interactions received", "status")
@@ -55,8 +59,10 @@ class Metrics:
             "ingest_visible_lag_seconds", "Acknowledged to encoded, by the worker in this process", LAG_SECONDS
         )
         self.encode_backlog = self._gauge("encode_backlog", "Users waiting to be encoded")
-        self.encode_lag_seconds = self._gauge("encode_lag_seconds", "How long the first of them has been waiting")
-        self.stale_states_total = self._counter("stale_states_total", "Stored states that had to be encoded again")
+        self.encode_lag_seconds = self._gauge("encode_lag_seconds", "Waiting time of the first of them")
+        self.stale_states_total = self._counter(
+            "stale_states_total", "Stored states that were encoded again because their window had changed"
+        )
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

@@ -1,4 +1,7 @@
-"""The kinds of values a request is made of, and how a wrong one is named but never echoed. Knows no HTTP."""
+"""The types of values in requests, and error reports that name a wrong value but never repeat it.
+
+Knows pydantic, but no HTTP.
+"""
 
 import math
 import time
@@ -10,8 +13,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidato
 
 from model_store.text.history import clean_title
 
-MAX_FUTURE_S = 300  # clocks of callers may be this much ahead of ours
-_MILLISECONDS_FROM = 100_000_000_000  # as seconds this is the year 5138
+MAX_FUTURE_S = 300  # the clock of a caller may be ahead of ours by this much
+_MILLISECONDS_FROM = 100_000_000_000  # as seconds it is in the year 5138, so larger numbers are milliseconds
 
 Scalar = str | int | float | bool
 
@@ -78,13 +81,13 @@ class FieldError(Schema):
 
 
 def field_name(location: Sequence[str | int]) -> str:
-    """`interactions.3.timestamp`: plain ASCII and short, since unknown fields are named by the caller."""
+    """Such as `interactions.3.timestamp`. Short printable ASCII: the caller chooses the names of unknown fields."""
     parts = (str(part).encode("ascii", "backslashreplace").decode()[:64] for part in location)
     return "".join(char if char.isprintable() else "?" for char in ".".join(parts))[:200]
 
 
 def field_errors(errors: Iterable[Mapping[str, Any]], limit: int = 50) -> list[FieldError]:
-    """Pydantic's errors without the values that caused them; at most `limit`."""
+    """At most `limit` errors of pydantic, without the values that caused them."""
     listed = list(errors)[:limit]
     return [FieldError(field=field_name(error["loc"]), message=_message(error)) for error in listed]
 
@@ -96,6 +99,6 @@ def _message(error: Mapping[str, Any]) -> str:
 
 
 def reason(error: ValidationError) -> str:
-    """Why one element was refused, as one line for its result."""
+    """Why an element was refused, in one line."""
     found = field_errors(error.errors(include_url=False, include_input=False), limit=5)
     return "; ".join(f"{each.field}: {each.message}" if each.field else each.message for each in found)

@@ -1,4 +1,4 @@
-"""Errors as `application/problem+json` (RFC 9457). Echoes no value a caller sent but the path."""
+"""Errors as `application/problem+json` documents (RFC 9457). Of what the caller sent they repeat only the path."""
 
 import json
 import re
@@ -18,7 +18,7 @@ MEDIA_TYPE = "application/problem+json"
 REQUEST_ID = "automr.request_id"  # keys of the ASGI scope
 KEY_ID = "automr.key_id"
 
-_to_json = json.JSONEncoder(allow_nan=False).encode  # `json.dumps` with options makes an encoder each time
+_to_json = json.JSONEncoder(allow_nan=False).encode  # `json.dumps` with options makes an encoder at each call
 
 _INTERNAL = "Something went wrong on our side; the request id finds it in the logs."
 

@@ -1,1 +1,5 @@
-"""One file per resource. An endpoint validates, calls one collaborator, returns a typed model."""
+"""The endpoints, one module per resource.
+
+An endpoint makes plain arguments from its validated request, calls one use case, and makes a schema of the result. What
+an endpoint decides beyond that belongs into a use case.
+"""
