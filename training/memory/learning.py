@@ -51,13 +51,13 @@ def collate(annotations: Sequence[Annotation], states: States, form: str, temper
 
     At least one annotation must have memory.
     """
-    memory = pad([torch.from_numpy(each.memory(states)).float() for each in annotations], side="right")
+    memory = pad([torch.from_numpy(each.memory(states)) for each in annotations], side="right")
     weights = [torch.from_numpy(target_weights(each.gains(form), temperature)) for each in annotations]
     gains = [torch.from_numpy(each.log_probs[1:] - each.log_probs[0]) for each in annotations]
     query = np.stack([each.query_state for each in annotations]).astype(np.float32)
     return RetrieverBatch(
         query=torch.from_numpy(query),
-        memory=memory.values,
+        memory=memory.values.float(),
         mask=memory.mask,
         target_weights=pad_values(weights, side="right"),
         gains=pad_values(gains, side="right"),
