@@ -60,16 +60,30 @@ def make_model(
     else:
         model, tokenizer, adapted = _adapted(model_name, recipe, device)
     spec = prompt_spec(recipe, is_pretrained=model_name is not None)
-    prompt = Prompt(tokenizer, spec) if recipe.vocabulary == "titles" else None
-    if prompt is None:
+    prompt: Prompt
+    if recipe.vocabulary == "titles":
+        prompt = Prompt(tokenizer, spec)
+    else:
         vocabulary = ItemVocabulary(list(dict.fromkeys(split.titles)), tokenizer)
-        make_item_model(model, vocabulary, dropout=recipe.dropout, train_text=model_name is None)
-        if recipe.collaborative_start and model_name is None:
-            vectors = co_occurrence_vectors(split, model.config.hidden_size, seed=seed)
-            add_item_vectors(model, vectors, [vocabulary.token(title) for title in split.titles])
+        _use_item_tokens(model, vocabulary, split, recipe, is_pretrained=model_name is not None, seed=seed)
         prompt = ItemPrompt(vocabulary, spec)
     placed: Any = model
     return TunableModel(placed.to(device), prompt, adapted)
+
+
+def _use_item_tokens(
+    model: PreTrainedModel,
+    vocabulary: ItemVocabulary,
+    split: Split,
+    recipe: Recipe,
+    *,
+    is_pretrained: bool,
+    seed: int,
+) -> None:
+    make_item_model(model, vocabulary, dropout=recipe.dropout, train_text=not is_pretrained)
+    if recipe.collaborative_start and not is_pretrained:
+        vectors = co_occurrence_vectors(split, model.config.hidden_size, seed=seed)
+        add_item_vectors(model, vectors, [vocabulary.token(title) for title in split.titles])
 
 
 def _tokenizer(split: Split, recipe: Recipe) -> PreTrainedTokenizerBase:
