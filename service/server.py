@@ -29,10 +29,6 @@ from service.usecases.recommend import Request
 
 log = structlog.get_logger("service.server")
 
-# uvloop accepts one connection a turn from each listening socket. Turns are long under load, and who waits to be
-# accepted is neither answered nor refused.
-_ACCEPTORS = 16
-
 
 def serve(
     settings: Settings,
@@ -61,7 +57,7 @@ def serve(
         async with app.router.lifespan_context(app):
             gc.collect()
             gc.freeze()  # objects of the start live on; a full collection over them takes 0.3 s
-            await server.serve(sockets=[listener, *(listener.dup() for _ in range(_ACCEPTORS - 1))])
+            await server.serve(sockets=[listener])
 
     runner = asyncio.Runner(loop_factory=config.get_loop_factory())
     with bound_socket(settings.host, settings.port) as listener, runner:
