@@ -1,4 +1,4 @@
-"""The HTTP contract with stand-ins behind it: every route, every error a problem, nobody gets in unasked."""
+"""The HTTP interface with stand-ins behind it: routes, errors as problem documents, limits, probes, API keys."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -71,14 +71,14 @@ async def test_recommend(open_shell: Shell) -> None:
 
 
 @pytest.mark.parametrize(("wait", "status"), [("durable", 202), ("visible", 200)])
-async def test_one_bad_interaction_never_sinks_the_others(open_shell: Shell, wait: str, status: int) -> None:
+async def test_a_wrong_interaction_does_not_affect_the_others(open_shell: Shell, wait: str, status: int) -> None:
     body = {"interactions": [EVENT, {"item_id": "i"}, 7], "wait": wait}
     answer = await open_shell.client.post("/interactions", json=body)
     assert answer.status_code == status
     assert [each["status"] for each in answer.json()["results"]] == ["accepted", "rejected", "rejected"]
 
 
-async def test_interactions_that_are_all_bad_are_a_422_with_reasons(open_shell: Shell) -> None:
+async def test_only_wrong_interactions_are_a_422_with_reasons(open_shell: Shell) -> None:
     answer = await open_shell.client.post("/interactions", json={"interactions": [{"user_id": "u"}]})
     document = assert_problem(answer, 422)
     assert "item_id" in document["results"][0]["reason"]
@@ -90,7 +90,7 @@ async def test_a_batch_has_1_to_500_interactions(open_shell: Shell, body: dict[s
 
 
 @pytest.mark.parametrize("odd", ODD_IDS)
-async def test_any_id_can_stand_in_a_path(open_shell: Shell, odd: str) -> None:
+async def test_a_path_can_contain_any_id(open_shell: Shell, odd: str) -> None:
     path = quote(odd, safe="").replace(".", "%2E")
     assert (await open_shell.client.put(f"/items/{path}", json={"title": "T"})).json()["item_id"] == odd
     assert (await open_shell.client.get(f"/items/{path}")).json()["item_id"] == odd
@@ -102,7 +102,7 @@ async def test_any_id_can_stand_in_a_path(open_shell: Shell, odd: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["%FF", "a%0Ab", "%00", "x" * 257, "%20"])
-async def test_ids_in_paths_obey_the_same_rules(open_shell: Shell, path: str) -> None:
+async def test_ids_in_paths_are_validated(open_shell: Shell, path: str) -> None:
     assert fields_of(await open_shell.client.get(f"/users/{path}")) == ["user_id"]
 
 
@@ -116,7 +116,7 @@ async def test_items_can_be_changed(open_shell: Shell) -> None:
     assert "title" in fields_of(await client.put("/items/a", json={"title": ""}))
 
 
-async def test_users_can_be_seen_exported_and_forgotten(open_shell: Shell) -> None:
+async def test_users_can_be_shown_exported_and_deleted(open_shell: Shell) -> None:
     client = open_shell.client
     page = (await client.get("/users/u1?limit=7&cursor=abc")).json()
     assert (page["counts"]["events"], page["next_cursor"]) == (7, "abc")
@@ -136,7 +136,7 @@ async def test_model_and_metrics(open_shell: Shell) -> None:
     assert "automr_ready 1.0" in text
 
 
-async def test_labels_are_templates_and_few(open_shell: Shell) -> None:
+async def test_labels_are_templates_of_paths(open_shell: Shell) -> None:
     await open_shell.client.get("/users/some-user-id")
     await open_shell.client.get("/nowhere/some-user-id")
     await open_shell.client.request("BREW", "/model")
@@ -152,32 +152,32 @@ async def test_labels_are_templates_and_few(open_shell: Shell) -> None:
     ("method", "path", "status"),
     [("GET", "/nowhere", 404), ("GET", "/recommend", 405), ("POST", "/model", 405)],
 )
-async def test_the_frameworks_own_errors(open_shell: Shell, method: str, path: str, status: int) -> None:
+async def test_errors_of_the_framework_are_problems(open_shell: Shell, method: str, path: str, status: int) -> None:
     answer = await open_shell.client.request(method, path)
     assert_problem(answer, status)
     assert ("allow" in answer.headers) == (status == 405)
 
 
 @pytest.mark.parametrize("body", ["{", "", "{'a': 1}", '{"k": 1,}', '{"user_id": "' + "\\", "[" * 100_000])
-async def test_malformed_json(open_shell: Shell, body: str) -> None:
+async def test_malformed_json_is_refused(open_shell: Shell, body: str) -> None:
     headers = {"content-type": "application/json"}
     answer = await open_shell.client.post("/recommend", content=body.encode(), headers=headers)
     assert answer.status_code in (400, 422), answer.text
     assert_problem(answer, answer.status_code)
 
 
-async def test_malformed_json_says_where(open_shell: Shell) -> None:
+async def test_the_problem_says_where_json_is_malformed(open_shell: Shell) -> None:
     headers = {"content-type": "application/json"}
     answer = await open_shell.client.post("/recommend", content=b'{"k": }', headers=headers)
     assert "character 6" in assert_problem(answer, 400)["detail"]
 
 
-async def test_bytes_that_are_no_text(open_shell: Shell) -> None:
+async def test_bytes_that_are_not_utf_8_are_refused(open_shell: Shell) -> None:
     headers = {"content-type": "application/json"}
     assert_problem(await open_shell.client.post("/recommend", content=b'{"user_id": "\xff"}', headers=headers), 400)
 
 
-async def test_a_missing_content_type_gets_a_hint(open_shell: Shell) -> None:
+async def test_a_wrong_content_type_gets_a_hint(open_shell: Shell) -> None:
     headers = {"content-type": "application/x-www-form-urlencoded"}
     answer = await open_shell.client.post("/recommend", content=b'{"k": 1}', headers=headers)
     assert "Content-Type: application/json" in assert_problem(answer, 422)["detail"]
@@ -191,13 +191,13 @@ async def test_a_missing_content_type_gets_a_hint(open_shell: Shell) -> None:
         '{"user_id": "\\ud800"}', '{"\\ud800": 1}', '{"filter": {"\\udc00": 1}}', '{"k": 1' + "0" * 400 + "}",
     ],
 )  # fmt: skip
-async def test_odd_values_are_refused_without_a_crash(open_shell: Shell, body: str) -> None:
+async def test_odd_values_are_a_422(open_shell: Shell, body: str) -> None:
     headers = {"content-type": "application/json"}
     answer = await open_shell.client.post("/recommend", content=body.encode(), headers=headers)
     assert_problem(answer, 422)
 
 
-async def test_unknown_fields_are_named_and_values_are_not_echoed(open_shell: Shell) -> None:
+async def test_unknown_fields_are_named_and_values_are_not_repeated(open_shell: Shell) -> None:
     answer = await open_shell.client.post("/recommend", json={"usr": "marker-7731", "k": "marker-7731"})
     assert sorted(fields_of(answer)) == ["k", "usr"]
     assert "marker-7731" not in answer.text
@@ -224,7 +224,7 @@ async def test_every_service_error_is_a_problem(open_shell: Shell, error: Except
     assert counted == (1 if status in (429, 503, 504) else 0)
 
 
-async def test_the_unexpected_tells_no_internals_and_logs_a_traceback(open_shell: Shell) -> None:
+async def test_an_unexpected_error_shows_no_internals_and_logs_a_traceback(open_shell: Shell) -> None:
     def fail() -> None:
         raise RuntimeError("internal marker-7731")
 
@@ -237,7 +237,7 @@ async def test_the_unexpected_tells_no_internals_and_logs_a_traceback(open_shell
     assert lines[0]["exc_info"]
 
 
-async def test_request_ids_are_kept_if_sane(open_shell: Shell) -> None:
+async def test_request_ids_are_kept_if_short_and_printable(open_shell: Shell) -> None:
     async def id_for(sent: str) -> str:
         return str((await open_shell.client.get("/livez", headers={"x-request-id": sent})).headers["x-request-id"])
 
@@ -250,7 +250,7 @@ async def test_request_ids_are_kept_if_sane(open_shell: Shell) -> None:
 # ---- limits
 
 
-async def test_bodies_over_the_cap_are_refused_declared_or_not() -> None:
+async def test_bodies_over_the_limit_are_refused_with_and_without_a_declared_length() -> None:
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(5):
             yield b" " * 1000
@@ -305,7 +305,7 @@ async def test_readiness_follows_the_model_and_the_store_but_liveness_does_not(o
     assert open_shell.metric("ready") == 0
 
 
-async def test_before_it_is_loaded_only_liveness_says_yes() -> None:
+async def test_only_liveness_is_true_before_the_bundle_is_loaded() -> None:
     app = create_app(Settings.from_env({}), open_standins)
     async with AsyncClient(transport=ASGITransport(app=app), base_url="http://test") as client:
         assert (await client.get("/livez")).is_success
@@ -322,7 +322,7 @@ def paths_of(opened: Shell) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("wrong", [{}, {"x-api-key": "wrong"}, {"authorization": f"Basic {KEY}"}])
-async def test_every_route_but_the_probes_wants_a_key(wrong: dict[str, str]) -> None:
+async def test_every_route_but_the_probes_needs_a_key(wrong: dict[str, str]) -> None:
     async with shell(api_keys=KEY) as opened:
         routes = paths_of(opened)
         assert len(routes) > 15
@@ -337,7 +337,7 @@ async def test_every_route_but_the_probes_wants_a_key(wrong: dict[str, str]) -> 
 
 @pytest.mark.parametrize("listed", [KEY, f"sha256:{hashed(KEY)}"])
 @pytest.mark.parametrize("header", [{"x-api-key": KEY}, {"authorization": f"Bearer {KEY}"}])
-async def test_a_good_key_opens(listed: str, header: dict[str, str]) -> None:
+async def test_a_valid_key_is_enough(listed: str, header: dict[str, str]) -> None:
     async with shell(api_keys=listed) as opened:
         assert (await opened.client.get("/model", headers=header)).is_success
 
@@ -349,13 +349,13 @@ async def test_documentation_is_open_when_no_keys_are_set(open_shell: Shell) -> 
     assert len(names) == len(set(names)) and "recommend" in names
 
 
-def test_an_open_door_is_refused() -> None:
+def test_a_public_address_without_keys_is_refused() -> None:
     with pytest.raises(errors.InsecureBind):
         create_app(Settings.from_env({}, host="0.0.0.0"), open_standins)
     create_app(Settings.from_env({}, host="0.0.0.0", allow_anonymous=True), open_standins)
 
 
-def test_routes_are_the_contract() -> None:
+def test_the_paths_are_the_documented_ones() -> None:
     app = create_app(Settings.from_env({}), open_standins)
     assert not [
         route for route in app.routes if isinstance(route, APIRoute) and route.path.endswith("/") and route.path != "/"
@@ -386,7 +386,7 @@ def test_routes_are_the_contract() -> None:
         max_leaves=12,
     ),
 )
-def test_no_json_makes_the_shell_fail(path: str, body: Any) -> None:
+def test_no_json_value_causes_a_500(path: str, body: Any) -> None:
     import json
 
     async def send() -> Response:

@@ -1,4 +1,4 @@
-"""Keys are recognised in either form, named without being told; a server open to the network wants one."""
+"""API keys: both forms of an entry, where a request holds its key, and when a server needs keys."""
 
 import pytest
 from hypothesis import given
@@ -8,7 +8,7 @@ from service.auth import Keys, hashed, is_digest, new_key, presented_key, refuse
 from service.errors import InsecureBind
 
 
-def test_a_new_key_is_admitted_by_its_line_and_no_other() -> None:
+def test_a_new_key_is_valid_with_its_entry_alone() -> None:
     key, line = new_key()
     keys = Keys([line, "a-plain-key"])
     assert keys.key_id(key) == hashed(key)[:8]
@@ -20,12 +20,12 @@ def test_hashes_may_be_upper_case() -> None:
     assert Keys(["sha256:" + hashed("k").upper()]).key_id("k")
 
 
-def test_no_keys_is_falsy() -> None:
+def test_an_empty_list_of_keys_is_false() -> None:
     assert not Keys() and Keys(["k"])
 
 
 @given(st.text(min_size=1), st.lists(st.text(min_size=1), max_size=5))
-def test_only_listed_keys_are_admitted(presented: str, listed: list[str]) -> None:
+def test_only_listed_keys_are_valid(presented: str, listed: list[str]) -> None:
     plain = [key for key in listed if not key.startswith("sha256:")]
     assert (Keys(plain).key_id(presented) is not None) == (presented in plain)
 
@@ -42,17 +42,17 @@ def test_only_listed_keys_are_admitted(presented: str, listed: list[str]) -> Non
         ([], None),
     ],
 )
-def test_where_a_key_may_stand(headers: list[tuple[bytes, bytes]], key: str | None) -> None:
+def test_two_headers_may_hold_the_key(headers: list[tuple[bytes, bytes]], key: str | None) -> None:
     assert presented_key(headers) == key
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
-def test_this_machine_needs_no_key(host: str) -> None:
+def test_a_loopback_address_needs_no_key(host: str) -> None:
     refuse_insecure_bind(host, has_keys=False, allow_anonymous=False)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", "localhost.example.org"])
-def test_the_network_needs_a_key_or_a_word(host: str) -> None:
+def test_other_addresses_need_a_key_or_a_flag(host: str) -> None:
     with pytest.raises(InsecureBind, match="AUTOMR_API_KEYS"):
         refuse_insecure_bind(host, has_keys=False, allow_anonymous=False)
     refuse_insecure_bind(host, has_keys=True, allow_anonymous=False)

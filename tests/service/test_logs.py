@@ -11,7 +11,7 @@ import structlog
 
 from service import logs
 from service.errors import Overloaded
-from service.http.middleware import repeated
+from service.http import middleware
 from tests.service.standins import shell
 
 KEY = "amr_0123456789abcdef"
@@ -23,7 +23,7 @@ def stream() -> Iterator[io.StringIO]:
     before = (root.handlers[:], root.level)
     lines = io.StringIO()
     logs.configure(level="info", stream=lines)
-    client = logging.getLogger("httpx2")  # the test's own client, which names the paths it asks for
+    client = logging.getLogger("httpx2")  # the client of the test logs the paths of its requests
     client.disabled = True
     yield lines
     client.disabled = False
@@ -57,11 +57,11 @@ async def test_probes_are_not_logged(stream: io.StringIO) -> None:
     assert not [line for line in read(stream) if line["event"] == "request"]
 
 
-async def test_a_refused_request_has_no_line_of_its_own(stream: io.StringIO) -> None:
+async def test_a_refused_request_has_no_line_of_its_own(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> None:
         raise Overloaded(retry_after_s=1)
 
-    repeated._quiet_until.clear()
+    monkeypatch.setattr(middleware, "repeated", logs.RepeatedWarnings(middleware.log))
     async with shell() as opened:
         opened.recommender.hook = refuse
         for _ in range(5):
@@ -97,7 +97,7 @@ async def test_a_traceback_is_one_line_without_local_variables(stream: io.String
     assert "RuntimeError: 11 bytes" in failure["exception"] and failure["request_id"]
 
 
-def test_other_libraries_come_out_in_the_same_form(stream: io.StringIO) -> None:
+def test_lines_of_libraries_have_the_same_form(stream: io.StringIO) -> None:
     with logs.request_context("req-2"):
         logging.getLogger("uvicorn.error").warning("hello %s", "there")
     assert (line := read(stream)[-1])["event"] == "hello there"
@@ -109,7 +109,7 @@ def test_levels_are_respected(stream: io.StringIO) -> None:
     assert not stream.getvalue()
 
 
-def test_console_lines_are_for_people() -> None:
+def test_console_lines_are_plain_text() -> None:
     lines = io.StringIO()
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
@@ -124,5 +124,5 @@ def test_console_lines_are_for_people() -> None:
 @pytest.mark.parametrize(
     ("sent", "is_kept"), [("a-1", True), (None, False), ("", False), ("a\nb", False), ("x" * 129, False)]
 )
-def test_request_ids(sent: str | None, is_kept: bool) -> None:
+def test_a_request_id_is_kept_if_short_and_printable(sent: str | None, is_kept: bool) -> None:
     assert (logs.request_id_from(sent) == sent) == is_kept

@@ -1,4 +1,4 @@
-"""A real process: it says when it is ready, finishes what it began when told to stop, and exits with 0."""
+"""The service as a process: banner, shutdown, exit codes, messages on stderr."""
 
 import os
 import re
@@ -22,7 +22,6 @@ ENVIRONMENT = {name: text for name, text in os.environ.items() if not name.start
 PROGRAM = """
 import asyncio
 from service import logs
-from service.http import dependencies as deps
 from service.server import serve
 from service.settings import Settings
 from tests.service import standins
@@ -43,7 +42,7 @@ raise SystemExit(serve(settings, with_banner=True, resources_factory=standins.op
 
 @contextmanager
 def running() -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server with stand-ins, and its address as told by the banner."""
+    """A server with stand-ins, and its address from the banner."""
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM],
         cwd=ROOT,
@@ -64,7 +63,7 @@ def running() -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_server_finishes_what_it_began(stop: signal.Signals) -> None:
+def test_a_stopped_server_finishes_its_requests(stop: signal.Signals) -> None:
     with running() as (process, address):
         answers: list[httpx2.Response] = []
         asking = threading.Thread(
@@ -92,23 +91,24 @@ def service(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     return subprocess.run(command, cwd=ROOT, env=environ, text=True, capture_output=True, timeout=60, check=False)
 
 
-def test_wrong_settings_are_told_in_lines_and_end_with_2() -> None:
+def test_wrong_settings_are_one_line_each_and_exit_code_2() -> None:
     done = service("serve", "--port", "many", AUTOMR_PROT="1")
     assert done.returncode == 2
     assert [line.split(":")[1].strip() for line in done.stderr.splitlines()] == ["AUTOMR_PROT", "AUTOMR_PORT"]
 
 
-def test_a_missing_import_file_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
-    done = service("serve", "--import", str(tmp_path / "none.jsonl"))
+@pytest.mark.parametrize("command", [("serve", "--import"), ("import",)])
+def test_a_missing_import_file_is_reported_before_anything_is_loaded(tmp_path: Path, command: tuple[str, ...]) -> None:
+    done = service(*command, str(tmp_path / "none.jsonl"))
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
 
 
-def test_keys_prints_a_key_and_its_line() -> None:
+def test_keys_prints_a_key_and_its_entry() -> None:
     done = service("keys")
     assert done.returncode == 0
     assert re.fullmatch(r"key     amr_\S{43}\nadmit   sha256:[0-9a-f]{64}\n", done.stdout)
 
 
-def test_a_busy_port_is_told() -> None:
+def test_a_busy_port_is_reported() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(StartupError, match="--port"):
         bound_socket("127.0.0.1", taken.getsockname()[1])

@@ -26,7 +26,7 @@ def test_names_of_variables_are_in_upper_case() -> None:
     assert Settings.from_env({"automr_port": "1", "AUTOMR_HOST": "::1"}).port == 8000
 
 
-def test_defaults_suit_a_laptop() -> None:
+def test_the_defaults_need_no_other_program() -> None:
     settings = Settings.from_env({"PATH": "/bin", "HOME": "/root"})
     assert (settings.host, settings.port, settings.store_url) == ("127.0.0.1", 8000, "embedded:var/store")
     assert settings.embedded_directory == Path("var/store")
@@ -49,7 +49,7 @@ def test_all_mistakes_are_reported_together() -> None:
         assert name in text, f"{name} is missing from:\n{text}"
 
 
-def test_an_unknown_variable_names_the_nearest() -> None:
+def test_the_error_for_an_unknown_variable_names_the_nearest_one() -> None:
     assert problems_of({"AUTOMR_PROT": "1"}) == ["AUTOMR_PROT: there is no such setting; did you mean AUTOMR_PORT?"]
 
 
@@ -71,11 +71,11 @@ def test_secrets_are_shown_nowhere() -> None:
 
 
 @pytest.mark.parametrize("url", ["embedded:", "redis://", "localhost:6379", "embedded"])
-def test_a_store_must_be_an_address(url: str) -> None:
+def test_the_store_must_be_a_url(url: str) -> None:
     assert "AUTOMR_STORE" in problems_of({"AUTOMR_STORE": url})[0]
 
 
-def test_every_setting_explains_itself_and_none_is_mutable() -> None:
+def test_every_setting_has_a_description_and_none_can_be_changed() -> None:
     undocumented = [variable(name) for name, field in Settings.model_fields.items() if not field.description]
     assert not undocumented
     with pytest.raises(ValueError, match="frozen"):

@@ -1,4 +1,4 @@
-"""Whatever callers send to the real application: a clear problem or a sensible answer, and nothing stored is lost."""
+"""Wrong and odd requests to the real application: each gets a problem document or a correct answer; no data is lost."""
 
 import asyncio
 import json
@@ -25,13 +25,13 @@ JSON = {"content-type": "application/json"}
 
 @pytest.fixture
 async def client(bundle_path: Path, valkey: EmbeddedServer, raw: Redis) -> AsyncIterator[AsyncClient]:
-    """An application that already remembers one event; afterwards it must still do so."""
+    """The client of an application that stores one event. After the test, the event must still be stored."""
     async with open_app(bundle_path, valkey.url) as (_, client):
         kept = {"interactions": [interaction(1, "kept")], "wait": "visible"}
         assert (await client.post("/interactions", json=kept)).status_code == 200
         yield client
         page = (await client.get("/users/kept")).json()
-        assert page["counts"] == {"events": 1, "states": 1}, "what was stored is lost"
+        assert page["counts"] == {"events": 1, "states": 1}, "the stored event is lost"
         assert (await client.post("/recommend", json={"user_id": "kept"})).json()["fallback"] is None
 
 
@@ -47,7 +47,7 @@ def assert_refused(answer: Response, *statuses: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"nonsense", b"\xff\xfe", b"[1, 2", b'"text"', b"null", b"[]", b"[" * 9999]
 )
-async def test_bodies_that_are_no_request(client: AsyncClient, path: str, body: bytes) -> None:
+async def test_bodies_that_are_no_request_are_refused(client: AsyncClient, path: str, body: bytes) -> None:
     assert_refused(await client.post(path, content=body, headers=JSON), 400, 422)
 
 
@@ -63,13 +63,13 @@ async def test_bodies_that_are_no_request(client: AsyncClient, path: str, body: 
         ({"deadline_ms": 0}, "deadline_ms"), ({"exclude_seen": "no"}, "exclude_seen"), ({"explain": 1}, "explain"),
     ],
 )  # fmt: skip
-async def test_recommend_names_the_field(client: AsyncClient, request_: dict[str, Any], field: str) -> None:
+async def test_the_problem_names_the_wrong_field(client: AsyncClient, request_: dict[str, Any], field: str) -> None:
     document = assert_refused(await client.post("/recommend", json=request_))
     assert [error["field"] for error in document["errors"]] == [field]
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
-async def test_numbers_that_are_none(client: AsyncClient, number: str) -> None:
+async def test_numbers_that_are_not_finite_are_refused(client: AsyncClient, number: str) -> None:
     event = json.dumps(interaction(2)).replace("}", f', "value": {number}}}')
     document = assert_refused(
         await client.post("/interactions", content=f'{{"interactions": [{event}]}}', headers=JSON)
@@ -87,7 +87,7 @@ async def test_numbers_that_are_none(client: AsyncClient, number: str) -> None:
         {"type": ""}, {"value": "5"}, {"colour": "red"},
     ],
 )  # fmt: skip
-async def test_interactions_name_the_reason(client: AsyncClient, wrong: dict[str, Any]) -> None:
+async def test_a_rejected_interaction_has_a_reason(client: AsyncClient, wrong: dict[str, Any]) -> None:
     body = {"interactions": [interaction(2) | wrong, interaction(3)]}
     answer = await client.post("/interactions", json=body)
     assert answer.status_code == 202, answer.text[:500]
@@ -101,12 +101,12 @@ async def test_milliseconds_get_a_hint(client: AsyncClient) -> None:
     assert "milliseconds" in assert_refused(await client.post("/interactions", json=body))["results"][0]["reason"]
 
 
-async def test_bodies_over_the_cap(client: AsyncClient) -> None:
+async def test_bodies_over_the_limit_are_refused(client: AsyncClient) -> None:
     body = {"interactions": [interaction(2)], "padding": "x" * 10_000_000}
     assert_refused(await client.post("/interactions", json=body), 413)
 
 
-async def test_duplicates_inside_one_batch_count_once(client: AsyncClient) -> None:
+async def test_duplicates_in_one_request_are_stored_once(client: AsyncClient) -> None:
     body = {"interactions": [interaction(2)] * 3 + [interaction(2, item_id="i5")]}
     results = (await client.post("/interactions", json=body)).json()["results"]
     assert [each["status"] for each in results] == ["accepted", "duplicate", "duplicate", "duplicate"]
@@ -114,7 +114,7 @@ async def test_duplicates_inside_one_batch_count_once(client: AsyncClient) -> No
 
 
 @pytest.mark.parametrize("text", TEMPLATE_TOKENS)
-async def test_chat_template_tokens_are_only_text(client: AsyncClient, text: str) -> None:
+async def test_chat_template_tokens_are_plain_text(client: AsyncClient, text: str) -> None:
     path = {"<": "%3C", ">": "%3E", "|": "%7C", "/": "%2F", "[": "%5B", "]": "%5D", "{": "%7B", "}": "%7D"}
     quoted = "".join(path.get(char, char) for char in text)
     assert (await client.put(f"/items/{quoted}", json={"title": f"{text} {text}"})).status_code == 200
@@ -126,12 +126,12 @@ async def test_chat_template_tokens_are_only_text(client: AsyncClient, text: str
 
 
 @pytest.mark.parametrize("title", ["", " ", "\u0000", "\u200b\u200b", "\n\t", 7, None, "x" * 1025])
-async def test_titles_that_show_nothing(client: AsyncClient, title: Any) -> None:
+async def test_titles_without_a_visible_character_are_refused(client: AsyncClient, title: Any) -> None:
     assert_refused(await client.put("/items/new", json={"title": title}))
     assert_refused(await client.get("/items/new"), 404)
 
 
-async def test_titles_that_repeat_and_titles_on_two_lines(client: AsyncClient) -> None:
+async def test_items_may_have_equal_titles_and_line_breaks_are_removed(client: AsyncClient) -> None:
     for number in range(3):
         assert (await client.put(f"/items/same{number}", json={"title": "Same\nTitle\u0007"})).json()[
             "title"
@@ -141,7 +141,7 @@ async def test_titles_that_repeat_and_titles_on_two_lines(client: AsyncClient) -
     assert len(names) == len(set(names)) and {"same0", "same1", "same2"} <= set(names)
 
 
-async def test_strangers_are_404(client: AsyncClient) -> None:
+async def test_unknown_users_and_items_are_a_404(client: AsyncClient) -> None:
     for path in ("/users/nobody", "/users/nobody/export", "/items/nothing", "/items/nothing/neighbors"):
         assert_refused(await client.get(path), 404)
     assert_refused(await client.patch("/items/nothing", json={"hidden": True}), 404)
@@ -152,7 +152,7 @@ async def test_strangers_are_404(client: AsyncClient) -> None:
 
 @pytest.fixture(scope="module")
 def app(bundle_path: Path, valkey: EmbeddedServer) -> Any:
-    """Opened on a loop of its own, since schemathesis brings another for every call."""
+    """Opened on an event loop of its own, because schemathesis makes a new loop for each call."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
@@ -192,8 +192,8 @@ def app(bundle_path: Path, valkey: EmbeddedServer) -> Any:
     loop.close()
 
 
-def test_nothing_that_the_contract_allows_or_forbids_is_our_fault(app: Any) -> None:
-    """Only this check: with all of them schemathesis stops at the first finding and hides a 500."""
+def test_no_request_of_schemathesis_is_answered_with_500(app: Any) -> None:
+    """One check only: with all of them schemathesis stops at its first finding, which would hide a 500."""
     schema = schemathesis.openapi.from_dict(app.app.openapi())
     stop_at = time.monotonic() + 15
     for result in schema.get_all_operations():

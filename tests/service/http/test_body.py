@@ -139,7 +139,7 @@ async def test_a_refused_request_is_counted_and_answered() -> None:
 
 
 def request(*messages: str) -> Request:
-    """Of a caller who sends these, then waits."""
+    """A request whose caller sends these messages, then nothing."""
     coming = [{"type": message} for message in messages]
 
     async def receive() -> dict[str, str]:
@@ -159,12 +159,12 @@ async def test_a_caller_who_leaves_stops_the_work() -> None:
 
     with pytest.raises(ClientGone):
         await while_connected(request("http.request", "http.disconnect"), work())
-    assert is_stopped.is_set(), "the work goes on behind the answer"
+    assert is_stopped.is_set(), "the work goes on after the answer"
     task = asyncio.current_task()
     assert task is not None and not task.cancelling()
 
 
-async def test_a_deadline_is_not_taken_for_a_caller_who_left() -> None:
+async def test_a_passed_deadline_is_not_mistaken_for_a_caller_who_left() -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
             await while_connected(request(), asyncio.sleep(60))

@@ -1,4 +1,4 @@
-"""What is accepted, what is refused, and that a refusal never repeats what was sent."""
+"""Which requests are valid, and that an error report never repeats a value of the caller."""
 
 import json
 import math
@@ -59,11 +59,11 @@ def test_ids_may_be_any_visible_text(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", REFUSED_IDS)
-def test_ids_that_are_refused(text: Any) -> None:
+def test_ids_without_visible_text_are_refused(text: Any) -> None:
     assert refusal(Interaction, interaction(item_id=text)).startswith("item_id: ")
 
 
-def test_a_control_character_is_called_by_its_name() -> None:
+def test_the_report_speaks_of_control_characters() -> None:
     assert "control characters" in refusal(Interaction, interaction(user_id="a\tb"))
 
 
@@ -113,14 +113,14 @@ def test_titles_are_cleaned_and_never_empty() -> None:
     assert refusal(ItemBody, {"title": "\n"}).startswith("title: ")
 
 
-def test_a_patch_changes_something_it_may() -> None:
+def test_a_patch_must_change_a_field_that_it_may_change() -> None:
     assert ItemPatch.model_validate({"available_until": None}).model_fields_set == {"available_until"}
     for body in ({}, {"title": None}, {"hidden": None}):
         assert "must change a field" in refusal(ItemPatch, body)
 
 
 @given(JSON, st.text(st.characters(exclude_categories=()), min_size=1, max_size=5))
-def test_no_json_breaks_the_error_report(value: Any, name: str) -> None:
+def test_every_json_value_gets_an_error_report(value: Any, name: str) -> None:
     bodies = ({"user_id": value}, {name: value}, {"filter": {name: value}}, {"recent": value}, value)
     for body in bodies:
         try:
@@ -131,7 +131,7 @@ def test_no_json_breaks_the_error_report(value: Any, name: str) -> None:
 
 
 @given(st.text(min_size=12, max_size=40).filter(lambda text: len(set(text)) > 6))
-def test_refused_values_are_not_echoed(secret: str) -> None:
+def test_refused_values_are_not_repeated(secret: str) -> None:
     for body in (
         interaction(timestamp=secret),
         interaction(value=secret),
