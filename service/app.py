@@ -18,7 +18,7 @@ from service.auth import Keys, refuse_insecure_bind
 from service.errors import ServiceError, status_of
 from service.http import problems
 from service.http.fields import field_errors
-from service.http.middleware import BodyCap, Edge, Guard, count_rejection
+from service.http.middleware import AccessLog, BodyLimit, RequireKey, count_rejection
 from service.http.routes import interactions, items, model, ops, recommend, users
 from service.http.schemas import Problem
 from service.metrics import Metrics
@@ -47,9 +47,9 @@ def create_app(settings: Settings, resources_factory: ResourcesFactory = open_re
         description=DESCRIPTION,
         lifespan=_lifespan(settings, metrics, resources_factory),
         middleware=[
-            Middleware(Edge, metrics=metrics),
-            Middleware(Guard, keys=Keys(settings.plain_api_keys), metrics=metrics),
-            Middleware(BodyCap, max_body_bytes=settings.max_body_bytes, metrics=metrics),
+            Middleware(AccessLog, metrics=metrics),
+            Middleware(RequireKey, keys=Keys(settings.plain_api_keys), metrics=metrics),
+            Middleware(BodyLimit, max_body_bytes=settings.max_body_bytes, metrics=metrics),
         ],
         exception_handlers={
             ServiceError: _on_service_error,

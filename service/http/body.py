@@ -93,7 +93,7 @@ def _loaded(body: bytes) -> Any:
 
 
 async def _json_bytes(request: Request) -> bytes:
-    """The whole body. Raises PayloadTooLarge through `middleware.BodyCap`, ClientGone when the caller hangs up."""
+    """The whole body. Raises PayloadTooLarge through `middleware.BodyLimit`, ClientGone when the caller hangs up."""
     try:
         body = await request.body()
     except ClientDisconnect:

@@ -31,7 +31,7 @@ ResourcesDep = Annotated[Resources, Depends(get_resources)]
 
 
 def _decoded(segment: str) -> str:
-    """Routes get the path percent-encoded (see `middleware.Edge`), so that `a%2Fb` is the id `a/b`."""
+    """Routes get the path percent-encoded (see `middleware.AccessLog`), so that `a%2Fb` is the id `a/b`."""
     try:
         return unquote(segment, errors="strict")
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""ASGI middleware. From the outside in: Edge (request ids, access log, metrics), Guard (API keys), BodyCap (size)."""
+"""ASGI middleware, the outermost first: AccessLog (ids, log, metrics), RequireKey (API keys), BodyLimit (size)."""
 
 import time
 from collections.abc import Callable
@@ -19,7 +19,7 @@ QUIET_PATHS = OPEN_PATHS | {"/metrics"}
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
-class Edge:
+class AccessLog:
     """Gives the request an id, counts it, writes its access line, and answers unexpected errors with 500."""
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
@@ -76,7 +76,7 @@ class Edge:
         write("request", ms=round(seconds * 1000, 2), **facts)
 
 
-class Guard:
+class RequireKey:
     """Without a valid key only the probes answer. Routes that are added later need a key too."""
 
     def __init__(self, app: ASGIApp, *, keys: Keys, metrics: Metrics) -> None:
@@ -100,8 +100,8 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
 
 
-class BodyCap:
-    """413 for a body over the cap: at once by its declared length, else while it is read."""
+class BodyLimit:
+    """413 for a body over the limit: at once by its declared length, else while it is read."""
 
     def __init__(self, app: ASGIApp, *, max_body_bytes: int, metrics: Metrics) -> None:
         self.app = app
@@ -121,7 +121,7 @@ class BodyCap:
             return
         received = 0
 
-        async def receive_capped() -> Message:
+        async def receive_limited() -> Message:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
@@ -129,7 +129,7 @@ class BodyCap:
                 raise PayloadTooLarge(detail)
             return message
 
-        await self.app(scope, receive_capped, send)
+        await self.app(scope, receive_limited, send)
 
 
 def count_rejection(metrics: Metrics, error: ServiceError) -> None:

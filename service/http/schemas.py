@@ -1,7 +1,7 @@
 """The JSON bodies of requests and answers, as documented in /docs. Strict: no coercion, no unknown fields, no NaN.
 
-A request is a `Schema`: its error report names the field and the reason, never the value. An `Answer` can be made from
-an object of a use case: `UserPage.model_validate(page)` reads its attributes.
+A request is a `Schema`: its error report names the field and the reason, never the value. A `ResponseSchema` can be made
+from an object of a use case: `UserPage.model_validate(page)` reads its attributes.
 """
 
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from service.http.fields import (
 )
 
 
-class Answer(Schema):
+class ResponseSchema(Schema):
     model_config = ConfigDict(from_attributes=True)
 
 
@@ -53,7 +53,7 @@ class RecommendRequest(Schema):
     )
 
 
-class RecommendedItem(Answer):
+class RecommendedItem(ResponseSchema):
     rank: int
     item_id: str
     title: str
@@ -64,7 +64,7 @@ class RecommendedItem(Answer):
     )
 
 
-class MemoryElement(Answer):
+class MemoryElement(ResponseSchema):
     event_id: str
     item_id: str
     title: str | None
@@ -72,12 +72,12 @@ class MemoryElement(Answer):
     weight: float | None = Field(default=None, description="share in this recommendation; null in GET /users/{user_id}")
 
 
-class ModelName(Answer):
+class ModelName(ResponseSchema):
     bundle: str
     space: str
 
 
-class RecommendResponse(Answer):
+class RecommendResponse(ResponseSchema):
     recommendation_id: str
     user_id: str | None
     items: list[RecommendedItem]
@@ -108,21 +108,21 @@ class InteractionsRequest(Schema):
     wait: Literal["durable", "visible"] = "durable"
 
 
-class InteractionResult(Answer):
+class InteractionResult(ResponseSchema):
     index: int
     event_id: str | None
     status: Literal["accepted", "duplicate", "rejected"]
     reason: str | None = None
 
 
-class InteractionsResponse(Answer):
+class InteractionsResponse(ResponseSchema):
     results: list[InteractionResult]
 
 
 # ---- users
 
 
-class UserEvent(Answer):
+class UserEvent(ResponseSchema):
     event_id: str
     item_id: str
     title: str | None
@@ -131,12 +131,12 @@ class UserEvent(Answer):
     value: float | None
 
 
-class Counts(Answer):
+class Counts(ResponseSchema):
     events: int
     states: int
 
 
-class UserPage(Answer):
+class UserPage(ResponseSchema):
     user_id: str
     counts: Counts
     recent: list[UserEvent] = Field(description="one page of events, newest first")
@@ -144,14 +144,14 @@ class UserPage(Answer):
     next_cursor: str | None
 
 
-class ForgottenUser(Answer):
+class ForgottenUser(ResponseSchema):
     user_id: str
     events: int
     states: int
     keys: int
 
 
-class ForgottenEvent(Answer):
+class ForgottenEvent(ResponseSchema):
     user_id: str
     event_id: str
     forgotten: bool
@@ -192,7 +192,7 @@ class ItemPatch(Schema):
         return self
 
 
-class Item(Answer):
+class Item(ResponseSchema):
     """An item of the catalogue. Attributes from a bundle may have any JSON type."""
 
     item_id: str
@@ -211,22 +211,22 @@ class ItemsRequest(Schema):
     items: list[NewItem] = Field(min_length=1, max_length=500)
 
 
-class ItemsResponse(Answer):
+class ItemsResponse(ResponseSchema):
     items: list[Item]
 
 
-class DeletedItem(Answer):
+class DeletedItem(ResponseSchema):
     item_id: str
     deleted: bool
 
 
-class Neighbor(Answer):
+class Neighbor(ResponseSchema):
     item_id: str
     title: str
     distance: float
 
 
-class Neighbors(Answer):
+class Neighbors(ResponseSchema):
     item_id: str
     neighbors: list[Neighbor]
 
@@ -234,7 +234,7 @@ class Neighbors(Answer):
 # ---- operations
 
 
-class ModelInfo(Answer):
+class ModelInfo(ResponseSchema):
     bundle: str
     space: str
     format: int
@@ -246,7 +246,7 @@ class ModelInfo(Answer):
     loaded_at: str = Field(description="RFC 3339 time in UTC")
 
 
-class Health(Answer):
+class Health(ResponseSchema):
     status: Literal["ok"]
 
 
