@@ -1,7 +1,7 @@
 """The JSON bodies of requests and answers, as documented in /docs. Strict: no coercion, no unknown fields, no NaN.
 
-A request is a `Schema`: its error report names the field and the reason, never the value. A `ResponseSchema` can be made
-from an object of a use case: `UserPage.model_validate(page)` reads its attributes.
+A request is a `Schema`: its error report names the field and the reason, never the value. A `ResponseSchema` can be
+made from an object of a use case: `UserPage.model_validate(page)` reads its attributes.
 """
 
 from typing import Any, Literal
