@@ -11,15 +11,15 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from model_store.bundle import Bundle
 from model_store.answers import Answer, Query
+from model_store.bundle import Bundle
 from model_store.inference import recommend
 from training import pipeline
-from training.annotate import Annotation, annotate
 from training.data.splits import Target
 from training.data.synthetic import FAR_GAP, find_echoes
 from training.lm.states import States, spans_of, window_states
 from training.lm.windows import Example, Windows
+from training.memory.annotations import Annotation, annotate
 from training.run.demo import demo_inputs
 from training.run.inputs import Inputs
 from training.run.recipes import get_recipe

@@ -195,10 +195,12 @@ class Engine:
     async def _supervise(self) -> None:
         """Reads results; when the process ends, fails the jobs under way and starts the process again."""
         while True:
-            await self._running().batches(self._on_batch)
+            process = self._running()
+            await process.batches(self._on_batch)
             log.error("the process of the model has ended, starting it again")
             self._process = None
             self._fail_waiting(ModelUnavailable("The process of the model has ended."))
+            await process.stop(_STOP_S)
             await self._reopen()
 
     async def _reopen(self) -> None:

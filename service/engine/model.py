@@ -8,7 +8,6 @@ when the server closes the socket, also when the server was killed.
 import contextlib
 import os
 import select
-import signal
 import socket
 import sys
 import time
@@ -260,7 +259,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     descriptor, options_json = sys.argv[1:] if argv is None else argv
     options = msgspec.json.decode(options_json, type=ModelOptions)
     logs.configure(level=options.log_level, format=options.log_format)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server drains first
     transformers_logging.disable_progress_bar()  # a log is not a terminal
     serve(socket.socket(fileno=int(descriptor)), options, Model.open)
     return 0

@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Protocol
 
 import msgspec
+import structlog
 
 import service
 from service.engine.messages import Batch, Broken, Frames, Message, ModelOptions, Ready, frame, to_server
 from service.errors import ModelUnavailable, StartupError
+
+log = structlog.get_logger("service.engine")
 
 _RECEIVE_BYTES = 1 << 20
 _ROOT = Path(service.__file__).resolve().parents[1]
@@ -68,8 +71,7 @@ class ModelProcess:
             raise StartupError("the process of the model ended while it was starting; its log says why")
         except BaseException:
             writer.close()
-            child.kill()
-            await asyncio.to_thread(child.wait)
+            _kill(child)
             raise
 
     def send(self, message: Message) -> None:
@@ -93,5 +95,12 @@ class ModelProcess:
         try:
             await asyncio.to_thread(self._child.wait, timeout_s)
         except subprocess.TimeoutExpired:
-            self._child.kill()
-            await asyncio.to_thread(self._child.wait)
+            log.warning("the process of the model did not end in time and is killed")
+        finally:  # also when this call is cancelled: no process may be left
+            _kill(self._child)
+
+
+def _kill(child: Child) -> None:
+    """Returns when the process is gone; does nothing if it has ended already."""
+    child.kill()
+    child.wait()

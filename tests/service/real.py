@@ -55,6 +55,7 @@ class ModelThread:
     def __init__(self) -> None:
         self.model: Model | None = None
         self._thread: threading.Thread | None = None
+        self._is_killed = False
 
     def __call__(self, connection: socket.socket, options: ModelOptions) -> "ModelThread":
         self._thread = threading.Thread(target=serve, args=(connection.dup(), options, self._open), daemon=True)
@@ -67,13 +68,16 @@ class ModelThread:
 
     def wait(self, timeout: float | None = None) -> int:
         assert self._thread is not None
-        self._thread.join(timeout)
+        self._thread.join(0 if self._is_killed else timeout)
+        if self._is_killed:
+            return -9
         if self._thread.is_alive():
             raise subprocess.TimeoutExpired("model", timeout or 0.0)
         return 0
 
     def kill(self) -> None:
-        """A thread cannot be killed; it ends when the socket closes."""
+        """A thread cannot be killed: it is left alone, and ends when it finds the socket closed."""
+        self._is_killed = True
 
 
 @dataclass(frozen=True)
@@ -148,9 +152,7 @@ def parts_of(resources: Resources, thread: ModelThread | None) -> Service:
 
 
 @asynccontextmanager
-async def open_service(
-    bundle: Path, url: str, *, in_process: bool = False, **settings: Any
-) -> AsyncIterator[Service]:
+async def open_service(bundle: Path, url: str, *, in_process: bool = False, **settings: Any) -> AsyncIterator[Service]:
     """`in_process` starts the model in a process of its own, which takes seconds."""
     thread = None if in_process else ModelThread()
     chosen = settings_for(bundle, url, **settings)

@@ -1,236 +1,159 @@
-"""The laws of the queue: nothing lost, nothing twice, budget and order kept, nobody starved."""
+"""The batcher loses no job, returns none twice, keeps budget and order, and starves no lane."""
 
-import threading
-import time
+import math
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from service.engine.batching import BACKGROUND_SHARE, Batcher, Job
-from service.errors import DeadlineExceeded, Draining, Overloaded
 
-KINDS = ("recommend", "call", "encode")
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+KINDS = ("recommend", "put", "encode")
+NEVER = float("inf")
+Jobs = list[Job[None]]
 
 
 def make(
-    *, max_queue: int = 100, max_batch: int = 4, max_batch_tokens: int = 100, wait_s: float = 0.0
-) -> tuple[Batcher, Clock]:
-    clock = Clock()
-    batcher = Batcher(
-        max_queue=max_queue,
-        max_batch=max_batch,
-        max_batch_tokens=max_batch_tokens,
-        wait_s=wait_s,
-        clock=clock,
-    )
-    return batcher, clock
+    *, max_batch: int = 4, max_batch_tokens: int = 100, expected_s: Callable[[int], float] = lambda num_jobs: 0.0
+) -> Batcher[None]:
+    return Batcher(max_batch=max_batch, max_batch_tokens=max_batch_tokens, expected_s=expected_s)
 
 
-def job(kind: str = "recommend", cost: int = 1, deadline: float | None = None) -> Job:
-    return Job(kind, None, cost, deadline)
+def job(number: int, kind: str = "recommend", cost: int = 1, deadline: float = NEVER) -> Job[None]:
+    return Job(number, kind, None, cost, deadline)
 
 
-def drain(batcher: Batcher) -> list[list[Job]]:
+def filled(jobs: Jobs, **options: int) -> Batcher[None]:
+    batcher = make(**options)
+    for each in jobs:
+        batcher.add(each)
+    return batcher
+
+
+def all_batches(batcher: Batcher[None]) -> list[Jobs]:
     batches = []
-    while batcher.depth:
-        batches.append(batcher.next_batch(0))
+    while len(batcher):
+        batches.append(batcher.next_batch(0.0)[0])
     return batches
 
 
+def ids(jobs: Jobs) -> list[int]:
+    return [each.id for each in jobs]
+
+
 @given(st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 150), st.booleans()), max_size=40))
-def test_every_job_comes_out_once_in_order_and_within_budget(asked: list[tuple[str, int, bool]]) -> None:
-    batcher, _ = make()
-    jobs = [job(kind, cost) for kind, cost, _ in asked]
-    for each in jobs:
-        batcher.submit(each)
-    cancelled = {each for each, (_, _, leaves) in zip(jobs, asked, strict=True) if leaves and each.future.cancel()}
-    batches = drain(batcher)
-    delivered = [each for batch in batches for each in batch]
-    assert len(delivered) == len(set(delivered)), "a job was delivered twice"
-    assert set(delivered) == set(jobs) - cancelled, "a job was lost, or a cancelled one delivered"
+def test_every_job_is_returned_once_in_order_and_within_the_budget(asked: list[tuple[str, int, bool]]) -> None:
+    jobs = [job(number, kind, cost) for number, (kind, cost, _) in enumerate(asked)]
+    batcher = filled(jobs)
+    cancelled = {number for number, (_, _, is_cancelled) in enumerate(asked) if is_cancelled}
+    for number in cancelled:
+        batcher.cancel(number)
+    batches = all_batches(batcher)
+    returned = [each for batch in batches for each in batch]
+    assert len(returned) == len(set(returned)), "a job was returned twice"
+    assert set(ids(returned)) == set(range(len(jobs))) - cancelled, "a job was lost, or a cancelled one returned"
     for kind in KINDS:
-        alive = [each for each in jobs if each.kind == kind and each not in cancelled]
-        assert [each for each in delivered if each.kind == kind] == alive, f"{kind} jobs changed their order"
+        alive = [each for each in jobs if each.kind == kind and each.id not in cancelled]
+        assert [each for each in returned if each.kind == kind] == alive, f"{kind} jobs changed their order"
     for batch in batches:
-        assert len({each.kind for each in batch}) <= 1
+        assert len({each.kind for each in batch}) <= 1, "a batch mixes kinds"
         assert len(batch) <= batcher.max_batch
         assert len(batch) == 1 or sum(each.cost_tokens for each in batch) <= batcher.max_batch_tokens
 
 
-@given(st.lists(st.sampled_from(("recommend", "call")), min_size=1, max_size=30))
+@given(st.lists(st.sampled_from(("recommend", "put")), min_size=1, max_size=30))
 def test_the_oldest_job_leads(kinds: list[str]) -> None:
-    batcher, _ = make()
-    waiting = [job(kind) for kind in kinds]
-    for each in waiting:
-        batcher.submit(each)
+    waiting = [job(number, kind) for number, kind in enumerate(kinds)]
+    batcher = filled(waiting)
     while waiting:
-        batch = batcher.next_batch(0)
+        batch, _ = batcher.next_batch(0.0)
         assert batch[0] is waiting[0]
         waiting = [each for each in waiting if each not in batch]
 
 
-def test_background_work_is_never_starved_and_never_in_the_way() -> None:
-    batcher, _ = make(max_batch=1)
+def test_background_jobs_are_neither_starved_nor_in_the_way() -> None:
+    batcher = make(max_batch=1)
     kinds = []
-    for _ in range(3 * BACKGROUND_SHARE):
-        batcher.submit(job("recommend"))
-        batcher.submit(job("encode"))
-        kinds.append(batcher.next_batch(0)[0].kind)
+    for number in range(3 * BACKGROUND_SHARE):
+        batcher.add(job(2 * number))
+        batcher.add(job(2 * number + 1, "encode"))
+        kinds.append(batcher.next_batch(0.0)[0][0].kind)
     assert kinds == (["recommend"] * (BACKGROUND_SHARE - 1) + ["encode"]) * 3
 
 
-def test_a_full_lane_refuses_at_once_and_the_other_stays_open() -> None:
-    batcher, _ = make(max_queue=2)
-    for _ in range(2):
-        batcher.submit(job())
-    with pytest.raises(Overloaded) as caught:
-        batcher.submit(job())
-    assert caught.value.retry_after_s
-    batcher.submit(job("encode"))
+def test_a_job_above_the_budget_runs_alone() -> None:
+    batcher = filled([job(0, cost=500), job(1, cost=1)])
+    assert [ids(batch) for batch in all_batches(batcher)] == [[0], [1]]
 
 
-def test_callers_who_left_make_room() -> None:
-    batcher, clock = make(max_queue=2)
-    gone, late = job(), job(deadline=clock.now + 1)
-    batcher.submit(gone).cancel()
-    batcher.submit(late)
-    clock.now += 2
-    batcher.submit(job())
-    batcher.submit(job())
-    assert isinstance(late.future.exception(0), DeadlineExceeded)
+def test_an_empty_batcher_returns_nothing() -> None:
+    assert make().next_batch(0.0) == ([], [])
 
 
-def test_an_expired_job_costs_nothing_and_is_told() -> None:
-    batcher, clock = make()
-    late, alive = job(deadline=clock.now + 1), job(deadline=clock.now + 9)
-    batcher.submit(late)
-    batcher.submit(alive)
-    clock.now += 1
-    assert batcher.next_batch(0) == [alive]
-    assert isinstance(late.future.exception(0), DeadlineExceeded)
+def test_an_expired_job_is_dropped_and_reported() -> None:
+    batcher = filled([job(0, deadline=1.0), job(1, deadline=9.0)])
+    taken, late = batcher.next_batch(2.0)
+    assert (ids(taken), ids(late)) == ([1], [0])
 
 
-def paced(job_s: float, *, max_batch: int) -> tuple[Batcher, Clock]:
-    """A batcher that knows what a job takes."""
-    batcher, clock = make(max_batch=max_batch)
-    for size in (1, 2):
-        for _ in range(size):
-            batcher.submit(job())
-        batch = batcher.next_batch(0)
-        clock.now += job_s * size
-        batcher.ran(batch)
-    return batcher, clock
+def test_all_jobs_may_be_expired() -> None:
+    batcher = filled([job(number, deadline=1.0) for number in range(3)])
+    taken, late = batcher.next_batch(2.0)
+    assert (ids(taken), ids(late), len(batcher)) == ([], [0, 1, 2], 0)
 
 
 def test_a_job_that_would_be_late_makes_room_for_one_in_time() -> None:
-    batcher, clock = paced(1.0, max_batch=2)
-    late, soon = batcher.submit(job(deadline=clock.now + 1.5)), batcher.submit(job(deadline=clock.now + 2.5))
-    assert [each.future for each in batcher.next_batch(0)] == [soon]
-    with pytest.raises(DeadlineExceeded):
-        late.result(0)
+    batcher = make(max_batch=2, expected_s=float)
+    for each in (job(0, deadline=1.5), job(1, deadline=2.5)):
+        batcher.add(each)
+    taken, late = batcher.next_batch(0.0)
+    assert (ids(taken), ids(late)) == ([1], [0]), "a batch of two takes 2 s"
 
 
-def test_no_more_are_dropped_than_must_be() -> None:
-    """Eight of nine fit in time: their batch is shorter without the ninth, and one who has time stays as well."""
-    batcher, clock = paced(0.1, max_batch=16)
-    hurried = [batcher.submit(job(deadline=clock.now + 0.95)) for _ in range(9)]
-    patient = batcher.submit(job(deadline=clock.now + 10))
-    taken = [each.future for each in batcher.next_batch(0)]
-    assert taken == [*hurried[1:], patient]
+def test_no_more_jobs_are_dropped_than_needed() -> None:
+    """Eight of nine urgent jobs are in time when the ninth is dropped, and one that is not urgent stays."""
+    batcher = make(max_batch=16, expected_s=lambda num_jobs: 0.1 * num_jobs)
+    for each in [job(number, deadline=0.95) for number in range(9)] + [job(9, deadline=10.0)]:
+        batcher.add(each)
+    taken, late = batcher.next_batch(0.0)
+    assert (len(taken), len(late)) == (9, 1) and 9 in ids(taken)
 
 
-def test_a_wrong_pace_is_seen_again() -> None:
-    batcher, clock = make()
-    batcher.submit(job())
-    batch = batcher.next_batch(0)
-    clock.now += 100
-    batcher.ran(batch)
-    batcher.submit(job("call"))
-    asked = [batcher.submit(job(deadline=clock.now + 1)) for _ in range(3)]
-    assert sum(future.done() for future in asked) == 0
-    batches = drain(batcher)
-    assert sum(len(batch) for batch in batches if batch[0].kind == "recommend") == 1, "nobody would ever run again"
+def test_one_job_runs_however_long_a_batch_is_expected_to_take() -> None:
+    """Otherwise a wrong estimate would never be corrected."""
+    batcher = make(expected_s=lambda num_jobs: 100.0)
+    for number in range(3):
+        batcher.add(job(number, deadline=1.0))
+    taken, late = batcher.next_batch(0.0)
+    assert (len(taken), len(late)) == (1, 2)
 
 
-def test_a_job_that_was_handed_out_can_no_longer_be_cancelled() -> None:
-    batcher, _ = make()
-    future = batcher.submit(job())
-    batcher.next_batch(0)
-    assert not future.cancel()
+@given(st.lists(st.floats(0.0, 2.0), max_size=30), st.integers(1, 8), st.floats(0.0, 1.0))
+def test_a_job_is_run_or_dropped_and_dropped_only_if_late(
+    deadlines: list[float], max_batch: int, seconds: float
+) -> None:
+    batcher = make(max_batch=max_batch, expected_s=lambda num_jobs: seconds * num_jobs)
+    for number, deadline in enumerate(deadlines):
+        batcher.add(job(number, deadline=deadline))
+    now, seen = 0.5, []
+    while len(batcher):
+        taken, late = batcher.next_batch(now)
+        seen += ids(taken) + ids(late)
+        assert all(each.deadline <= now + seconds * max_batch for each in late), "a job in time was dropped"
+        assert all(each.deadline > now for each in taken), "an expired job was run"
+        now += seconds * len(taken)
+    assert sorted(seen) == list(range(len(deadlines)))
 
 
-def test_close_lets_queued_jobs_finish() -> None:
-    batcher, _ = make()
-    queued = job()
-    batcher.submit(queued)
-    batcher.close()
-    with pytest.raises(Draining):
-        batcher.submit(job())
-    assert batcher.depth == 1
-    assert batcher.next_batch(None) == [queued]
-    assert batcher.is_done and batcher.next_batch(None) == []
+def test_cancelling_an_unknown_job_changes_nothing() -> None:
+    batcher = filled([job(0)])
+    batcher.cancel(7)
+    assert len(batcher) == 1
 
 
-def test_close_can_drop_queued_jobs() -> None:
-    batcher, _ = make()
-    futures = [batcher.submit(job()), batcher.submit(job("encode")), batcher.submit(job())]
-    futures[2].cancel()
-    batcher.close(drop=True)
-    assert all(isinstance(future.exception(0), Draining) for future in futures[:2])
-    assert batcher.is_done
-
-
-def test_a_job_waits_for_company_but_not_for_long() -> None:
-    batcher = Batcher(max_queue=9, max_batch=2, max_batch_tokens=99, wait_s=0.05)
-    batcher.submit(job())
-    started = time.monotonic()
-    threading.Timer(0.01, lambda: batcher.submit(job())).start()
-    assert len(batcher.next_batch(1)) == 2
-    assert time.monotonic() - started < 0.045, "a full batch left late"
-    batcher.submit(job())
-    assert len(batcher.next_batch(1)) == 1
-
-
-def test_an_idle_thread_is_woken_and_an_empty_queue_times_out() -> None:
-    batcher = Batcher(max_queue=9, max_batch=2, max_batch_tokens=99, wait_s=0)
-    assert batcher.next_batch(0.001) == []
-    threading.Timer(0.005, lambda: batcher.submit(job())).start()
-    assert len(batcher.next_batch(5)) == 1
-
-
-def test_many_threads_lose_nothing() -> None:
-    batcher = Batcher(max_queue=10_000, max_batch=7, max_batch_tokens=99, wait_s=0.0001)
-    delivered: list[Job] = []
-
-    def take() -> None:
-        while not batcher.is_done:
-            delivered.extend(batcher.next_batch(0.01))
-
-    def send() -> None:
-        for number in range(200):
-            batcher.submit(job(KINDS[number % len(KINDS)]))
-
-    takers = [threading.Thread(target=take) for _ in range(2)]
-    senders = [threading.Thread(target=send) for _ in range(4)]
-    for thread in takers + senders:
-        thread.start()
-    for thread in senders:
-        thread.join()
-    batcher.close()
-    for thread in takers:
-        thread.join()
-    assert len(delivered) == len(set(delivered)) == 800
-
-
-def test_an_unknown_kind_is_a_bug_in_its_sender() -> None:
-    with pytest.raises(ValueError, match="bug"):
-        job("sing")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_job_without_a_deadline_is_never_late(kind: str) -> None:
+    batcher = make(expected_s=lambda num_jobs: math.inf)
+    batcher.add(job(0, kind))
+    assert ids(batcher.next_batch(1e9)[0]) == [0]

@@ -1,32 +1,67 @@
-"""The torch thread: batches change nothing, nobody pays for a neighbour, and it can be stopped."""
+"""The engine: batches change no answer, one bad job fails alone, and it can be stopped."""
 
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import CancelledError as FutureCancelled
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from model_store.answers import Answer, Query
 from model_store.bundle import Bundle
-from model_store.catalogue.catalogue import Item
+from model_store.catalogue.items import Item
 from model_store.inference import encode, recommend
+from model_store.view import BundleView
 from service.engine.engine import Engine
-from service.errors import DeadlineExceeded, Draining, Overloaded
+from service.engine.messages import Result
+from service.errors import DeadlineExceeded, Draining, ModelFailed, Overloaded
 from service.metrics import Metrics
 from tests.conftest import BOTH_VOCABULARIES
-from tests.service.real import settings_for
+from tests.service.real import ModelThread, settings_for
+
+
+class Running(Engine):
+    """An engine whose model runs in a thread of the test."""
+
+    def __init__(self, bundle_path: Path, **settings: Any) -> None:
+        self.thread, self.metrics = ModelThread(), Metrics()
+        chosen = settings_for(bundle_path, "embedded:unused", **settings)
+        super().__init__(BundleView.open_view(bundle_path), chosen, self.metrics, self.thread)
+
+    async def answer(self, asked: "Asked", *, timeout_s: float = 10.0) -> Answer:
+        deadline = time.monotonic() + timeout_s
+        async with asyncio.timeout(timeout_s):
+            with self.admission.admitted(deadline):
+                pass
+            return await self.recommend(asked.titles, asked.memory, asked.allowed, 5, deadline=deadline)
+
+    def replace_runner(self, kind: str, runner: Callable[[Sequence[Any]], list[Result]]) -> Callable[..., list[Result]]:
+        """Returns the runner that was replaced."""
+        assert self.thread.model is not None
+        runners = self.thread.model._runners
+        replaced, runners[kind] = runners[kind], runner
+        return replaced
+
+
+class Asked:
+    """Query `number`, as the server asks it and as the model runs it."""
+
+    def __init__(self, bundle: Bundle, number: int) -> None:
+        self.titles = [item.title for item in bundle.catalogue.items[number : number + 3]]
+        prompts = [bundle.prompt.tokens([title]) for title in self.titles]
+        self.memory = encode(bundle.lm, prompts)[: number % 4]
+        self.allowed: NDArray[np.bool_] = np.arange(len(bundle.catalogue)) != number
+        self.query = Query(bundle.prompt.tokens(self.titles), self.memory, self.allowed, 5)
 
 
 @asynccontextmanager
-async def running(bundle_path: Path, **settings: Any) -> AsyncIterator[Engine]:
-    chosen = settings_for(bundle_path, "embedded:unused", **settings)
-    engine = Engine(Bundle.open(bundle_path), chosen, Metrics())
+async def running(bundle_path: Path, **settings: Any) -> AsyncIterator[Running]:
+    engine = Running(bundle_path, **settings)
     await engine.start()
     try:
         yield engine
@@ -34,27 +69,25 @@ async def running(bundle_path: Path, **settings: Any) -> AsyncIterator[Engine]:
         await engine.stop(5)
 
 
-def query(bundle: Bundle, number: int, num_results: int = 5) -> Query:
-    titles = [item.title for item in bundle.catalogue.items[number : number + 3]]
-    memory = encode(bundle.lm, [bundle.prompt.tokens([title]) for title in titles])[: number % 4]
-    allowed = np.arange(len(bundle.catalogue)) != number
-    return Query(bundle.prompt.tokens(titles), memory, allowed, num_results)
-
-
 @asynccontextmanager
-async def busy(engine: Engine) -> AsyncIterator[Callable[[], None]]:
-    """The thread is in the middle of a call until the yielded function is called."""
+async def busy(engine: Running) -> AsyncIterator[Callable[[], None]]:
+    """The model is in the middle of a batch until the yielded function is called, or the block ends."""
     started, release = threading.Event(), threading.Event()
 
-    def work(bundle: Bundle) -> None:
+    def wait(asked: Sequence[Any]) -> list[Result]:
         started.set()
         release.wait(10)
+        return find_similar(asked)
 
-    call = asyncio.create_task(engine.call(work))
+    find_similar = engine.replace_runner("similar", wait)
+    call = asyncio.create_task(engine.similar(0, 1, np.ones(20, dtype=bool)))
     await asyncio.to_thread(started.wait, 10)
-    yield release.set
-    release.set()
-    await call
+    engine.replace_runner("similar", find_similar)
+    try:
+        yield release.set
+    finally:
+        release.set()
+        await asyncio.gather(call, return_exceptions=True)
 
 
 def shown(answer: Answer) -> list[tuple[int, str]]:
@@ -62,136 +95,141 @@ def shown(answer: Answer) -> list[tuple[int, str]]:
 
 
 @BOTH_VOCABULARIES
-async def test_together_as_alone(bundle_path: Path, bundle: Bundle) -> None:
-    queries = [query(bundle, number) for number in range(8)]
-    alone = [recommend(bundle, [each])[0] for each in queries]
-    async with running(bundle_path, batch_wait_ms=50) as engine:
-        together = await asyncio.gather(*(engine.recommend(each, timeout_s=10) for each in queries))
+async def test_batched_answers_are_those_of_single_requests(bundle_path: Path, bundle: Bundle) -> None:
+    asked = [Asked(bundle, number) for number in range(8)]
+    alone = [recommend(bundle, [each.query])[0] for each in asked]
+    async with running(bundle_path) as engine:
+        async with busy(engine):  # they gather while the model is busy
+            waiting = [asyncio.create_task(engine.answer(each)) for each in asked]
+            await asyncio.sleep(0.05)
+        together = await asyncio.gather(*waiting)
+        sizes = engine.metrics.registry.get_sample_value("automr_batch_size_sum")
+        assert sizes == 9 and engine.metrics.registry.get_sample_value("automr_batch_size_count") == 2
     for one, other in zip(alone, together, strict=True):
         assert shown(one) == shown(other) and one.chosen == other.chosen
         np.testing.assert_allclose(one.weights, other.weights, atol=1e-4)
+        assert one.null_weight == pytest.approx(other.null_weight, abs=1e-4)
 
 
 @BOTH_VOCABULARIES
-async def test_one_poisoned_job_does_not_fail_its_companions(bundle_path: Path, bundle: Bundle) -> None:
-    good, bad = query(bundle, 1), Query([10**9], query(bundle, 0).memory, query(bundle, 0).allowed, 5)
-    async with running(bundle_path, batch_wait_ms=50) as engine:
-        asked = (engine.recommend(each, timeout_s=10) for each in (good, bad, good))
-        first, poisoned, last = await asyncio.gather(*asked, return_exceptions=True)
+async def test_states_are_those_of_the_bundle(bundle_path: Path, bundle: Bundle) -> None:
+    windows = [Asked(bundle, number).titles for number in range(4)]
+    alone = encode(bundle.lm, [bundle.prompt.tokens(titles) for titles in windows])
+    async with running(bundle_path) as engine:
+        states = await engine.encode(windows)
+    np.testing.assert_allclose(np.stack(states).astype(float), alone.astype(float), atol=2e-3)
+
+
+async def test_one_bad_job_fails_alone(bundle_path: Path, bundle: Bundle) -> None:
+    good, bad = Asked(bundle, 1), Asked(bundle, 2)
+    bad.memory = np.zeros((1, 31), dtype=np.float16)  # not of the model's hidden size
+    async with running(bundle_path) as engine:
+        async with busy(engine):
+            waiting = [asyncio.create_task(engine.answer(each)) for each in (good, bad, good)]
+            await asyncio.sleep(0.05)
+        first, failed, last = await asyncio.gather(*waiting, return_exceptions=True)
         assert isinstance(first, Answer) and isinstance(last, Answer) and shown(first) == shown(last)
-        assert isinstance(poisoned, Exception) and not isinstance(poisoned, TimeoutError)
-        states = await asyncio.gather(engine.encode([[1, 2]]), engine.encode([[10**9]]), return_exceptions=True)
-        assert not isinstance(states[0], BaseException) and isinstance(states[1], Exception)
-        assert engine.is_ready
+        assert isinstance(failed, ModelFailed)
+        assert engine.is_ready and (await engine.answer(good)).items
 
 
-async def test_a_full_queue_is_told_at_once(bundle_path: Path, bundle: Bundle) -> None:
+async def test_a_request_that_would_be_late_is_refused_at_once(bundle_path: Path, bundle: Bundle) -> None:
     async with running(bundle_path, max_queue=2) as engine, busy(engine) as release:
-        waiting = [asyncio.create_task(engine.recommend(query(bundle, n), timeout_s=10)) for n in range(2)]
-        await asyncio.sleep(0)
+        waiting = [asyncio.create_task(engine.answer(Asked(bundle, number))) for number in range(2)]
+        await asyncio.sleep(0.01)
         started = time.monotonic()
         with pytest.raises(Overloaded):
-            await engine.recommend(query(bundle, 3), timeout_s=10)
+            await engine.answer(Asked(bundle, 3))
         assert time.monotonic() - started < 0.5
         release()
         assert all(answer.items for answer in await asyncio.gather(*waiting))
 
 
-async def test_a_flood_is_answered_in_time_or_refused_at_once(bundle_path: Path, bundle: Bundle) -> None:
-    timeout_s, asked = 0.5, query(bundle, 1)
-    outcomes: dict[str, list[float]] = {"answered": [], "refused": [], "late": []}
-
-    async def ask(engine: Engine) -> None:
-        started = time.monotonic()
-        outcome = "answered"
-        try:
-            with engine.admission(timeout_s):
-                await engine.recommend(asked, timeout_s=timeout_s)
-        except Overloaded:
-            outcome = "refused"
-        except (TimeoutError, DeadlineExceeded):
-            outcome = "late"
-        outcomes[outcome].append(time.monotonic() - started)
-
-    async with running(bundle_path, max_queue=10_000, max_batch=4) as engine:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(60):
-                for _ in range(20):
-                    group.create_task(ask(engine))
-                await asyncio.sleep(0.01)
-        await asyncio.sleep(0.1)
-        assert engine.expected_wait_s == 0.0, "somebody is waited for who is not there"
-    assert sum(map(len, outcomes.values())) == 1200, "an answer was lost"
-    assert outcomes["answered"] and outcomes["refused"], outcomes.keys()
-    assert max(outcomes["answered"]) < timeout_s + 0.1, "an answer came after its deadline"
-    assert max(outcomes["refused"]) < 0.1, "a refusal took its time"
-    assert len(outcomes["late"]) < len(outcomes["refused"]), "let in and left to wait"
-
-
-async def test_background_work_waits_for_room_instead(bundle_path: Path) -> None:
+async def test_background_jobs_wait_for_room_instead(bundle_path: Path) -> None:
     async with running(bundle_path, max_queue=2, max_batch=2) as engine, busy(engine) as release:
-        work = asyncio.create_task(engine.encode([[1, 2, 3]] * 9))
+        work = asyncio.create_task(engine.encode([["Red Tea"]] * 9))
         await asyncio.sleep(0.01)
         release()
         assert len(await work) == 9
 
 
-async def test_time_runs_out(bundle_path: Path, bundle: Bundle) -> None:
+async def test_a_request_ends_at_its_deadline(bundle_path: Path, bundle: Bundle) -> None:
     async with running(bundle_path) as engine, busy(engine):
         started = time.monotonic()
         with pytest.raises((TimeoutError, DeadlineExceeded)):
-            await engine.recommend(query(bundle, 1), timeout_s=0.05)
+            await engine.answer(Asked(bundle, 1), timeout_s=0.05)
         assert time.monotonic() - started < 1
 
 
-async def test_a_caller_who_left_costs_nothing(bundle_path: Path) -> None:
-    ran: list[str] = []
+async def test_the_model_drops_a_job_whose_deadline_has_passed(bundle_path: Path, bundle: Bundle) -> None:
+    asked = Asked(bundle, 1)
+    async with running(bundle_path) as engine, busy(engine) as release:
+        late = asyncio.create_task(
+            engine.recommend(asked.titles, asked.memory, asked.allowed, 5, deadline=time.monotonic() + 0.01)
+        )
+        await asyncio.sleep(0.05)
+        release()
+        with pytest.raises(DeadlineExceeded):
+            await late
+
+
+async def test_a_cancelled_job_is_not_computed(bundle_path: Path) -> None:
+    computed: list[int] = []
     async with running(bundle_path) as engine:
-        async with busy(engine) as release:
-            left = asyncio.create_task(engine.call(lambda bundle: ran.append("left")))
-            await asyncio.sleep(0)
+
+        def count(asked: Sequence[Any]) -> list[Result]:
+            computed.extend(each.id for each in asked)
+            return encode_runner(asked)
+
+        encode_runner = engine.replace_runner("encode", count)
+        async with busy(engine):
+            left = asyncio.create_task(engine.encode([["Red Tea"]]))
+            await asyncio.sleep(0.01)
             left.cancel()
-            with pytest.raises((asyncio.CancelledError, FutureCancelled)):
+            with pytest.raises(asyncio.CancelledError):
                 await left
-            release()
-        await engine.call(lambda bundle: ran.append("stayed"))
-    assert ran == ["stayed"]
+        await engine.encode([["Blue Tea"]])
+    assert len(computed) == 1, "a job was computed although its caller had left"
 
 
-async def test_stopping_finishes_what_is_queued_and_takes_no_more(bundle_path: Path, bundle: Bundle) -> None:
+async def test_stopping_finishes_jobs_under_way_and_takes_no_more(bundle_path: Path, bundle: Bundle) -> None:
     async with running(bundle_path) as engine:
         async with busy(engine) as release:
-            queued = asyncio.create_task(engine.recommend(query(bundle, 1), timeout_s=10))
-            await asyncio.sleep(0)
+            queued = asyncio.create_task(engine.answer(Asked(bundle, 1)))
+            await asyncio.sleep(0.01)
             stopping = asyncio.create_task(engine.stop(5))
             await asyncio.sleep(0)
             assert not engine.is_ready
             with pytest.raises(Draining):
-                await engine.recommend(query(bundle, 2), timeout_s=10)
+                await engine.answer(Asked(bundle, 2))
             release()
         await stopping
         assert (await queued).items
-        assert not any(thread.name == "engine" for thread in threading.enumerate())
 
 
-async def test_stopping_does_not_wait_for_ever(bundle_path: Path, bundle: Bundle) -> None:
+async def test_stopping_does_not_wait_longer_than_told(bundle_path: Path, bundle: Bundle) -> None:
     async with running(bundle_path) as engine, busy(engine):
-        queued = asyncio.create_task(engine.recommend(query(bundle, 1), timeout_s=10))
-        await asyncio.sleep(0)
-        await engine.stop(0.05)
+        queued = asyncio.create_task(engine.answer(Asked(bundle, 1)))
+        await asyncio.sleep(0.01)
+        stopping = asyncio.create_task(engine.stop(0.05))
         with pytest.raises(Draining):
             await queued
+    await stopping
 
 
 @BOTH_VOCABULARIES
-async def test_a_query_from_before_a_new_item_is_still_answered(bundle_path: Path, bundle: Bundle) -> None:
-    asked = query(bundle, 1)
-
-    def add_item(bundle: Bundle) -> None:
-        bundle.catalogue = bundle.catalogue.with_items([Item("new", "A new thing")])
-        bundle.index.put(np.array([len(bundle.catalogue) - 1]), np.zeros((1, 32), dtype=np.float32))
-
+async def test_a_request_from_before_a_new_item_is_still_answered(bundle_path: Path, bundle: Bundle) -> None:
+    asked = Asked(bundle, 1)
     async with running(bundle_path) as engine:
-        await engine.call(add_item)
-        answer = await engine.recommend(asked, timeout_s=10)
+        await engine.put_items([Item("new", "A new thing")])
+        answer = await engine.answer(asked)
     assert len(answer.items) == 5 and all(item.row < len(asked.allowed) for item in answer.items)
+
+
+async def test_similar_items_are_allowed_and_nearest_first(bundle_path: Path, bundle: Bundle) -> None:
+    allowed = np.arange(20) % 2 == 0
+    async with running(bundle_path) as engine:
+        found = await engine.similar(4, 5, allowed)
+    assert len(found) == 5 and found[0] == (4, pytest.approx(0.0, abs=1e-3))
+    assert all(row % 2 == 0 for row, _ in found)
+    assert [distance for _, distance in found] == sorted(distance for _, distance in found)

@@ -1,0 +1,147 @@
+"""The model in a real process: it starts, dies and starts again, and never outlives the server."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from model_store.catalogue.items import Item
+from model_store.view import BundleView
+from service.engine.engine import Engine
+from service.engine.process import ModelProcess
+from service.errors import ModelUnavailable, StartupError
+from service.metrics import Metrics
+from tests.service.real import settings_for
+
+ROOT = Path(__file__).resolve().parents[3]
+ALL = np.ones(20, dtype=bool)
+
+
+@asynccontextmanager
+async def running(bundle_path: Path, **settings: Any) -> AsyncIterator[tuple[Engine, BundleView]]:
+    view = BundleView.open_view(bundle_path)
+    engine = Engine(view, settings_for(bundle_path, "embedded:unused", **settings), Metrics())
+    await engine.start()
+    try:
+        yield engine, view
+    finally:
+        await engine.stop(5)
+
+
+def child_of(engine: Engine) -> "subprocess.Popen[bytes]":
+    assert isinstance(engine._process, ModelProcess)
+    child = engine._process._child
+    assert isinstance(child, subprocess.Popen)
+    return child
+
+
+async def until(condition: Any, what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, f"waited 60 s in vain for: {what}"
+        await asyncio.sleep(0.05)
+
+
+async def test_a_process_that_dies_is_started_again_with_the_changed_items(bundle_path: Path) -> None:
+    async with running(bundle_path) as (engine, view):
+        items = [Item("new", "A new thing"), Item("i1", "Another title")]
+        await engine.put_items(items)
+        view.catalogue = view.catalogue.with_items(items)
+        first = child_of(engine)
+        first.kill()
+        await until(lambda: not engine.is_ready, "the engine to notice")
+        with pytest.raises(ModelUnavailable):
+            await engine.similar(0, 1, ALL)
+        await until(lambda: engine.is_ready, "the process to start again")
+        assert child_of(engine).pid != first.pid
+        found = await engine.similar(20, 21, np.ones(21, dtype=bool))
+        assert sorted(row for row, _ in found) == list(range(21)), "the new item is missing after the restart"
+        assert found[0] == (20, pytest.approx(0.0, abs=1e-3))
+
+
+async def test_jobs_under_way_fail_when_the_process_dies(bundle_path: Path) -> None:
+    async with running(bundle_path) as (engine, _):
+        os.kill(child_of(engine).pid, signal.SIGSTOP)
+        waiting = asyncio.create_task(engine.similar(0, 1, ALL))
+        await asyncio.sleep(0.05)
+        child_of(engine).kill()
+        with pytest.raises(ModelUnavailable):
+            await waiting
+
+
+async def test_a_stopped_engine_leaves_no_process(bundle_path: Path) -> None:
+    async with running(bundle_path) as (engine, _):
+        child = child_of(engine)
+    assert child.poll() is not None
+
+
+async def test_a_process_that_hangs_is_killed(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.engine.engine._STOP_S", 0.2)
+    async with running(bundle_path) as (engine, _):
+        child = child_of(engine)
+        os.kill(child.pid, signal.SIGSTOP)
+    assert child.poll() is not None
+
+
+async def test_a_bundle_that_cannot_be_served_is_told(make_bundle: Any) -> None:
+    path = make_bundle()
+    weights = path / "lm" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
+    with pytest.raises(StartupError, match=r"model\.safetensors"):
+        async with running(path):
+            pass
+
+
+async def test_a_device_that_is_missing_is_told(bundle_path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("the device is there")
+    with pytest.raises(StartupError, match="AUTOMR_DEVICE"):
+        async with running(bundle_path, device="cuda"):
+            pass
+
+
+def test_the_process_ends_when_the_server_is_killed(bundle_path: Path, tmp_path: Path) -> None:
+    program = (
+        "import asyncio, sys\n"
+        "from pathlib import Path\n"
+        "from model_store.view import BundleView\n"
+        "from service.engine.engine import Engine\n"
+        "from service.metrics import Metrics\n"
+        "from service.settings import Settings\n"
+        "async def main(path):\n"
+        "    settings = Settings.from_env({}, bundle=Path(path), threads=1)\n"
+        "    engine = Engine(BundleView.open_view(path), settings, Metrics())\n"
+        "    await engine.start()\n"
+        "    print('pid', engine._process._child.pid, flush=True)\n"
+        "    await asyncio.sleep(600)\n"
+        "asyncio.run(main(sys.argv[1]))\n"
+    )
+    command = [sys.executable, "-c", program, str(bundle_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            pid = next(int(line.split()[1]) for line in server.stdout if line.startswith("pid"))
+        finally:
+            server.kill()
+    deadline = time.monotonic() + 20
+    while is_running(pid):
+        assert time.monotonic() < deadline, "the process of the model outlives its server"
+        time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
