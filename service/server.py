@@ -12,16 +12,19 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import structlog
 import uvicorn
+from fastapi import FastAPI
 
 from service.app import ResourcesFactory, begin_drain, create_app
 from service.commands import import_file
 from service.errors import ServiceError, SettingsError, StartupError
+from service.http.protocol import SheddingProtocol
 from service.metrics import Metrics
 from service.resources import Resources, open_resources
 from service.settings import Settings
@@ -46,6 +49,7 @@ def serve(
         lifespan="off",  # run here: uvicorn would log the error of a failed start and exit
         log_config=None,
         access_log=False,
+        http=partial(SheddingProtocol, shed=lambda: _sheds(app), metrics=app.state.metrics),  # type: ignore[arg-type]
         server_header=False,
         timeout_graceful_shutdown=settings.drain_s,
     )
@@ -63,6 +67,11 @@ def serve(
     with bound_socket(settings.host, settings.port) as listener, runner:
         runner.run(run(listener))
     return 0
+
+
+def _sheds(app: FastAPI) -> bool:
+    resources: Resources = app.state.resources
+    return resources.engine.admission.throttle.refuses()
 
 
 class Server(uvicorn.Server):

@@ -1,11 +1,13 @@
-"""Which requests are admitted: those that the model is expected to answer in time. Needs no torch.
+"""Which requests are admitted: those that are expected to be answered in time. Needs no torch.
 
-A batch costs a fixed time (the steps of the search) and a time for each job. Both are learned from the batches that
-have run. In a large batch a job is several times cheaper than alone.
+Two queues take time: the model's, and the server's own event loop. A request that would be late is refused at once, and
+when most requests are refused, most are refused before they are even read.
 """
 
+import asyncio
 import itertools
 import math
+import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +18,20 @@ _FORGET = 0.9  # weight of a batch relative to the next one: the last twenty bat
 _MIN_SPREAD = 0.01  # relative variance of batch sizes below which no slope can be fitted
 _HEADROOM = 0.75  # share of its time that an admitted request may be expected to take: batches vary
 _SLOW_STORE_S = 0.1  # longer than the store takes when it is well
+_SLEEP_S = 0.01
+_LEARN_EVERY_S = 0.1
+_BUSY_SHARE = 0.3  # of the time by which sleeps of `_SLEEP_S` end late, from which on the event loop is busy
+_LEAST_ANSWERS = 10
+_ACCEPTED_SHARE = 1.5  # requests that are read for each one that is admitted
+_THROTTLE_WINDOW_S = 0.5
 
 
 class Pace:
-    """Seconds of a batch as a line over its number of jobs: weighted least squares over the last batches."""
+    """Seconds of a batch as a line over its number of jobs: weighted least squares over the last batches.
+
+    A batch costs a fixed time (the steps of the search) and a time for each job. In a large batch a job is several
+    times cheaper than alone.
+    """
 
     def __init__(self) -> None:
         self._weight = self._x = self._y = self._xx = self._xy = 0.0
@@ -49,49 +61,143 @@ class Pace:
         return min(max(slope, 0.0), highest)
 
 
+class ServerPace:
+    """Seconds that the event loop takes for one answer, learned while the loop is busy all the time.
+
+    Everything that the loop does counts: recalling, answering, refusing others, taking events in.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0  # unknown until the loop was busy for the first time
+        self._num_answers = 0
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._measure(), name="server-pace")
+
+    def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def count_answer(self) -> None:
+        self._num_answers += 1
+
+    async def _measure(self) -> None:
+        while True:
+            self._num_answers, began = 0, time.monotonic()
+            busy_s = await _lateness(_LEARN_EVERY_S)
+            elapsed_s = time.monotonic() - began
+            if busy_s > _BUSY_SHARE * elapsed_s and self._num_answers >= _LEAST_ANSWERS:
+                seconds = elapsed_s / self._num_answers
+                self.seconds = (self.seconds + seconds) / 2 if self.seconds else seconds
+
+
+async def _lateness(at_least_s: float) -> float:
+    """The sum of the seconds by which short sleeps ended late: close to the time that passed if the loop is busy."""
+    began, late_s = time.monotonic(), 0.0
+    while time.monotonic() < began + at_least_s:
+        due = time.monotonic() + _SLEEP_S
+        await asyncio.sleep(_SLEEP_S)
+        late_s += max(0.0, time.monotonic() - due)
+    return late_s
+
+
+class Throttle:
+    """The share of requests to refuse unread, from the share that was refused lately.
+
+    So a flood costs little. Some requests are always read, so that the end of the flood is noticed (B. Beyer et al.,
+    Site Reliability Engineering, chapter 21, equation 1).
+    """
+
+    def __init__(self, random: random.Random) -> None:
+        self._random = random
+        self._num_requests = self._num_refused = 0.0
+        self._forgot_at = 0.0
+
+    def refuses(self) -> bool:
+        """Counts a request. True if it is to be refused unread."""
+        self._forget()
+        num_accepted = self._num_requests - self._num_refused
+        share = (self._num_requests - _ACCEPTED_SHARE * num_accepted) / (self._num_requests + 1)
+        self._num_requests += 1
+        if share <= 0 or self._random.random() >= share:
+            return False
+        self._num_refused += 1
+        return True
+
+    def count_refused(self) -> None:
+        """A request that was read was refused."""
+        self._num_refused += 1
+
+    def _forget(self) -> None:
+        """Halves the counts for each window that has passed."""
+        num_windows = int((time.monotonic() - self._forgot_at) / _THROTTLE_WINDOW_S)
+        if num_windows:
+            self._forgot_at += num_windows * _THROTTLE_WINDOW_S
+            kept = 0.5 ** min(num_windows, 99)
+            self._num_requests, self._num_refused = kept * self._num_requests, kept * self._num_refused
+
+
 class Admission:
     """Admits a request while the requests before it leave enough time. For one event loop."""
 
     def __init__(self, *, max_queue: int, max_batch: int) -> None:
         self._max_queue, self._max_batch = max_queue, max_batch
-        self._recalling: dict[int, float] = {}  # when the requests that are not yet at the model were admitted
+        self._recalling: dict[int, float] = {}  # when the requests that wait for the store began to
         self._tickets = itertools.count()
-        self.pace = Pace()  # of the model's batches of recommendations
+        self._num_admitted = 0  # requests without an answer
+        self.model_pace = Pace()  # of the model's batches of recommendations
+        self.server_pace = ServerPace()
+        self.throttle = Throttle(random.Random(0))
         self.num_at_model = 0  # recommendations that were sent to the model and have no result yet
 
     @property
     def expected_wait_s(self) -> float:
         """Expected seconds until a request that comes now is answered; 0 when no other request is before it.
 
-        So an idle model admits everything, and a wrong estimate corrects itself.
+        So an idle service admits everything, and a wrong estimate corrects itself.
         """
-        num_before = self._num_before()
-        if not num_before:
+        if not self._num_admitted:
             return 0.0
-        return self.pace.seconds(num_before + 1, math.ceil((num_before + 1) / self._max_batch))
+        num_jobs = self.num_at_model + self._num_recalling() + 1
+        model_s = self.model_pace.seconds(num_jobs, math.ceil(num_jobs / self._max_batch))
+        return max(model_s, self._num_admitted * self.server_pace.seconds)
 
     @contextmanager
     def admitted(self, deadline: float) -> Iterator[None]:
-        """Wraps what a request does before the model gets it. `deadline` is a time of `time.monotonic()`.
+        """Wraps a whole request that is due at `deadline`, a time of `time.monotonic()`.
 
         Raises Overloaded at once if the request would be late.
         """
-        expected_s, now = self.expected_wait_s, time.monotonic()
-        if expected_s > _HEADROOM * (deadline - now):
+        expected_s = self.expected_wait_s
+        is_full = self._num_admitted >= self._max_queue
+        if is_full or expected_s > _HEADROOM * (deadline - time.monotonic()):
+            self.throttle.count_refused()
             detail = "Too many requests are waiting to answer this one in time."
             raise Overloaded(detail, retry_after_s=expected_s)
-        if self.num_at_model + len(self._recalling) >= self._max_queue:
-            raise Overloaded(f"{self._max_queue} requests are waiting already.", retry_after_s=expected_s)
+        self._num_admitted += 1
+        try:
+            yield
+        finally:
+            self._num_admitted -= 1
+            self.server_pace.count_answer()
+
+    @contextmanager
+    def recalling(self) -> Iterator[None]:
+        """Wraps the time in which an admitted request waits for the store."""
         ticket = next(self._tickets)
-        self._recalling[ticket] = now
+        self._recalling[ticket] = time.monotonic()
         try:
             yield
         finally:
             self._recalling.pop(ticket, None)
 
-    def _num_before(self) -> int:
-        """Forgets requests that the store has kept for long: a slow store must not close a model that is idle."""
+    def _num_recalling(self) -> int:
+        """Requests that the model will soon get.
+
+        Requests that the store has kept for long are not counted: a slow store must not close an idle model.
+        """
         oldest = time.monotonic() - _SLOW_STORE_S
         while self._recalling and next(iter(self._recalling.values())) < oldest:
             del self._recalling[next(iter(self._recalling))]
-        return self.num_at_model + len(self._recalling)
+        return len(self._recalling)

@@ -74,11 +74,13 @@ class Engine:
     async def start(self) -> None:
         """Returns when the model is warm. Raises StartupError."""
         await self._open()
+        self.admission.server_pace.start()
         self._supervisor = asyncio.create_task(self._supervise(), name="engine")
 
     async def stop(self, drain_s: float) -> None:
         """Refuses new jobs, waits at most `drain_s` for the jobs under way, fails the others with Draining."""
         self._is_closed = True
+        self.admission.server_pace.stop()
         if self._waiting:
             await asyncio.wait(list(self._waiting.values()), timeout=drain_s)
         self._fail_waiting(Draining("The service is shutting down."))
@@ -161,7 +163,7 @@ class Engine:
         if batch.num_jobs:
             self._metrics.batch_size.observe(batch.num_jobs)
         if batch.kind == "recommend":
-            self.admission.pace.observe(batch.num_jobs, batch.seconds)
+            self.admission.model_pace.observe(batch.num_jobs, batch.seconds)
         self._count_cache(batch)
         for result in batch.results:
             self._settle(result)

@@ -126,15 +126,18 @@ class Recommender:
 
     async def recommend(self, request: Request) -> Recommendation:
         """Raises Overloaded and Draining; every other failure becomes a fallback."""
-        watch = Stopwatch()
         deadline = self._deadline(request)
+        with self.engine.admission.admitted(deadline):
+            return await self._recommend(request, deadline)
+
+    async def _recommend(self, request: Request, deadline: float) -> Recommendation:
+        watch = Stopwatch()
         context: Context | None = None
         answer: Answer | None = None
         failure: Fallback | None = None
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
-                with self.engine.admission.admitted(deadline):
-                    context = await self._recall(request)
+                context = await self._recall(request)
                 watch.lap("memory")
                 if context.recent:
                     answer = await self._ask_model(request, context, deadline)
@@ -156,7 +159,8 @@ class Recommender:
             return self._context(request)
         space, limit = self.view.manifest.space, events_needed(self.view)
         try:
-            events, digests = await self.store.recall_and_seen(request.user_id, space, limit)
+            with self.engine.admission.recalling():
+                events, digests = await self.store.recall_and_seen(request.user_id, space, limit)
         except StoreUnavailable:
             return self._context(request, fallback="memory_unavailable")
         timeline = Timeline(events, self.view)

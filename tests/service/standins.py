@@ -12,6 +12,7 @@ from httpx2 import ASGITransport, AsyncClient
 
 from model_store.catalogue.items import Item
 from service.app import create_app
+from service.engine.admission import Admission
 from service.errors import StoreUnavailable, UnknownItem, UnknownUser
 from service.metrics import Metrics
 from service.resources import Resources
@@ -123,6 +124,7 @@ class Users:
 @dataclass
 class Engine:
     is_ready: bool = True
+    admission: Admission = field(default_factory=lambda: Admission(max_queue=9, max_batch=9))
 
 
 @dataclass

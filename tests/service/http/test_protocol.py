@@ -1,0 +1,136 @@
+"""Refusals before a request is read: a problem document like any other, on connections that go on."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+import uvicorn
+
+from service.http.protocol import SheddingProtocol
+from service.metrics import Metrics
+
+BODY = b'{"user_id": "u", "k": 3}'
+HEAD = b"POST /recommend HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: %d\r\n" % len(BODY)
+
+
+class Shed:
+    """Refuses while `is_on`."""
+
+    def __init__(self) -> None:
+        self.is_on, self.metrics = True, Metrics()
+
+    def __call__(self) -> bool:
+        return self.is_on
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    """An application that answers with the body."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body, more = body + message.get("body", b""), message.get("more_body", False)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})
+
+
+@asynccontextmanager
+async def connected(shed: Shed) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    config = uvicorn.Config(echo, lifespan="off", log_config=None, access_log=False)
+    config.load()
+    state = uvicorn.server.ServerState()
+    make = partial(SheddingProtocol, config=config, server_state=state, app_state={}, shed=shed, metrics=shed.metrics)
+    server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        server.close()
+
+
+async def answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
+    async with asyncio.timeout(5):
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        fields = dict(line.lower().split(": ", 1) for line in head[1:] if line)
+        return int(head[0].split()[1]), fields, await reader.readexactly(int(fields["content-length"]))
+
+
+async def test_a_refusal_is_a_problem_document_with_the_request_id() -> None:
+    shed = Shed()
+    async with connected(shed) as (reader, writer):
+        writer.write(HEAD + b"X-Request-ID: abc\r\n\r\n" + BODY)
+        status, fields, body = await answer(reader)
+    problem = json.loads(body)
+    assert (status, problem["status"], problem["type"]) == (429, 429, "urn:automr:problem:overloaded")
+    assert fields["content-type"] == "application/problem+json" and int(fields["retry-after"]) >= 1
+    assert problem["request_id"] == fields["x-request-id"] == "abc" and problem["instance"] == "/recommend"
+
+
+async def test_a_request_without_an_id_gets_one() -> None:
+    async with connected(Shed()) as (reader, writer):
+        writer.write(HEAD + b"\r\n" + BODY)
+        _, fields, body = await answer(reader)
+    assert len(fields["x-request-id"]) == 32 and json.loads(body)["request_id"] == fields["x-request-id"]
+
+
+async def test_a_connection_goes_on_after_a_refusal() -> None:
+    shed = Shed()
+    async with connected(shed) as (reader, writer):
+        for is_on in (True, False, True, True, False):
+            shed.is_on = is_on
+            writer.write(HEAD + b"\r\n" + BODY)
+            status, _, body = await answer(reader)
+            assert status == (429 if is_on else 200) and (is_on or body == BODY)
+
+
+async def test_a_body_that_comes_later_is_not_taken_for_a_request() -> None:
+    shed = Shed()
+    async with connected(shed) as (reader, writer):
+        writer.write(HEAD + b"\r\n")
+        assert (await answer(reader))[0] == 429
+        shed.is_on = False
+        writer.write(BODY + HEAD + b"\r\n" + BODY)
+        assert (await answer(reader))[::2] == (200, BODY)
+
+
+@pytest.mark.parametrize("request_line", [b"GET /recommend", b"POST /interactions", b"POST /recommend/x"])
+async def test_other_requests_are_read(request_line: bytes) -> None:
+    async with connected(Shed()) as (reader, writer):
+        writer.write(HEAD.replace(b"POST /recommend", request_line) + b"\r\n" + BODY)
+        assert (await answer(reader))[::2] == (200, BODY)
+
+
+async def test_pipelined_requests_are_answered_in_order() -> None:
+    """The second request comes while the first is in work, so it is read."""
+    calls: list[bool] = [False, True]
+
+    class Alternating(Shed):
+        def __call__(self) -> bool:
+            return calls.pop(0)
+
+    async with connected(Alternating()) as (reader, writer):
+        writer.write((HEAD + b"\r\n" + BODY) * 2)
+        assert [(await answer(reader))[0] for _ in range(2)] == [200, 200]
+
+
+async def test_a_connection_that_is_to_close_is_closed() -> None:
+    async with connected(Shed()) as (reader, writer):
+        writer.write(HEAD + b"Connection: close\r\n\r\n" + BODY)
+        status, fields, _ = await answer(reader)
+        assert status == 429 and fields["connection"] == "close" and await reader.read() == b""
+
+
+async def test_refusals_are_counted() -> None:
+    shed = Shed()
+    async with connected(shed) as (reader, writer):
+        for _ in range(3):
+            writer.write(HEAD + b"\r\n" + BODY)
+            await answer(reader)
+    value: Callable[..., float | None] = shed.metrics.registry.get_sample_value
+    assert value("automr_rejected_total", {"reason": "Overloaded"}) == 3
+    labels = {"route": "/recommend", "method": "POST", "status": "429"}
+    assert value("automr_http_requests_total", labels) == 3
