@@ -1,6 +1,5 @@
 """Queries to a bundle and its answers, as plain values. Loads no torch."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -57,23 +56,6 @@ class Answer:
     weights: NDArray[np.float32]
     null_weight: float
     timings_s: dict[str, float] = field(default_factory=dict)
-
-
-class Stopwatch:
-    """Measures seconds between calls of `lap`."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._started = self._last = time.perf_counter()
-
-    @property
-    def elapsed_s(self) -> float:
-        return time.perf_counter() - self._started
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name] = now - self._last
-        self._last = now
 
 
 def popular(catalogue: Catalogue, allowed: NDArray[np.bool_], num_results: int) -> list[Ranked]:

@@ -6,6 +6,7 @@ Runs batches. The answers of a batch are those of its queries alone, up to round
 Not thread-safe: one call at a time per bundle.
 """
 
+import time
 from collections.abc import Sequence
 from itertools import compress
 
@@ -14,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model_store.answers import GENERATED, GROUNDED, Answer, Query, Ranked, Stopwatch, popular
+from model_store.answers import GENERATED, GROUNDED, Answer, Query, Ranked, popular
 from model_store.beams.search import ScoredTitle, Search, beam_search
 from model_store.beams.trie import AllowedItems
 from model_store.bundle import Bundle
@@ -24,6 +25,19 @@ from model_store.lm.window_cache import BottomOutput, WindowCache, run_bottom
 from model_store.memory.combine import TopInput, combine
 from model_store.memory.retriever import Selection, choose, take
 from model_store.neighbors import Mixture
+
+
+class Stopwatch:
+    """Seconds between marks."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = now - self._last
+        self._last = now
 
 
 @torch.inference_mode()

@@ -1,6 +1,5 @@
-"""Checks a set-up before it serves: bundle, store, port, keys. Starts the embedded store for a moment."""
+"""Checks a set-up before it serves: bundle, store, port, keys. Starts the model and the embedded store for a moment."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -40,10 +39,16 @@ async def _checked(name: str, check: Callable[[Settings], Awaitable[str]], setti
 
 
 async def _bundle(settings: Settings) -> str:
-    from model_store.bundle import Bundle
+    """Starts the process of the model, which opens the whole bundle and answers a first request."""
+    from service.engine.engine import Engine
+    from service.metrics import Metrics
+    from service.resources import open_view
 
-    manifest = (await asyncio.to_thread(Bundle.open, settings.bundle, device="cpu")).manifest
-    return f"{manifest.name} at {settings.bundle}, space {manifest.space}"
+    view = open_view(settings)
+    engine = Engine(view, settings, Metrics())
+    await engine.start()
+    await engine.stop(0)
+    return f"{view.manifest.name} at {settings.bundle}, space {view.manifest.space}"
 
 
 async def _store(settings: Settings) -> str:

@@ -50,12 +50,17 @@ class Resources:
     loaded_at: str
 
 
+def open_view(settings: Settings) -> BundleView:
+    """The server's side of the bundle that the settings name."""
+    precision = None if settings.precision == "bundle" else settings.precision
+    return BundleView.open_view(settings.bundle, precision=precision)
+
+
 @asynccontextmanager
 async def open_kernel(settings: Settings, metrics: Metrics, *, spawn: Spawn = spawn) -> AsyncIterator[Kernel]:
     """Yields when the model is warm. `spawn` starts the process of the model."""
     async with AsyncExitStack() as stack:
-        precision = None if settings.precision == "bundle" else settings.precision
-        view = BundleView.open_view(settings.bundle, precision=precision)
+        view = open_view(settings)
         url = settings.store_url
         if settings.embedded_directory is not None:
             url = stack.enter_context(EmbeddedServer(settings.embedded_directory, fsync=settings.fsync)).url

@@ -105,7 +105,8 @@ class Catalogue:
 
         Unknown candidates are ignored. See `matching` for `attributes`.
         """
-        allowed = self.available(now)
+        availability = self._columns.availability
+        allowed = availability.at(now) if len(availability.windowed) else availability.always.copy()
         if candidates is not None:
             wanted = np.zeros(len(self), dtype=bool)
             wanted[[self.rows[item_id] for item_id in candidates if item_id in self.rows]] = True
@@ -118,9 +119,8 @@ class Catalogue:
 
     def titles(self, item_ids: Iterable[str]) -> list[str]:
         """The title of each item; "" for an item that the catalogue does not know."""
-        rows = list(map(self.rows.get, item_ids))
-        known = iter(self.items.at(row for row in rows if row is not None))
-        return ["" if row is None else next(known).title for row in rows]
+        changed, base_at, rows = self.items.changed, self.items.base_at, map(self.rows.get, item_ids)
+        return ["" if row is None else changed[row].title if row in changed else base_at(row).title for row in rows]
 
     def most_popular(self, allowed: NDArray[np.bool_], num_results: int) -> list[int]:
         """Rows of the most popular items of `allowed` (N,) bool, best first."""

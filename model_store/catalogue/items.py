@@ -96,7 +96,7 @@ class ItemList(Sequence[Item]):
         self.base = base
         self.changed = dict(changed or {})
         self._length = max(len(base), max(self.changed, default=-1) + 1)
-        self._base_at: Callable[[int], Item] = base.at if isinstance(base, MappedItems) else base.__getitem__
+        self.base_at: Callable[[int], Item] = base.at if isinstance(base, MappedItems) else base.__getitem__
 
     def __len__(self) -> int:
         return self._length
@@ -113,7 +113,7 @@ class ItemList(Sequence[Item]):
 
     def at(self, rows: Iterable[int]) -> list[Item]:
         """The items at `rows`, which exist and are not negative."""
-        changed, base_at = self.changed, self._base_at
+        changed, base_at = self.changed, self.base_at
         return [changed[row] if row in changed else base_at(row) for row in rows]
 
     def replaced(self, changes: Mapping[int, Item]) -> "ItemList":

@@ -42,19 +42,6 @@ def _is_invisible(char: str) -> bool:
     return unicodedata.category(char) in _INVISIBLE and char not in _JOINERS
 
 
-def window_fingerprint(titles: Sequence[str]) -> bytes:
-    """8 bytes that identify the text of a window. A stored state with another fingerprint is stale."""
-    return hashlib.blake2b("\n".join(titles).encode(), digest_size=8).digest()
-
-
 def window_ending_at(history: Sequence[T], position: int, recent_length: int) -> Sequence[T]:
     """The last `recent_length` elements up to and including `position` (h_m in the paper)."""
     return history[max(0, position + 1 - recent_length) : position + 1]
-
-
-def window_fingerprints(history: Sequence[str], first: int, recent_length: int) -> list[bytes]:
-    """`window_fingerprint` of the windows that end at `first`, `first` + 1, … up to the end of the history."""
-    return [
-        window_fingerprint(window_ending_at(history, position, recent_length))
-        for position in range(first, len(history))
-    ]

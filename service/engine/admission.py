@@ -143,7 +143,7 @@ class Admission:
 
     def __init__(self, *, max_queue: int, max_batch: int) -> None:
         self._max_queue, self._max_batch = max_queue, max_batch
-        self._recalling: dict[int, float] = {}  # when the requests that wait for the store began to
+        self._young: dict[int, float] = {}  # when the requests that came a moment ago were admitted
         self._tickets = itertools.count()
         self._num_admitted = 0  # requests without an answer
         self.model_pace = Pace()  # of the model's batches of recommendations
@@ -159,7 +159,7 @@ class Admission:
         """
         if not self._num_admitted:
             return 0.0
-        num_jobs = self.num_at_model + self._num_recalling() + 1
+        num_jobs = max(self.num_at_model, self._num_young()) + 1
         model_s = self.model_pace.seconds(num_jobs, math.ceil(num_jobs / self._max_batch))
         return max(model_s, self._num_admitted * self.server_pace.seconds)
 
@@ -176,28 +176,21 @@ class Admission:
             detail = "Too many requests are waiting to answer this one in time."
             raise Overloaded(detail, retry_after_s=expected_s)
         self._num_admitted += 1
+        ticket = next(self._tickets)
+        self._young[ticket] = time.monotonic()
         try:
             yield
         finally:
             self._num_admitted -= 1
+            self._young.pop(ticket, None)
             self.server_pace.count_answer()
 
-    @contextmanager
-    def recalling(self) -> Iterator[None]:
-        """Wraps the time in which an admitted request waits for the store."""
-        ticket = next(self._tickets)
-        self._recalling[ticket] = time.monotonic()
-        try:
-            yield
-        finally:
-            self._recalling.pop(ticket, None)
+    def _num_young(self) -> int:
+        """Requests that are at the model, or that it will get soon.
 
-    def _num_recalling(self) -> int:
-        """Requests that the model will soon get.
-
-        Requests that the store has kept for long are not counted: a slow store must not close an idle model.
+        Requests that the store has kept for long are not among them: a slow store must not close an idle model.
         """
         oldest = time.monotonic() - _SLOW_STORE_S
-        while self._recalling and next(iter(self._recalling.values())) < oldest:
-            del self._recalling[next(iter(self._recalling))]
-        return len(self._recalling)
+        while self._young and next(iter(self._young.values())) < oldest:
+            del self._young[next(iter(self._young))]
+        return len(self._young)

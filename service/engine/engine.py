@@ -33,9 +33,6 @@ from service.engine.messages import (
     Recommended,
     Result,
     SimilarFound,
-    pack_array,
-    pack_rows,
-    unpack_array,
 )
 from service.engine.process import ModelProcess, Spawn, spawn
 from service.errors import DeadlineExceeded, Draining, ModelFailed, ModelUnavailable, StartupError
@@ -101,8 +98,8 @@ class Engine:
         asked = Recommend(
             id=next(self._ids),
             titles=titles,
-            memory=pack_array(memory, "<f2"),
-            allowed=pack_rows(allowed),
+            memory=memory.astype("<f2", copy=False).tobytes(),
+            allowed=np.packbits(allowed).tobytes(),
             num_items=len(allowed),
             num_results=num_results,
             deadline=deadline,
@@ -115,7 +112,7 @@ class Engine:
         return Answer(
             items=found.items,
             chosen=tuple(found.chosen),
-            weights=unpack_array(found.weights, "<f4", (-1,)),
+            weights=np.frombuffer(found.weights, dtype="<f4"),
             null_weight=found.null_weight,
             timings_s=found.timings_s,
         )
@@ -130,14 +127,14 @@ class Engine:
 
     async def similar(self, row: int, num_results: int, allowed: NDArray[np.bool_]) -> list[tuple[int, float]]:
         """(row, L2 distance) of the allowed items whose titles are nearest to that of `row`, nearest first."""
-        asked = FindSimilar(next(self._ids), row, num_results, pack_rows(allowed), len(allowed))
+        asked = FindSimilar(next(self._ids), row, num_results, np.packbits(allowed).tobytes(), len(allowed))
         found: SimilarFound = await self._ask(asked)
         return list(zip(found.rows, found.distances, strict=True))
 
     async def _encode_one(self, titles: list[str]) -> States:
         async with self._background_room:
             found: Encoded = await self._ask(Encode(next(self._ids), titles))
-        return unpack_array(found.state, "<f2", (-1,))
+        return np.frombuffer(found.state, dtype="<f2")
 
     async def _ask(self, message: Any) -> Any:
         if self._is_closed:

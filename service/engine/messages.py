@@ -5,7 +5,6 @@ Times are seconds of `time.monotonic()`, which all processes of a machine share.
 """
 
 import struct
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from model_store.answers import Ranked
 
-_LENGTH = struct.Struct(">I")
+LENGTH = struct.Struct(">I")
 
 
 class Message(msgspec.Struct, array_like=True, tag=True, gc=False):
@@ -170,14 +169,14 @@ class Batch(Message):
 ToModel = Recommend | Encode | PutItems | FindSimilar | Cancel
 ToServer = Ready | Broken | Batch
 
-_encoder = msgspec.msgpack.Encoder()
+encoder = msgspec.msgpack.Encoder()
 to_model = msgspec.msgpack.Decoder(ToModel)
 to_server = msgspec.msgpack.Decoder(ToServer)
 
 
 def frame(message: Message) -> bytes:
-    body = _encoder.encode(message)
-    return _LENGTH.pack(len(body)) + body
+    body = encoder.encode(message)
+    return LENGTH.pack(len(body)) + body
 
 
 class Frames:
@@ -190,31 +189,18 @@ class Frames:
         """The bodies that are complete now, in order."""
         self._buffer += data
         bodies, start = [], 0
-        while len(self._buffer) - start >= _LENGTH.size:
-            stop = start + _LENGTH.size + _LENGTH.unpack_from(self._buffer, start)[0]
+        while len(self._buffer) - start >= LENGTH.size:
+            stop = start + LENGTH.size + LENGTH.unpack_from(self._buffer, start)[0]
             if stop > len(self._buffer):
                 break
-            bodies.append(bytes(self._buffer[start + _LENGTH.size : stop]))
+            bodies.append(bytes(self._buffer[start + LENGTH.size : stop]))
             start = stop
         del self._buffer[:start]
         return bodies
 
 
-def pack_rows(allowed: NDArray[np.bool_]) -> bytes:
-    """(N,) bool as bits."""
-    return np.packbits(allowed).tobytes()
-
-
 def unpack_rows(bits: bytes, num_items: int, num_known: int) -> NDArray[np.bool_]:
-    """(num_known,) bool; False for rows from `num_items` on, which the sender did not know."""
+    """(num_known,) bool from bits of `np.packbits`; False from row `num_items` on, which the sender did not know."""
     allowed = np.zeros(num_known, dtype=bool)
     allowed[:num_items] = np.unpackbits(np.frombuffer(bits, dtype=np.uint8), count=num_items).astype(bool)
     return allowed
-
-
-def pack_array(array: NDArray[Any], dtype: str) -> bytes:
-    return np.ascontiguousarray(array, dtype=dtype).tobytes()
-
-
-def unpack_array(data: bytes, dtype: str, shape: Sequence[int]) -> NDArray[Any]:
-    return np.frombuffer(data, dtype=dtype).reshape(shape)

@@ -51,9 +51,7 @@ from service.engine.messages import (
     SimilarFound,
     Work,
     frame,
-    pack_array,
     to_model,
-    unpack_array,
     unpack_rows,
 )
 
@@ -144,7 +142,7 @@ class Model:
                 id=each.id,
                 items=answer.items,
                 chosen=list(answer.chosen),
-                weights=pack_array(answer.weights, "<f4"),
+                weights=answer.weights.astype("<f4", copy=False).tobytes(),
                 null_weight=answer.null_weight,
                 timings_s=answer.timings_s,
             )
@@ -154,7 +152,7 @@ class Model:
     def _query(self, asked: Recommend) -> Query:
         return Query(
             prompt=self.bundle.prompt.tokens(asked.titles),
-            memory=unpack_array(asked.memory, "<f2", (-1, self.bundle.lm.hidden_size)),
+            memory=np.frombuffer(asked.memory, dtype="<f2").reshape(-1, self.bundle.lm.hidden_size),
             allowed=unpack_rows(asked.allowed, asked.num_items, len(self.bundle.catalogue)),
             num_results=asked.num_results,
         )
@@ -162,7 +160,10 @@ class Model:
     def _encode(self, asked: Sequence[Encode]) -> list[Result]:
         """Keeps the windows in the cache: the next request of a user asks for the newest of them."""
         states = encode(self.bundle.lm, [self.bundle.prompt.tokens(each.titles) for each in asked], self.windows)
-        return [Encoded(each.id, pack_array(state, "<f2")) for each, state in zip(asked, states, strict=True)]
+        return [
+            Encoded(each.id, state.astype("<f2", copy=False).tobytes())
+            for each, state in zip(asked, states, strict=True)
+        ]
 
     def _put(self, asked: Sequence[PutItems]) -> list[Result]:
         for each in asked:

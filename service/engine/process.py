@@ -16,14 +16,13 @@ from typing import Protocol
 import msgspec
 import structlog
 
-import service
-from service.engine.messages import Batch, Broken, Frames, Message, ModelOptions, Ready, frame, to_server
+from service.engine.messages import LENGTH, Batch, Broken, Frames, Message, ModelOptions, Ready, encoder, to_server
 from service.errors import ModelUnavailable, StartupError
 
 log = structlog.get_logger("service.engine")
 
 _RECEIVE_BYTES = 1 << 20
-_ROOT = Path(service.__file__).resolve().parents[1]
+_ROOT = Path(__file__).resolve().parents[2]  # where the packages are
 
 
 class Child(Protocol):
@@ -78,7 +77,8 @@ class ModelProcess:
         """Does not wait: the engine bounds how many messages are on their way. Raises ModelUnavailable."""
         if self._writer.is_closing():
             raise ModelUnavailable("The process of the model has ended.")
-        self._writer.write(frame(message))
+        body = encoder.encode(message)
+        self._writer.writelines((LENGTH.pack(len(body)), body))
 
     async def batches(self, on_batch: Callable[[Batch], None]) -> None:
         """Calls `on_batch` for each batch of results; returns when the process has closed the connection."""

@@ -113,8 +113,11 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         detail = f"The body is larger than {self.max_body_bytes} bytes; send fewer elements at once."
-        declared = _header(scope, b"content-length") or "0"
-        if declared.isdigit() and int(declared[:20]) > self.max_body_bytes:
+        declared = _header(scope, b"content-length") or ""
+        if declared.isdigit():
+            if int(declared[:20]) <= self.max_body_bytes:
+                await self.app(scope, receive, send)  # the HTTP parser reads no more than was declared
+                return
             refusal = PayloadTooLarge(detail)
             count_rejection(self.metrics, refusal)
             await from_service_error(scope, refusal)(scope, receive, send)

@@ -21,7 +21,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from model_store.answers import Answer, Ranked, Source, Stopwatch, popular
+from model_store.answers import Answer, Ranked, Source, popular
 from model_store.view import BundleView
 from service.engine.engine import Engine
 from service.errors import DeadlineExceeded, ModelFailed, ModelUnavailable, ServiceError, StoreUnavailable
@@ -118,6 +118,7 @@ class Recommender:
     ) -> None:
         self.view, self.engine, self.store, self.metrics = view, engine, store, metrics
         self._default_deadline_ms = default_deadline_ms
+        self._num_events = events_needed(view)
         self._repair = Repair(store)
         self._seen_rows = SeenRows(view.catalogue)
 
@@ -131,22 +132,24 @@ class Recommender:
             return await self._recommend(request, deadline)
 
     async def _recommend(self, request: Request, deadline: float) -> Recommendation:
-        watch = Stopwatch()
+        started = time.perf_counter()
+        timings_s: dict[str, float] = {}
         context: Context | None = None
         answer: Answer | None = None
         failure: Fallback | None = None
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
                 context = await self._recall(request)
-                watch.lap("memory")
+                timings_s["memory"] = time.perf_counter() - started
                 if context.recent:
                     answer = await self._ask_model(request, context, deadline)
-                    watch.lap("queue")
+                    timings_s |= _timings_of(answer, time.perf_counter() - started - timings_s["memory"])
         except (TimeoutError, DeadlineExceeded):
             failure = "deadline"
         except (ModelFailed, ModelUnavailable):
             failure = "engine_error"
-        return self._answer(request, context or self._context(request), answer, failure, watch)
+        recommendation = self._answer(request, context or self._context(request), answer, failure)
+        return self._timed(recommendation, {**timings_s, "total": time.perf_counter() - started})
 
     def _deadline(self, request: Request) -> float:
         """The time by which the answer must be ready, on the clock of `time.monotonic()`; nothing else sets it."""
@@ -157,14 +160,13 @@ class Recommender:
         """Recent window, memory and seen items: from the store, with the items of the session on top."""
         if request.user_id is None:
             return self._context(request)
-        space, limit = self.view.manifest.space, events_needed(self.view)
+        space, limit = self.view.manifest.space, self._num_events
         try:
-            with self.engine.admission.recalling():
-                events, digests = await self.store.recall_and_seen(request.user_id, space, limit)
+            events, digests = await self.store.recall_and_seen(request.user_id, space, limit)
         except StoreUnavailable:
             return self._context(request, fallback="memory_unavailable")
         timeline = Timeline(events, self.view)
-        if timeline.is_incomplete():
+        if timeline.is_incomplete:
             self._repair.request(request.user_id)
         return self._context(request, timeline, self._seen_rows.of(digests, self.view.catalogue))
 
@@ -220,7 +222,6 @@ class Recommender:
         context: Context,
         answer: Answer | None,
         failure: Fallback | None,
-        watch: Stopwatch,
     ) -> Recommendation:
         """The model's answer; without one, popular items and the reason as `fallback`."""
         fallback = failure or context.fallback
@@ -229,10 +230,7 @@ class Recommender:
             ranked = popular(self.view.catalogue, self._allowed(request, context), request.k)
         else:
             ranked = answer.items
-            watch.laps["queue"] = max(0.0, watch.laps["queue"] - sum(answer.timings_s.values()))
-            watch.laps |= answer.timings_s
-        timings_s = {**watch.laps, "total": watch.elapsed_s}
-        self._observe(ranked, fallback, timings_s)
+        self._observe(ranked, fallback)
         return Recommendation(
             recommendation_id=secrets.token_hex(16),
             user_id=request.user_id,
@@ -240,11 +238,11 @@ class Recommender:
             memory=self._used(context.memory, answer) if request.explain and answer is not None else [],
             fallback=fallback,
             model=ServedModel(self.view.manifest.name, self.view.manifest.space),
-            timings_ms={stage: round(1000 * seconds, 3) for stage, seconds in timings_s.items()},
+            timings_ms={},
         )
 
     def _shown(self, ranked: Sequence[Ranked]) -> list[ShownItem]:
-        items = self.view.catalogue.items.at(item.row for item in ranked)
+        items = self.view.catalogue.items.at([item.row for item in ranked])
         return [
             ShownItem(rank, item.item_id, item.title, _rounded(found.score), found.source, _rounded(found.distance))
             for rank, (item, found) in enumerate(zip(items, ranked, strict=True), start=1)
@@ -260,9 +258,13 @@ class Recommender:
             for event, weight in [(memory.events[index], answer.weights[index])]
         ]
 
-    def _observe(self, ranked: Sequence[Ranked], fallback: Fallback | None, timings_s: Mapping[str, float]) -> None:
+    def _timed(self, recommendation: Recommendation, timings_s: Mapping[str, float]) -> Recommendation:
         for stage, seconds in timings_s.items():
             self.metrics.stage_seconds.labels(stage).observe(seconds)
+            recommendation.timings_ms[stage] = round(1000 * seconds, 3)
+        return recommendation
+
+    def _observe(self, ranked: Sequence[Ranked], fallback: Fallback | None) -> None:
         for source, count in Counter(item.source for item in ranked).items():
             self.metrics.source_total.labels(source).inc(count)
         for item in ranked:
@@ -285,6 +287,11 @@ def _window(timeline: Timeline, session: Sequence[SessionItem], length: int) -> 
     ]
     timed.sort(key=lambda place: place[0])
     return [(item_id, is_stored) for _, item_id, is_stored in timed[-length:]]
+
+
+def _timings_of(answer: Answer, at_model_s: float) -> dict[str, float]:
+    """The stages of the model, and `queue`: the rest of the time in which the request was at the model."""
+    return {"queue": max(0.0, at_model_s - sum(answer.timings_s.values())), **answer.timings_s}
 
 
 def _rounded(number: float | None) -> float | None:

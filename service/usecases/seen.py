@@ -35,7 +35,7 @@ class SeenRows:
         return self._rows[places[self._digests[places] == wanted]]
 
     def _follow(self, catalogue: Catalogue) -> None:
-        if len(catalogue) > len(self._rows):
+        if len(catalogue.rows) > len(self._rows):
             added = dict(islice(catalogue.rows.items(), len(self._rows), None))  # it is in the order of rows
             digests = _read(b"".join(map(item_digest, added)))
             order = np.argsort(digests)

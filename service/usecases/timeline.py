@@ -4,14 +4,13 @@ The main law of memory is kept here: which events are memory, and whether a stor
 on the event log and the catalogue alone, never on the order of arrival. Knows neither Redis nor torch.
 """
 
+import hashlib
 from collections.abc import Sequence
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.text.history import window_ending_at, window_fingerprints
 from model_store.view import BundleView
 from service.store.events import Event, Remembered
 
@@ -60,6 +59,12 @@ class Timeline:
         self.num_kept = len(remembered) - places[self._first] if self._first < len(places) else 0
         self._records = [remembered[place].record for place in places[self._first :]]
         self._decoded = view.codec.decode_many(self._records)
+        self._fingerprints = [window_fingerprint(self._window(row)) for row in range(len(self._records))]
+        of_windows = np.frombuffer(b"".join(self._fingerprints), dtype="<u8")
+        # (R,) bool: whether a record is readable and was made from the window as it is today.
+        self._is_valid: NDArray[np.bool_] = self._decoded.is_valid & (self._decoded.fingerprints == of_windows)
+        # Whether an event of the memory has no valid state: lost, stale, or not yet encoded in this space.
+        self.is_incomplete = not self._is_valid[self._memory_rows(self._recent_length)].all()
 
     def memory(self, *, num_recent: int | None = None) -> Memory:
         """Memory elements: valid states of the events before the newest `num_recent` events (K when None)."""
@@ -69,34 +74,29 @@ class Timeline:
         events, titles = [self.events[place] for place in places], [self.titles[place] for place in places]
         return Memory(events, titles, self._decoded.states[rows])
 
-    def is_incomplete(self) -> bool:
-        """Whether an event that belongs to memory has no valid state: lost, stale, or not yet encoded in this space."""
-        return not self._is_valid[self._memory_rows(self._recent_length)].all()
-
     def missing_states(self) -> list[MissingState]:
         """The states that a worker has to make for this user."""
         return [
             MissingState(
                 event=self.events[self._first + row],
-                titles=window_ending_at(self.titles, self._first + row, self._recent_length),
+                titles=self._window(row),
                 fingerprint=self._fingerprints[row],
                 is_stale=self._records[row] is not None,
             )
             for row in np.flatnonzero(~self._is_valid).tolist()
         ]
 
+    def _window(self, row: int) -> Sequence[str]:
+        """The titles of the window that ends at an event: the last K up to and including it."""
+        end = self._first + row + 1
+        return self.titles[max(0, end - self._recent_length) : end]
+
     def _memory_rows(self, num_recent: int) -> slice:
         """A slice of `_records`."""
         end = max(0, len(self._records) - num_recent)
         return slice(max(0, end - self._max_memory), end)
 
-    @cached_property
-    def _fingerprints(self) -> list[bytes]:
-        return window_fingerprints(self.titles, self._first, self._recent_length)
 
-    @cached_property
-    def _is_valid(self) -> NDArray[np.bool_]:
-        """(R,) bool: whether a record is readable and was made from the window as it is today."""
-        of_windows = np.frombuffer(b"".join(self._fingerprints), dtype="<u8")
-        is_valid: NDArray[np.bool_] = self._decoded.is_valid & (self._decoded.fingerprints == of_windows)
-        return is_valid
+def window_fingerprint(titles: Sequence[str]) -> bytes:
+    """8 bytes that change when the text of a window does: a stored state with another fingerprint is stale."""
+    return hashlib.blake2b("\n".join(titles).encode(), digest_size=8).digest()

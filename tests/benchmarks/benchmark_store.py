@@ -27,13 +27,13 @@ from redis.asyncio import Redis
 from model_store.bundle import Bundle
 from model_store.memory.codec import StateCodec, StateDtype
 from model_store.memory.retriever import Retriever
-from model_store.text.history import window_ending_at, window_fingerprint
+from model_store.text.history import window_ending_at
 from service.store.client import MemoryStore
 from service.store.embedded import EmbeddedServer
 from service.store.events import Event, UserStates, encode_event, order_member
 from service.store.keys import user_keys
 from service.usecases.seen import SeenRows
-from service.usecases.timeline import Timeline, events_needed
+from service.usecases.timeline import Timeline, events_needed, window_fingerprint
 from tests.benchmarks.machine import last_line, median_ms, percentile_ms, table
 
 K, M = 10, 90

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from model_store.bundle import Bundle
 from model_store.inference import encode
-from model_store.text.history import tie_key, window_ending_at, window_fingerprint
+from model_store.text.history import tie_key, window_ending_at
 from model_store.view import BundleView
 from service.app import create_app
 from service.engine.engine import Engine
@@ -42,7 +42,7 @@ from service.usecases.ingest import Ingest, Outcome
 from service.usecases.items import Items
 from service.usecases.recommend import Recommendation, Recommender
 from service.usecases.seen import SeenRows
-from service.usecases.timeline import Timeline, events_needed
+from service.usecases.timeline import Timeline, events_needed, window_fingerprint
 from service.usecases.users import Users
 
 K, M = 3, 20  # of the bundle that tests.conftest writes

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_store.text.history import clean_title, derived_event_id, tie_key, window_ending_at, window_fingerprint
+from model_store.text.history import clean_title, derived_event_id, tie_key, window_ending_at
 
 
 @given(st.text() | st.text("e\u0301\u00ad\u200d\u200b \u1100\u1161"))
@@ -38,7 +38,6 @@ def test_hashes_never_change() -> None:
     """Stores in use contain these values: a change would reorder histories and duplicate events."""
     assert tie_key("u1", "i1") == "25fbba4ef06622a2"
     assert derived_event_id("u1", "i1", 5, "view") == "c457697363b1ccb8f04f9f94c31f8019"
-    assert window_fingerprint(["a", "b"]).hex() == "a76de9f2d561975f"
 
 
 @given(st.text(), st.text())
@@ -56,13 +55,6 @@ def test_events_that_differ_in_one_fact_are_different_events() -> None:
         ("u", "i", 1, "buy"),
     ]
     assert len({derived_event_id(*fact) for fact in facts}) == len(facts), "two events have one id"
-
-
-def test_a_fingerprint_depends_on_titles_and_their_order() -> None:
-    windows = [["a", "b"], ["b", "a"], ["a"], ["ab"], ["a", "b", "c"], []]
-    assert len({window_fingerprint(window) for window in windows}) == len(windows), (
-        "a stale state would be taken for a fresh one"
-    )
 
 
 @given(st.lists(st.integers(), min_size=1, max_size=12), st.integers(1, 5), st.data())

@@ -46,7 +46,6 @@ def at_model(admission: Admission, num_jobs: int) -> Iterator[None]:
 def recall(admission: Admission, stack: ExitStack) -> None:
     """An admitted request waits for the store until the stack closes."""
     stack.enter_context(admission.admitted(time.monotonic() + 10))
-    stack.enter_context(admission.recalling())
 
 
 def admits(admission: Admission, timeout_s: float) -> bool:
@@ -164,7 +163,7 @@ def test_a_throttle_refuses_nothing_while_requests_are_admitted() -> None:
 def test_a_throttle_refuses_most_of_a_flood_and_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """One in eight requests can be admitted; the others that are read are refused by the admission."""
     throttle, now = Throttle(random.Random(1)), [0.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("service.engine.admission.time.monotonic", lambda: now[0])
     num_read = num_admitted = 0
     for number in range(40_000):
         now[0] = number / 10_000

@@ -24,8 +24,8 @@ def job(number: int, kind: str = "recommend", cost: int = 1, deadline: float = N
     return Job(number, kind, None, cost, deadline)
 
 
-def filled(jobs: Jobs, **options: int) -> Batcher[None]:
-    batcher = make(**options)
+def filled(jobs: Jobs) -> Batcher[None]:
+    batcher = make()
     for each in jobs:
         batcher.add(each)
     return batcher

@@ -276,7 +276,7 @@ async def test_a_renamed_item_changes_the_states_of_its_windows_only(service: Se
     await service.items.put(Item("i4", "Quite another title"))
     timeline = await service.timeline("u")
     assert [todo.event.event_id for todo in timeline.missing_states()] == ["e004", "e005", "e006"]
-    assert timeline.is_incomplete()
+    assert timeline.is_incomplete
     assert await service.worker.reconcile_all(["u"]) == K
     assert not (await service.timeline("u")).missing_states()
 

@@ -17,7 +17,7 @@ async def test_memory_is_what_a_backfill_would_make_up_to_half_a_step(
     async with open_service(make_bundle(state_dtype="int8"), valkey.url) as service:
         await service.submit(history(K + 9), "visible")
         timeline = await service.timeline("u")
-        assert not timeline.is_incomplete(), "a state is missing or stale"
+        assert not timeline.is_incomplete, "a state is missing or stale"
         events: list[Event] = timeline.events
         scratch = states_from_scratch(events, service.bundle)
         found = timeline.memory(num_recent=K)

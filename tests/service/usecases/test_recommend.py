@@ -147,7 +147,7 @@ async def test_a_lost_state_is_asked_for_once(service: Service) -> None:
     await later(service.store.backlog, "a request for encoding")
     assert await service.store.backlog() == 1
     await service.work_off()
-    assert not (await service.timeline("u")).is_incomplete()
+    assert not (await service.timeline("u")).is_incomplete
 
 
 async def test_without_its_store_it_says_so(bundle_path: Path, tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from model_store.bundle import Bundle
-from model_store.text.history import window_ending_at, window_fingerprint
+from model_store.text.history import window_ending_at
 from service.store.events import Event, Remembered
-from service.usecases.timeline import Timeline, events_needed, states_kept
+from service.usecases.timeline import Timeline, events_needed, states_kept, window_fingerprint
 from tests.service.real import K, M
 
 
@@ -29,7 +29,7 @@ def test_every_event_is_recent_or_memory_or_too_old(bundle: Bundle, count: int, 
     timeline = Timeline(remembered(bundle, [f"i{n % 9}" for n in range(count)], encoded=encoded), bundle)
     memory = range(max(0, count - K - M), max(0, count - K))
     assert timeline.memory().states[:, 0].tolist() == [n for n in memory if n in encoded]
-    assert timeline.is_incomplete() == any(n not in encoded for n in memory)
+    assert timeline.is_incomplete == any(n not in encoded for n in memory)
     kept = range(max(0, count - K - M), count)
     assert [todo.event.event_id for todo in timeline.missing_states()] == [f"e{n}" for n in kept if n not in encoded]
     assert timeline.num_kept == len(kept) <= states_kept(bundle)
@@ -61,4 +61,16 @@ def test_nothing_known_is_nothing_to_do(bundle: Bundle) -> None:
         timeline = Timeline(remembered(bundle, names, encoded=set()), bundle)
         assert (timeline.memory().events, timeline.missing_states(), timeline.num_kept) == ([], [], 0)
         assert timeline.memory().states.shape == (0, 32)
-        assert not timeline.is_incomplete()
+        assert not timeline.is_incomplete
+
+
+def test_a_fingerprint_depends_on_titles_and_their_order() -> None:
+    windows = [["a", "b"], ["b", "a"], ["a"], ["ab"], ["a", "b", "c"], []]
+    assert len({window_fingerprint(window) for window in windows}) == len(windows), (
+        "a stale state would be taken for a fresh one"
+    )
+
+
+def test_a_fingerprint_never_changes() -> None:
+    """Stores in use contain fingerprints: after a change, all stored states would be stale."""
+    assert window_fingerprint(["a", "b"]).hex() == "a76de9f2d561975f"
