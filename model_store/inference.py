@@ -2,8 +2,8 @@
 
     encode → retrieve → combine → generate → ground
 
-Runs batches. The answers of a batch are those of its queries alone, up to rounding. Knows neither HTTP nor the store.
-Not thread-safe: one call at a time per bundle.
+Runs batches. A query gets the same answer in a batch as alone, except for rounding errors. Knows neither HTTP nor the
+store. Not thread-safe: one call at a time per bundle.
 """
 
 import time

@@ -238,7 +238,7 @@ def torch_in_the_server(tree: Iterable[Module]) -> Iterator[str]:
             yield f"{module} imports torch"
         ways = [way for name in sorted(heavy - {module}) if (way := path_between(graph, module, name))]
         if ways:
-            yield f"{module} reaches torch: {' -> '.join(min(ways, key=len))}"
+            yield f"{module} reaches torch: {' -> '.join(sorted(ways, key=len)[0])}"
 
 
 def rooms_without_a_paragraph(tree: Iterable[Module]) -> Iterator[str]:

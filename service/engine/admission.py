@@ -1,7 +1,8 @@
 """Which requests are admitted: those that are expected to be answered in time. Needs no torch.
 
-Two queues take time: the model's, and the server's own event loop. A request that would be late is refused at once, and
-when most requests are refused, most are refused before they are even read.
+A request waits in two places: in the queue of the model, and in the event loop of the server. A request that would be
+late is refused at once. While most requests are refused, `service/http/protocol.py` refuses most of them before they
+are read, as `Throttle` tells it.
 """
 
 import asyncio

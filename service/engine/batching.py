@@ -1,8 +1,8 @@
 """Which jobs run together, and in which order. Runs in the process of the model; needs no torch.
 
-Two lanes: a caller waits for an interactive job, and no caller for a background job. A batch holds jobs of one kind
-within a token budget. The oldest job of a lane leads the next batch of that lane. Jobs that would be late are dropped
-before they cost anything.
+There are two lanes. A caller waits for the result of an interactive job; nobody waits for a background job. A batch
+holds jobs of one kind within a token budget. The oldest job of a lane leads the next batch of that lane. A job that
+would be late is dropped before the model works on it.
 """
 
 from collections import deque

@@ -1,7 +1,8 @@
 """The engine: asks the process of the model and awaits its results.
 
-Use cases await `recommend`, `encode`, `put_items` and `similar`. Which jobs run together is decided in `batching.py`,
-in the process of the model; which requests are admitted, in `admission.py`, here. A process that dies is started again.
+Use cases await `recommend`, `encode`, `put_items` and `similar`. `batching.py`, in the process of the model, decides
+which jobs run together. `admission.py`, in this process, decides which requests are admitted. A process of the model
+that dies is started again.
 """
 
 import asyncio

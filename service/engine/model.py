@@ -1,8 +1,8 @@
 """The process of the model: opens the bundle, runs batches, sends results. The only module of the service with torch.
 
-Started by `process.py` as `python -m service.engine.model FD OPTIONS`: its end of a socket pair, and `ModelOptions` as
-JSON. It reads all messages that have arrived, forms one batch, runs it, sends its results, and begins again. It ends
-when the server closes the socket, also when the server was killed.
+`process.py` starts it as `python -m service.engine.model FD OPTIONS`. FD is the file descriptor of its end of a socket
+pair; OPTIONS is `ModelOptions` as JSON. It reads all messages that have arrived, forms one batch, runs it, sends its
+results, and begins again. It ends when the server closes the socket, also when the server was killed.
 """
 
 import contextlib

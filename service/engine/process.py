@@ -1,7 +1,7 @@
 """Starts the process of the model and talks to it over a socket pair. Needs no torch.
 
-A process of its own gives the model its own interpreter lock: neither a flood of requests slows the model, nor a batch
-the server. The process ends when the socket closes, so it cannot outlive the server.
+The model has its own process, and so its own interpreter lock: many requests do not slow the model, and a batch does
+not slow the server. The process ends when the socket closes, so it cannot outlive the server.
 """
 
 import asyncio

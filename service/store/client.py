@@ -15,7 +15,6 @@ import logging
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Self
-from urllib.parse import unquote
 
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
 from redis.asyncio.retry import Retry
@@ -44,7 +43,7 @@ from service.store.events import (
     read_cursor,
     read_json,
 )
-from service.store.keys import ENCODE, GROUP, ITEMS, ITEMS_VERSION, user_keys, user_prefix
+from service.store.keys import ALL_EVENTS, ENCODE, GROUP, ITEMS, ITEMS_VERSION, user_keys, user_of, user_prefix
 
 log = logging.getLogger(__name__)
 
@@ -169,8 +168,8 @@ class MemoryStore:
     async def users(self) -> AsyncIterator[str]:
         """Ids of the users with events, by SCAN: an id may come twice; users who come or go meanwhile may be missed."""
         with _translated_errors():
-            async for key in self._client.scan_iter(match="automr:{*}:events", count=1000, _type="hash"):
-                yield unquote(decode_text(key[8:-8]), errors="surrogatepass")
+            async for key in self._client.scan_iter(match=ALL_EVENTS, count=1000, _type="hash"):
+                yield user_of(key)
 
     # ---- states of a user
 

@@ -17,12 +17,13 @@ No key expires. <uid> is percent-quoted, so every user id gives a valid key. The
 keys of a user are in one slot of Redis Cluster.
 """
 
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from service.errors import BadRequest
 
 ENCODE, GROUP = "automr:encode", "encoders"
 ITEMS, ITEMS_VERSION = "automr:items", "automr:items:version"
+ALL_EVENTS = "automr:{*}:events"  # a pattern for SCAN
 
 
 def user_prefix(user_id: str) -> str:
@@ -30,6 +31,12 @@ def user_prefix(user_id: str) -> str:
     if not user_id:
         raise BadRequest("user_id must not be empty")
     return f"automr:{{{quote(user_id, safe='', errors='surrogatepass')}}}:"
+
+
+def user_of(events_key: bytes) -> str:
+    """The user id in a key that `ALL_EVENTS` matches."""
+    quoted = events_key.removeprefix(b"automr:{").removesuffix(b"}:events")
+    return unquote(quoted.decode("ascii", "replace"), errors="surrogatepass")
 
 
 def user_keys(user_id: str, space: str | None = None) -> list[str]:

@@ -1,4 +1,4 @@
-"""Makes the stored states of users equal to what a backfill of the event log would make.
+"""Keeps the stored states right: the same as if all states were computed again from the event log (a backfill).
 
 A worker takes users from the encode queue and reconciles them: states that are missing or stale are made anew from the
 log. So retries, late events and crashes all end in the same memory. Any number of workers may run, in servers or on

@@ -1,8 +1,8 @@
 """Takes interactions, stores the valid ones, and makes them visible in memory.
 
 An accepted event is durable: it is in the event log, and its user is in the encode queue. A worker (`encode.py`) in
-this process or in another one empties the queue. Knows neither HTTP nor JSON: the caller validates, and hands in the
-reason in place of an event that it refuses.
+this process or in another one empties the queue. Knows neither HTTP nor JSON: the caller checks each event,
+and for an event that it refuses, it passes the reason (a text) instead.
 """
 
 import asyncio

@@ -2,9 +2,9 @@
 
 A change is first written to the store (the "overlay" over the bundle's catalogue), then applied in this process. A
 thread makes a new snapshot of the catalogue, the model embeds the new titles and changes its own copy, and then this
-process switches to the snapshot. So it never asks the model for an item that the model does not know. Other replicas
-poll the version number of the overlay and load the changes. A deleted item keeps its title, because histories refer
-to it, but it is never recommended again. Knows no HTTP.
+process switches to the snapshot. So this process never asks the model about an item that the model does not have yet.
+Other replicas poll the version number of the overlay and load the changes. A deleted item keeps its title, because
+histories refer to it, but it is never recommended again. Knows no HTTP.
 """
 
 import asyncio

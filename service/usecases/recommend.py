@@ -4,7 +4,8 @@
 
 `Recommender.recommend` recalls the user from the store, sends one job to the model, and makes the answer. The five
 steps between run in the process of the model, for a batch of users at once: `model_store.inference.recommend`. When the
-store is away, or nothing is known, or time runs out, or the model fails, the answer says so and shows what it can.
+store does not answer, nothing is known of the user, time runs out or the model fails, the answer gives the reason and
+contains what is still possible, often popular items.
 
 Knows neither HTTP nor torch.
 """
@@ -189,7 +190,7 @@ class Recommender:
         return Context(
             recent=self.view.catalogue.titles(item_id for item_id, _ in window),
             memory=timeline.memory(num_recent=num_stored),
-            seen=np.append(seen, [rows[item.item_id] for item in session]).astype(np.int64),
+            seen=self._seen_rows.with_session(seen, [item.item_id for item in session], self.view.catalogue),
             fallback=fallback,
         )
 

@@ -1,9 +1,10 @@
-"""Asks for the encoding of users whose memory has holes.
+"""Asks for the encoding of users whose memory lacks states.
 
-A read of a user writes nothing to the store. Only a read that finds a missing or stale state puts the user in the
-encode queue: after a bundle with a new space, a renamed item, or a lost state. Requests are collected for a moment and
-written together, and a user is not asked for again for 30 s, so that reads stay fast and the queue stays short. A
-request that is lost while the store is away does no harm: the next recommendation of the user asks again.
+A read of a user writes nothing to the store. A user enters the encode queue only when a read finds a missing or stale
+state: after a new bundle with another space, after an item was renamed, or after a state was lost. Requests are
+collected for a moment and written together, and a user is not asked for again for 30 s, so that reads stay fast and
+the queue stays short. A request that is lost while the store is away does no harm: the next recommendation of the
+user asks again.
 """
 
 import asyncio

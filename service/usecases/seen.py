@@ -1,8 +1,10 @@
-"""Which rows of the catalogue a user has had, from what the store keeps of it: 8 bytes for each event.
+"""Which items count as seen: the items of all events of the user, whatever their type, and the items of the session.
 
-The catalogue's own digests are kept sorted, so that thousands of events are looked up at once. Event loop only.
+The store keeps a digest of 8 bytes for the item of each event; `SeenRows` finds the catalogue rows of these digests. To
+count fewer events, change the scripts that keep the digests: APPEND and _SEEN in `service/store/scripts.py`.
 """
 
+from collections.abc import Sequence
 from itertools import islice
 
 import numpy as np
@@ -15,6 +17,11 @@ _NUM_CACHED = 4096  # digests that fit into the processor's cache
 
 
 class SeenRows:
+    """Sorted digests of the catalogue's items, so that thousands of digests are looked up in one call.
+
+    For one event loop.
+    """
+
     def __init__(self, catalogue: Catalogue) -> None:
         self._digests = np.zeros(0, dtype=np.uint64)  # sorted
         self._rows = np.zeros(0, dtype=np.int64)
@@ -33,6 +40,11 @@ class SeenRows:
         known = places < len(self._digests)
         places, wanted = places[known], wanted[known]
         return self._rows[places[self._digests[places] == wanted]]
+
+    def with_session(self, seen: NDArray[np.int64], item_ids: Sequence[str], catalogue: Catalogue) -> NDArray[np.int64]:
+        """`seen` and the rows of the items of the session; unknown items are left out."""
+        rows = [catalogue.rows[item_id] for item_id in item_ids if item_id in catalogue.rows]
+        return np.append(seen, rows).astype(np.int64)
 
     def _follow(self, catalogue: Catalogue) -> None:
         if len(catalogue.rows) > len(self._rows):

@@ -1,7 +1,7 @@
 """A user's newest events as the model reads them: the recent window, the memory, the states that are missing.
 
-The main law of memory is kept here: which events are memory, and whether a stored state belongs to its window, depends
-on the event log and the catalogue alone, never on the order of arrival. Knows neither Redis nor torch.
+This module enforces the main rule of memory: only the event log and the catalogue decide which events are memory and
+whether a stored state belongs to its window. The order of arrival does not matter. Knows neither Redis nor torch.
 """
 
 import hashlib

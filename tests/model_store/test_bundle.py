@@ -1,9 +1,11 @@
 """A bundle opens only if it is complete and verified; otherwise the error names the file."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -446,3 +448,30 @@ def test_the_digest_covers_the_files_that_determine_the_model(name: str, counts:
     assert (weights_sha256(first) != weights_sha256(second)) == counts
     bare = {key.removeprefix("lm/"): entry for key, entry in first.items()}
     assert weights_sha256(bare) == weights_sha256(first), "a checkpoint and its copy in a bundle have different digests"
+
+
+def test_a_bundle_can_be_read_by_another_user() -> None:
+    """A server often runs under another user than the training did, as in the container image."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        os.chmod(folder, 0o755)  # whoever may read the folder may read the bundle
+        path = Path(folder) / "bundle"
+        write_bundle(path)
+        files = [path, *path.rglob("*")]
+        assert all(file.stat().st_mode & 0o444 == 0o444 for file in files), "not readable by everyone"
+        assert os.geteuid() != 0 or can_be_read_by(10001, files)
+
+
+def can_be_read_by(user: int, files: list[Path]) -> bool:
+    """Tries it in a forked process that takes the identity of the user."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.setgid(user)
+            os.setuid(user)
+            for file in files:
+                list(file.iterdir()) if file.is_dir() else file.read_bytes()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -31,3 +31,13 @@ async def test_a_window_that_was_encoded_is_not_read_again(bundle_path: Path, va
             assert service.metric("window_cache_total", result="hit") == before + num_hits
             assert (service.metric("window_cache_bytes") > 0) == (mib > 0)
             assert answer.fallback is None
+
+
+async def test_states_of_another_precision_are_in_another_space(bundle_path: Path, valkey: EmbeddedServer) -> None:
+    spaces = set()
+    for precision in ("bundle", "bfloat16", "int8"):
+        async with open_service(bundle_path, valkey.url, precision=precision) as service:
+            spaces.add(service.space)
+            await service.submit(history(9, "precise"), "visible")
+            assert (await service.store.counts("precise", service.space)).states == 9
+    assert len(spaces) == 3, "states that cannot be compared share a space"

@@ -37,8 +37,7 @@ class Running(Engine):
         deadline = time.monotonic() + timeout_s
         async with asyncio.timeout(timeout_s):
             with self.admission.admitted(deadline):
-                pass
-            return await self.recommend(asked.titles, asked.memory, asked.allowed, 5, deadline=deadline)
+                return await self.recommend(asked.titles, asked.memory, asked.allowed, 5, deadline=deadline)
 
     def replace_runner(self, kind: str, runner: Callable[[Sequence[Any]], list[Result]]) -> Callable[..., list[Result]]:
         """Returns the runner that was replaced."""

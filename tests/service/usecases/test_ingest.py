@@ -318,3 +318,19 @@ async def test_a_file_is_imported_and_may_be_imported_again(service: Service, tm
         file.write_text(line, encoding="latin-1")
         with pytest.raises(SettingsError, match=f"events.jsonl:1: .*{word}"):
             await import_file(service.ingest.submit, file)
+
+
+async def test_entries_are_renewed_while_a_round_lasts(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round may take longer than the time after which other workers claim entries."""
+    monkeypatch.setattr("service.store.client.CLAIM_AFTER_MS", 200)
+    monkeypatch.setattr("service.usecases.encode._RENEW_EVERY_S", 0.05)
+    await service.submit(history(5), "durable")
+    async with busy(service) as release:
+        round_ = asyncio.create_task(service.worker.work(block_ms=1))
+        await asyncio.sleep(0.6)
+        assert not await service.store.next_encodings("another worker", count=9, block_ms=1), (
+            "taken from a living worker"
+        )
+        release()
+        assert await round_ == 1
+    assert not await service.store.backlog()

@@ -11,6 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from model_store.manifest import RetrieverSpec
+from service.engine.messages import Result
 from service.store.embedded import EmbeddedServer
 from service.usecases.recommend import Recommendation, Request, SessionItem
 from tests.conftest import BOTH_VOCABULARIES, TITLES, write_bundle
@@ -201,3 +202,48 @@ async def test_cancelled_requests_mix_up_nobody(service: Service) -> None:
         await asyncio.gather(*asked, return_exceptions=True)
         remembered = await service.store.recall("b", service.space, 10)
         assert {each.event.item_id for each in remembered} == {"i9"}
+
+
+async def test_a_model_that_fails_is_told_and_popular_items_are_shown(service: Service) -> None:
+    await service.submit(history(10), "visible")
+
+    def fail(asked: Sequence[Any]) -> list[Result]:
+        raise RuntimeError("a fault of the test")
+
+    recommend, service.model._runners["recommend"] = service.model._runners["recommend"], fail
+    answer = await ask(service, user_id="u", k=3)
+    assert (answer.fallback, len(answer.items), answer.memory) == ("engine_error", 3, [])
+    assert {item.source for item in answer.items} == {"popular"}
+    assert service.metric("fallback_total", reason="engine_error") == 1
+    service.model._runners["recommend"] = recommend
+    assert (await ask(service, user_id="u", k=3)).fallback is None
+
+
+async def test_an_unexpected_error_of_the_engine_is_a_fallback_too(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await service.submit(history(10), "visible")
+
+    async def fail(*_: Any, **__: Any) -> None:
+        raise TypeError("a fault of the test")
+
+    monkeypatch.setattr(service.engine, "recommend", fail)
+    assert (await ask(service, user_id="u", k=3)).fallback == "engine_error"
+
+
+async def test_a_slow_store_does_not_tighten_admission(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many requests wait for the store, the model is idle: none is refused."""
+    await service.submit(history(10), "visible")
+    await ask(service, user_id="u", k=3)
+    recall = service.store.recall_and_seen
+
+    async def slowly(*arguments: Any) -> Any:
+        await asyncio.sleep(0.4)
+        return await recall(*arguments)
+
+    monkeypatch.setattr(service.store, "recall_and_seen", slowly)
+    answers = []
+    for _ in range(60):  # 100 requests a second
+        answers.append(asyncio.create_task(ask(service, user_id="u", k=3, deadline_ms=2000)))
+        await asyncio.sleep(0.01)
+    assert all(answer.items for answer in await asyncio.gather(*answers))
