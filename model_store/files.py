@@ -120,3 +120,9 @@ def describe_files(root: Path) -> dict[str, FileEntry]:
         file.relative_to(root).as_posix(): FileEntry(num_bytes=file.stat().st_size, sha256=digest)
         for file, digest in zip(files, sha256_of_all(files), strict=True)
     }
+
+
+def identity_of(manifest: Manifest) -> str:
+    """A digest of all files of the bundle: equal for two processes that opened the same bundle."""
+    digests = {name: entry.sha256 for name, entry in manifest.files.items()}
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()

@@ -18,6 +18,7 @@ from service.settings import Settings
 from service.store.events import Event
 from service.usecases.encode import backfill
 from service.usecases.ingest import Outcome, Wait
+from service.usecases.items import cancel_and_wait
 
 log = structlog.get_logger("service.commands")
 
@@ -37,8 +38,7 @@ async def run_worker(settings: Settings) -> None:
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
-        work.cancel()
-        await asyncio.gather(work, return_exceptions=True)
+        await cancel_and_wait(work)
 
 
 async def run_backfill(settings: Settings) -> dict[str, int]:

@@ -10,20 +10,23 @@ import itertools
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from service.errors import Overloaded
 
 _FORGET = 0.9  # weight of a batch relative to the next one: the last twenty batches count
 _MIN_SPREAD = 0.01  # relative variance of batch sizes below which no slope can be fitted
-_HEADROOM = 0.75  # share of its time that an admitted request may be expected to take: batches vary
+_HEADROOM = 0.6  # share of its time that an admitted request may be expected to take: the rest is for what varies
 _SLOW_STORE_S = 0.1  # longer than the store takes when it is well
 _SLEEP_S = 0.01
 _LEARN_EVERY_S = 0.1
 _BUSY_SHARE = 0.3  # of the time by which sleeps of `_SLEEP_S` end late, from which on the event loop is busy
 _LEAST_ANSWERS = 10
-_ACCEPTED_SHARE = 1.5  # requests that are read for each one that is admitted
+_ENOUGH = 32  # requests in work: with fewer, the answers are few because few were admitted
+_MOST_SECONDS = 0.02  # an answer takes no longer, unless the loop stood still
+_FORGET_QUIET = 0.9
+_ACCEPTED_SHARE = 1.25  # requests that are read for each one that is admitted
 _THROTTLE_WINDOW_S = 0.5
 
 
@@ -63,13 +66,15 @@ class Pace:
 
 
 class ServerPace:
-    """Seconds that the event loop takes for one answer, learned while the loop is busy all the time.
+    """Seconds that the event loop takes for one answer, learned while the loop is busy and has enough to answer.
 
     Everything that the loop does counts: recalling, answering, refusing others, taking events in.
     """
 
-    def __init__(self) -> None:
-        self.seconds = 0.0  # unknown until the loop was busy for the first time
+    def __init__(self, num_admitted: Callable[[], int]) -> None:
+        self._num_admitted = num_admitted
+        self.seconds = 0.0  # unknown until the loop was busy
+        self.is_busy = False
         self._num_answers = 0
         self._task: asyncio.Task[None] | None = None
 
@@ -88,8 +93,11 @@ class ServerPace:
             self._num_answers, began = 0, time.monotonic()
             busy_s = await _lateness(_LEARN_EVERY_S)
             elapsed_s = time.monotonic() - began
-            if busy_s > _BUSY_SHARE * elapsed_s and self._num_answers >= _LEAST_ANSWERS:
-                seconds = elapsed_s / self._num_answers
+            self.is_busy = busy_s > _BUSY_SHARE * elapsed_s
+            if not self.is_busy or self._num_admitted() < _ENOUGH:
+                self.seconds *= _FORGET_QUIET  # so that a standstill is forgotten
+            elif self._num_answers >= _LEAST_ANSWERS:
+                seconds = min(elapsed_s / self._num_answers, _MOST_SECONDS)
                 self.seconds = (self.seconds + seconds) / 2 if self.seconds else seconds
 
 
@@ -128,7 +136,7 @@ class Throttle:
 
     def count_refused(self) -> None:
         """A request that was read was refused."""
-        self._num_refused += 1
+        self._num_refused = min(self._num_refused + 1, self._num_requests)
 
     def _forget(self) -> None:
         """Halves the counts for each window that has passed."""
@@ -148,7 +156,7 @@ class Admission:
         self._tickets = itertools.count()
         self._num_admitted = 0  # requests without an answer
         self.model_pace = Pace()  # of the model's batches of recommendations
-        self.server_pace = ServerPace()
+        self.server_pace = ServerPace(lambda: self._num_admitted)
         self.throttle = Throttle(random.Random(0))
         self.num_at_model = 0  # recommendations that were sent to the model and have no result yet
 
@@ -173,7 +181,8 @@ class Admission:
         expected_s = self.expected_wait_s
         is_full = self._num_admitted >= self._max_queue
         if is_full or expected_s > _HEADROOM * (deadline - time.monotonic()):
-            self.throttle.count_refused()
+            if self.server_pace.is_busy:  # else there is time to read every request: some have longer deadlines
+                self.throttle.count_refused()
             detail = "Too many requests are waiting to answer this one in time."
             raise Overloaded(detail, retry_after_s=expected_s)
         self._num_admitted += 1

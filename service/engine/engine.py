@@ -8,6 +8,7 @@ that dies is started again.
 import asyncio
 import contextlib
 import itertools
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from model_store.answers import Answer
 from model_store.catalogue.items import Item
+from model_store.files import identity_of
 from model_store.view import BundleView
 from service.engine.admission import Admission
 from service.engine.messages import (
@@ -36,7 +38,7 @@ from service.engine.messages import (
     SimilarFound,
 )
 from service.engine.process import ModelProcess, Spawn, spawn
-from service.errors import DeadlineExceeded, Draining, ModelFailed, ModelUnavailable, StartupError
+from service.errors import DeadlineExceeded, Draining, ModelFailed, ModelUnavailable, Overloaded, StartupError
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -44,6 +46,8 @@ log = structlog.get_logger("service.engine")
 
 _RESTART_AFTER_S = 1.0
 _STOP_S = 5.0  # for a batch that runs when the connection closes
+_LOOK_EVERY_S = 5.0
+_HUNG_AFTER_S = 300.0  # far longer than any batch
 
 States = NDArray[np.float16]
 
@@ -55,8 +59,11 @@ class Engine:
         self._view, self._metrics, self._spawn = view, metrics, spawn
         self._options = _options(settings)
         self.admission = Admission(max_queue=settings.max_queue, max_batch=settings.max_batch)
+        self._max_queue = settings.max_queue
         self._background_room = asyncio.Semaphore(settings.max_queue)
         self._process: ModelProcess | None = None
+        self._reading: asyncio.Task[None]
+        self._last_batch_at = 0.0
         self._supervisor: asyncio.Task[None] | None = None
         self._ids = itertools.count()
         self._waiting: dict[int, asyncio.Future[Any]] = {}
@@ -67,7 +74,8 @@ class Engine:
 
     @property
     def is_ready(self) -> bool:
-        return self._process is not None and not self._is_closed
+        is_supervised = self._supervisor is not None and not self._supervisor.done()
+        return self._process is not None and is_supervised and not self._is_closed
 
     async def start(self) -> None:
         """Returns when the model is warm. Raises StartupError."""
@@ -128,6 +136,8 @@ class Engine:
 
     async def similar(self, row: int, num_results: int, allowed: NDArray[np.bool_]) -> list[tuple[int, float]]:
         """(row, L2 distance) of the allowed items whose titles are nearest to that of `row`, nearest first."""
+        if len(self._waiting) >= self._max_queue:
+            raise Overloaded(f"{self._max_queue} requests are waiting already.")
         asked = FindSimilar(next(self._ids), row, num_results, np.packbits(allowed).tobytes(), len(allowed))
         found: SimilarFound = await self._ask(asked)
         return list(zip(found.rows, found.distances, strict=True))
@@ -141,6 +151,8 @@ class Engine:
         if self._is_closed:
             raise Draining("The service is shutting down.")
         process = self._running()
+        if not self._waiting:
+            self._last_batch_at = time.monotonic()  # an idle process sends nothing
         future = self._waiting[message.id] = asyncio.get_running_loop().create_future()
         try:
             process.send(message)
@@ -158,6 +170,7 @@ class Engine:
         return self._process
 
     def _on_batch(self, batch: Batch) -> None:
+        self._last_batch_at = time.monotonic()
         if batch.num_jobs:
             self._metrics.batch_size.observe(batch.num_jobs)
         if batch.kind == "recommend":
@@ -184,30 +197,60 @@ class Engine:
         self._metrics.window_cache_bytes.set(batch.cache_bytes)
 
     async def _open(self) -> None:
+        """Starts a process. It is used when it knows the items that changed since the bundle was built."""
         process = await ModelProcess.start(self._options, self._spawn)
-        changed = self._view.catalogue.items.changed
-        if changed:  # since the bundle was built; the model must know these items before any other job comes
-            items = [_changed(changed[row]) for row in sorted(changed)]
-            process.send(PutItems(next(self._ids), items))
-        self._process, self._counted = process, {"hit": 0, "miss": 0}
+        reading = asyncio.create_task(process.batches(self._on_batch), name="model-results")
+        try:
+            if process.ready.bundle != identity_of(self._view.manifest):
+                raise StartupError("the bundle was replaced while it was served; start the service again")
+            await self._put_changed_items(process, reading)
+        except BaseException:
+            reading.cancel()
+            await process.stop(0)
+            raise
+        self._process, self._reading, self._last_batch_at = process, reading, time.monotonic()
+        self._counted = {"hit": 0, "miss": 0}
         log.info("engine ready", device=process.ready.device, threads=process.ready.threads)
 
+    async def _put_changed_items(self, process: ModelProcess, reading: "asyncio.Task[None]") -> None:
+        changed = self._view.catalogue.items.changed
+        if not changed:
+            return
+        message = PutItems(next(self._ids), [_changed(changed[row]) for row in sorted(changed)])
+        future = self._waiting[message.id] = asyncio.get_running_loop().create_future()
+        process.send(message)
+        await asyncio.wait({future, reading}, return_when=asyncio.FIRST_COMPLETED)
+        self._waiting.pop(message.id, None)
+        if not future.done() or future.exception() is not None:
+            raise StartupError("the process of the model could not take in the changed items")
+
     async def _supervise(self) -> None:
-        """Reads results; when the process ends, fails the jobs under way and starts the process again."""
+        """When the process ends or hangs, fails the jobs under way and starts it again."""
         while True:
-            process = self._running()
-            await process.batches(self._on_batch)
+            try:
+                await self._until_it_ends()
+            except Exception:
+                log.exception("the results of the model cannot be read")
             log.error("the process of the model has ended, starting it again")
-            self._process = None
+            process, self._process = self._process, None
             self._fail_waiting(ModelUnavailable("The process of the model has ended."))
-            await process.stop(_STOP_S)
+            if process is not None:
+                await process.stop(_STOP_S)
             await self._reopen()
+
+    async def _until_it_ends(self) -> None:
+        while not self._reading.done():
+            await asyncio.wait({self._reading}, timeout=_LOOK_EVERY_S)
+            if self._waiting and time.monotonic() - self._last_batch_at > _HUNG_AFTER_S:
+                log.error("the process of the model hangs and is killed")
+                self._running().kill()
+        await self._reading
 
     async def _reopen(self) -> None:
         while self._process is None:
             try:
                 await self._open()
-            except StartupError as error:
+            except Exception as error:
                 log.error("the process of the model does not start", reason=str(error))
                 await asyncio.sleep(_RESTART_AFTER_S)
 
@@ -233,4 +276,5 @@ def _options(settings: Settings) -> ModelOptions:
 
 
 def _changed(item: Item) -> ChangedItem:
-    return ChangedItem(**{**vars(item), "attributes": dict(item.attributes)})
+    """Without attributes: the server alone filters by them."""
+    return ChangedItem(**{name: value for name, value in vars(item).items() if name != "attributes"})

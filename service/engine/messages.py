@@ -5,7 +5,7 @@ Times are seconds of `time.monotonic()`, which all processes of a machine share.
 """
 
 import struct
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -57,12 +57,11 @@ class Encode(Message):
 
 
 class ChangedItem(Message):
-    """An item that is new or changed since the bundle was built; the fields of `model_store.catalogue.item.Item`."""
+    """An item that is new or changed since the bundle was built: a `catalogue.items.Item` without attributes."""
 
     item_id: str
     title: str
     popularity: int
-    attributes: dict[str, Any]
     hidden: bool
     available_from: int | None
     available_until: int | None
@@ -99,6 +98,7 @@ class Ready(Message):
 
     device: str
     threads: int
+    bundle: str  # see `model_store.files.identity_of`
 
 
 class Broken(Message):

@@ -24,6 +24,7 @@ from model_store.answers import Query
 from model_store.bundle import Bundle
 from model_store.catalogue.items import Item
 from model_store.errors import ModelStoreError
+from model_store.files import identity_of
 from model_store.inference import embed, encode, recommend
 from model_store.lm.precision import set_precision
 from model_store.lm.prepacked import prepack_matrices
@@ -60,6 +61,7 @@ log = structlog.get_logger("service.engine.model")
 _RECEIVE_BYTES = 1 << 20
 _SMALL_MODEL = 2**24  # parameters; for smaller models, sharing a product among cores costs more than it saves
 _TITLES_PER_CALL = 64
+_NICENESS = 5  # the server goes first: its work is short, and it feeds the model
 _WARM_BATCHES = (1, 4)
 _KINDS: dict[type, str] = {Recommend: "recommend", Encode: "encode", PutItems: "put", FindSimilar: "similar"}
 
@@ -109,7 +111,7 @@ class Model:
         query = Query(prompt, memory, np.ones(len(self.bundle.catalogue), dtype=bool), num_results=10)
         for size in _WARM_BATCHES:
             recommend(self.bundle, [query] * size)
-        return Ready(device=str(self.bundle.lm.device), threads=self.num_threads)
+        return Ready(str(self.bundle.lm.device), self.num_threads, identity_of(manifest))
 
     def job(self, message: Work, arrived_at: float) -> Job[Work]:
         """The job costs the tokens that it computes: prompt, scores of the memory, at least one token for each beam."""
@@ -234,8 +236,12 @@ class Loop:
     def _take(self, message: Work | Cancel, now: float) -> None:
         if isinstance(message, Cancel):
             self.batcher.cancel(message.id)
-        else:
+            return
+        try:
             self.batcher.add(self.model.job(message, now))
+        except Exception as error:
+            log.exception("a job failed", kind=_KINDS[type(message)])
+            self._send("none", 0, 0.0, [Failed(message.id, f"{type(error).__name__}: {error}")])
 
     def _send(self, kind: str, num_jobs: int, seconds: float, results: list[Result]) -> None:
         cache = self.model.windows
@@ -260,6 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     descriptor, options_json = sys.argv[1:] if argv is None else argv
     options = msgspec.json.decode(options_json, type=ModelOptions)
     logs.configure(level=options.log_level, format=options.log_format)
+    os.nice(_NICENESS)
     transformers_logging.disable_progress_bar()  # a log is not a terminal
     serve(socket.socket(fileno=int(descriptor)), options, Model.open)
     return 0

@@ -22,6 +22,7 @@ from service.errors import ModelUnavailable, StartupError
 log = structlog.get_logger("service.engine")
 
 _RECEIVE_BYTES = 1 << 20
+_MAX_UNSENT_BYTES = 1 << 28
 _ROOT = Path(__file__).resolve().parents[2]  # where the packages are
 
 
@@ -56,27 +57,38 @@ class ModelProcess:
         """Returns when the model is warm. Raises StartupError when it cannot serve."""
         ours, theirs = socket.socketpair()
         with theirs:
-            child = spawn(theirs, options)
+            try:
+                child = spawn(theirs, options)
+            except BaseException:
+                ours.close()
+                raise
         reader, writer = await asyncio.open_connection(sock=ours)
-        frames = Frames()
         try:
-            while data := await reader.read(_RECEIVE_BYTES):
-                for body in frames.feed(data):
-                    message = to_server.decode(body)
-                    if isinstance(message, Ready):
-                        return cls(child, reader, writer, message, frames)
-                    if isinstance(message, Broken):
-                        raise StartupError(message.reason)
-            raise StartupError("the process of the model ended while it was starting; its log says why")
+            return await cls._greeted(child, reader, writer)
         except BaseException:
             writer.close()
-            _kill(child)
+            child.kill()
+            child.wait()
             raise
 
+    @classmethod
+    async def _greeted(cls, child: Child, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> "ModelProcess":
+        frames = Frames()
+        while data := await reader.read(_RECEIVE_BYTES):
+            for body in frames.feed(data):
+                message = to_server.decode(body)
+                if isinstance(message, Ready):
+                    return cls(child, reader, writer, message, frames)
+                if isinstance(message, Broken):
+                    raise StartupError(message.reason)
+        raise StartupError("the process of the model ended while it was starting; its log says why")
+
     def send(self, message: Message) -> None:
-        """Does not wait: the engine bounds how many messages are on their way. Raises ModelUnavailable."""
+        """Does not wait. Raises ModelUnavailable when the process has ended or takes nothing in."""
         if self._writer.is_closing():
             raise ModelUnavailable("The process of the model has ended.")
+        if self._writer.transport.get_write_buffer_size() > _MAX_UNSENT_BYTES:
+            raise ModelUnavailable("The process of the model does not take in what it is sent.")
         body = encoder.encode(message)
         self._writer.writelines((LENGTH.pack(len(body)), body))
 
@@ -96,11 +108,12 @@ class ModelProcess:
             await asyncio.to_thread(self._child.wait, timeout_s)
         except subprocess.TimeoutExpired:
             log.warning("the process of the model did not end in time and is killed")
-        finally:  # also when this call is cancelled: no process may be left
-            _kill(self._child)
+            self.kill()
+            await asyncio.to_thread(self._child.wait)
+        except asyncio.CancelledError:
+            self.kill()
+            self._child.wait()  # no process may be left
+            raise
 
-
-def _kill(child: Child) -> None:
-    """Returns when the process is gone; does nothing if it has ended already."""
-    child.kill()
-    child.wait()
+    def kill(self) -> None:
+        self._child.kill()

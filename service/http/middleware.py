@@ -113,7 +113,7 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         detail = f"The body is larger than {self.max_body_bytes} bytes; send fewer elements at once."
-        declared = _header(scope, b"content-length") or ""
+        declared = (_header(scope, b"content-length") or "").lstrip("0")
         if declared.isdigit():
             if int(declared[:20]) <= self.max_body_bytes:
                 await self.app(scope, receive, send)  # the HTTP parser reads no more than was declared

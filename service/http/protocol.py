@@ -7,7 +7,10 @@ the load that the service can answer, this is the difference between answering a
 
 import asyncio
 import http
+import json
+import os
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -26,17 +29,15 @@ class Refused:
     """Stands in for uvicorn's cycle of a request whose answer is complete: uvicorn ignores the body that follows."""
 
     response_complete = True
-    keep_alive = True
     message_event = asyncio.Event()
-    disconnected = False
 
 
 class SheddingProtocol(HttpToolsProtocol):
-    """`shed()` says whether to refuse the request that has just come."""
+    """`shed()` says whether to refuse the request that has just come; `count()` is called for each refusal."""
 
-    def __init__(self, *args: Any, shed: Callable[[], bool], metrics: Metrics, **options: Any) -> None:
+    def __init__(self, *args: Any, shed: Callable[[], bool], count: Callable[[], None], **options: Any) -> None:
         super().__init__(*args, **options)
-        self._shed, self._metrics = shed, metrics
+        self._shed, self._count = shed, count
         self._head, self._body = _prepared()
 
     def on_headers_complete(self) -> None:
@@ -46,30 +47,53 @@ class SheddingProtocol(HttpToolsProtocol):
             super().on_headers_complete()
 
     def _is_plain_recommend(self) -> bool:
-        """Not pipelined behind a request that is still in work, and without a 100-continue."""
+        """Not pipelined behind a request that is still in work, and without a need for another answer first."""
         is_first = self.cycle is None or self.cycle.response_complete
-        return self.url == _PATH and self.parser.get_method() == b"POST" and is_first and not self.expect_100_continue
+        is_simple = not self.expect_100_continue and not self.flow.write_paused
+        is_recommend = self.url == _PATH and self.parser.get_method() == b"POST"
+        return is_recommend and is_first and is_simple and self.parser.get_http_version() == "1.1"
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        if isinstance(self.cycle, Refused) and self.timeout_keep_alive_task is None and not self.transport.is_closing():
+            # The body came after the refusal, and its arrival stopped the timer.
+            handler = self.timeout_keep_alive_handler
+            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, handler)
 
     def _refuse(self) -> None:
         presented = next((value for name, value in self.headers if name == b"x-request-id"), b"")
-        request_id = request_id_from(presented.decode("latin-1")).encode()
-        body = request_id.join(self._body)
+        request_id = request_id_from(presented.decode("latin-1")) if presented else os.urandom(16).hex()
+        escaped = json.dumps(request_id)[1:-1] if presented else request_id
+        body = escaped.encode().join(self._body)
         keeps_alive = self.parser.should_keep_alive()
         end = b"" if keeps_alive else b"connection: close\r\n"
-        fields = b"x-request-id: %b\r\ncontent-length: %d\r\n%b\r\n" % (request_id, len(body), end)
+        end += b"".join(b"%b: %b\r\n" % field for field in self.server_state.default_headers)
+        fields = b"x-request-id: %b\r\ncontent-length: %d\r\n%b\r\n" % (request_id.encode(), len(body), end)
         self.transport.write(self._head + fields + body)
         self._count()
-        self.cycle = Refused()  # type: ignore[assignment]
+        self.cycle = _REFUSED
         if keeps_alive:
             self.on_response_complete()
         else:
             self.transport.close()
 
-    def _count(self) -> None:
-        self._metrics.http_requests_total.labels("/recommend", "POST", 429).inc()
-        count_rejection(self._metrics, Overloaded())
+
+def counting(metrics: Metrics) -> Callable[[], None]:
+    """A function that counts a refusal as the application does."""
+    count_request = metrics.http_requests_total.labels(_PATH.decode(), "POST", 429).inc
+    refusal = Overloaded()
+
+    def count() -> None:
+        count_request()
+        count_rejection(metrics, refusal)
+
+    return count
 
 
+_REFUSED: Any = Refused()
+
+
+@cache
 def _prepared() -> tuple[bytes, list[bytes]]:
     """The first lines of the answer, and its body around the places of the request id."""
     error = Overloaded("Too many requests are waiting to answer this one in time.")

@@ -62,6 +62,9 @@ class Worker:
             except StoreUnavailable:
                 repeated.warning("store away, encoding waits")
                 await asyncio.sleep(_BACKOFF_S)
+            except Unavailable:
+                repeated.warning("model away, encoding waits")
+                await asyncio.sleep(_BACKOFF_S)
             except Exception:  # a worker that stops would be noticed too late
                 log.exception("encoding failed, trying again")
                 await asyncio.sleep(_BACKOFF_S)

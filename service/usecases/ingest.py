@@ -13,7 +13,7 @@ from typing import Literal
 import structlog
 
 from model_store.view import BundleView
-from service.errors import DeadlineExceeded, StoreUnavailable
+from service.errors import DeadlineExceeded, StoreCorrupt, StoreUnavailable
 from service.metrics import Metrics
 from service.store.client import MemoryStore
 from service.store.events import Event
@@ -98,6 +98,6 @@ class Ingest:
             try:
                 self.metrics.encode_backlog.set(await self.store.backlog())
                 self.metrics.encode_lag_seconds.set(await self.store.backlog_age_s())
-            except StoreUnavailable:
+            except (StoreUnavailable, StoreCorrupt):
                 log.debug("store unavailable: the encode backlog is unknown")
             await asyncio.sleep(_MEASURE_EVERY_S)

@@ -9,10 +9,10 @@ histories refer to it, but it is never recommended again. Knows no HTTP.
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import structlog
 from pydantic import BaseModel, ConfigDict
@@ -20,12 +20,14 @@ from pydantic import BaseModel, ConfigDict
 from model_store.catalogue.items import Item, clean
 from model_store.view import BundleView
 from service.engine.engine import Engine
-from service.errors import BadRequest, StoreUnavailable, UnknownItem
+from service.errors import BadRequest, ModelFailed, ModelUnavailable, StoreUnavailable, UnknownItem
 from service.logs import RepeatedWarnings
 from service.store.client import MemoryStore
 
 log = structlog.get_logger("service.usecases.items")
 repeated = RepeatedWarnings(log)
+
+T = TypeVar("T")
 
 _FOLLOW_EVERY_S = 1.0
 _CANCEL_AGAIN_S = 1.0
@@ -81,6 +83,7 @@ class Items:
         self._version = -1
         self._changing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
+        self._changes: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
         """Loads the overlay, then follows it. If the store is unavailable, the overlay is loaded later."""
@@ -90,14 +93,16 @@ class Items:
     async def stop(self) -> None:
         if self._task is not None:
             await cancel_and_wait(self._task)
+        await asyncio.gather(*self._changes, return_exceptions=True)
 
     async def catch_up(self) -> None:
         """Applies the changes of other replicas. Costs one read of the store when there are none."""
         try:
-            async with self._changing:
-                await self._load()
+            await self._undisturbed(self._load_alone())
         except StoreUnavailable:
             repeated.warning("store away, changes of the catalogue are loaded later")
+        except (ModelUnavailable, ModelFailed):
+            repeated.warning("model away, changes of the catalogue are loaded later")
 
     async def get(self, item_id: str) -> Item:
         """Raises UnknownItem."""
@@ -143,12 +148,27 @@ class Items:
 
         One call at a time, each made from the newest overlay, so that no change is lost.
         """
+
+        async def change() -> list[Item]:
+            async with self._changing:
+                await self._load()
+                made = [make() for make in changes.values()]
+                await self.store.put_items({change.item.item_id: change.to_stored() for change in made})
+                await self._apply(made)
+                return [change.item for change in made]
+
+        return await self._undisturbed(change())
+
+    async def _undisturbed(self, work: Coroutine[Any, Any, T]) -> T:
+        """Awaits `work`, which goes on when the caller leaves: half a change would give the model other rows."""
+        task = asyncio.create_task(work)
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        return await asyncio.shield(task)
+
+    async def _load_alone(self) -> None:
         async with self._changing:
             await self._load()
-            made = [make() for make in changes.values()]
-            await self.store.put_items({change.item.item_id: change.to_stored() for change in made})
-            await self._apply(made)
-            return [change.item for change in made]
 
     async def _load(self) -> None:
         version = await self.store.items_version()

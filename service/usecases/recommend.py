@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from model_store.answers import Answer, Ranked, Source, popular
 from model_store.view import BundleView
 from service.engine.engine import Engine
-from service.errors import DeadlineExceeded, ModelFailed, ModelUnavailable, ServiceError, StoreUnavailable
+from service.errors import DeadlineExceeded, ModelFailed, ModelUnavailable, ServiceError, StoreCorrupt, StoreUnavailable
 from service.logs import RepeatedWarnings
 from service.metrics import Metrics
 from service.store.client import MemoryStore
@@ -164,7 +164,7 @@ class Recommender:
         space, limit = self.view.manifest.space, self._num_events
         try:
             events, digests = await self.store.recall_and_seen(request.user_id, space, limit)
-        except StoreUnavailable:
+        except (StoreUnavailable, StoreCorrupt):
             return self._context(request, fallback="memory_unavailable")
         timeline = Timeline(events, self.view)
         if timeline.is_incomplete:
@@ -199,8 +199,9 @@ class Recommender:
 
         Raises ServiceError only.
         """
-        allowed, memory = self._allowed(request, context), context.memory.states
+        memory = context.memory.states
         try:
+            allowed = self._allowed(request, context)
             return await self.engine.recommend(context.recent, memory, allowed, request.k, deadline=deadline)
         except ServiceError:
             raise
@@ -231,6 +232,7 @@ class Recommender:
             ranked = popular(self.view.catalogue, self._allowed(request, context), request.k)
         else:
             ranked = answer.items
+            self.metrics.memory_elements.observe(len(answer.chosen))
         self._observe(ranked, fallback)
         return Recommendation(
             recommendation_id=secrets.token_hex(16),
@@ -251,7 +253,6 @@ class Recommender:
 
     def _used(self, memory: Memory, answer: Answer) -> list[UsedMemory]:
         """The memories that reached the top half, the largest weight first."""
-        self.metrics.memory_elements.observe(len(answer.chosen))
         chosen = sorted(answer.chosen, key=lambda index: -answer.weights[index])
         return [
             UsedMemory(event.event_id, event.item_id, memory.titles[index], event.timestamp, round(float(weight), 4))

@@ -38,7 +38,7 @@ class Repair:
         """Writes the requests that are still waiting."""
         self._is_stopping.set()
         if self._task is not None:
-            await self._task
+            await asyncio.wait([self._task])
 
     def request(self, user_id: str) -> None:
         """Does not wait."""

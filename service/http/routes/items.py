@@ -1,10 +1,10 @@
 """/items: the catalogue, changed while the service runs."""
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from model_store.catalogue import items as catalogue
 from service.http.body import JsonRoute
-from service.http.dependencies import ItemIdPath, NumNeighbors, ResourcesDep
+from service.http.dependencies import ItemIdPath, NumNeighbors, ResourcesDep, while_connected
 from service.http.schemas import DeletedItem, Item, ItemBody, ItemPatch, ItemsRequest, ItemsResponse, Neighbors
 
 router = APIRouter(prefix="/items", tags=["items"], route_class=JsonRoute)
@@ -43,7 +43,9 @@ async def delete_item(item_id: ItemIdPath, resources: ResourcesDep) -> DeletedIt
 
 
 @router.get("/{item_id}/neighbors")
-async def get_neighbors(item_id: ItemIdPath, resources: ResourcesDep, k: NumNeighbors = 10) -> Neighbors:
+async def get_neighbors(
+    item_id: ItemIdPath, request: Request, resources: ResourcesDep, k: NumNeighbors = 10
+) -> Neighbors:
     """The items whose titles are nearest in the index."""
-    neighbors = await resources.items.neighbors(item_id, k)
+    neighbors = await while_connected(request, resources.items.neighbors(item_id, k))
     return Neighbors.model_validate({"item_id": item_id, "neighbors": neighbors})

@@ -140,7 +140,8 @@ def test_a_busy_server_refuses_even_if_its_model_is_quick() -> None:
 
 
 async def test_the_pace_of_the_server_is_learned_while_its_loop_is_busy() -> None:
-    pace = ServerPace()
+    num_admitted = [100]
+    pace = ServerPace(lambda: num_admitted[0])
     pace.start()
     try:
         await asyncio.sleep(0.15)
@@ -150,9 +151,29 @@ async def test_the_pace_of_the_server_is_learned_while_its_loop_is_busy() -> Non
             time.sleep(0.02)  # the work of two answers
             pace.count_answer()
             pace.count_answer()
-        assert 0.005 < pace.seconds < 0.02
+        learned = pace.seconds
+        assert 0.005 < learned < 0.02
+        num_admitted[0] = 1
+        await asyncio.sleep(0.5)
+        assert pace.seconds < learned, "a standstill would be remembered for ever"
     finally:
         pace.stop()
+
+
+def test_short_deadlines_of_one_caller_do_not_close_the_service_for_others() -> None:
+    """While the event loop has time, each request is judged by its own deadline."""
+    admission = experienced()
+    with at_model(admission, 1):
+        for _ in range(500):
+            assert not admission.throttle.refuses() and not admits(admission, 0.001)
+        assert sum(admission.throttle.refuses() for _ in range(500)) == 0
+
+
+def test_more_refusals_than_requests_do_not_close_the_throttle() -> None:
+    throttle = Throttle(random.Random(1))
+    for _ in range(50):
+        throttle.count_refused()
+    assert sum(throttle.refuses() for _ in range(100)) == 0
 
 
 def test_a_throttle_refuses_nothing_while_requests_are_admitted() -> None:

@@ -23,7 +23,7 @@ from service.engine.messages import (
     unpack_rows,
 )
 
-ITEM = ChangedItem("i1", "Täa", 3, {"genre": ["a", 1, True], "nested": {"x": None}}, False, None, 2**40)
+ITEM = ChangedItem("i1", "Täa", 3, False, None, 2**40)
 ANSWER = Recommended(3, [Ranked(5, "generated", -1.5, 0.0), Ranked(6, "popular", None, None)], [0, 2], b"\x00", 0.5, {})
 MESSAGES: list[Message] = [
     Recommend(1, ["日本", ""], b"\x01\x02", b"\xff", 9, 10, 12.5),

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from service.engine.engine import Engine
 from service.engine.process import ModelProcess
 from service.errors import ModelUnavailable, StartupError
 from service.metrics import Metrics
+from tests.conftest import write_bundle
 from tests.service.real import settings_for
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -66,6 +68,48 @@ async def test_a_process_that_dies_is_started_again_with_the_changed_items(bundl
         found = await engine.similar(20, 21, np.ones(21, dtype=bool))
         assert sorted(row for row, _ in found) == list(range(21)), "the new item is missing after the restart"
         assert found[0][0] == 20 and found[0][1] < 1e-3
+
+
+async def test_a_process_that_sends_nonsense_is_started_again(
+    bundle_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(bundle_path) as (engine, _):
+        first, count_cache = child_of(engine), engine._count_cache
+
+        def fail(batch: Any) -> None:
+            monkeypatch.setattr(engine, "_count_cache", count_cache)
+            raise ValueError("a fault of the test")
+
+        monkeypatch.setattr(engine, "_count_cache", fail)
+        with pytest.raises(ModelUnavailable):
+            await engine.similar(0, 1, ALL)
+        await until(lambda: engine.is_ready, "the process to start again")
+        assert child_of(engine).pid != first.pid and len(await engine.similar(0, 1, ALL)) == 1
+
+
+async def test_a_bundle_that_was_replaced_is_not_mixed_with_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+    write_bundle(path)
+    async with running(path) as (engine, _):
+        shutil.rmtree(path)
+        write_bundle(path, seed=1)
+        child_of(engine).kill()
+        await until(lambda: not engine.is_ready, "the engine to notice")
+        await asyncio.sleep(6)
+        assert not engine.is_ready, "another bundle answers for the one that was opened"
+
+
+async def test_a_process_that_hangs_while_it_has_work_is_killed(
+    bundle_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.engine.engine._HUNG_AFTER_S", 0.3)
+    monkeypatch.setattr("service.engine.engine._LOOK_EVERY_S", 0.1)
+    async with running(bundle_path) as (engine, _):
+        await asyncio.sleep(0.5)
+        assert engine.is_ready, "an idle process was taken for one that hangs"
+        os.kill(child_of(engine).pid, signal.SIGSTOP)
+        with pytest.raises(ModelUnavailable):
+            await asyncio.wait_for(engine.similar(0, 1, ALL), 20)
 
 
 async def test_jobs_under_way_fail_when_the_process_dies(bundle_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from service.http.protocol import SheddingProtocol
+from service.http.protocol import SheddingProtocol, counting
 from service.metrics import Metrics
 
 BODY = b'{"user_id": "u", "k": 3}'
@@ -38,11 +38,15 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 
 
 @asynccontextmanager
-async def connected(shed: Shed) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    config = uvicorn.Config(echo, lifespan="off", log_config=None, access_log=False)
+async def connected(
+    shed: Shed, *, keep_alive_s: int = 60
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    config = uvicorn.Config(echo, lifespan="off", log_config=None, access_log=False, timeout_keep_alive=keep_alive_s)
     config.load()
     state = uvicorn.server.ServerState()
-    make = partial(SheddingProtocol, config=config, server_state=state, app_state={}, shed=shed, metrics=shed.metrics)
+    make = partial(
+        SheddingProtocol, config=config, server_state=state, app_state={}, shed=shed, count=counting(shed.metrics)
+    )
     server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
     reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
     try:
@@ -134,3 +138,20 @@ async def test_refusals_are_counted() -> None:
     assert value("automr_rejected_total", {"reason": "Overloaded"}) == 3
     labels = {"route": "/recommend", "method": "POST", "status": "429"}
     assert value("automr_http_requests_total", labels) == 3
+
+
+async def test_an_id_cannot_break_the_document() -> None:
+    async with connected(Shed()) as (reader, writer):
+        writer.write(HEAD + b'X-Request-ID: a","status":200,"x":"\\\r\n\r\n' + BODY)
+        _, fields, body = await answer(reader)
+    problem = json.loads(body)
+    assert problem["status"] == 429 and problem["request_id"] == fields["x-request-id"] == 'a","status":200,"x":"\\'
+
+
+async def test_an_idle_connection_is_closed_although_the_body_came_late() -> None:
+    async with connected(Shed(), keep_alive_s=1) as (reader, writer):
+        writer.write(HEAD + b"\r\n")
+        assert (await answer(reader))[0] == 429
+        writer.write(BODY)
+        async with asyncio.timeout(5):
+            assert await reader.read() == b""
