@@ -75,7 +75,7 @@ def serve(
 
 def _sheds(app: FastAPI) -> bool:
     resources: Resources = app.state.resources
-    return resources.engine.admission.throttle.refuses()
+    return resources.engine.admission.sheds()
 
 
 class Server(uvicorn.Server):

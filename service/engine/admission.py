@@ -17,7 +17,9 @@ from service.errors import Overloaded
 
 _FORGET = 0.9  # weight of a batch relative to the next one: the last twenty batches count
 _MIN_SPREAD = 0.01  # relative variance of batch sizes below which no slope can be fitted
-_HEADROOM = 0.6  # share of its time that an admitted request may be expected to take: the rest is for what varies
+# Shares of its time that an admitted request may be expected to wait for the model, and for the event loop. The rest is
+# for what varies, and for what the estimates leave out.
+_MODEL_SHARE, _SERVER_SHARE = 0.8, 0.6
 _SLOW_STORE_S = 0.1  # longer than the store takes when it is well
 _SLEEP_S = 0.01
 _LEARN_EVERY_S = 0.1
@@ -123,13 +125,13 @@ class Throttle:
         self._num_requests = self._num_refused = 0.0
         self._forgot_at = 0.0
 
-    def refuses(self) -> bool:
-        """Counts a request. True if it is to be refused unread."""
+    def refuses(self, *, is_busy: bool) -> bool:
+        """Counts a request. True if it is to be refused unread, which happens only while the event loop is busy."""
         self._forget()
         num_accepted = self._num_requests - self._num_refused
         share = (self._num_requests - _ACCEPTED_SHARE * num_accepted) / (self._num_requests + 1)
         self._num_requests += 1
-        if share <= 0 or self._random.random() >= share:
+        if not is_busy or share <= 0 or self._random.random() >= share:
             return False
         self._num_refused += 1
         return True
@@ -166,11 +168,11 @@ class Admission:
 
         So an idle service admits everything, and a wrong estimate corrects itself.
         """
-        if not self._num_admitted:
-            return 0.0
-        num_jobs = max(self.num_at_model, self._num_young()) + 1
-        model_s = self.model_pace.seconds(num_jobs, math.ceil(num_jobs / self._max_batch))
-        return max(model_s, self._num_admitted * self.server_pace.seconds)
+        return max(self._model_wait_s(), self._server_wait_s())
+
+    def sheds(self) -> bool:
+        """Whether to refuse a request that has just come unread. Call it once for each request."""
+        return self.throttle.refuses(is_busy=self.server_pace.is_busy)
 
     @contextmanager
     def admitted(self, deadline: float) -> Iterator[None]:
@@ -178,13 +180,13 @@ class Admission:
 
         Raises Overloaded at once if the request would be late.
         """
-        expected_s = self.expected_wait_s
-        is_full = self._num_admitted >= self._max_queue
-        if is_full or expected_s > _HEADROOM * (deadline - time.monotonic()):
+        left_s = deadline - time.monotonic()
+        is_late = self._model_wait_s() > _MODEL_SHARE * left_s or self._server_wait_s() > _SERVER_SHARE * left_s
+        if is_late or self._num_admitted >= self._max_queue:
             if self.server_pace.is_busy:  # else there is time to read every request: some have longer deadlines
                 self.throttle.count_refused()
             detail = "Too many requests are waiting to answer this one in time."
-            raise Overloaded(detail, retry_after_s=expected_s)
+            raise Overloaded(detail, retry_after_s=self.expected_wait_s)
         self._num_admitted += 1
         ticket = next(self._tickets)
         self._young[ticket] = time.monotonic()
@@ -194,6 +196,15 @@ class Admission:
             self._num_admitted -= 1
             self._young.pop(ticket, None)
             self.server_pace.count_answer()
+
+    def _model_wait_s(self) -> float:
+        if not self._num_admitted:
+            return 0.0
+        num_jobs = max(self.num_at_model, self._num_young()) + 1
+        return self.model_pace.seconds(num_jobs, math.ceil(num_jobs / self._max_batch))
+
+    def _server_wait_s(self) -> float:
+        return self._num_admitted * self.server_pace.seconds
 
     def _num_young(self) -> int:
         """Requests that are at the model, or that it will get soon.
