@@ -125,13 +125,13 @@ class Throttle:
         self._num_requests = self._num_refused = 0.0
         self._forgot_at = 0.0
 
-    def refuses(self, *, is_busy: bool) -> bool:
-        """Counts a request. True if it is to be refused unread, which happens only while the event loop is busy."""
+    def refuses(self) -> bool:
+        """Counts a request. True if it is to be refused unread."""
         self._forget()
         num_accepted = self._num_requests - self._num_refused
         share = (self._num_requests - _ACCEPTED_SHARE * num_accepted) / (self._num_requests + 1)
         self._num_requests += 1
-        if not is_busy or share <= 0 or self._random.random() >= share:
+        if share <= 0 or self._random.random() >= share:
             return False
         self._num_refused += 1
         return True
@@ -172,7 +172,7 @@ class Admission:
 
     def sheds(self) -> bool:
         """Whether to refuse a request that has just come unread. Call it once for each request."""
-        return self.throttle.refuses(is_busy=self.server_pace.is_busy)
+        return self.throttle.refuses() and self._num_admitted > 0  # an idle service reads everything
 
     @contextmanager
     def admitted(self, deadline: float) -> Iterator[None]:

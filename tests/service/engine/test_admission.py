@@ -169,25 +169,26 @@ def test_short_deadlines_of_one_caller_do_not_close_the_service_for_others() -> 
         assert sum(admission.sheds() for _ in range(500)) == 0
 
 
-def test_a_throttle_refuses_nothing_when_the_loop_is_no_longer_busy() -> None:
-    throttle = Throttle(random.Random(1))
+def test_an_idle_service_reads_every_request_also_right_after_a_flood() -> None:
+    admission = experienced()
     for _ in range(1000):
-        if not throttle.refuses(is_busy=True):
-            throttle.count_refused()
-    assert sum(throttle.refuses(is_busy=True) for _ in range(100)) > 90
-    assert sum(throttle.refuses(is_busy=False) for _ in range(100)) == 0
+        if not admission.throttle.refuses():
+            admission.throttle.count_refused()
+    assert sum(admission.sheds() for _ in range(100)) == 0
+    with at_model(admission, 1):
+        assert sum(admission.sheds() for _ in range(100)) > 90
 
 
 def test_more_refusals_than_requests_do_not_close_the_throttle() -> None:
     throttle = Throttle(random.Random(1))
     for _ in range(50):
         throttle.count_refused()
-    assert sum(throttle.refuses(is_busy=True) for _ in range(100)) == 0
+    assert sum(throttle.refuses() for _ in range(100)) == 0
 
 
 def test_a_throttle_refuses_nothing_while_requests_are_admitted() -> None:
     throttle = Throttle(random.Random(1))
-    assert not any(throttle.refuses(is_busy=True) for _ in range(1000))
+    assert not any(throttle.refuses() for _ in range(1000))
 
 
 def test_a_throttle_refuses_most_of_a_flood_and_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +198,7 @@ def test_a_throttle_refuses_most_of_a_flood_and_ends_with_it(monkeypatch: pytest
     num_read = num_admitted = 0
     for number in range(40_000):
         now[0] = number / 10_000
-        if not throttle.refuses(is_busy=True):
+        if not throttle.refuses():
             num_read += 1
             if num_admitted < number / 8:
                 num_admitted += 1
@@ -209,7 +210,7 @@ def test_a_throttle_refuses_most_of_a_flood_and_ends_with_it(monkeypatch: pytest
     refused = 0
     for _ in range(1000):
         now[0] += 0.01
-        refused += throttle.refuses(is_busy=True)
+        refused += throttle.refuses()
     assert refused < 20, "the throttle goes on after the flood"
 
 
