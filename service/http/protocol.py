@@ -1,6 +1,6 @@
 """Refuses POST /recommend before it is read, while the service is overloaded.
 
-The application takes 0.15 ms to refuse a request, uvicorn included; here it takes a quarter of that. Under eight times
+The application takes 0.14 ms to refuse a request; here it takes 0.023 ms, parsing included. Under eight times
 the load that the service can answer, this is the difference between answering and only refusing. Uvicorn calls
 `on_headers_complete` when it has parsed the head of a request, and starts the application there.
 """
