@@ -13,21 +13,25 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 from uuid import uuid4
 
+import msgspec
 import structlog
 
 _SANE_REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _SHARED: list[Any] = [
     structlog.contextvars.merge_contextvars,
-    structlog.stdlib.add_log_level,
+    structlog.processors.add_log_level,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
 ]
 
 
 def configure(*, level: str = "info", format: str = "json", stream: TextIO | None = None) -> None:
-    """Sets up logging for this process; call it once, from an entry point."""
+    """Sets up logging for this process; call it once, from an entry point.
+
+    Our own lines are written directly, because passing each through `logging` takes three times as long.
+    """
     renderer: list[Any] = [structlog.dev.ConsoleRenderer()]
     if format == "json":  # a plain traceback, because a structured one shows local variables, which hold user text
-        renderer = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        renderer = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_json)]
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -38,14 +42,14 @@ def configure(*, level: str = "info", format: str = "json", stream: TextIO | Non
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     logging.getLogger("faiss").setLevel(logging.WARNING)  # it logs every CPU feature that is missing
     structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *_SHARED,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
+        processors=[*_SHARED, *renderer],
+        logger_factory=structlog.WriteLoggerFactory(stream or sys.stderr),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
     )
+
+
+def _json(line: dict[str, Any], **options: Any) -> str:
+    return msgspec.json.encode(line, enc_hook=repr).decode()
 
 
 def request_id_from(presented: str | None) -> str:

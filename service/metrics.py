@@ -50,7 +50,7 @@ class Metrics:
         self.source_total = self._counter("source_total", "Recommended items by source", "source")
         self.memory_elements = self._histogram("memory_elements", "Memory elements used in an answer", COUNTS)
         self.grounding_distance = self._histogram(
-            "grounding_distance", "Distance from an item to the nearest generated title", DISTANCES
+            "grounding_distance", "Distance from a grounded item to the nearest generated title", DISTANCES
         )
 
     def _memory(self) -> None:

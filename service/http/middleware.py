@@ -141,7 +141,11 @@ def count_rejection(metrics: Metrics, error: ServiceError) -> None:
     if status in (401, 413, 429, 503, 504):
         metrics.rejected_total.labels(type(error).__name__).inc()
     if status in (429, 503, 504):
-        repeated.warning("requests refused", reason=type(error).__name__)
+        warn_of_refusal(type(error).__name__)
+
+
+def warn_of_refusal(reason: str) -> None:
+    repeated.warning("requests refused", reason=reason)
 
 
 def route_of(scope: Scope) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.errors import Overloaded
-from service.http.middleware import count_rejection
+from service.http.middleware import warn_of_refusal
 from service.http.problems import REQUEST_ID, from_service_error
 from service.logs import request_id_from
 from service.metrics import Metrics
@@ -80,12 +80,14 @@ class SheddingProtocol(HttpToolsProtocol):
 
 def counting(metrics: Metrics) -> Callable[[], None]:
     """A function that counts a refusal as the application does."""
+    name = Overloaded.__name__
     count_request = metrics.http_requests_total.labels(_PATH.decode(), "POST", 429).inc
-    refusal = Overloaded()
+    count_rejection = metrics.rejected_total.labels(name).inc
 
     def count() -> None:
         count_request()
-        count_rejection(metrics, refusal)
+        count_rejection()
+        warn_of_refusal(name)
 
     return count
 

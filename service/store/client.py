@@ -11,11 +11,11 @@ type.
 
 import asyncio
 import json
-import logging
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Self
 
+import structlog
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
@@ -45,7 +45,7 @@ from service.store.events import (
 )
 from service.store.keys import ALL_EVENTS, ENCODE, GROUP, ITEMS, ITEMS_VERSION, user_keys, user_of, user_prefix
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger("service.store.client")
 
 CLAIM_AFTER_MS = 30_000  # an entry that its worker did not renew for so long goes to another worker
 MAX_CONNECTIONS = 64
@@ -307,7 +307,7 @@ def _decode_recalled(user_id: str, answer: Sequence[Any]) -> Recalled:
 
 def _warn_of_unreadable(num_unreadable: int, num_events: int) -> None:
     if num_unreadable:
-        log.warning("skipped %d of %d stored events: not readable", num_unreadable, num_events)
+        log.warning("skipped stored events that are not readable", skipped=num_unreadable, events=num_events)
 
 
 def _save_states_command(states: UserStates, space: str, limit: int) -> Command:

@@ -22,7 +22,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from model_store.answers import Answer, Ranked, Source, popular
+from model_store.answers import GROUNDED, Answer, Ranked, Source, popular
 from model_store.view import BundleView
 from service.engine.engine import Engine
 from service.errors import DeadlineExceeded, ModelFailed, ModelUnavailable, ServiceError, StoreCorrupt, StoreUnavailable
@@ -270,7 +270,7 @@ class Recommender:
         for source, count in Counter(item.source for item in ranked).items():
             self.metrics.source_total.labels(source).inc(count)
         for item in ranked:
-            if item.distance is not None:
+            if item.source == GROUNDED and item.distance is not None:
                 self.metrics.grounding_distance.observe(item.distance)
         if fallback is not None:
             self.metrics.fallback_total.labels(fallback).inc()

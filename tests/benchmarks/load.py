@@ -13,10 +13,12 @@ import random
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import uvloop
@@ -106,12 +108,14 @@ def _add(counts: dict[str, int], name: str) -> None:
 
 def generate(load: Load) -> Outcome:
     """Run the load in a process of its own. Raises RuntimeError with its stderr when it fails."""
-    command, text = [sys.executable, __file__], json.dumps(asdict(load))
     limit_s = load.seconds + 2 * load.lead_s + 2 * PATIENCE_S
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=limit_s)
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    return Outcome(**json.loads(done.stdout))
+    with tempfile.TemporaryDirectory() as directory:
+        found = Path(directory) / "outcome.json"
+        command, text = [sys.executable, __file__, str(found)], json.dumps(asdict(load))
+        done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=limit_s)
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+        return Outcome(**json.loads(found.read_text()))
 
 
 # --- one connection ---------------------------------------------------------------------------------------------------
@@ -134,7 +138,7 @@ class Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self.is_open = False  # false again as soon as the server has closed it
         self._transport: asyncio.Transport | None = None
-        self._buffer = bytearray()
+        self._buffer = b""
         self._on_reply: Callable[[Reply | None], None] | None = None
 
     @classmethod
@@ -170,17 +174,16 @@ class Connection(asyncio.Protocol):
         self._transport, self.is_open = cast(asyncio.Transport, transport), True  # uvloop's is no subclass
 
     def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        end = self._buffer.find(b"\r\n\r\n") + 4
+        self._buffer = data = self._buffer + data
+        end = data.find(b"\r\n\r\n") + 4
         if end < 4:
             return
-        length = _CONTENT_LENGTH.search(self._buffer, 0, end)
+        length = _CONTENT_LENGTH.search(data, 0, end)
         if length is None:
             self.close()
-        elif len(self._buffer) >= end + int(length[1]):
-            reply = Reply(int(self._buffer[9:12]), bytes(self._buffer[end:]))
-            self._buffer.clear()
-            self._finish(reply)
+        elif len(data) >= end + int(length[1]):
+            self._buffer = b""
+            self._finish(Reply(int(data[9:12]), data[end:]))
 
     def connection_lost(self, error: Exception | None) -> None:
         self.is_open = False
@@ -335,7 +338,7 @@ class Generator:
 def main() -> int:
     load = Load(**json.load(sys.stdin))
     gc.disable()  # a collection would delay requests; the process ends soon
-    print(json.dumps(asdict(uvloop.run(Generator(load).run()))))
+    Path(sys.argv[1]).write_text(json.dumps(asdict(uvloop.run(Generator(load).run()))))
     return 0
 
 

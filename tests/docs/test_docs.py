@@ -145,8 +145,9 @@ def _problems(words: list[str]) -> Iterator[str]:
             yield from _unknown_options("service.__main__", (command,), arguments)
         case ["python", "-m", module, *arguments]:
             yield from _unknown_options(module, (), arguments)
-        case ["python", script] if script.endswith(".py"):
-            yield from _missing(ROOT / script)
+        case ["python", script, *arguments] if script.endswith(".py"):
+            missing = list(_missing(ROOT / script))
+            yield from missing or _unknown_options(script[:-3].replace("/", "."), (), arguments)
         case ["docker", "build", "-f", file, *_]:
             yield from _missing(ROOT / file)
         case ["docker", "compose", "up", *_]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
 import os
 import random
 import signal
@@ -15,6 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import Redis as BlockingRedis
@@ -217,9 +217,7 @@ async def test_the_log_digest_depends_on_the_events_and_their_order(store: Memor
     assert (await store.save_states("s", [UserStates("u", {}, 2)], 10))[0].log_digest == await digest(10)
 
 
-async def test_unreadable_events_are_skipped_and_counted(
-    store: MemoryStore, raw: Redis, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_unreadable_events_are_skipped_and_counted(store: MemoryStore, raw: Redis) -> None:
     good = Event("good", "u", "i", 5)
     await store.append([good])
     bad = [
@@ -238,10 +236,10 @@ async def test_unreadable_events_are_skipped_and_counted(
     await raw.zadd("automr:{u}:order", {b"\xff": 7})
     await raw.zadd("automr:{u}:order", {f"{'0' * 16}:without a body": 8})
     await raw.set("automr:{u}:seen", b"\xff")
-    with caplog.at_level(logging.WARNING, "service.store.client"):
+    with structlog.testing.capture_logs() as lines:
         assert await recalled(store) == [good]
         assert await store.events("u", limit=50) == ([good], None)
-    assert f"skipped {len(bad) + 2} of {len(bad) + 3}" in caplog.text
+    assert [(line["skipped"], line["events"]) for line in lines] == [(len(bad) + 2, len(bad) + 3)] * 2, lines
     assert item_digest("i") in await seen(store, "u")
     assert await store.forget_event("u", "bad0") and (await store.forget_user("u")).events == len(bad)
 
