@@ -6,6 +6,7 @@ results, and begins again. It ends when the server closes the socket, also when 
 """
 
 import contextlib
+import gc
 import os
 import select
 import socket
@@ -258,6 +259,7 @@ def serve(connection: socket.socket, options: ModelOptions, open_model: Callable
         except (ModelStoreError, CannotServe) as error:
             connection.sendall(frame(Broken(str(error))))
             return
+        gc.freeze()  # the garbage collector need not look at the model
         connection.sendall(frame(ready))
         Loop(connection, model, options).run()
 
