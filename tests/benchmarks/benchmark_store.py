@@ -15,8 +15,8 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -24,10 +24,13 @@ import torch
 import uvloop
 from redis.asyncio import Redis
 
-from model_store.bundle import Bundle
-from model_store.memory.codec import StateCodec, StateDtype
+from model_store.catalogue.catalogue import Catalogue
+from model_store.catalogue.items import Item
+from model_store.manifest import BackboneSpec, Manifest, MemorySpec, PromptSpec
+from model_store.memory.codec import StateDtype
 from model_store.memory.retriever import Retriever
 from model_store.text.history import window_ending_at
+from model_store.view import BundleView
 from service.store.client import MemoryStore
 from service.store.embedded import EmbeddedServer
 from service.store.events import Event, UserStates, encode_event, order_member
@@ -50,19 +53,24 @@ Work = Callable[[], Awaitable[Any]]
 class World:
     """The parts of a bundle that the store's side of a recommendation needs."""
 
-    bundle: Bundle
+    bundle: BundleView
     hidden_size: int
 
     @classmethod
     def make(cls, hidden_size: int, dtype: StateDtype = "float16", max_memory: int = M) -> "World":
-        items = [SimpleNamespace(item_id=f"item-{row:06}", title=f"Title number {row}") for row in range(NUM_ITEMS)]
-        parts = SimpleNamespace(
-            catalogue=_Catalogue(items),
-            codec=StateCodec(SPACE, hidden_size, dtype),
-            prompt=SimpleNamespace(spec=SimpleNamespace(recent_length=K)),
-            manifest=SimpleNamespace(memory=SimpleNamespace(max_elements=max_memory)),
+        backbone = BackboneSpec(
+            base_model="none", weights_sha256="", split_layer=1, num_layers=2, hidden_size=hidden_size
         )
-        return cls(cast(Bundle, parts), hidden_size)
+        manifest = Manifest(
+            name="store",
+            created_at="",
+            backbone=backbone,
+            prompt=PromptSpec(recent_length=K),
+            memory=MemorySpec(max_elements=max_memory, state_dtype=dtype),
+            num_items=NUM_ITEMS,
+            space=SPACE,
+        )
+        return cls(BundleView(manifest, _catalogue()), hidden_size)
 
     def events(self, user_id: str, count: int) -> list[Event]:
         """Items repeat only after `NUM_ITEMS` events. Event ids are as long as derived ones."""
@@ -84,12 +92,9 @@ class World:
         return UserStates(events[0].user_id, {event.event_id: record for event, record in pairs}, keep=len(records))
 
 
-class _Catalogue:
-    def __init__(self, items: Sequence[Any]) -> None:
-        self.items, self.rows = items, {item.item_id: row for row, item in enumerate(items)}
-
-    def __len__(self) -> int:
-        return len(self.items)
+@cache
+def _catalogue() -> Catalogue:
+    return Catalogue((Item(f"item-{row:06}", f"Title number {row}") for row in range(NUM_ITEMS)), None)
 
 
 async def take_turns(works: Sequence[Work], repeats: int) -> list[list[float]]:
@@ -163,7 +168,7 @@ async def long_histories(store: MemoryStore, raw: Redis, repeats: int) -> dict[s
     """Time of the store's part of /recommend by length of the history. All items of a history are distinct."""
     await raw.flushall()
     world = World.make(64)
-    seen_rows = SeenRows(cast(Any, world.bundle.catalogue))
+    seen_rows = SeenRows(world.bundle.catalogue)
     limit = events_needed(world.bundle)
 
     def remember(user_id: str) -> Work:

@@ -3,7 +3,9 @@
 For each start: a fresh server process with a store of its own; its capacity, measured with a closed loop of many
 clients; then open loops at several multiples of that capacity, in which every request has a deadline. A good answer has
 status 200, is no fallback, and is complete within the deadline, counted from the time at which the request was due.
-Before and after each load comes one second (or one deadline, if longer) of the same load that is not counted.
+Before and after each load comes one second (or one deadline, if longer) of the same load that is not counted. The
+question is whether good answers become fewer while the load grows, so each load is compared with the best of the
+smaller ones. (At 1 × alone, random arrivals leave a slow model idle at times, so that load may have fewer than 2 ×.)
 
 Sizes: `demo`, a trained bundle (default: the demo's), deadline 500 ms; `large`, a model of 85 million parameters with
 random weights on one thread, deadline four times the time of a single answer.
@@ -23,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +40,7 @@ from tests.benchmarks.machine import ROOT, cell, last_line, median_ms, percentil
 from tests.benchmarks.serving import Server, demo_events, ingest, running_server, wait_until_encoded
 from tests.benchmarks.world import Shape, make_model, make_prompt, make_shop, quiet_library, save_bundle
 
-GOAL = 0.75  # good answers/s at the worst factor, against the best factor of the same start
+GOAL = 0.75  # good answers/s do not fall below this share while the load grows, see `ratios_to_best`
 DEMO_DEADLINE_MS = 500
 SINGLE_ANSWERS = 4  # deadline of the large size, in times of a single answer
 PATIENT_MS = 60_000  # deadline while the capacity is measured: nothing is refused
@@ -157,11 +160,15 @@ def measure_start(subject: Subject, factors: Sequence[float], seconds: float) ->
             rate = factor * closed.rate
             outcome = offer(server.port, bodies, rate=rate, deadline_ms=deadline_ms, seconds=seconds)
             rows.append({"factor": factor, "offered_per_s": rate, **figures_of(outcome)})
-    best = max(row["good_per_s"] for row in rows)
-    for row in rows:
-        row["to_best"] = row["good_per_s"] / best if best else 0.0
+    for row, ratio in zip(rows, ratios_to_best([row["good_per_s"] for row in rows]), strict=True):
+        row["to_best"] = ratio
         row["on_schedule"] = (row["lag_p99_ms"] or 0.0) <= deadline_ms / 20
     return {"capacity_per_s": closed.rate, "single_ms": single_ms, "deadline_ms": deadline_ms, "rows": rows}
+
+
+def ratios_to_best(good_per_s: Sequence[float]) -> list[float]:
+    """Good answers at each load, in ascending order, against the best of this load and all smaller ones."""
+    return [good / best if best else 0.0 for good, best in zip(good_per_s, accumulate(good_per_s, max), strict=True)]
 
 
 def _single_ms(server: Server, bodies: Sequence[Row]) -> float:
@@ -214,7 +221,7 @@ def _parts(size: str, found: Row) -> list[str]:
     verdict = "reached" if summary["least_to_best"] >= GOAL else "missed"
     head = (
         f"**{size}**: {len(starts)} starts; median capacity {cell(summary['capacity_per_s'])} answers/s, deadline "
-        f"{cell(float(summary['deadline_ms']))} ms. Lowest ratio to the best factor of a start: "
+        f"{cell(float(summary['deadline_ms']))} ms. Lowest ratio to the best of the smaller loads of a start: "
         f"{summary['least_to_best']:.2f} (goal ≥ {GOAL}, {verdict})."
     )
     parts = [head, _factors_table(summary["factors"]), _starts_table(starts)]
@@ -251,7 +258,9 @@ def _starts_table(starts: Sequence[Row]) -> str:
         ]
         for number, start in enumerate(starts, start=1)
     ]
-    return _table([["start", "capacity/s", *(f"good/s at {factor}" for factor in factors), "lowest / best"], *lines])
+    return _table(
+        [["start", "capacity/s", *(f"good/s at {factor}" for factor in factors), "lowest share kept"], *lines]
+    )
 
 
 def _late_generator(starts: Sequence[Row]) -> str:
@@ -288,7 +297,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--starts", type=int, default=10)
     parser.add_argument("--sizes", type=lambda text: text.split(","), default=["demo", "large"])
     parser.add_argument(
-        "--factors", type=lambda text: [float(part) for part in text.split(",")], default=[1.0, 2.0, 4.0, 8.0]
+        "--factors", type=lambda text: sorted(map(float, text.split(","))), default=[1.0, 2.0, 4.0, 8.0]
     )
     parser.add_argument("--seconds", type=float, default=8.0, help="counted seconds of each load")
     parser.add_argument("--bundle", type=Path, default=ROOT / "model_store/bundles/demo", help="of the size demo")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.benchmarks.load import Connection, Generator, Load, Outcome, arrivals, rendered
-from tests.benchmarks.overload import Row, figures_of, markdown, summary_of
+from tests.benchmarks.overload import Row, figures_of, markdown, ratios_to_best, summary_of
 from tests.benchmarks.serving import memory_mib, service_processes
 
 ANSWER = b'{"items":[],"fallback":null}'
@@ -123,13 +123,17 @@ def start_of(*good_per_s: float, lag_ms: float = 1.0) -> Row:
         {
             "factor": float(2**place),
             "good_per_s": rate,
-            "to_best": rate / best,
+            "to_best": ratio,
             **dict.fromkeys(("good", "refused", "fallbacks", "late", "errors"), 0.2),
             **{"p50_ms": None, "p99_ms": None, "lag_p99_ms": lag_ms, "on_schedule": lag_ms < 25},
         }
-        for place, rate in enumerate(good_per_s)
+        for place, (rate, ratio) in enumerate(zip(good_per_s, ratios_to_best(good_per_s), strict=True))
     ]
     return {"capacity_per_s": best, "deadline_ms": 500, "rows": rows}
+
+
+def test_each_load_is_compared_with_the_best_of_the_smaller_ones() -> None:
+    assert ratios_to_best([50, 100, 80, 90]) == [1, 1, 0.8, 0.9]
 
 
 def test_a_summary_takes_medians_and_the_worst_start() -> None:
@@ -137,7 +141,7 @@ def test_a_summary_takes_medians_and_the_worst_start() -> None:
     assert summary["capacity_per_s"] == 100
     assert [row["good_per_s"] for row in summary["factors"]] == [100, 90]
     assert [row["least_good_per_s"] for row in summary["factors"]] == [50, 80]
-    assert summary["least_to_best"] == 0.5
+    assert summary["least_to_best"] == 0.8
     assert summary["factors"][0]["p50_ms"] is None
 
 
