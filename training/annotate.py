@@ -1,8 +1,9 @@
 """Stage 2: measure with the language model which memories help (AutoMR, arXiv 2412.17593, eq. 5).
 
-In: a data set, a backbone. Out: for sampled targets of the train and of the valid period, the log-probability of the
-true title without memory and with each single memory (`training/memory/annotations.py`), and the states of the
-memories. Work is saved in shards of 256 targets; an interrupted run continues after the last finished shard.
+In: a data set, a backbone. Out: for sampled targets that teach, choose and judge the retriever
+(`training/memory/judges.py`), the log-probability of the true title without memory and with each single memory
+(`training/memory/annotations.py`), and the states of the memories. Work is saved in shards of 256 targets; an
+interrupted run continues after the last finished shard.
 """
 
 import sys
@@ -22,7 +23,7 @@ from training.run.program import main_after_backbone
 from training.run.recipes import Recipe
 from training.run.stage import begin, digest, finish, is_done, read_certificate
 
-_VERSION = 2  # of the likelihoods; 2: items that cannot follow are left out of the softmax
+_VERSION = 3  # 2: items that cannot follow are left out of the softmax; 3: three parts of the users
 
 
 def stage_key(fingerprint: str, upstream: dict[str, Any], recipe: Recipe, seed: int) -> str:
@@ -40,14 +41,14 @@ def run(
     begin(out)
     backbone = open_backbone(backbone_dir, pick_device(device))
     windows = Windows(split, backbone.prompt, recipe.max_memory)
-    periods = learning_targets(split, recipe, seed)
-    spans = spans_of(windows, [*periods["train"], *periods["valid"]])
+    parts = learning_targets(split, recipe, seed)
+    spans = spans_of(windows, [target for targets in parts.values() for target in targets])
     states = window_states(backbone.lm, windows, spans, out / f"{inputs}-states")
     facts: dict[str, Any] = {"hidden_size": backbone.lm.hidden_size}
-    for period, targets in periods.items():
-        directory = out / f"{inputs}-{period}"
+    for part, targets in parts.items():
+        directory = out / f"{inputs}-{part}"
         write_annotations(backbone.lm, windows, targets, states, recipe=recipe, directory=directory)
-        facts |= {f"{period}_{name}": value for name, value in annotation_summary(read_annotations(directory)).items()}
+        facts |= {f"{part}_{name}": value for name, value in annotation_summary(read_annotations(directory)).items()}
     return finish(out, inputs, facts)
 
 

@@ -12,7 +12,8 @@
 
 In: a data set; without one, a small synthetic world. A backbone is trained by the stages of the pipeline, once for all
 studies of one work directory, or a finished bundle is used (--bundle). `layer`, `memory` and `transfer` train further
-bundles. Out: OUT/NAME with figure.png, table.md, index.html and study.json. All measurements are on the valid period.
+bundles. Out: OUT/NAME with figure.png, table.md, index.html and study.json. All measurements are on the valid period,
+on users that neither taught nor chose the retriever (training/memory/judges.py).
 """
 
 import argparse

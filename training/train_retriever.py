@@ -2,14 +2,17 @@
 
 In: annotations with the states of their memories, a backbone, a mixture. Out: `retriever.safetensors`. Several
 retrievers are trained (`training/memory/learning.py`). The stage keeps the loss, temperature and number of memories of
-the largest gain on the valid period: the NDCG@10 that the chosen memories add together to the served forecast, or, with
-the title vocabulary, the log-probability that they add. If even this gain is less than two standard errors above zero,
-the retriever is changed to abstain always, so that memory without a proven gain is never used.
+the largest gain: the NDCG@10 that the chosen memories add together to the served forecast, or, with the title
+vocabulary, the log-probability that they add. The gain is measured on valid targets of the users that choose. It is
+measured again for the retriever that is kept, on the users that judge (`training/memory/judges.py`). If this second
+gain is less than two standard errors above zero, the retriever is changed to abstain always, so that memory without a
+proven gain is never used. The certificate has both gains (`choose`, `judge`).
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +22,24 @@ from training.data.splits import Split
 from training.items.mixture import read_mixture
 from training.lm.backbone import open_backbone
 from training.lm.windows import Windows
-from training.memory.annotations import AnnotationSet, read_annotation_set
-from training.memory.learning import Objective, TrainedRetriever, fit_retriever, make_abstainer, save_retriever
-from training.memory.selection import MemoryGains, is_significant, valid_gains
+from training.memory.annotations import Annotation, AnnotationSet, read_annotation_set
+from training.memory.learning import (
+    Objective,
+    TrainedRetriever,
+    collate,
+    fit_retriever,
+    make_abstainer,
+    measure_retrieval,
+    save_retriever,
+)
+from training.memory.selection import MemoryGains, is_significant, standard_error, valid_gains
 from training.run.device import pick_device
 from training.run.inputs import load_inputs
 from training.run.program import run_program, stage_parser
 from training.run.recipes import Recipe, get_recipe
 from training.run.stage import begin, digest, finish, is_done, read_certificate
 
-_VERSION = 5  # of the selection; 4: by the served ranking; 5: with two standard errors
+_VERSION = 6  # of the selection; 4: by the served ranking; 5: with two standard errors; 6: of other users
 
 
 def stage_key(upstream: Sequence[dict[str, Any]], recipe: Recipe, seed: int) -> str:
@@ -54,26 +65,34 @@ def run(
         return read_certificate(out)
     begin(out)
     annotated = read_annotation_set(annotations_dir).with_memory()
-    if not annotated.train or not annotated.valid:
+    if not annotated.teach or not annotated.choose:
         return _untrained(out, inputs, annotated.states.hidden_size, recipe)
     trained = _train_candidates(annotated, recipe, seed=seed, checkpoints=out / f"checkpoints-{inputs}")
     backbone = open_backbone(backbone_dir, pick_device(device))
-    windows = Windows(split, backbone.prompt, recipe.max_memory)
-    retrievers = {objective: each.retriever for objective, each in trained.items()}
-    gains = valid_gains(
-        retrievers, recipe.top_ks, annotated, backbone, windows, placement=recipe.combine, mixture=mixture
+    measure = partial(
+        valid_gains,
+        backbone=backbone,
+        windows=Windows(split, backbone.prompt, recipe.max_memory),
+        states=annotated.states,
+        placement=recipe.combine,
+        mixture=mixture,
     )
+    gains = measure({objective: each.retriever for objective, each in trained.items()}, recipe.top_ks, annotated.choose)
     best = max(gains, key=lambda candidate: gains[candidate].value.mean())
-    has_gain = is_significant(gains[best].value, [each.user for each in annotated.valid])
-    chosen = trained[best[0]]
-    save_retriever(chosen.retriever if has_gain else make_abstainer(chosen.retriever), out)
+    kept = trained[best[0]]
+    judged = measure({best[0]: kept.retriever}, (best[1],), annotated.judge)[best]
+    pays = is_significant(judged.value, [each.user for each in annotated.judge])
     facts = {
         "width": recipe.retriever_width,
-        "train_targets": len(annotated.train),
-        "pays": has_gain,
-        **_best_facts(best, chosen, float(gains[best].nats.mean())),
-        "tried": [_tried(candidate, each) for candidate, each in gains.items()],
+        "teach_targets": len(annotated.teach),
+        "pays": pays,
+        **_candidate(best),
+        "choose": _gain_facts(gains[best], annotated.choose),
+        "judge": _gain_facts(judged, annotated.judge),
+        **_quality_facts(kept, annotated, judged),
+        "tried": [{**_candidate(candidate), **_mean_gains(each)} for candidate, each in gains.items()],
     }
+    save_retriever(kept.retriever if pays else make_abstainer(kept.retriever), out)
     return finish(out, inputs, facts)
 
 
@@ -94,25 +113,35 @@ def _train_candidates(
     }
 
 
-def _best_facts(best: tuple[Objective, int], chosen: TrainedRetriever, gain: float) -> dict[str, Any]:
-    """Facts of the retriever that is kept; `gain` in nats is that of all its memories together."""
-    quality = chosen.quality
+def _candidate(candidate: tuple[Objective, int]) -> dict[str, Any]:
+    return {**candidate[0]._asdict(), "top_k": candidate[1]}
+
+
+def _mean_gains(gains: MemoryGains) -> dict[str, float]:
+    """`value` is the gain by which candidates are compared."""
+    return {"nats": round(float(gains.nats.mean()), 4), "value": round(float(gains.value.mean()), 5)}
+
+
+def _gain_facts(gains: MemoryGains, annotations: Sequence[Annotation]) -> dict[str, float]:
+    """The mean gains on one part of the users; `error` is the standard error of `value`, by user."""
+    users = [each.user for each in annotations]
+    counts: dict[str, float] = {"targets": len(users), "users": len(set(users))}
+    return {**counts, **_mean_gains(gains), "error": round(standard_error(gains.value, users), 5)} if users else counts
+
+
+def _quality_facts(chosen: TrainedRetriever, annotated: AnnotationSet, judged: MemoryGains) -> dict[str, float]:
+    """How well the kept retriever retrieves on the targets that judge, and its losses on those that choose it."""
+    losses = {name: round(value, 4) for name, value in chosen.facts.items()}
+    if not annotated.judge:
+        return losses
+    quality = measure_retrieval(chosen.retriever, collate(annotated.judge, annotated.states, "log_gain", 1.0))
     return {
-        **best[0]._asdict(),
-        "top_k": best[1],
-        "valid_gain_nats": round(gain, 4),
         "oracle_gain_nats": round(quality.oracle_gain, 4),
-        "captured": round(gain / max(quality.oracle_gain, 1e-9), 4),
+        "captured": round(float(judged.nats.mean()) / max(quality.oracle_gain, 1e-9), 4),
         "precision@1": round(quality.precision_at_1, 4),
         "abstains": round(quality.abstains, 4),
-        **{name: round(value, 4) for name, value in chosen.facts.items()},
+        **losses,
     }
-
-
-def _tried(candidate: tuple[Objective, int], gains: MemoryGains) -> dict[str, Any]:
-    """Facts of one candidate; the one with the largest `value` is kept."""
-    measured = {"gain": round(float(gains.nats.mean()), 4), "value": round(float(gains.value.mean()), 5)}
-    return {**candidate[0]._asdict(), "top_k": candidate[1], **measured}
 
 
 def _objectives(recipe: Recipe) -> list[Objective]:
@@ -124,7 +153,7 @@ def _objectives(recipe: Recipe) -> list[Objective]:
 def _untrained(out: Path, inputs: str, hidden_size: int, recipe: Recipe) -> dict[str, Any]:
     """No history is longer than the prompt, so nobody has memory: writes a retriever that always abstains."""
     save_retriever(make_abstainer(Retriever(hidden_size, width=recipe.retriever_width, has_null=True)), out)
-    return finish(out, inputs, {"width": recipe.retriever_width, "top_k": 1, "train_targets": 0, "abstains": 1.0})
+    return finish(out, inputs, {"width": recipe.retriever_width, "top_k": 1, "teach_targets": 0, "abstains": 1.0})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

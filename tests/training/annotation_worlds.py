@@ -35,9 +35,10 @@ def learnable(num_users: int, rng: np.random.Generator, *, helps: bool) -> tuple
     return [annotation(user, queries[user], gains[user]) for user in range(num_users)], memories
 
 
-def annotated(num_train: int, *, helps: bool) -> AnnotationSet:
-    found, memories = learnable(num_train + 100, np.random.default_rng(0), helps=helps)
-    return AnnotationSet(found[:num_train], found[num_train:], states_of(memories))
+def annotated(num_teach: int, *, helps: bool) -> AnnotationSet:
+    """Besides, 100 annotations choose and 60 judge."""
+    found, memories = learnable(num_teach + 160, np.random.default_rng(0), helps=helps)
+    return AnnotationSet(found[:num_teach], found[num_teach:-60], found[-60:], states_of(memories))
 
 
 def made_up(log_probs: list[float], num_tokens: int = 2) -> Annotation:

@@ -11,8 +11,9 @@ import pytest
 
 from tests.training.small import TINY, shop
 from training.data.dataset import Dataset, save_dataset
-from training.data.splits import leave_one_out, time_split
+from training.data.splits import Target, leave_one_out, sample_targets, time_split
 from training.lm import tuning
+from training.memory.annotations import read_annotation_set
 from training.rows.memory_choices import no_memory
 from training.run import recipes
 from training.run.inputs import Inputs, fingerprint
@@ -314,8 +315,25 @@ def test_cold_targets_are_of_the_valid_period() -> None:
     assert cold.valid_events(alone) == alone.valid
 
 
-def test_without_memory_nothing_is_gained(small: StudyContext, monkeypatch: pytest.MonkeyPatch) -> None:
-    targets = [target for target in SPLIT.train if target.position > 10][:4]
+def test_users_that_taught_or_chose_the_retriever_are_in_no_study(
+    small: StudyContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    annotated = read_annotation_set(small.base.stages / "annotations")
+    learned = {each.user for each in [*annotated.teach, *annotated.choose]}
+    measured = {target.user for target in small.targets()}
+    assert learned and measured and not learned & measured
+
+    def watched(targets: list[Target], limit: int | None, seed: int) -> list[Target]:
+        measured.update(target.user for target in targets)
+        return sample_targets(targets, limit, seed)
+
+    monkeypatch.setattr(cold, "sample_targets", watched)
+    cold.run(small)
+    assert not learned & measured
+
+
+def test_without_memory_nothing_is_gained(small: StudyContext) -> None:
+    targets = {target.user: target for target in SPLIT.train if target.position > 10}.values()
     early = replace(SPLIT, valid=[replace(target, position=target.position % 3) for target in targets])
     histories = [replace(history, train_end=0) for history in early.histories]
     world = replace(early, histories=histories)

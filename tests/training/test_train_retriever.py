@@ -1,4 +1,4 @@
-"""The stage keeps the candidate with the largest gain on the valid period, and abstains if there is no gain."""
+"""The stage keeps the candidate with the largest gain for the users that choose; other users judge whether it pays."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.training.annotation_worlds import D, M, annotated, annotation, states
 from tests.training.small import TINY, diary, small_lm, small_windows
 from training import train_retriever
 from training.lm.backbone import Backbone
-from training.memory.annotations import AnnotationSet
+from training.memory.annotations import Annotation, AnnotationSet
 from training.memory.learning import (
     RETRIEVER_FILE,
 )
@@ -26,21 +26,34 @@ from training.train_retriever import run, stage_key
 
 
 def run_on(
-    data: AnnotationSet, out: Path, monkeypatch: pytest.MonkeyPatch, recipe: Recipe = TINY, gain: float = 0.5
-) -> dict[str, object]:
-    """Runs the stage with made-up annotations and made-up joint gains: k memories gain k times `gain` nats."""
+    data: AnnotationSet,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    recipe: Recipe = TINY,
+    *,
+    gain: float = 0.5,
+    judged_gain: float | None = None,
+) -> dict[str, Any]:
+    """Runs the stage with made-up annotations and made-up joint gains: k memories gain k times `gain` nats.
+
+    For the users that judge they gain k times `judged_gain`, by default the same.
+    """
+    of_judges = gain if judged_gain is None else judged_gain
+    judges = {each.user for each in data.judge}
+
+    def made_up(retrievers: Any, top_ks: Any, annotations: list[Annotation], **_: Any) -> dict[Any, MemoryGains]:
+        each = of_judges if judges.issuperset(each.user for each in annotations) else gain
+        return {
+            (name, top_k): MemoryGains(each * np.full(len(annotations), top_k), None)
+            for name in retrievers
+            for top_k in top_ks
+        }
+
     windows = small_windows()
     backbone = Backbone(spec_of(), "titles", small_lm(), windows.prompt)
     monkeypatch.setattr(train_retriever, "read_annotation_set", lambda directory: data)
     monkeypatch.setattr(train_retriever, "open_backbone", lambda directory, device: backbone)
-    monkeypatch.setattr(
-        train_retriever,
-        "valid_gains",
-        lambda retrievers, top_ks, *_, placement, mixture: {
-            (name, top_k): MemoryGains(gain * np.full(9, top_k), None) for name in retrievers for top_k in top_ks
-        },
-    )
-    monkeypatch.setattr(train_retriever, "is_significant", lambda gains, users: gains.mean() > 0)
+    monkeypatch.setattr(train_retriever, "valid_gains", made_up)
     key = stage_key([{"labels": "a"}], recipe, 0)
     return run(diary(), out, annotations_dir=out, backbone_dir=out, recipe=recipe, inputs=key)
 
@@ -49,18 +62,40 @@ def spec_of() -> BackboneSpec:
     return BackboneSpec(base_model="random", weights_sha256="", split_layer=2, num_layers=4, hidden_size=32)
 
 
-def test_the_candidate_with_the_largest_valid_gain_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_candidate_with_the_largest_gain_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = run_on(annotated(40, helps=True), tmp_path, monkeypatch, replace(TINY, top_ks=(1, 2)))
     assert facts["temperature"] in TINY.label_temperatures
-    assert facts["top_k"] == 2 and facts["valid_gain_nats"] == 1.0, "not the number of memories with the largest gain"
+    assert facts["top_k"] == 2 and facts["choose"]["nats"] == 1.0, "not the number of memories with the largest gain"
     assert {"valid_kl", "uniform_kl", "label_entropy", "captured", "abstains"} <= facts.keys()
     retriever = Retriever(D, width=TINY.retriever_width)
     retriever.load_state_dict(load_file(tmp_path / RETRIEVER_FILE))
     assert not list(tmp_path.glob("checkpoints-*"))
 
 
-def test_without_a_gain_the_retriever_always_abstains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = run_on(annotated(40, helps=True), tmp_path, monkeypatch, gain=-0.5)
+def test_the_certificate_has_the_gains_of_those_that_choose_and_of_those_that_judge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = run_on(annotated(40, helps=True), tmp_path, monkeypatch, gain=0.5, judged_gain=0.25)
+    assert facts["teach_targets"] == 40 and facts["pays"]
+    assert facts["choose"] == {"targets": 100, "users": 100, "nats": 0.5, "value": 0.5, "error": 0.0}
+    assert facts["judge"] == {"targets": 60, "users": 60, "nats": 0.25, "value": 0.25, "error": 0.0}
+
+
+@pytest.mark.parametrize("judged_gain", [-0.5, 0.0])
+def test_without_a_gain_for_those_that_judge_the_retriever_always_abstains(
+    judged_gain: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = run_on(annotated(40, helps=True), tmp_path, monkeypatch, judged_gain=judged_gain)
+    assert_abstains(facts, tmp_path)
+
+
+def test_without_judges_the_retriever_always_abstains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = run_on(annotated(40, helps=True)._replace(judge=[]), tmp_path, monkeypatch)
+    assert facts["judge"] == {"targets": 0, "users": 0}
+    assert_abstains(facts, tmp_path)
+
+
+def assert_abstains(facts: dict[str, Any], tmp_path: Path) -> None:
     retriever = Retriever(D, width=TINY.retriever_width)
     retriever.load_state_dict(load_file(tmp_path / RETRIEVER_FILE))
     scores = retriever(torch.randn(50, D), torch.randn(50, M, D), torch.ones(50, M))
@@ -71,7 +106,7 @@ def test_the_certificate_lists_all_candidates(tmp_path: Path, monkeypatch: pytes
     facts = run_on(annotated(40, helps=True), tmp_path, monkeypatch, replace(TINY, top_ks=(1, 2)))
     tried: Any = facts["tried"]
     assert [(each["temperature"], each["top_k"]) for each in tried] == [(0.1, 1), (0.1, 2), (0.3, 1), (0.3, 2)]
-    assert [each["gain"] for each in tried] == [each["value"] for each in tried] == [0.5, 1.0, 0.5, 1.0]
+    assert [each["nats"] for each in tried] == [each["value"] for each in tried] == [0.5, 1.0, 0.5, 1.0]
 
 
 def test_a_finished_stage_does_not_train_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +118,7 @@ def test_a_finished_stage_does_not_train_again(tmp_path: Path, monkeypatch: pyte
 
 def test_without_any_memory_it_always_abstains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = [annotation(0, np.ones(D), np.zeros(0))]
-    facts = run_on(AnnotationSet(short, short, states_of([])), tmp_path, monkeypatch)
+    facts = run_on(AnnotationSet(short, short, short, states_of([])), tmp_path, monkeypatch)
     assert facts["abstains"] == 1
     retriever = Retriever(D, width=TINY.retriever_width)
     retriever.load_state_dict(load_file(tmp_path / RETRIEVER_FILE))

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model_store.lm.split_lm import SplitLM
-from training.data.splits import Target, sample_targets
+from training.data.splits import sample_targets
 from training.lm.item_tokens import LearnedItemHead, SampledSoftmax
-from training.lm.packing import HeadInputs, PackedBatches, PackedRow, head_inputs, target_rows
+from training.lm.packing import HeadInputs, PackedBatches, head_inputs, target_row
 from training.lm.windows import Windows
 from training.run.device import autocast
 from training.run.metrics import ndcg
@@ -36,6 +36,9 @@ def training_loss(lm: SplitLM, windows: Windows, recipe: Recipe, seed: int) -> C
         memory_share=recipe.memory_share,
         memory_from=recipe.memory_from * num_parts,
         memory_sizes=recipe.memory_sizes,
+        retrieved_share=recipe.memory_retrieved_share,
+        retrieved_from=first_step_with_retrieved(recipe) * num_parts,
+        retrieved_sizes=recipe.top_ks,
         seed=seed,
     )
     criterion = _criterion(lm, windows, recipe)
@@ -45,6 +48,11 @@ def training_loss(lm: SplitLM, windows: Windows, recipe: Recipe, seed: int) -> C
             return criterion(head_inputs(lm, batches(number)))
 
     return loss_at
+
+
+def first_step_with_retrieved(recipe: Recipe) -> int:
+    """Two thirds of the steps with memory have random memories only, because similarity means little to a new model."""
+    return recipe.memory_from + 2 * max(0, recipe.sft.max_steps - recipe.memory_from) // 3
 
 
 def _criterion(lm: SplitLM, windows: Windows, recipe: Recipe) -> Callable[[HeadInputs], Tensor]:
@@ -74,23 +82,16 @@ def validation(lm: SplitLM, windows: Windows, recipe: Recipe, seed: int) -> Call
         total = 0.0
         for size in sizes:
             for start in range(0, len(targets), _VALID_BATCH):
-                batch = _rows(windows, targets[start : start + _VALID_BATCH], size)
+                batch = targets[start : start + _VALID_BATCH]
+                rows = [target_row(windows, target, num_memories=size) for target in batch]
                 with autocast(lm.device, lm.hidden_size):
-                    inputs = head_inputs(lm, batch)
+                    inputs = head_inputs(lm, rows)
                 hidden = inputs.hidden.to(lm.dtype)  # in bf16 many scores would be equal
                 total += loss_of(lm.head(hidden).float(), inputs.labels)
         lm.model.train()
         return total / len(targets) / len(sizes)
 
     return validate
-
-
-def _rows(windows: Windows, targets: list[Target], memory_size: int) -> list[PackedRow]:
-    rows: list[PackedRow] = []
-    for target in targets:
-        found = target_rows(windows, target.user, target.position, len(rows), with_memory=memory_size > 0)
-        rows += [*found[:-1], found[-1]._replace(memory=found[-1].memory[-memory_size:] if memory_size else [])]
-    return rows
 
 
 def _nats(logits: Tensor, labels: Tensor) -> float:

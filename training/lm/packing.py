@@ -3,14 +3,18 @@
 A *block* is a window of K + 1 consecutive titles, with a loss on all of them. It costs about a tenth of one prompt per
 target and trains the same distribution. A *chapter* is a run of consecutive blocks of one user.
 
-The bottom half reads each block alone, as it reads windows when serving. The layer-L states at the ends of earlier
-titles of the chapter are the memory. A random part of the memory, often none, is put where `insert` puts memory when
-serving: before the last token of a title of the block, here a random one. So the generator learns to read memory while
-it learns to write, and the bottom half learns states that are worth storing. With `memory_share=0` this is plain BIGRec
-tuning, as for the paper's generator.
+The bottom half reads each block alone, as it reads windows when serving. The memory are the states of the full windows
+that end with earlier titles of the chapter (`memory_states.py`). A part of them, often none, is put where `insert` puts
+memory when serving: before the last token of a title of the block, here a random one. The part is random, or, as when
+serving, it was retrieved: the memories whose states are most similar to the state of that title. So the generator
+learns to read memory while it learns to write, and the bottom half learns states that are worth storing. With
+`memory_share=0` this is plain BIGRec tuning, as for the paper's generator.
+
+Events of one user with equal timestamps are a basket. Their stored order is that of a hash and means nothing, so each
+epoch reads every basket in a new random order.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +25,9 @@ from torch.nn import functional as F
 
 from model_store.lm.padding import pad
 from model_store.lm.split_lm import SplitLM
-from training.lm.windows import Windows
+from training.data.splits import History, Target
+from training.lm.memory_states import Stretch, memory_states
+from training.lm.windows import Windows, groups_of_similar_length
 
 _IGNORED = -100
 _CHAPTER_BLOCKS = 9
@@ -38,17 +44,18 @@ class PackedRow(NamedTuple):
     """One training sequence: a block, its memory, the place of the memory, and the first token with a loss."""
 
     block: Block
-    memory: list[tuple[int, int]]  # (row in the batch, title) of the states, oldest first
+    memory: Sequence[int]  # places in `source` of the titles with which the windows of the memory end, oldest first
     boundary: int  # the memory is put before the last token of this title
     loss_from: int
+    source: Stretch | None = None  # rows of one chapter have the same object, whose windows are then read once
+    num_retrieved: int = 0  # only so many of the memories are read, the most similar ones; 0: all
 
 
-def make_block(windows: Windows, user: int, start: int, stop: int) -> Block:
-    history = windows.split.histories[user]
-    tokens = list(windows.prompt.head)
-    ends = []
-    for title in windows.titles(history.items[max(start, 0) : stop]):
-        tokens += windows.prompt.title_tokens(title)
+def make_block(head: Sequence[int], titles: Sequence[Sequence[int]]) -> Block:
+    """`head` are the tokens before the first title; `titles` are the tokens of each title."""
+    tokens, ends = list(head), []
+    for title in titles:
+        tokens += title
         ends.append(len(tokens) - 1)
     return Block(tokens, ends)
 
@@ -66,11 +73,10 @@ def head_inputs(lm: SplitLM, rows: Sequence[PackedRow]) -> HeadInputs:
     Both halves read rows of similar length together. In a single padded batch half of the bottom half's input and three
     quarters of the top half's would be padding on real data.
     """
-    states = _bottom_states(lm, [row.block.tokens for row in rows])
     starts = np.cumsum([0, *(len(row.block.tokens) for row in rows)]).tolist()
-    inputs = [
-        _packed_input(rows, index, starts) for index, row in enumerate(rows) if row.loss_from < len(row.block.tokens)
-    ]
+    states, memories = _with_memories(lm, rows, _bottom_states(lm, [row.block.tokens for row in rows]))
+    parts = zip(rows, starts[:-1], memories, strict=True)
+    inputs = [_packed_input(row, start, _retrieved(row, start, memory, states)) for row, start, memory in parts]
     hidden, labels = [], []
     for group in groups_of_similar_length([len(each.order) for each in inputs]):
         order = pad([inputs[index].order for index in group], side="right", device=lm.device)
@@ -85,17 +91,6 @@ def packed_loss(lm: SplitLM, rows: Sequence[PackedRow], *, reduction: str = "mea
     """Cross entropy over the whole vocabulary."""
     inputs = head_inputs(lm, rows)
     return F.cross_entropy(lm.head(inputs.hidden).float(), inputs.labels, reduction=reduction)
-
-
-def groups_of_similar_length(lengths: Sequence[int]) -> Iterator[NDArray[np.int64]]:
-    """Yields indices of rows. The longest row of a group is at most 1.5 times as long as its shortest."""
-    order = np.argsort(lengths, kind="stable")
-    start = 0
-    for stop, row in enumerate(order):
-        if 2 * lengths[row] > 3 * lengths[order[start]]:
-            yield order[start:stop]
-            start = stop
-    yield order[start:]
 
 
 def _bottom_states(lm: SplitLM, blocks: Sequence[Sequence[int]]) -> Tensor:
@@ -115,11 +110,10 @@ class _PackedInput(NamedTuple):
     labels: list[int]
 
 
-def _packed_input(rows: Sequence[PackedRow], index: int, starts: Sequence[int]) -> _PackedInput:
-    row = rows[index]
+def _packed_input(row: PackedRow, start: int, memory: Sequence[int]) -> _PackedInput:
+    """`start` is the index of the row's first bottom state, `memory` are those of its memory."""
     tokens, cut = row.block.tokens, row.block.ends[row.boundary]
-    own = range(starts[index], starts[index + 1])
-    memory = [starts[other] + rows[other].block.ends[title] for other, title in row.memory]
+    own = range(start, start + len(tokens))
     first = max(0, row.loss_from - 1)
     labels = [_IGNORED] * first + tokens[first + 1 :] + [_IGNORED]
     return _PackedInput(
@@ -128,11 +122,48 @@ def _packed_input(rows: Sequence[PackedRow], index: int, starts: Sequence[int]) 
     )
 
 
+def _with_memories(lm: SplitLM, rows: Sequence[PackedRow], states: Tensor) -> tuple[Tensor, list[list[int]]]:
+    """`states` with those of all memories after them, and for each row the indices of its memory."""
+    wanted: dict[int, tuple[Stretch, set[int]]] = {}
+    for row in rows:
+        if row.source is not None and row.memory:
+            wanted.setdefault(id(row.source), (row.source, set()))[1].update(row.memory)
+    if not wanted:
+        return states, [[] for _ in rows]
+    pairs = {key: (source, sorted(places)) for key, (source, places) in wanted.items()}
+    keys = [(key, place) for key, (_, places) in pairs.items() for place in places]
+    index_of = {key: len(states) + number for number, key in enumerate(keys)}
+    indices = [[index_of[id(row.source), place] for place in row.memory] for row in rows]
+    return torch.cat([states, memory_states(lm, list(pairs.values()))]), indices
+
+
+@torch.no_grad()
+def _retrieved(row: PackedRow, start: int, memory: Sequence[int], states: Tensor) -> Sequence[int]:
+    """The indices in `memory` that the row reads, oldest first.
+
+    Similarity is that of the retriever without its learned layers: the product of layer-normalised states.
+    """
+    if not 0 < row.num_retrieved < len(memory):
+        return memory
+    query = start + row.block.ends[row.boundary]
+    normal = F.layer_norm(states[[query, *memory]].float(), states.shape[-1:])
+    best = (normal[1:] * normal[0]).sum(dim=1).topk(row.num_retrieved).indices.sort().values
+    return [memory[place] for place in best.tolist()]
+
+
+def shuffled_baskets(history: History, rng: np.random.Generator) -> NDArray[np.int32]:
+    """The items of the train period in order of time; events with equal timestamps are in random order."""
+    end = history.train_end
+    found: NDArray[np.int32] = history.items[:end][np.lexsort((rng.random(end), history.timestamps[:end]))]
+    return found
+
+
 class PackedBatches:
     """The rows of any batch, by its number: epochs are cut into blocks and shuffled by seed.
 
     Before batch `memory_from` no row has memory; from then on a share `memory_share` of the rows has some. How many
-    memories a row gets is drawn from `memory_sizes`.
+    memories a row gets is drawn from `memory_sizes`. From batch `retrieved_from` on, a share `retrieved_share` of the
+    rows with memory reads retrieved ones; how many is drawn from `retrieved_sizes`.
     """
 
     def __init__(
@@ -144,29 +175,33 @@ class PackedBatches:
         seed: int,
         memory_from: int = 0,
         memory_sizes: Sequence[int] = (1, 8, 10_000),
+        retrieved_share: float = 0.0,
+        retrieved_from: int = 0,
+        retrieved_sizes: Sequence[int] = (1,),
     ) -> None:
         self.windows, self.num_blocks, self.seed = windows, num_blocks, seed
         self.memory_share, self.memory_from, self.memory_sizes = memory_share, memory_from, memory_sizes
+        self.retrieved_share, self.retrieved_from = retrieved_share, retrieved_from
+        self.retrieved_sizes = retrieved_sizes
         self._epoch, self._first_step = -1, 0
         self._batches: list[list[list[tuple[int, int]]]] = []
+        self._items: list[NDArray[np.int32]] = []  # of each user, as this epoch reads them
 
     def __call__(self, step: int) -> list[PackedRow]:
         while step >= self._first_step + len(self._batches):
             self._first_step += len(self._batches)
             self._epoch += 1
-            self._batches = self._cut(np.random.default_rng((self.seed, self._epoch)))
+            self._begin_epoch(np.random.default_rng((self.seed, self._epoch)))
         rng = np.random.default_rng((self.seed, step, 1))
-        rows: list[PackedRow] = []
-        memory_share = self.memory_share if step >= self.memory_from else 0.0
-        for chapter in self._batches[step - self._first_step]:
-            rows += self._rows(chapter, len(rows), memory_share, rng)
-        return rows
+        return [row for chapter in self._batches[step - self._first_step] for row in self._rows(chapter, step, rng)]
 
-    def _cut(self, rng: np.random.Generator) -> list[list[list[tuple[int, int]]]]:
-        """One epoch: chapters of (user, start of a block) in random order, in batches of about `num_blocks` blocks."""
+    def _begin_epoch(self, rng: np.random.Generator) -> None:
+        """Chapters of (user, start of a block) in random order, in batches of about `num_blocks` blocks."""
+        histories = self.windows.split.histories
+        self._items = [shuffled_baskets(history, rng) for history in histories]
         chapters = [
             [(user, start) for start in starts[first : first + _CHAPTER_BLOCKS]]
-            for user, history in enumerate(self.windows.split.histories)
+            for user, history in enumerate(histories)
             for starts in [self._starts(history.train_end, rng)]
             for first in range(0, len(starts), _CHAPTER_BLOCKS)
         ]
@@ -175,47 +210,47 @@ class PackedBatches:
             if sum(map(len, batches[-1])) >= self.num_blocks:
                 batches.append([])
             batches[-1].append(chapters[index])
-        return batches
+        self._batches = batches
 
     def _starts(self, train_end: int, rng: np.random.Generator) -> list[int]:
         """Block starts: every K + 1 events from a random offset. The first may be negative: that block is shorter."""
         size = self.windows.recent_length + 1
         return [] if train_end < 2 else list(range(-int(rng.integers(min(size, train_end - 1))), train_end - 1, size))
 
-    def _rows(
-        self, chapter: Sequence[tuple[int, int]], first_row: int, memory_share: float, rng: np.random.Generator
-    ) -> list[PackedRow]:
+    def _rows(self, chapter: Sequence[tuple[int, int]], step: int, rng: np.random.Generator) -> list[PackedRow]:
+        (user, begin), head, size = chapter[0], self.windows.prompt.head, self.windows.recent_length
+        oldest = max(0, begin)  # the first title of the chapter; its window begins earlier
+        first = max(0, oldest + 1 - size)
+        source = Stretch(self.windows.title_tokens(self._items[user][first : chapter[-1][1] + size + 1]), head, size)
         rows: list[PackedRow] = []
-        earlier: list[tuple[int, int]] = []
-        for number, (user, start) in enumerate(chapter):
-            stop = min(start + self.windows.recent_length + 1, self.windows.split.histories[user].train_end)
-            block = make_block(self.windows, user, start, stop)
-            memory = self._subset(earlier[-self.windows.max_memory :], memory_share, rng)
+        for _, at in chapter:
+            start = max(0, at) - first
+            block = make_block(head, source.titles[start : at + size + 1 - first])
+            earlier = range(max(oldest - first, start - self.windows.max_memory), start)
+            memory, num_retrieved = self._draw(earlier, step, rng)
             boundary = int(rng.integers(max(1, len(block.ends) - 1)))
-            rows.append(PackedRow(block, memory, boundary, loss_from=max(1, len(self.windows.prompt.head))))
-            earlier += [(first_row + number, title) for title in range(len(block.ends))]
+            rows.append(PackedRow(block, memory, boundary, max(1, len(head)), source, num_retrieved))
         return rows
 
-    def _subset(self, memory: list[tuple[int, int]], share: float, rng: np.random.Generator) -> list[tuple[int, int]]:
-        if not memory or rng.random() >= share:
-            return []
-        chosen = np.sort(rng.permutation(len(memory))[: int(rng.choice(self.memory_sizes))])
-        return [memory[index] for index in chosen]
+    def _draw(self, earlier: Sequence[int], step: int, rng: np.random.Generator) -> tuple[list[int], int]:
+        """Places of the memories, and how many of them the row retrieves (0: it reads all)."""
+        if not earlier or step < self.memory_from or rng.random() >= self.memory_share:
+            return [], 0
+        if self.retrieved_share and step >= self.retrieved_from and rng.random() < self.retrieved_share:
+            return list(earlier), int(rng.choice(self.retrieved_sizes))
+        chosen = np.sort(rng.permutation(len(earlier))[: int(rng.choice(self.memory_sizes))])
+        return [earlier[index] for index in chosen], 0
 
 
-def target_rows(windows: Windows, user: int, position: int, first_row: int, *, with_memory: bool) -> list[PackedRow]:
-    """Rows with a loss on one target only: first the blocks of its memory, last its window with the target itself.
-
-    `first_row` is the number of the first of these rows in the batch.
-    """
-    head, size = max(1, len(windows.prompt.head)), windows.recent_length
-    start = max(0, position - size)
-    block = make_block(windows, user, start, position + 1)
-    if position == start:
-        return [PackedRow(block, [], 0, head)]
-    loss_from = block.ends[-2] + 1
-    oldest = max(0, start - windows.max_memory)
-    starts = range(oldest, start, size) if with_memory else range(0)
-    rows = [PackedRow(make_block(windows, user, at, min(at + size, start)), [], 0, 1 << 30) for at in starts]
-    memory = [(first_row + number, title) for number, row in enumerate(rows) for title in range(len(row.block.ends))]
-    return [*rows, PackedRow(block, memory, len(block.ends) - 2, loss_from)]
+def target_row(windows: Windows, target: Target, *, num_memories: int) -> PackedRow:
+    """The window of a target with the target itself, with a loss on it only, and at most so many newest memories."""
+    head, size, items = windows.prompt.head, windows.recent_length, windows.split.histories[target.user].items
+    start = max(0, target.position - size)
+    block = make_block(head, windows.title_tokens(items[start : target.position + 1]))
+    if target.position == start:
+        return PackedRow(block, [], 0, max(1, len(head)))
+    places = windows.memory_positions(target)[-num_memories:] if num_memories else range(0)
+    first = max(0, int(places[0]) + 1 - size) if len(places) else start
+    source = Stretch(windows.title_tokens(items[first:start]), head, size)
+    memory = [int(place) - first for place in places]
+    return PackedRow(block, memory, len(block.ends) - 2, block.ends[-2] + 1, source)

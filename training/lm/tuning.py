@@ -36,6 +36,8 @@ from training.run.loop import Progress, fit
 from training.run.recipes import Recipe
 from training.run.stage import begin, digest, finish, is_done, read_certificate
 
+_VERSION = 2  # of the training windows; 2: memories of full windows, retrieved ones too, baskets in random order
+
 
 class TunableModel(NamedTuple):
     """A model in training. `adapted` is the peft model with the adapters; None if all weights are trained."""
@@ -108,7 +110,8 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 def stage_key(fingerprint: str, recipe: Recipe, model_name: str | None, seed: int) -> str:
     """Changes with everything that changes the backbone. `fingerprint` is of the data set and its split."""
     memory = [recipe.memory_share, recipe.memory_from, recipe.memory_sizes]
-    training = [recipe.sft, recipe.sft_batch_blocks, recipe.sft_valid_targets, memory]
+    retrieved = [recipe.memory_retrieved_share, recipe.top_ks] if recipe.memory_share else []
+    training = [_VERSION, recipe.sft, recipe.sft_batch_blocks, recipe.sft_valid_targets, memory, retrieved]
     source = [recipe.lora_rank, checkpoint_identity(model_name)] if model_name else recipe.shape
     prompts = [prompt_spec(recipe, is_pretrained=model_name is not None), recipe.max_memory]
     tokens = [recipe.vocabulary, recipe.dropout, recipe.max_softmax_items, recipe.softmax_popular]
@@ -179,6 +182,7 @@ def _fit(
         recipe.sft,
         checkpoints=checkpoints,
         label="sft",
+        seed=seed,
         choose_after=recipe.memory_from if recipe.memory_share else 0,  # earlier checkpoints cannot read memory
     )
 

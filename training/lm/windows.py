@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from model_store.lm.split_lm import SplitLM
 from model_store.text.history import window_ending_at
@@ -46,6 +47,10 @@ class Windows:
 
     def titles(self, items: Sequence[int] | np.ndarray) -> list[str]:
         return [self.split.titles[item] for item in items]
+
+    def title_tokens(self, items: Sequence[int] | np.ndarray) -> list[tuple[int, ...]]:
+        """The tokens of each title."""
+        return [self.prompt.title_tokens(title) for title in self.titles(items)]
 
     def prompt_ending_at(self, user: int, position: int) -> list[int]:
         """x_{u,h_m} of the paper: the prompt of the window that ends with the event at `position`."""
@@ -94,3 +99,14 @@ def token_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[np.ndarra
         if stop == len(order) or longest_next * (stop + 1 - start) > max_tokens:
             yield order[start:stop]
             start = stop
+
+
+def groups_of_similar_length(lengths: Sequence[int]) -> Iterator[NDArray[np.int64]]:
+    """Yields indices of rows. The longest row of a group is at most 1.5 times as long as its shortest."""
+    order = np.argsort(lengths, kind="stable")
+    start = 0
+    for stop, row in enumerate(order):
+        if 2 * lengths[row] > 3 * lengths[order[start]]:
+            yield order[start:stop]
+            start = stop
+    yield order[start:]

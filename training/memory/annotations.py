@@ -25,13 +25,13 @@ from training.data.splits import Split, Target
 from training.lm.likelihood import log_probs_by_element
 from training.lm.states import States, load_states
 from training.lm.windows import Example, Windows, encode_examples
+from training.memory.judges import targets_of, user_parts
 from training.run.recipes import Recipe
 from training.run.stage import atomic_file, progress, read_certificate
 
 GAIN_FORMS = ("log_gain", "probability")
 _TARGETS_PER_SHARD = 256
 _TARGETS_PER_USER = 20
-_CHOOSING_SHARE = 0.25  # of the users of the valid period: their targets choose the retriever, the others teach it
 
 
 @dataclass(frozen=True)
@@ -59,36 +59,39 @@ class Annotation:
 
 
 class AnnotationSet(NamedTuple):
-    """Annotations that teach the retriever (`train`) and that choose it (`valid`), and the states of their memories."""
+    """Annotations that teach the retriever, that choose it, and that judge it, and the states of their memories."""
 
-    train: list[Annotation]
-    valid: list[Annotation]
+    teach: list[Annotation]
+    choose: list[Annotation]
+    judge: list[Annotation]
     states: States
 
     def with_memory(self) -> "AnnotationSet":
         """Without the targets that have no memory."""
-        train, valid = ([each for each in part if len(each.memory_positions)] for part in (self.train, self.valid))
-        return AnnotationSet(train, valid, self.states)
+        parts = self.teach, self.choose, self.judge
+        teach, choose, judge = ([each for each in part if len(each.memory_positions)] for part in parts)
+        return AnnotationSet(teach, choose, judge, self.states)
 
 
 # --- which targets are annotated --------------------------------------------------------------------------------------
 
 
 def learning_targets(split: Split, recipe: Recipe, seed: int) -> dict[str, list[Target]]:
-    """Targets that teach the retriever (`train`) and targets that choose it (`valid`).
+    """Targets that `teach` the retriever, `choose` it and `judge` it, of different users (see `user_parts`).
 
-    With `held_out_labels` both come from the valid period, from different users. The generator was tuned on the train
-    period and remembers its answers, so what helps there differs from what helps on targets it has never seen.
+    The last two are of the valid period; with `held_out_labels` the first are, too. The generator was tuned on the
+    train period and remembers its answers, so what helps there differs from what helps on targets it has never seen.
     """
-    rng = np.random.default_rng((seed, 0)), np.random.default_rng((seed, 1))
-    to_learn, to_choose = split.train, split.valid
-    if recipe.held_out_labels:
-        choosing = _sample_users(split.valid, _CHOOSING_SHARE, np.random.default_rng((seed, 2)))
-        to_learn = [target for target in split.valid if target.user not in choosing]
-        to_choose = [target for target in split.valid if target.user in choosing]
+    users = user_parts(split, held_out=recipe.held_out_labels)
+    teaching = split.valid if recipe.held_out_labels else split.train
+    wanted = {
+        "teach": (targets_of(teaching, users.teach), recipe.annotate_targets),
+        "choose": (targets_of(split.valid, users.choose), recipe.valid_targets),
+        "judge": (targets_of(split.valid, users.judge), recipe.valid_targets),
+    }
     return {
-        "train": pick_targets(to_learn, recipe.annotate_targets, rng[0]),
-        "valid": pick_targets(to_choose, recipe.valid_targets, rng[1]),
+        part: pick_targets(targets, limit, np.random.default_rng((seed, number)))
+        for number, (part, (targets, limit)) in enumerate(wanted.items())
     }
 
 
@@ -105,11 +108,6 @@ def pick_targets(targets: Sequence[Target], limit: int, rng: np.random.Generator
         own = of_user[users[index]]
         picked += [own[place] for place in sorted(rng.permutation(len(own))[:_TARGETS_PER_USER])]
     return picked[:limit]
-
-
-def _sample_users(targets: Sequence[Target], share: float, rng: np.random.Generator) -> set[int]:
-    users = sorted({target.user for target in targets})
-    return {users[place] for place in rng.permutation(len(users))[: max(1, round(share * len(users)))]}
 
 
 # --- annotating -------------------------------------------------------------------------------------------------------
@@ -201,5 +199,5 @@ def read_annotation_set(directory: Path) -> AnnotationSet:
     """The result of `training.annotate`. Raises StageError when that stage has not finished."""
     facts = read_certificate(directory)
     inputs = facts["inputs"]
-    train, valid = (read_annotations(directory / f"{inputs}-{period}") for period in ("train", "valid"))
-    return AnnotationSet(train, valid, load_states(directory / f"{inputs}-states", facts["hidden_size"]))
+    teach, choose, judge = (read_annotations(directory / f"{inputs}-{part}") for part in ("teach", "choose", "judge"))
+    return AnnotationSet(teach, choose, judge, load_states(directory / f"{inputs}-states", facts["hidden_size"]))

@@ -138,17 +138,17 @@ class Objective(NamedTuple):
 
 class TrainedRetriever(NamedTuple):
     retriever: Retriever
-    quality: RetrievalQuality  # on the valid annotations
-    facts: dict[str, float]  # losses on the valid annotations, and the entropy of their labels
+    quality: RetrievalQuality  # on the annotations that choose
+    facts: dict[str, float]  # losses on the annotations that choose, and the entropy of their labels
 
 
 def fit_retriever(
     annotated: AnnotationSet, recipe: Recipe, *, temperature: float, seed: int, checkpoints: Path, loss: str = "kl"
 ) -> TrainedRetriever:
-    """Trains one retriever with one objective. All annotations must have memory."""
+    """Trains one retriever with one objective, with an early stop by those that choose. All must have memory."""
     seed_everything(seed)
     retriever = Retriever(annotated.states.hidden_size, width=recipe.retriever_width, has_null=True)
-    valid = collate(annotated.valid, annotated.states, recipe.gain_form, temperature)
+    choosing = collate(annotated.choose, annotated.states, recipe.gain_form, temperature)
 
     def loss_of(batch: RetrieverBatch) -> Tensor:
         log_scores = retriever(batch.query, batch.memory, batch.mask)
@@ -157,23 +157,23 @@ def fit_retriever(
         return kl_divergence(log_scores, batch.target_weights)
 
     def loss_at(step: int) -> Tensor:
-        rows = np.random.default_rng((seed, step)).integers(len(annotated.train), size=recipe.retriever_batch)
-        return loss_of(collate([annotated.train[row] for row in rows], annotated.states, recipe.gain_form, temperature))
+        rows = np.random.default_rng((seed, step)).integers(len(annotated.teach), size=recipe.retriever_batch)
+        return loss_of(collate([annotated.teach[row] for row in rows], annotated.states, recipe.gain_form, temperature))
 
     @torch.inference_mode()
     def validate() -> float:
-        return float(loss_of(valid))
+        return float(loss_of(choosing))
 
     parameters = dict(retriever.named_parameters())
     label = f"retriever {loss} τ={temperature:g}"
-    state = fit(parameters, loss_at, validate, recipe.retriever, checkpoints=checkpoints, label=label)
+    state = fit(parameters, loss_at, validate, recipe.retriever, checkpoints=checkpoints, label=label, seed=seed)
     retriever.eval()
     facts = {
         f"valid_{loss}": state.best_loss,
-        "uniform_kl": uniform_kl(valid),
-        "label_entropy": label_entropy(valid),
+        "uniform_kl": uniform_kl(choosing),
+        "label_entropy": label_entropy(choosing),
     }
-    return TrainedRetriever(retriever, measure_retrieval(retriever, valid), facts)
+    return TrainedRetriever(retriever, measure_retrieval(retriever, choosing), facts)
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
-"""Which retriever is chosen: by what the memories that it picks add together, on valid targets.
+"""Which retriever is chosen, and whether it pays: by what the memories that it picks add together, on valid targets.
 
-In: trained retrievers, numbers of memories, valid annotations, a backbone. Out: gains of every candidate. Ranks are
+In: trained retrievers, numbers of memories, annotations, a backbone. Out: gains of every candidate. Ranks are
 those that are served, item neighbours included, because memory may only repeat what the neighbours already say. Gains
 in log-probability and in rank are separate: memory can make a model less certain, and so every true title more likely,
 without moving one of them up.
@@ -24,22 +24,20 @@ from training.lm.backbone import Backbone
 from training.lm.likelihood import EncodedBatch, answer_log_probs, item_forecast
 from training.lm.states import States
 from training.lm.windows import Example, Windows, encode_examples
-from training.memory.annotations import Annotation, AnnotationSet
+from training.memory.annotations import Annotation
 from training.memory.learning import collate
 from training.run.metrics import ndcg
 from training.run.stage import progress
 
 _BATCH = 64
-# Standard errors. For one candidate without effect the mean is above one standard error in one case of six, and here
-# the best of many candidates is tested.
-_ERRORS = 2
+_ERRORS = 2  # standard errors; a mean without effect is above them in one case of 44
 Name = TypeVar("Name", bound=Hashable)
 Places = tuple[int, ...]  # places in a memory, oldest first
 Forecasts = dict[tuple[int, Places], NDArray[np.float64]]  # (row, memories) → (log p of the truth, NDCG@10)
 
 
 class MemoryGains(NamedTuple):
-    """What the chosen memories add together: (T,), one value for each valid annotation."""
+    """What the chosen memories add together: (T,), one value for each annotation."""
 
     nats: NDArray[np.float64]
     ndcg: NDArray[np.float64] | None  # NDCG@10; None with the title vocabulary, where a ranking needs a beam search
@@ -54,32 +52,33 @@ class MemoryGains(NamedTuple):
 def valid_gains(
     retrievers: Mapping[Name, Retriever],
     top_ks: Sequence[int],
-    annotated: AnnotationSet,
+    annotations: Sequence[Annotation],
     backbone: Backbone,
     windows: Windows,
     *,
+    states: States,
     placement: str,
     mixture: Mixture | None = None,
 ) -> dict[tuple[Name, int], MemoryGains]:
-    """The gains of every retriever with every number of memories.
+    """The gains of every retriever with every number of memories, on annotated targets of the valid period.
 
     NDCG@10 is of the forecast mixed with `mixture`; nats are of the language model alone. Candidates often pick the
     same memories, so each distinct set of memories is computed once.
     """
     found: dict[tuple[Name, int], list[NDArray[np.float64]]] = {(name, k): [] for name in retrievers for k in top_ks}
-    starts = range(0, len(annotated.valid), _BATCH)
-    for start in progress(starts, desc="choose the retriever", unit="batch"):
-        part = annotated.valid[start : start + _BATCH]
-        picked = _picked_by(retrievers, top_ks, part, annotated.states)
+    starts = range(0, len(annotations), _BATCH)
+    for start in progress(starts, desc="gains of memory", unit="batch"):
+        part = annotations[start : start + _BATCH]
+        picked = _picked_by(retrievers, top_ks, part, states)
         cases = sorted({(row, ()) for row in range(len(part))}.union(*map(enumerate, picked.values())), key=_size)
         examples = [windows.example(Target(each.user, each.position)) for each in part]
-        forecasts = _forecasts(backbone, examples, part, cases, annotated.states, placement=placement, mixture=mixture)
+        forecasts = _forecasts(backbone, examples, part, cases, states, placement=placement, mixture=mixture)
         for candidate, rows in picked.items():
             found[candidate] += [forecasts[row, places] - forecasts[row, ()] for row, places in enumerate(rows)]
     has_ranks = backbone.vocabulary == "items"
     return {
         candidate: MemoryGains(nats=table[:, 0], ndcg=table[:, 1] if has_ranks else None)
-        for candidate, table in ((candidate, np.stack(rows)) for candidate, rows in found.items())
+        for candidate, table in ((candidate, np.array(rows).reshape(-1, 2)) for candidate, rows in found.items())
     }
 
 
@@ -129,11 +128,19 @@ def _forecasts(
     return found
 
 
-def is_significant(gains: NDArray[np.float64], users: Sequence[int]) -> bool:
-    """Whether the mean gain is more than two standard errors above zero, with targets clustered by user."""
+def standard_error(gains: NDArray[np.float64], users: Sequence[int]) -> float:
+    """Of the mean of `gains` (T,), with targets clustered by user. There must be targets."""
     whose = np.unique(np.array(users), return_inverse=True)[1]
     sums = np.bincount(whose, weights=gains - gains.mean())
-    return bool(gains.mean() > _ERRORS * np.sqrt((sums**2).sum()) / len(gains))
+    return float(np.sqrt((sums**2).sum()) / len(gains))
+
+
+def is_significant(gains: NDArray[np.float64], users: Sequence[int]) -> bool:
+    """Whether the mean gain is more than two standard errors by user above zero. Without targets it is not.
+
+    One user has no standard error.
+    """
+    return len(set(users)) > 1 and bool(gains.mean() > _ERRORS * standard_error(gains, users))
 
 
 @torch.inference_mode()

@@ -1,9 +1,9 @@
 """One training loop for all stages: AdamW, warm-up and cosine decay, validation, early stop, checkpoints, resume.
 
 In: parameters, a loss for each batch, a validation loss. Out: the parameters with the best validation loss, in place.
-A step takes the mean loss over one or several batches, which the processes of the run share. A batch depends on its
-number only, so a resumed run sees the same batches as an uninterrupted one, and two processes see the same as one.
-Knows no models.
+A step takes the mean loss over one or several batches, which the processes of the run share. A batch, with its dropout
+and everything else that torch draws, depends on the seed and its number only, so a resumed run sees the same batches as
+an uninterrupted one, and two processes see the same as one. Knows no models.
 """
 
 import json
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -63,13 +64,14 @@ def fit(
     checkpoints: Path,
     label: str,
     choose_after: int = 0,
+    seed: int = 0,
 ) -> Progress:
     """Minimises `loss_at(batch number)` and sets the parameters to the best ones.
 
     Validations up to step `choose_after` neither choose the best parameters nor count for the early stop, unless there
     are no later ones. The caller deletes the directory `checkpoints`. Raises StageError when training diverges.
     """
-    trainer = _Trainer(parameters, schedule, checkpoints)
+    trainer = _Trainer(parameters, schedule, checkpoints, seed)
     state = trainer.resume()
     copy_from_main(parameters.values())
     bar = progress(total=schedule.max_steps, initial=state.step, desc=label, unit="step")
@@ -87,11 +89,16 @@ def fit(
     return state
 
 
+def torch_seed(seed: int, batch: int) -> int:
+    """The seed of torch's generator for one batch: of dropout, and of whatever else the loss draws."""
+    return int(np.random.SeedSequence((seed, batch)).generate_state(1, np.uint64)[0])
+
+
 class _Trainer:
     """Parameters, optimizer and their files: `last-STEP.safetensors`, `best.safetensors`, then `progress.json`."""
 
-    def __init__(self, parameters: dict[str, nn.Parameter], schedule: Schedule, directory: Path) -> None:
-        self.parameters, self.schedule, self.directory = parameters, schedule, directory
+    def __init__(self, parameters: dict[str, nn.Parameter], schedule: Schedule, directory: Path, seed: int) -> None:
+        self.parameters, self.schedule, self.directory, self.seed = parameters, schedule, directory, seed
         self.optimizer = torch.optim.AdamW(
             list(parameters.values()),
             lr=schedule.learning_rate,
@@ -109,7 +116,7 @@ class _Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         num_batches, losses = self.schedule.batches_per_step, []
         for batch in range(step * num_batches + rank(), (step + 1) * num_batches, world_size()):
-            torch.manual_seed(batch)  # dropout depends on the batch number only, too
+            torch.manual_seed(torch_seed(self.seed, batch))
             loss = loss_at(batch)
             (loss / num_batches).backward()
             losses.append(float(loss.detach()))

@@ -55,12 +55,15 @@ class Recipe:
         10_000,
     )  # the number of memories is drawn from these; 10,000 means all
     memory_from: int = 0  # the first step with memory: windows are learned faster and cheaper without it
+    # Of the windows with memory, in the last third of the steps with memory: they get the memories that are most
+    # similar to their query state, as many as are served (`top_ks`), instead of random ones.
+    memory_retrieved_share: float = 0.3
 
     mixture_targets: int = 2000  # valid targets that choose the share of item neighbours; 0 turns neighbours off
 
     held_out_labels: bool = False  # annotate only the valid period, which the generator was not tuned on
-    annotate_targets: int = 1500
-    valid_targets: int = 400
+    annotate_targets: int = 1500  # that teach the retriever
+    valid_targets: int = 400  # that choose the retriever, and as many of other users that judge it
     annotate_batch: int = 16
 
     gain_form: str = "log_gain"  # or "probability", the paper's literal eq. 5
@@ -89,6 +92,7 @@ RECIPES: dict[str, Recipe] = {
         memory_share=0.85,
         memory_from=400,
         annotate_targets=2000,
+        valid_targets=1000,
         label_temperatures=(0.03,),
         retriever=Schedule(max_steps=600, learning_rate=2e-3, evaluate_every=100),
         num_threads=1,
@@ -111,6 +115,7 @@ RECIPES: dict[str, Recipe] = {
         memory_from=300,
         mixture_targets=0,
         annotate_targets=2000,
+        valid_targets=1000,
         label_temperatures=(0.03,),
         retriever=Schedule(max_steps=600, learning_rate=2e-3, evaluate_every=100),
         synthetic_users=600,

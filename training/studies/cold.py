@@ -1,8 +1,8 @@
 """`cold`: the quality for users with short histories.
 
-Targets are all events of the valid period, of any user, grouped by the number of earlier events. The usual evaluation
-leaves out users with few events. A history that fits into the window has no memory: there AutoMR equals the model
-without memory.
+Targets are all events of the valid period, grouped by the number of earlier events, of any user that neither taught nor
+chose the retriever. The usual evaluation leaves out users with few events. A history that fits into the window has no
+memory: there AutoMR equals the model without memory.
 """
 
 from collections.abc import Sequence
@@ -26,14 +26,14 @@ BINS: dict[str, tuple[int, float]] = {
 
 
 def run(context: StudyContext) -> StudyResult:
-    events = valid_events(context.inputs.split)
+    events = context.judged(valid_events(context.inputs.split))
     lines: dict[str, dict[str, Value]] = {}
     for name, (least, most) in BINS.items():
         found = [target for target in events if least <= target.position <= most]
         if found:
             lines[name] = _line(context, sample_targets(found, context.num_targets, context.seed))
     if not lines:
-        raise StageError("the valid period has no event")
+        raise StageError("the valid period has no event of the users that judge")
     missing = sorted(set(BINS) - set(lines))
     return StudyResult(
         question="how many interactions do the model and its memory need?",

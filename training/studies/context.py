@@ -2,7 +2,7 @@
 
 In: inputs, the name of a recipe. Out: bundles with the results of their stages, and NDCG@10 by target. Everything is
 kept in a work directory under names that depend on all inputs: studies of the same data share a backbone, and an
-interrupted study continues. The test period is not used.
+interrupted study continues. The test period is not used, and neither are the users from whom the retriever learned.
 """
 
 import copy
@@ -20,6 +20,7 @@ from model_store.memory.retriever import Retriever
 from training import pipeline
 from training.data.splits import Target, sample_targets
 from training.lm.windows import Windows
+from training.memory.judges import targets_of, user_parts
 from training.rows.evaluation import Evaluation, cached_json, make_evaluation
 from training.rows.latency import latency_summary, time_row
 from training.rows.memory_choices import ChooseMemories, random_choice
@@ -85,15 +86,23 @@ class StudyContext:
         )
         return TrainedBundle(Bundle.open(stages / "bundle", device=pick_device(self.device)), stages, recipe)
 
-    def targets(self, min_history: int | None = None) -> list[Target]:
-        """Sampled valid targets with more than `min_history` earlier events; by default more than the window holds.
+    def judged(self, targets: Sequence[Target]) -> list[Target]:
+        """The targets of users that neither taught nor chose the retriever of the base."""
+        held_out = get_recipe(self.recipe_name).held_out_labels
+        return targets_of(targets, user_parts(self.inputs.split, held_out=held_out).judge)
 
-        Raises StageError where there are none.
+    def targets(self, min_history: int | None = None) -> list[Target]:
+        """Sampled valid targets of the users that judge, with more than `min_history` earlier events.
+
+        By default, with more than the window holds. Raises StageError where there are none.
         """
         least = self.base.bundle.manifest.prompt.recent_length if min_history is None else min_history
-        found = [target for target in self.inputs.split.valid if target.position > least]
+        found = [target for target in self.judged(self.inputs.split.valid) if target.position > least]
         if not found:
-            raise StageError(f"no valid target has more than {least} earlier events, so no target has memory")
+            raise StageError(
+                f"of the valid targets of the users that judge, none has more than {least} earlier events, so none has"
+                " memory"
+            )
         return sample_targets(found, self.num_targets, self.seed)
 
     def evaluation(self, bundle: Bundle, targets: Sequence[Target], inputs: Inputs | None = None) -> Evaluation:

@@ -6,7 +6,7 @@
                    log Σ_m s_m p(y | z_t, z_m) with p from the annotations; the null slot draws no memory
 
 All variants learn from the same annotations and have the same measure: how much the memory that is ranked first raises
-the log-probability of the true title.
+the log-probability of the true title, on targets of users that neither teach nor stop the training.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ import torch
 
 from model_store.memory.retriever import Retriever, choose
 from training.memory.annotations import AnnotationSet, read_annotation_set
-from training.memory.learning import RetrieverBatch, TrainedRetriever, collate, fit_retriever
+from training.memory.learning import RetrieverBatch, TrainedRetriever, collate, fit_retriever, measure_retrieval
 from training.run.recipes import Recipe
 from training.run.stage import StageError, digest
 from training.studies.context import StudyContext
@@ -31,14 +31,14 @@ FitVariant = Callable[[Path], TrainedRetriever]  # directory of the checkpoints 
 def run(context: StudyContext) -> StudyResult:
     base = context.base
     annotated = read_annotation_set(base.stages / "annotations").with_memory()
-    if not annotated.train or not annotated.valid:
-        raise StageError("no annotated target has memory, so the retriever has nothing to learn from")
-    valid = collate(annotated.valid, annotated.states, "log_gain", temperature=1.0)
-    users = np.array([each.user for each in annotated.valid])
+    if not (annotated.teach and annotated.choose and annotated.judge):
+        raise StageError("no annotated target has memory, so the retriever has nothing to learn from, or no judges")
+    judged = collate(annotated.judge, annotated.states, "log_gain", temperature=1.0)
+    users = np.array([each.user for each in annotated.judge])
     checkpoints = context.work / "labels" / digest([base.bundle.manifest.model_dump(), context.seed])
     lines: dict[str, dict[str, Value]] = {}
     for name, fit in _variants(annotated, base.recipe, context.seed).items():
-        lines[name] = _line(fit(checkpoints / name.replace(" ", "-")), valid, users)
+        lines[name] = _line(fit(checkpoints / name.replace(" ", "-")), judged, users)
     return StudyResult(
         question="from which labels should the retriever learn?",
         x="labels",
@@ -58,9 +58,9 @@ def run(context: StudyContext) -> StudyResult:
             "entropy of the labels, nats": ["label entropy"],
         },
         remarks=[
-            f"Measured on {len(users)} annotated valid targets with memory. The best memory of a target, where one "
-            f"helps, gains {_oracle_gain(valid):.4f} nats on average. Uniform labels would have an entropy of "
-            f"{_uniform_entropy(valid):.2f}."
+            f"Measured on {len(users)} annotated valid targets with memory, the losses and the entropy on those that "
+            f"stop the training. The best memory of a target, where one helps, gains {_oracle_gain(judged):.4f} nats "
+            f"on average. Uniform labels would have an entropy of {_uniform_entropy(judged):.2f}."
         ],
     )
 
@@ -79,9 +79,9 @@ def _variants(annotated: AnnotationSet, recipe: Recipe, seed: int) -> dict[str, 
     }
 
 
-def _line(trained: TrainedRetriever, valid: RetrieverBatch, users: np.ndarray) -> dict[str, Value]:
-    line = means_and_gains({"gain, nats": first_gains(trained.retriever, valid)}, users)
-    quality = trained.quality
+def _line(trained: TrainedRetriever, judged: RetrieverBatch, users: np.ndarray) -> dict[str, Value]:
+    line = means_and_gains({"gain, nats": first_gains(trained.retriever, judged)}, users)
+    quality = measure_retrieval(trained.retriever, judged)
     line |= {"captured": quality.captured, "precision@1": quality.precision_at_1, "abstains": quality.abstains}
     if "valid_kl" in trained.facts:
         names = {"label entropy": "label_entropy", "KL": "valid_kl", "uniform KL": "uniform_kl"}

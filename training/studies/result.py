@@ -98,8 +98,8 @@ def _title(result: StudyResult, facts: Mapping[str, Any]) -> str:
 
 def _about(facts: Mapping[str, Any]) -> str:
     return (
-        f"Data {facts['data']}, {facts['cut']} split, valid period, recipe {facts['recipe']}, seed {facts['seed']}. "
-        "In brackets: 95 % intervals, resampled by user."
+        f"Data {facts['data']}, {facts['cut']} split, valid period, users that neither taught nor chose the retriever, "
+        f"recipe {facts['recipe']}, seed {facts['seed']}. In brackets: 95 % intervals, resampled by user."
     )
 
 

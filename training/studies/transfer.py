@@ -41,7 +41,7 @@ def run(context: StudyContext) -> StudyResult:
     targets = context.targets(source.bundle.manifest.prompt.recent_length)
     evaluation = context.evaluation(moved.bundle, targets)
     annotated = read_annotation_set(moved.annotations).with_memory()
-    batch = collate(annotated.valid, annotated.states, "log_gain", temperature=1.0) if annotated.valid else None
+    batch = collate(annotated.judge, annotated.states, "log_gain", temperature=1.0) if annotated.judge else None
     none = ndcg(evaluation, "none", no_memory)
     top_k = moved.bundle.manifest.retriever.top_k
     users = users_of(evaluation.targets)
@@ -97,7 +97,7 @@ def _ndcg_and_gain(none: np.ndarray, values: np.ndarray, users: np.ndarray) -> d
 
 
 def _quality(retriever: Retriever, batch: RetrieverBatch | None) -> dict[str, Value]:
-    """The quality of the memory ranked first, on the annotated valid targets of this data."""
+    """The quality of the memory ranked first, on this data's annotated targets that judge."""
     if batch is None:
         return {}
     quality = measure_retrieval(copy.deepcopy(retriever).cpu(), batch)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from model_store.lm.split_lm import SplitLM
+from model_store.memory.retriever import Retriever
 from model_store.text.prompt import Prompt
 from training.data.splits import Split, Target
 from training.lm.states import States, encode_prompts, spans_of, window_states
@@ -28,7 +29,7 @@ from training.memory.annotations import (
     read_annotations,
     write_annotations,
 )
-from training.memory.learning import TrainedRetriever, fit_retriever
+from training.memory.learning import RetrievalQuality, collate, fit_retriever, measure_retrieval
 from training.rows.evaluation import Evaluation
 from training.rows.memory_choices import best_single_choice, no_memory, retriever_choice
 from training.studies.context import (
@@ -131,7 +132,7 @@ def _line(context: StudyContext, own: Evaluation, unit: str) -> dict[str, Value]
     directory = own.training.directory / slug
     windows = BlockWindows(own.split, own.bundle.prompt, own.bundle.manifest.memory.max_elements, size)
     states = make_states(own.bundle.lm, windows, list(own.targets), directory / "states")
-    trained = _fit_retriever(context, windows, make_states, directory)
+    retriever, quality = _fit_retriever(context, windows, make_states, directory)
     recipe = context.base.recipe
 
     def annotate() -> list[Annotation]:
@@ -140,7 +141,7 @@ def _line(context: StudyContext, own: Evaluation, unit: str) -> dict[str, Value]
         return read_annotations(annotations)
 
     same = replace(with_windows(own, windows), states=states, annotate=annotate)
-    fitted = replace(same, bundle=replace(own.bundle, retriever=trained.retriever.to(own.bundle.lm.device)))
+    fitted = replace(same, bundle=replace(own.bundle, retriever=retriever.to(own.bundle.lm.device)))
     rows = {
         "no memory": ndcg(own, "none", no_memory),
         "same retriever": ndcg(same, f"unit-{slug}-same", retriever_choice),
@@ -149,8 +150,8 @@ def _line(context: StudyContext, own: Evaluation, unit: str) -> dict[str, Value]
     }
     return {
         **means_and_gains(rows, users_of(own.targets), reference="no memory"),
-        "oracle gain, nats": trained.quality.oracle_gain,
-        "captured": trained.quality.captured,
+        "oracle gain, nats": quality.oracle_gain if quality else None,
+        "captured": quality.captured if quality else None,
         "elements": num_memories(same),
         "bytes per user": bytes_per_user(own.bundle, -(-windows.max_memory // size)),
     }
@@ -158,8 +159,11 @@ def _line(context: StudyContext, own: Evaluation, unit: str) -> dict[str, Value]
 
 def _fit_retriever(
     context: StudyContext, windows: Windows, make_states: MakeStates, directory: Path
-) -> TrainedRetriever:
-    """Trains as the stage does, on labels and states of the unit. The temperature with the largest gain is kept."""
+) -> tuple[Retriever, RetrievalQuality | None]:
+    """Trains as the stage does, on labels and states of the unit. The temperature with the largest gain is kept.
+
+    The quality is that on the targets that judge; None without them.
+    """
     recipe = context.base.recipe
     annotated = _annotation_set(context, windows, make_states, directory).with_memory()
     trained = [
@@ -172,17 +176,20 @@ def _fit_retriever(
         )
         for temperature in recipe.label_temperatures
     ]
-    return max(trained, key=lambda each: each.quality.gain)
+    best = max(trained, key=lambda each: each.quality.gain).retriever
+    if not annotated.judge:
+        return best, None
+    return best, measure_retrieval(best, collate(annotated.judge, annotated.states, "log_gain", temperature=1.0))
 
 
 def _annotation_set(context: StudyContext, windows: Windows, make_states: MakeStates, directory: Path) -> AnnotationSet:
     base = context.base
     if make_states is states_of_windows:  # the bundle was trained on these
         return read_annotation_set(base.stages / "annotations")
-    periods = learning_targets(windows.split, base.recipe, context.seed)
-    all_targets = [*periods["train"], *periods["valid"]]
+    parts = learning_targets(windows.split, base.recipe, context.seed)
+    all_targets = [target for targets in parts.values() for target in targets]
     states = make_states(base.bundle.lm, windows, all_targets, directory / "learning-states")
-    for period, targets in periods.items():
-        write_annotations(base.bundle.lm, windows, targets, states, recipe=base.recipe, directory=directory / period)
-    train_part, valid_part = (read_annotations(directory / period) for period in ("train", "valid"))
-    return AnnotationSet(train_part, valid_part, states)
+    for part, targets in parts.items():
+        write_annotations(base.bundle.lm, windows, targets, states, recipe=base.recipe, directory=directory / part)
+    teach, choose, judge = (read_annotations(directory / part) for part in parts)
+    return AnnotationSet(teach, choose, judge, states)

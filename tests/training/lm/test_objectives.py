@@ -12,9 +12,9 @@ from model_store.lm.padding import pad
 from model_store.lm.split_lm import SplitLM
 from model_store.memory.combine import combine
 from tests.training.small import TINY, diary, small_lm, small_windows
-from training.data.splits import Target
+from training.data.splits import Split, Target
 from training.lm.likelihood import answer_log_probs, encode_answers
-from training.lm.objectives import ndcg_loss, token_popularity, training_loss, validation
+from training.lm.objectives import first_step_with_retrieved, ndcg_loss, token_popularity, training_loss, validation
 from training.lm.packing import HeadInputs, PackedBatches, PackedRow, head_inputs
 from training.lm.tuning import make_model
 from training.lm.windows import Windows
@@ -24,14 +24,15 @@ ITEMS = replace(TINY, vocabulary="items", sft_valid_targets=1000, memory_share=0
 CPU = torch.device("cpu")
 
 
-def item_world(recipe: Recipe = ITEMS) -> tuple[SplitLM, Windows]:
-    made = make_model(diary(), recipe, None, CPU)
+def item_world(recipe: Recipe = ITEMS, split: Split | None = None) -> tuple[SplitLM, Windows]:
+    split = split or diary()
+    made = make_model(split, recipe, None, CPU)
     lm = SplitLM(made.model, 1)
     with torch.no_grad():  # a new model gives nearly uniform forecasts
         for name, parameter in lm.model.named_parameters():
             if "norm" not in name:
                 parameter.add_(0.5 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))))
-    return lm, Windows(diary(), made.prompt, 12)
+    return lm, Windows(split, made.prompt, 12)
 
 
 @pytest.mark.parametrize(("rank", "gain"), [(1, 1.0), (2, 1 / math.log2(3)), (10, 1 / math.log2(11)), (11, 0.0)])
@@ -48,13 +49,12 @@ def test_losses_of_targets_are_added() -> None:
 def by_hand(lm: SplitLM, windows: Windows, target: Target, memory_size: int) -> float:
     """1 − NDCG@10 of one target; its prompt and each memory are read separately.
 
-    As in training, memories come from blocks of K titles: the state of a memory depends on its own block up to itself.
+    As when serving, a memory is the state of the window of K titles that ends with it.
     """
     history = windows.titles(windows.split.histories[target.user].items)
     tokens, mask = pad([windows.prompt_ending_at(target.user, target.position - 1)])
     places = windows.memory_positions(target).tolist()
-    blocks = [history[at - (at - places[0]) % windows.recent_length : at + 1] for at in places]
-    memory = [lm.bottom(*pad([windows.prompt.tokens(block)]))[0, -1] for block in blocks]
+    memory = [lm.bottom(*pad([windows.prompt_ending_at(target.user, at)]))[0, -1] for at in places]
     shown = memory[-memory_size:] if memory_size else []
     stacked = torch.stack(shown)[None] if shown else torch.zeros(1, 0, lm.hidden_size)
     combined = combine(
@@ -93,6 +93,12 @@ def test_titles_are_validated_by_their_likelihood() -> None:
     assert validation(lm, windows, recipe, seed=0)() == pytest.approx(float(expected), rel=1e-3)
 
 
+def test_retrieved_memory_begins_after_two_thirds_of_the_steps_with_memory() -> None:
+    sft = replace(ITEMS.sft, max_steps=700)
+    assert first_step_with_retrieved(replace(ITEMS, sft=sft, memory_from=100)) == 500
+    assert first_step_with_retrieved(replace(ITEMS, sft=sft, memory_from=900)) >= 700, "a step has retrieved memory"
+
+
 def test_validation_leaves_the_model_in_training_mode() -> None:
     lm, windows = item_world(replace(ITEMS, dropout=0.5))
     lm.model.train()
@@ -123,7 +129,7 @@ def test_the_softmax_is_over_a_small_catalogue_or_a_sample_of_a_large_one() -> N
 
 
 def test_the_batches_of_one_step_share_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    lm, windows = item_world()
+    lm, windows = item_world(split=diary((14,) * 12))
     sizes: list[int] = []
 
     def watched(lm: SplitLM, rows: Sequence[PackedRow]) -> HeadInputs:

@@ -143,15 +143,15 @@ def test_targets_come_from_few_users_without_repeats() -> None:
 
 
 @pytest.mark.parametrize("is_held_out", [True, False])
-def test_users_that_teach_the_retriever_do_not_choose_it(is_held_out: bool) -> None:
+def test_users_teach_the_retriever_or_choose_it_or_judge_it(is_held_out: bool) -> None:
     split = communities()
     split = replace(split, train=[Target(user, 5) for user in range(len(split.histories))])
     recipe = replace(TINY, held_out_labels=is_held_out, annotate_targets=500, valid_targets=500)
     found = learning_targets(split, recipe, seed=0)
-    periods = (split.valid, split.valid) if is_held_out else (split.train, split.valid)
-    for name, period in zip(("train", "valid"), periods, strict=True):
+    assert list(found) == ["teach", "choose", "judge"]
+    periods = {**dict.fromkeys(found, split.valid), **({} if is_held_out else {"teach": split.train})}
+    for name, period in periods.items():
         assert found[name] and set(found[name]) <= set(period), f"{name} targets of another period"
-    if is_held_out:
-        users = [{target.user for target in found[name]} for name in ("train", "valid")]
-        assert not users[0] & users[1], "a user teaches the retriever and chooses it"
+    users = [{target.user for target in targets} for targets in found.values()]
+    assert sum(map(len, users)) == len(set.union(*users)), "a user is in two parts"
     assert learning_targets(split, recipe, seed=0) == found, "other targets with the same seed"

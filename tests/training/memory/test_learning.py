@@ -14,6 +14,8 @@ from torch import Tensor
 from model_store.memory.retriever import Retriever
 from tests.training.annotation_worlds import D, annotated, annotation, learnable, states_of
 from tests.training.small import TINY
+from training.memory import learning
+from training.memory.annotations import Annotation
 from training.memory.learning import (
     RetrievalQuality,
     RetrieverBatch,
@@ -171,6 +173,51 @@ def test_equal_seeds_train_equal_retrievers(tmp_path: Path) -> None:
     )
     assert one == same
     assert one != other
+
+
+def test_everything_that_is_random_depends_on_the_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The initial weights and the batches, each alone."""
+    data, drawn = annotated(50, helps=True), list[list[int]]()
+
+    def watched(annotations: list[Annotation], *rest: object) -> RetrieverBatch:
+        drawn.append([each.user for each in annotations])
+        return collate(annotations, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(learning, "collate", watched)
+    still = replace(LEARNS, retriever=Schedule(max_steps=1, learning_rate=0.0))
+    starts = []
+    for seed in (0, 1):
+        trained = fit_retriever(data, still, temperature=0.1, seed=seed, checkpoints=tmp_path / str(seed))
+        starts.append(trained.retriever.state_dict()["query.0.weight"].tolist())
+    assert starts[0] != starts[1], "both seeds start from the same weights"
+    batches = [users for users in drawn if len(users) == still.retriever_batch]
+    assert len(batches) == 2 and batches[0] != batches[1], "both seeds draw the same batches"
+
+
+@pytest.mark.parametrize("stop_before", [3, 5])
+def test_a_resumed_training_equals_an_uninterrupted_one(
+    stop_before: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, recipe = annotated(50, helps=True), replace(LEARNS, retriever=TINY.retriever)
+    assert recipe.retriever_batch != len(data.choose)
+    batches = 0
+
+    def stopping(annotations: list[Annotation], *rest: object) -> RetrieverBatch:
+        nonlocal batches
+        batches += len(annotations) == recipe.retriever_batch
+        if batches == stop_before + 1:
+            raise KeyboardInterrupt
+        return collate(annotations, *rest)  # type: ignore[arg-type]
+
+    def trained(name: str) -> list[list[float]]:
+        found = fit_retriever(data, recipe, temperature=0.1, seed=3, checkpoints=tmp_path / name)
+        weights: list[list[float]] = found.retriever.state_dict()["query.0.weight"].tolist()
+        return weights
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(learning, "collate", stopping)
+        trained("cut")
+    assert trained("cut") == trained("whole")
 
 
 # --- the stage ----------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from training.lm.windows import Windows
 from training.memory import selection
 from training.memory.annotations import Annotation, AnnotationSet, annotate, read_annotation_set
 from training.memory.learning import collate
-from training.memory.selection import is_significant, joint_gains, padded_memory, valid_gains
+from training.memory.selection import is_significant, joint_gains, padded_memory, standard_error, valid_gains
 
 SPLIT = chain()
 TOP_KS = (1, 3)
@@ -70,11 +70,20 @@ def test_gains_equal_those_of_single_targets(share: float, made: tuple[Backbone,
     mixture = Mixture(neighbors(backbone.lm.vocab_size), share, half_life=2.0) if share else None
     lm, windows = backbone.lm, Windows(SPLIT, backbone.prompt, TINY.max_memory)
     candidates = retrievers(lm.hidden_size)
-    found = valid_gains(candidates, TOP_KS, annotated, backbone, windows, placement="insert", mixture=mixture)
+    found = valid_gains(
+        candidates,
+        TOP_KS,
+        annotated.choose,
+        backbone,
+        windows,
+        states=annotated.states,
+        placement="insert",
+        mixture=mixture,
+    )
     assert found.keys() == {(name, top_k) for name in candidates for top_k in TOP_KS}
     for (name, top_k), gains in found.items():
         assert (gains.ndcg is not None) == (backbone.vocabulary == "items")
-        for place, each in enumerate(annotated.valid):
+        for place, each in enumerate(annotated.choose):
             picked = picked_for(candidates[name], annotated, each, top_k)
             target = next(t for t in SPLIT.valid if (t.user, t.position) == (each.user, each.position))
             example = windows.example(target)
@@ -122,9 +131,19 @@ def test_equal_choices_of_several_retrievers_are_computed_once(
 
     monkeypatch.setattr(selection, "padded_memory", counted)
     one = retrievers(backbone.lm.hidden_size)["a"]
-    first = valid_gains({"a": one}, (1,), annotated, backbone, windows, placement="insert")
+    first = valid_gains(
+        {"a": one}, (1,), annotated.choose, backbone, windows, states=annotated.states, placement="insert"
+    )
     once = sum(computed)
-    many = valid_gains(dict.fromkeys("abcdef", one), (1,), annotated, backbone, windows, placement="insert")
+    many = valid_gains(
+        dict.fromkeys("abcdef", one),
+        (1,),
+        annotated.choose,
+        backbone,
+        windows,
+        states=annotated.states,
+        placement="insert",
+    )
     assert sum(computed) == 2 * once, "equal choices of six retrievers were computed more than once"
     np.testing.assert_allclose(many["f", 1].nats, first["a", 1].nats, atol=1e-5)
 
@@ -157,3 +176,19 @@ def test_a_gain_is_significant_beyond_two_standard_errors_by_user() -> None:
     assert not is_significant(-1.0 + noise, users.tolist())
     lucky = np.where(users == 0, 100.0, 0.0)  # a gain of one user in a hundred is within the standard error
     assert not is_significant(lucky - 0.02, users.tolist())
+    assert not is_significant(np.ones(0), []) and not is_significant(np.ones(5), [3] * 5), "nobody to tell the error"
+
+
+def test_the_standard_error_is_that_of_users() -> None:
+    rng = np.random.default_rng(0)
+    users = np.repeat(np.arange(200), 5)
+    drawn = [rng.normal(size=200)[users] for _ in range(200)]
+    errors = [standard_error(gains, users.tolist()) for gains in drawn]
+    assert np.mean(errors) == pytest.approx(np.std([gains.mean() for gains in drawn]), rel=0.15)
+
+
+def test_no_targets_have_no_gains(made: tuple[Backbone, AnnotationSet]) -> None:
+    backbone, annotated = made
+    windows, retriever = Windows(SPLIT, backbone.prompt, TINY.max_memory), retrievers(backbone.lm.hidden_size)["a"]
+    found = valid_gains({"a": retriever}, (1,), [], backbone, windows, states=annotated.states, placement="insert")
+    assert len(found["a", 1].value) == 0

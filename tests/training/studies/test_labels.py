@@ -58,7 +58,7 @@ def test_a_retriever_learns_from_the_loss(tmp_path: Path) -> None:
     trained = fit_retriever(
         annotated, recipe, loss="marginal", temperature=1.0, seed=0, checkpoints=tmp_path / "checkpoints"
     )
-    gains = first_gains(trained.retriever, collate(annotated.valid, annotated.states, "log_gain", 1.0))
+    gains = first_gains(trained.retriever, collate(annotated.choose, annotated.states, "log_gain", 1.0))
     assert gains.mean() == pytest.approx(trained.quality.gain, abs=1e-5)
     assert trained.quality.captured > 0.8, trained.quality
 
@@ -83,4 +83,4 @@ def world(num_targets: int = 300) -> AnnotationSet:
                 num_tokens=3,
             )
         )
-    return AnnotationSet(annotations[:-80], annotations[-80:], States(D, dict.fromkeys(arrays, 0), arrays))
+    return AnnotationSet(annotations[:-80], annotations[-80:], [], States(D, dict.fromkeys(arrays, 0), arrays))
