@@ -4,6 +4,9 @@ In: a bundle and the data set it was made from. Out: OUT/index.html, metrics.jso
 listed in `training/rows/registry.py`. Lists and times are cached by row in OUT/cache, and models that rows train are
 kept in OUT/work, so that a further row, or an interrupted run, computes nothing twice. Targets are drawn by seed.
 Nothing is chosen on these targets: all choices of a recipe are made on the valid period.
+
+Some rows tune a language model of their own, about as long as `training.sft` takes; the program says which. Rows that
+take hours on a CPU are computed with `--models all`, or by name.
 """
 
 import argparse
@@ -30,25 +33,41 @@ from training.memory.retrieval_metrics import (
     write_records,
 )
 from training.report.evaluation_report import write_report
-from training.rows.evaluation import Evaluation, RankedLists, cached_json, make_evaluation
+from training.rows.evaluation import Evaluation, RankedLists, cached_json, make_evaluation, recipe_of
 from training.rows.latency import latency_summary, time_row
-from training.rows.registry import ROWS, available_rows, canonical_row, neighbor_share, predict
-from training.rows.row_metrics import Metrics, compare_rows, coverage, metrics_by_target, own_row
+from training.rows.registry import (
+    ROWS,
+    available_rows,
+    canonical_row,
+    certificate,
+    default_rows,
+    memory_reference,
+    neighbor_share,
+    own_row,
+    predict,
+    trained_by,
+)
+from training.rows.row_metrics import Metrics, References, compare_rows, coverage, metrics_by_target
 from training.run.device import pick_device
 from training.run.inputs import Inputs, load_inputs
 from training.run.program import run_program
 from training.run.stage import StageError, digest
 
 ORACLE = "oracle"
+_NOT_SHOWN = ("inputs", "backbone", "prompt", "vocabulary")
+_VERSION = 2  # of the rows; lists in a cache of another version are not used
 
 
 def rows_to_run(models: str, bundle: Bundle) -> list[str]:
-    """The rows that `--models` names, without repeats; with "all", every row that the bundle can have."""
-    if models == "all":
-        return list(available_rows(bundle))
+    """The rows that `--models` names, without repeats.
+
+    With "all", every row that the bundle can have; with "default", without those that take hours on a CPU.
+    """
+    if models in ("all", "default"):
+        return list((available_rows if models == "all" else default_rows)(bundle))
     rows = [row.strip() for row in models.split(",")]
     if unknown := sorted(set(rows) - set(ROWS)):
-        raise StageError(f"unknown models {', '.join(unknown)}: choose among {', '.join(ROWS)}, or all")
+        raise StageError(f"unknown models {', '.join(unknown)}: choose among {', '.join(ROWS)}, default or all")
     return list(dict.fromkeys(canonical_row(row, bundle) for row in rows))
 
 
@@ -57,6 +76,21 @@ def num_draws(row: str, options: argparse.Namespace) -> int:
     if not ROWS[row].is_seeded:
         return 1
     return int(options.draws if row == "random" else options.seeds)
+
+
+def announcement(rows: Sequence[str], bundle: Bundle) -> list[str]:
+    """A line for each row that tunes a language model, and one that says how long this takes."""
+    trains = {row: trained_by(row, bundle) for row in rows if trained_by(row, bundle)}
+    if not trains:
+        return []
+    lines = [f"  {row}: {text}" for row, text in trains.items()]
+    recipe = recipe_of(bundle)
+    steps = f" (at most {recipe.sft.max_steps} steps)" if recipe else ""
+    return [
+        "These rows tune a language model, unless OUT/work has it. Each different one takes about as long as"
+        f" training.sft took for the bundle{steps}; its progress bar shows the time left.",
+        *lines,
+    ]
 
 
 # --- results that are cached --------------------------------------------------------------------------------------
@@ -102,6 +136,8 @@ def run(bundle: Bundle, inputs: Inputs, out: Path, options: argparse.Namespace) 
     if options.mask_seen is None:
         options.mask_seen = not inputs.split.has_repeats
     rows = rows_to_run(options.models, bundle)
+    for line in announcement(rows, bundle):
+        print(line, file=sys.stderr)
     population = getattr(inputs.split, options.split)
     evaluation, cache = _open_evaluation(bundle, inputs, out, options)
     metrics: Metrics = {}
@@ -114,6 +150,7 @@ def run(bundle: Bundle, inputs: Inputs, out: Path, options: argparse.Namespace) 
         )
     records = cached_retrieval(evaluation, cache) if ORACLE in rows else None
     top_k = bundle.manifest.retriever.top_k
+    references = References(own_row(bundle), memory_reference(bundle))
     report = {
         "data": inputs.dataset.name,
         "split": options.split,
@@ -125,9 +162,10 @@ def run(bundle: Bundle, inputs: Inputs, out: Path, options: argparse.Namespace) 
         "bundle": bundle.manifest.name,
         "space": bundle.manifest.space,
         "items": len(inputs.split.item_ids),
-        "own": own_row(rows),
+        "own": references.own if references.own in rows else None,
+        "no_memory": references.no_memory,
         "about_rows": about_rows,
-        "slices": compare_rows(metrics, evaluation, options.seed),
+        "slices": compare_rows(metrics, evaluation, references, options.seed),
         "retriever": None if records is None else retrieval_summary(records, top_k=top_k, seed=options.seed),
         "run": {**facts(bundle, inputs, len(population), options), "commands": commands(bundle, options)},
     }
@@ -138,7 +176,7 @@ def run(bundle: Bundle, inputs: Inputs, out: Path, options: argparse.Namespace) 
 def _open_evaluation(bundle: Bundle, inputs: Inputs, out: Path, options: argparse.Namespace) -> tuple[Evaluation, Path]:
     """The evaluation and its cache, a directory whose name depends on the data, the bundle and the targets."""
     targets = sample_targets(getattr(inputs.split, options.split), options.max_targets, options.seed)
-    choice = [options.split, options.max_targets, options.seed, options.mask_seen]
+    choice = [_VERSION, options.split, options.max_targets, options.seed, options.mask_seen]
     cache = out / "cache" / digest([inputs.fingerprint, bundle.manifest.model_dump(), *choice])
     evaluation = make_evaluation(
         bundle, inputs, targets, cache, mask_seen=options.mask_seen, work=out / "work", device=options.device
@@ -156,12 +194,19 @@ def _about_row(
     evaluation: Evaluation, row: str, lists: Sequence[RankedLists], latency: dict[str, Any] | None
 ) -> dict[str, Any]:
     shares = [coverage(each, len(evaluation.split.item_ids)) for each in lists]
+    certificates = {seed: certificate(evaluation, row, seed) for seed in range(len(lists))}
     return {
         "draws": len(lists),
         "neighbor_share": neighbor_share(evaluation.bundle, row),
         "coverage": round(float(np.mean(shares)), 6),
         "latency": latency,
+        "trained": [_about_training(seed, facts) for seed, facts in certificates.items() if facts],
     }
+
+
+def _about_training(seed: int, facts: dict[str, Any]) -> dict[str, Any]:
+    """A certificate without what says nothing about quality."""
+    return {"seed": seed} | {name: value for name, value in facts.items() if name not in _NOT_SHOWN}
 
 
 def facts(bundle: Bundle, inputs: Inputs, num_population: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -231,7 +276,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="data set that the bundle was made from")
     parser.add_argument("--out", type=Path, required=True, help="directory of the report")
     parser.add_argument("--split", default="test", choices=("valid", "test"), help="period of the targets (test)")
-    parser.add_argument("--models", default="all", help=f"rows, comma separated, or all: {', '.join(ROWS)}")
+    parser.add_argument(
+        "--models",
+        default="default",
+        help=f"rows, comma separated; default: those that do not take hours on a CPU; all: {', '.join(ROWS)}",
+    )
     parser.add_argument("--max-targets", type=int, default=5000, help="number of targets, drawn by seed (5000)")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each trained row (3)")
     parser.add_argument("--draws", type=int, default=10, help="draws of the random memory (10)")

@@ -31,6 +31,12 @@ def small_evaluation(bundle: Bundle, cache: Path, split: Split = SPLIT, **option
     return replace(evaluation, training=replace(evaluation.training, recipe=RECIPE))
 
 
+def memory_aware(bundle: Bundle) -> Bundle:
+    """A copy whose generator counts as tuned to read memory, so that BIGRec needs another one."""
+    backbone = bundle.manifest.backbone.model_copy(update={"adapter": "memory-aware"})
+    return replace(bundle, manifest=bundle.manifest.model_copy(update={"backbone": backbone}))
+
+
 def with_other_future(evaluation: Evaluation, target: Target) -> Evaluation:
     """A copy with one target. The user's history differs from the target on; nothing is computed yet."""
     histories = list(evaluation.split.histories)

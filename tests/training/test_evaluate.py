@@ -12,23 +12,26 @@ import pytest
 from model_store.bundle import Bundle
 from model_store.files import read_manifest
 from model_store.manifest import GenerationSpec, space_id
+from tests.training.evaluations import memory_aware
 from tests.training.small import METRICS, shop
 from training import evaluate
 from training.data.dataset import save_dataset
-from training.evaluate import main, num_draws, rows_to_run
+from training.evaluate import announcement, main, num_draws, rows_to_run
 from training.rows import evaluation, latency
-from training.rows.registry import ROWS, SCORERS, predict
+from training.rows.registry import ROWS, predict
+from training.rows.scorers import SCORERS
 
 TUNED = "lora-8 merged, memory-aware"
-NEED_RECIPE = ("trsr", "full_history")  # which the bundle of the tests does not have
-EVERY = [row for row in ROWS if row not in ("automr_plus", "no_memory", "neighbors", "automr_plus_lm", *NEED_RECIPE)]
+NEED_RECIPE = ("rella_extend", "trsr", "full_history")  # which the bundle of the tests does not have
+OF_TUNED = ("generator_alone", "automr_plus", "no_memory", "neighbors", "automr_plus_lm")
+EVERY = [row for row in ROWS if row not in (*OF_TUNED, *NEED_RECIPE)]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[None]:
     """SASRec takes a minute on any data, so item-kNN replaces it."""
     with pytest.MonkeyPatch.context() as patched:
-        for name in ("sasrec_bce", "sasrec"):
+        for name in ("sasrec_bce", "sasrec", "sasrec_titles"):
             patched.setitem(SCORERS, name, SCORERS["item_knn"])
         yield
 
@@ -70,14 +73,15 @@ def right(bundle_path: Path, data: Path, tmp_path: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def finished(bundle_path: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report")
-    assert main(arguments(bundle_path, data, out)) == 0
+    assert main(arguments(bundle_path, data, out, "--models", "all")) == 0
     return out
 
 
 def test_metrics_json_has_its_schema(finished: Path) -> None:
     report = metrics_of(finished)
     assert (report["data"], report["split"], report["targets"], report["seeds"]) == ("shop", "test", 12, 2)
-    assert {"all", "memory"} <= report["slices"].keys() <= {"all", "memory", "warm", "memory_warm", "cold"}
+    names = {"all", "memory", "warm", "memory_warm", "cold", "returning", "new"}
+    assert {"all", "memory", "returning"} <= report["slices"].keys() <= names
     rows = set(EVERY)
     assert report["own"] == "automr"
     assert report["about_rows"].keys() == rows
@@ -121,6 +125,9 @@ def test_each_row_has_its_draws_coverage_and_time(finished: Path) -> None:
     )
     assert about["automr"]["latency"]["targets"] == 2
     assert about["popularity"]["latency"] is about["oracle"]["latency"] is None
+    (chosen,) = about["item_knn"]["trained"]
+    assert {"settings", "at_grid_end", "valid_ndcg@10"} <= chosen.keys()
+    assert about["bigrec"]["trained"] == [], "the bundle's own generator"
 
 
 def test_the_retriever_is_measured_if_the_oracle_is_evaluated(
@@ -146,7 +153,7 @@ def test_finished_results_are_not_computed_again(
     for module, name in ((evaluate, "predict"), (evaluation, "write_annotations"), (evaluate, "measure_targets")):
         monkeypatch.setattr(module, name, None)
     monkeypatch.setattr(latency, "predict", None)
-    assert main(arguments(bundle_path, data, finished)) == 0
+    assert main(arguments(bundle_path, data, finished, "--models", "all")) == 0
     assert metrics_of(finished) == before
 
 
@@ -172,7 +179,7 @@ def test_the_random_row_has_draws_and_trained_rows_have_seeds() -> None:
     options = Namespace(draws=10, seeds=3)
     assert num_draws("random", options) == 10
     assert num_draws("bigrec", options) == 1
-    assert all(num_draws(row, options) == 3 for row in ("sasrec_bce", "sasrec"))
+    assert all(num_draws(row, options) == 3 for row in ("sasrec_bce", "sasrec", "sasrec_titles"))
 
 
 def test_the_commands_of_the_report_reproduce_it(
@@ -235,13 +242,27 @@ def test_a_tuned_generator_has_another_row(bundle: Bundle) -> None:
     backbone = bundle.manifest.backbone.model_copy(update={"adapter": TUNED})
     bundle.manifest = bundle.manifest.model_copy(update={"backbone": backbone})
     assert "automr_plus" in rows_to_run("all", bundle)
-    assert "automr" not in rows_to_run("all", bundle)
-    assert rows_to_run("automr,bigrec,automr_plus", bundle) == ["automr_plus", "bigrec"]
+    assert "automr" not in rows_to_run("all", bundle), "it trains a generator, and the bundle names no recipe"
+    assert rows_to_run("automr,bigrec,automr_plus", bundle) == ["automr", "bigrec", "automr_plus"]
+
+
+def test_rows_that_take_hours_are_computed_on_request_only(bundle: Bundle) -> None:
+    rows, default = rows_to_run("all", bundle), rows_to_run("default", bundle)
+    assert default == [row for row in rows if row not in ("sasrec_bce", "sasrec_titles")]
+    assert rows_to_run("sasrec_bce", bundle) == ["sasrec_bce"]
+
+
+def test_rows_that_tune_a_language_model_are_announced(bundle: Bundle) -> None:
+    rows = ["item_knn", "bigrec", "rella_extend"]
+    assert [line for line in announcement(rows, bundle) if "bigrec" in line] == []
+    lines = announcement(rows, memory_aware(bundle))
+    assert lines[1:] == ["  bigrec: windows of K titles", "  rella_extend: windows of 2K titles"]
+    assert announcement(["item_knn"], bundle) == []
 
 
 def test_without_neighbours_rows_that_differ_in_them_are_the_same_row(make_bundle: Callable[..., Path]) -> None:
     bundle = Bundle.open(tuned(make_bundle()))
-    assert rows_to_run("no_memory,bigrec,automr_plus_lm", bundle) == ["bigrec", "automr_plus"]
+    assert rows_to_run("no_memory,generator_alone,automr_plus_lm", bundle) == ["generator_alone", "automr_plus"]
     assert not {"no_memory", "neighbors", "automr_plus_lm"} & set(rows_to_run("all", bundle))
 
 
@@ -251,13 +272,13 @@ def test_rows_with_and_without_neighbours_are_in_one_report(
     generation = GenerationSpec(num_beams=5, neighbor_share=0.9)
     bundle = tuned(make_bundle(vocabulary="items", generation=generation))
     with_neighbors = {"no_memory", "random", "recent_beyond", "automr_plus", "oracle"}
-    models = ["bigrec", "automr_plus_lm", *sorted(with_neighbors)]
+    models = ["generator_alone", "automr_plus_lm", *sorted(with_neighbors)]
     assert main(arguments(bundle, data, tmp_path, "--models", ",".join(models))) == 0
     report = metrics_of(tmp_path)
     assert {row for row, about in report["about_rows"].items() if about["neighbor_share"] == 0.9} == with_neighbors
     assert report["slices"]["all"]["minus_no_memory"].keys() == with_neighbors - {"no_memory"}
     assert (tmp_path / "memory_worth.png").exists()
     written = {path.name for path in (tmp_path / "cache").rglob("*.json")}
-    assert {"bigrec-0-0.json", "no_memory-0.9-0.json", "bigrec-0-latency-2.json"} <= written, (
+    assert {"generator_alone-0-0.json", "no_memory-0.9-0.json", "generator_alone-0-latency-2.json"} <= written, (
         "file names must contain λ"
     )

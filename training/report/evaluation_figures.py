@@ -23,7 +23,7 @@ _ELEMENT_CHOICES = {
     "newest": "newest element",
     "retrieved": "retrieved (0 where it abstains)",
     "joint": "all that the generator reads",
-    "oracle": "oracle (the best, or none)",
+    "oracle": "the best by likelihood, or none",
     "best": "best by gain",
 }
 _ROW_INCHES = 0.32

@@ -3,7 +3,7 @@
 In: the report as metrics.json has it, and the retriever's quality by target. Out: files in one directory.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ _CAPTIONS = {
     "ndcg": "NDCG@10 with 95 % intervals",
     "differences": "Differences to every other row with 95 % intervals",
     "memory_worth": "What memory adds, with 95 % intervals",
-    "retrieval_gain": "Gain of the retrieved element, compared with random elements and the oracle",
+    "retrieval_gain": "Gain of the retrieved element, compared with random elements and the best one",
     "retrieval_distance": "Age of the retrieved elements",
 }
 
@@ -48,12 +48,15 @@ def _markdown(report: Mapping[str, Any], images: Mapping[str, bytes]) -> str:
         "",
         *(f"- {escape_markdown(sentence)}" for sentence in tables.summary(report, tables.focus(report))),
     ]
-    for name in report["slices"]:
+    for name in tables.shown_slices(report):
         lines += _slice(report, name)
+    lines += _returns(report)
     lines += ["", "## Cost and coverage", "", *markdown_table(tables.cost_table(report))]
     if report["retriever"]:
         lines += _retriever(report["retriever"])
     lines += ["", *(f"![{_CAPTIONS[name]}]({name}.png)" for name in images)]
+    lines += _section("What was chosen on the valid period", tables.choice_sentences(report))
+    lines += _section("Ties", tables.TIES)
     lines += ["", "## Run it again", "", "```bash", *report["run"]["commands"], "```"]
     return "\n".join(lines) + "\n"
 
@@ -65,12 +68,22 @@ def _slice(report: Mapping[str, Any], name: str) -> list[str]:
     headings = {
         "own_minus": f"{tables.label(report['own'] or '')} minus each row:",
         "minus_bigrec": f"Each row minus {tables.label('bigrec')}:",
-        "minus_no_memory": f"What memory adds: each row minus {tables.label('no_memory')}:",
+        "minus_no_memory": f"What memory adds: each row minus {tables.label(report['no_memory'])}:",
     }
     for key, heading in headings.items():
         if part[key]:
             lines += ["", heading, "", *markdown_table(tables.difference_table(report, name, key))]
     return lines
+
+
+def _returns(report: Mapping[str, Any]) -> list[str]:
+    table = tables.return_table(report)
+    return ["", "## NDCG@10 of items that come back, and of new ones", "", *markdown_table(table)] if table else []
+
+
+def _section(heading: str, sentences: Sequence[str]) -> list[str]:
+    """Nothing where there are no sentences."""
+    return ["", f"## {heading}", "", *(f"- {escape_markdown(each)}" for each in sentences)] if sentences else []
 
 
 def _retriever(quality: Mapping[str, Any]) -> list[str]:

@@ -11,6 +11,11 @@ from training.report.writer import Cell, Table, TableRow, interval_texts
 from training.rows.registry import ROWS
 from training.run.metrics import NDCG_CUTS, RECALL_CUTS, Interval
 
+TIES = (
+    "Equal scores in rows without a language model: the item that is more popular in the training period is first, "
+    "then the lower item id.",
+    "Equal times: interactions of one user are ordered by a hash (blake2b) of user and item, which means nothing.",
+)
 SHOWN = tuple([f"recall@{k}" for k in RECALL_CUTS] + [f"ndcg@{k}" for k in NDCG_CUTS])
 COMPARED = ("recall@1", "ndcg@5", "ndcg@10")
 ORACLE = "oracle"
@@ -20,13 +25,17 @@ SLICES = {
     "warm": "warm targets: the true item occurs in the training period",
     "memory_warm": "warm targets with memory",
     "cold": "cold targets: the true item does not occur in the training period",
+    "returning": "targets that come back: the user had the true item before",
+    "new": "new targets: the user did not have the true item before",
 }
+RETURNS = ("returning", "new")  # these two slices have one table of their own
+RETURN_SHARE = 0.01  # of the targets must come back, or there is no such table
 ELEMENT_CHOICES = {
     "retrieved": "ranked first by the retriever (zero where it abstains)",
     "joint": "all elements that the generator reads, together",
     "random": "random",
     "newest": "newest",
-    "oracle": "oracle: the best element, or none",
+    "oracle": "the best element by likelihood, or none",
     "best": "best by gain",
 }
 _METRICS = {"recall": "Recall", "ndcg": "NDCG"}
@@ -53,6 +62,11 @@ def metric_label(metric: str) -> str:
     return f"{_METRICS[name]}@{cut}"
 
 
+def shown_slices(report: Mapping[str, Any]) -> list[str]:
+    """The slices that have a table of all metrics."""
+    return [name for name in report["slices"] if name not in RETURNS]
+
+
 # --- the rows -----------------------------------------------------------------------------------------------------
 
 
@@ -76,12 +90,30 @@ def difference_table(report: Mapping[str, Any], name: str, key: str) -> Table:
     return Table(head, rows)
 
 
+def return_table(report: Mapping[str, Any]) -> Table | None:
+    """NDCG@10 of items that the user had before and of new ones. None where less than 1 % of the targets come back."""
+    parts = [report["slices"].get(name) for name in RETURNS]
+    if not parts[0] or parts[0]["targets"] < RETURN_SHARE * report["targets"]:
+        return None
+    words = ("that come back", "that are new")
+    head = [f"{part['targets'] if part else 0} targets {text}" for part, text in zip(parts, words, strict=True)]
+    rows = [
+        TableRow(
+            label(row),
+            _kind(report, row),
+            [_mean(part["rows"][row]["ndcg@10"]) if part else _EMPTY for part in parts],
+        )
+        for row in report["slices"]["all"]["rows"]
+    ]
+    return Table(head, rows)
+
+
 def cost_table(report: Mapping[str, Any]) -> Table:
     rows = []
     for row, about in report["about_rows"].items():
         coverage = [Cell(f"{100 * about['coverage']:.1f} %"), Cell(str(about["draws"]))]
         rows.append(TableRow(label(row), _kind(report, row), [*_times(about["latency"]), *coverage]))
-    return Table(["median ms", "fastest tenth, ms", "× BIGRec", "items shown", "draws"], rows)
+    return Table(["median ms", "fastest tenth, ms", "× window alone", "items shown", "draws"], rows)
 
 
 def _times(latency: Mapping[str, Any] | None) -> list[Cell]:
@@ -89,6 +121,40 @@ def _times(latency: Mapping[str, Any] | None) -> list[Cell]:
         return [_EMPTY] * 3
     ratio = Cell(*interval_texts(latency["times_plain"], ".2f"))
     return [Cell(f"{latency['ms']:.1f}"), Cell(f"{latency['ms_p10']:.1f}"), ratio]
+
+
+# --- what was chosen ----------------------------------------------------------------------------------------------
+
+
+def choice_sentences(report: Mapping[str, Any]) -> list[str]:
+    """What each row chose on the valid period, what lies at the end of its grid, and which training did not end."""
+    return [
+        sentence
+        for row, about in report["about_rows"].items()
+        for facts in about["trained"]
+        if (sentence := _choice(f"{label(row)}{_seed(about, facts)}", facts))
+    ]
+
+
+def _seed(about: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    return f", seed {facts['seed']}" if about["draws"] > 1 else ""
+
+
+def _choice(name: str, facts: Mapping[str, Any]) -> str:
+    """Empty where the facts of a training name neither settings nor how it ended."""
+    parts = []
+    if settings := facts.get("settings"):
+        parts.append(", ".join(f"{key} = {_value(value)}" for key, value in settings.items()))
+    if ends := facts.get("at_grid_end"):
+        parts.append(f"at the end of the values tried: {', '.join(ends)}; a better one may lie beyond")
+    if "epochs" in facts:
+        ended = "ended by early stopping" if facts["stopped_early"] else "NOT CONVERGED, ended by the limit of steps"
+        parts.append(f"{facts['epochs']:g} epochs, {ended}")
+    return f"{name}: {'. '.join(parts)}." if parts else ""
+
+
+def _value(value: Any) -> str:
+    return "unlimited" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 # --- the retriever ------------------------------------------------------------------------------------------------
@@ -130,7 +196,7 @@ def retriever_sentences(quality: Mapping[str, Any]) -> list[str]:
         f"The retriever was measured on {quality['targets']} targets of {quality['users']} users, with "
         f"{quality['elements']:g} memory elements each on average. In {_share(quality['helped'])} of the targets, at "
         "least one element helps.",
-        f"The element that the retriever ranks first reaches {_share(captured)} of the oracle's gain."
+        f"The element that the retriever ranks first reaches {_share(captured)} of the gain of the best one."
         if captured
         else "No element helps in any of these targets, so there is no gain to reach.",
     ]
@@ -171,7 +237,10 @@ def summary(report: Mapping[str, Any], name: str) -> list[str]:
         sentences.append(f"Memory adds {added}, which is {relative.text} {relative.small}.")
     if ORACLE in part["rows"]:
         best = part["rows"][ORACLE]["ndcg@5"][0]
-        sentences.append(f"The oracle, which knows the answer and picks the best single element, has {best:.4f}.")
+        sentences.append(
+            f"With the best single memory by likelihood, which knows the answer, it is {best:.4f}. That is no bound: "
+            "another memory, or several, may rank higher."
+        )
     if times := report["about_rows"][own]["latency"]:
         slower = " ".join(interval_texts(times["times_plain"], ".2f"))
         sentences.append(f"One answer takes {times['ms']:.1f} ms, {slower} times as long as without memory.")

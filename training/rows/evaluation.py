@@ -64,6 +64,7 @@ class Evaluation:
     examples: Sequence[Example]  # of the targets, in the same order
     states: States  # of all memories
     annotate: Callable[[], list[Annotation]]  # annotations of the targets, in any order; expensive
+    states_by: Callable[[Bundle], States]  # the same memories, as another language model encodes them; kept on disk
     training: TrainingSetup
     mask_seen: bool = False
     results: dict[Any, Any] = field(default_factory=dict)  # see `compute_once`
@@ -99,9 +100,15 @@ class Evaluation:
         """(N, D) embeddings of the titles of the split's items, by the language model."""
         return self.bundle.index.vectors(self._to_bundle)
 
-    def prompt_of(self, items: Sequence[int]) -> list[int]:
-        """Tokens of a prompt with the titles of `items`, however many."""
-        return long_prompt(self.bundle.prompt, [self.split.titles[item] for item in items])
+    def as_read_by(self, bundle: Bundle) -> "Evaluation":
+        """A copy with another bundle of the same catalogue, whose language model makes the states of its memories.
+
+        `annotate` stays that of the first bundle.
+        """
+        windows = Windows(self.split, bundle.prompt, bundle.manifest.memory.max_elements)
+        states = self.compute_once(("states", bundle.manifest.space), lambda: self.states_by(bundle))
+        examples = [windows.example(target) for target in self.targets]
+        return replace(self, bundle=bundle, examples=examples, states=states)
 
     def memory(self, example: Example) -> list[int]:
         """The items of the memory, oldest first."""
@@ -131,6 +138,12 @@ class Evaluation:
 
         longest = max(len(example.prompt) for example in self.examples)
         return self._rank(self.bundle, query, label, longest=longest)
+
+    def rank_with_items(self, bundle: Bundle, shown: Sequence[Sequence[int]], label: str) -> RankedLists:
+        """What `bundle` generates without memory from a prompt with these items for each target, however many."""
+        titles = self.split.titles
+        prompts = [long_prompt(bundle.prompt, [titles[item] for item in items]) for items in shown]
+        return self.rank_with_prompts(bundle, prompts, label)
 
     def rank_with_prompts(self, bundle: Bundle, prompts: Sequence[Sequence[int]], label: str) -> RankedLists:
         """What `bundle` generates without memory from one prompt for each target.
@@ -166,6 +179,9 @@ class Evaluation:
         return lists
 
 
+Rank = Callable[[Evaluation, int], RankedLists]  # a row: (evaluation, seed) → lists
+
+
 def make_evaluation(
     bundle: Bundle,
     inputs: Inputs,
@@ -182,13 +198,18 @@ def make_evaluation(
     is a folder of `cache`.
     """
     windows = Windows(inputs.split, bundle.prompt, bundle.manifest.memory.max_elements)
-    states = window_states(bundle.lm, windows, spans_of(windows, targets), cache / "states")
+    spans = spans_of(windows, targets)
+    states = window_states(bundle.lm, windows, spans, cache / "states")
     model = bundle.manifest.provenance.get("model")
 
     def annotate() -> list[Annotation]:
         directory, recipe = cache / "annotations", Recipe(combine=bundle.manifest.retriever.combine)
         write_annotations(bundle.lm, windows, targets, states, recipe=recipe, directory=directory)
         return read_annotations(directory)
+
+    def states_by(other: Bundle) -> States:
+        read = Windows(inputs.split, other.prompt, other.manifest.memory.max_elements)
+        return window_states(other.lm, read, spans, cache / f"states-{other.manifest.space}")
 
     return Evaluation(
         bundle=bundle,
@@ -197,6 +218,7 @@ def make_evaluation(
         examples=[windows.example(target) for target in targets],
         states=states,
         annotate=annotate,
+        states_by=states_by,
         training=TrainingSetup(work or cache / "work", inputs.fingerprint, device, recipe_of(bundle), model),
         mask_seen=mask_seen,
     )
@@ -205,6 +227,11 @@ def make_evaluation(
 def with_neighbor_share(bundle: Bundle, share: float) -> Bundle:
     generation = bundle.manifest.generation.model_copy(update={"neighbor_share": share})
     return replace(bundle, manifest=bundle.manifest.model_copy(update={"generation": generation}))
+
+
+def is_memory_tuned(bundle: Bundle) -> bool:
+    """Whether the generator was tuned to read memory."""
+    return "memory-aware" in (bundle.manifest.backbone.adapter or "")
 
 
 def recipe_of(bundle: Bundle) -> Recipe | None:

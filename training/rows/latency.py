@@ -1,8 +1,8 @@
-"""The time of one answer of a row: one target at a time, in turns with the prompt that has no memory (`bigrec`).
+"""The time of one answer of a row: one target at a time, in turns with the bundle's generator that reads no memory.
 
-In: an evaluation, a row. Out: milliseconds for each target, of the row and of `bigrec` right before or after it, so
-that other work on the machine slows down both. An answer is timed from the prompt and the states in memory to the
-ranked list, without the store and HTTP.
+In: an evaluation, a row. Out: milliseconds for each target, of the row and of the plain prompt right before or after
+it, so that other work on the machine slows down both. An answer is timed from the prompt and the states in memory to
+the ranked list, without the store and HTTP.
 """
 
 import io
@@ -18,7 +18,7 @@ from training.rows.evaluation import Evaluation
 from training.rows.registry import predict
 from training.run.stage import progress
 
-PLAIN = "bigrec"  # the prompt of K items, and nothing else
+PLAIN = "generator_alone"  # the prompt of K items, and nothing else
 _WARM_UP = 3
 _RESAMPLES = 1000
 

@@ -3,27 +3,31 @@
 To add a row: write a function that takes an `Evaluation` and a seed and gives one list of ten items for each target
 (a module of this folder, see `rella.py` for a short one), and add an `EvaluationRow` with it to `ROWS` below. The entry
 also holds the name and the explanation that the report shows. `training.evaluate` then computes the row, caches, times
-and compares it; `--models NAME` computes it alone. A trained model that scores items goes through `_scored`.
+and compares it; `--models NAME` computes it alone. A model that scores items goes into `scorers.py`.
 
-`automr` and `automr_plus` are the bundle's own rows; a bundle has one of the two. In `automr` the generator was not
-tuned to read memory (the paper's frozen model). `automr_plus` has a generator tuned to read memory, and mixes in item
-neighbours (`model_store/neighbors.py`). The rows with `differs_in_memory` are `automr_plus` with another memory, and
-`no_memory` is the same without one. A bundle without item neighbours lacks the rows that would repeat another row,
-see `canonical_row`.
+`automr` is the paper's AutoMR: a frozen generator, which was not tuned to read memory. `automr_plus` has a generator
+tuned to read memory, and mixes in item neighbours (`model_store/neighbors.py`). One of the two is the bundle's own row
+(`own_row`). The rows with `differs_in_memory` are the bundle's own row with another memory; `memory_reference` is the
+same without one. A bundle without item neighbours lacks the rows that would repeat another row, see `canonical_row`.
+
+Rows of other methods with a language model have generators that were tuned without memory (`generators.py`). Where the
+bundle's own generator was tuned without memory, it is BIGRec's.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from model_store.bundle import Bundle
-from training.data.splits import Split
-from training.items.item_knn import fit_item_knn
-from training.items.scoring import Scorer, ranked_lists
-from training.rows.evaluation import NUM_RESULTS, Evaluation, RankedLists, recipe_of
-from training.rows.full_history import full_history
+from training.rows.evaluation import Evaluation, Rank, RankedLists, is_memory_tuned, recipe_of
+from training.rows.frozen_automr import frozen_automr, retriever_directory
+from training.rows.generators import (
+    bigrec,
+    full_history,
+    full_length,
+    generator_directory,
+)
 from training.rows.memory_choices import (
     ChooseMemories,
     best_single_choice,
@@ -32,14 +36,12 @@ from training.rows.memory_choices import (
     random_choice,
     retriever_choice,
 )
-from training.rows.popularity import popularity_scorer
-from training.rows.rella import rella_extend, rella_replace
-from training.rows.sasrec import fit_sasrec
+from training.rows.rella import extended_length, rella_extend, rella_replace
+from training.rows.scorers import copy_last, popularity, scored, scorer_place
 from training.rows.trsr import trsr
-from training.run.device import pick_device
+from training.run.stage import CERTIFICATE, read_certificate
 
-Rank = Callable[[Evaluation, int], RankedLists]  # (evaluation, seed) → lists
-FitScorer = Callable[[Split, int, Path, torch.device], Scorer]  # (split, seed, directory, device); loads if fitted
+Place = Callable[[Evaluation, int], Path | None]  # (evaluation, seed) → the folder of what a row trained, if it did
 
 _ALMOST_ALL = 1 - 1e-6  # λ of item neighbours alone: the language model only orders items with equal votes
 
@@ -50,8 +52,11 @@ class EvaluationRow:
     explanation: str  # one sentence in the report
     rank: Rank
     is_seeded: bool = False  # lists differ by seed, so several seeds are drawn
-    is_timed: bool = True  # a language model answers, so its time can be compared with that of `bigrec`
-    needs_recipe: bool = False  # trains a language model as the bundle was trained
+    is_timed: bool = True  # a language model answers, so its time can be compared with that of the window alone
+    is_costly: bool = False  # hours on a CPU: only `--models all` or its name computes it
+    trains: str = ""  # the language model that the row tunes by the bundle's recipe, as text for people
+    reads_bigrec: bool = False  # it tunes one only where the bundle's generator cannot be BIGRec's
+    place: Place | None = None  # where the certificate of what it trained or chose is
     has_neighbors: bool = False  # item neighbours have the bundle's share in the ranking
     differs_in_memory: bool = False  # differs from `no_memory` in its memory only
 
@@ -61,9 +66,19 @@ def predict(evaluation: Evaluation, row: str, seed: int) -> RankedLists:
     return ROWS[row].rank(evaluation.with_neighbor_share(neighbor_share(evaluation.bundle, row)), seed)
 
 
+def own_row(bundle: Bundle) -> str:
+    """The row of the bundle as it is served. It is compared with every other row."""
+    return "automr_plus" if is_memory_tuned(bundle) else "automr"
+
+
+def memory_reference(bundle: Bundle) -> str:
+    """The row that differs from the bundle's own row only in having no memory."""
+    return canonical_row("no_memory", bundle)
+
+
 def neighbor_share(bundle: Bundle, row: str) -> float:
     """λ: the share of the item neighbours in the ranking of a row. Only rows of AutoMR + have neighbours."""
-    share = bundle.manifest.generation.neighbor_share if _is_tuned(bundle) else 0.0
+    share = bundle.manifest.generation.neighbor_share if is_memory_tuned(bundle) else 0.0
     if row == "neighbors":
         return _ALMOST_ALL if share else 0.0
     return share if ROWS[row].has_neighbors else 0.0
@@ -72,13 +87,16 @@ def neighbor_share(bundle: Bundle, row: str) -> float:
 def canonical_row(row: str, bundle: Bundle) -> str:
     """The row that is evaluated when `row` is asked for.
 
-    `automr` and `automr_plus` both mean the one that the bundle has. Without item neighbours, rows that differ in their
-    neighbours only are equal: `no_memory` and `neighbors` are `bigrec`, and `automr_plus_lm` is the bundle's own row.
+    A generator that was not tuned to read memory is BIGRec's, and `automr_plus` is then `automr`. Without item
+    neighbours, rows that differ in their neighbours only are equal: `no_memory` and `neighbors` are the generator
+    alone, and `automr_plus_lm` is the bundle's own row.
     """
-    own = "automr_plus" if _is_tuned(bundle) else "automr"
-    canonical = {"automr": own, "automr_plus": own}
+    own, alone = own_row(bundle), "generator_alone" if is_memory_tuned(bundle) else "bigrec"
+    canonical = {"generator_alone": alone}
+    if own == "automr":
+        canonical["automr_plus"] = own
     if not neighbor_share(bundle, "no_memory"):
-        canonical |= {"no_memory": "bigrec", "neighbors": "bigrec", "automr_plus_lm": own}
+        canonical |= {"no_memory": alone, "neighbors": alone, "automr_plus_lm": own}
     return canonical.get(row, row)
 
 
@@ -86,43 +104,48 @@ def available_rows(bundle: Bundle) -> tuple[str, ...]:
     """All rows that this bundle can have. Rows that train a language model need the bundle's recipe."""
     has_recipe = recipe_of(bundle) is not None
     return tuple(
-        name
-        for name, row in ROWS.items()
-        if canonical_row(name, bundle) == name and (has_recipe or not row.needs_recipe)
+        name for name in ROWS if canonical_row(name, bundle) == name and (has_recipe or not trained_by(name, bundle))
     )
 
 
-def _is_tuned(bundle: Bundle) -> bool:
-    """Whether the generator was tuned to read memory."""
-    return "memory-aware" in (bundle.manifest.backbone.adapter or "")
+def default_rows(bundle: Bundle) -> tuple[str, ...]:
+    """The available rows that are computed unless others are asked for."""
+    return tuple(row for row in available_rows(bundle) if not ROWS[row].is_costly)
 
 
-def _popularity(evaluation: Evaluation, seed: int) -> RankedLists:
-    return _top_items(evaluation, popularity_scorer(evaluation.split, repeat_last=False))
+def trained_by(row: str, bundle: Bundle) -> str:
+    """The language model that this row tunes, as text; empty where it tunes none."""
+    is_needed = is_memory_tuned(bundle) or not ROWS[row].reads_bigrec
+    return ROWS[row].trains if is_needed else ""
 
 
-def _copy_last(evaluation: Evaluation, seed: int) -> RankedLists:
-    return _top_items(evaluation, popularity_scorer(evaluation.split, repeat_last=True))
+def certificate(evaluation: Evaluation, row: str, seed: int) -> dict[str, Any] | None:
+    """What a row trained or chose, and how. None where it did neither, or where that is no longer in the work folder.
+
+    For AutoMR + it is the choice of the item neighbours, which the bundle has with it.
+    """
+    if row == "automr_plus":
+        chosen: dict[str, Any] | None = evaluation.bundle.manifest.provenance.get("mixture")
+        return chosen
+    find = ROWS[row].place
+    place = find(evaluation, seed) if find else None
+    return read_certificate(place) if place and (place / CERTIFICATE).is_file() else None
 
 
-def _scored(name: str) -> Rank:
-    """A model of `SCORERS`, fitted once for each directory and seed."""
-
-    def rank(evaluation: Evaluation, seed: int) -> RankedLists:
-        training = evaluation.training
-        directory = training.directory / f"{name}-{training.fingerprint}"
-        device = pick_device(training.device)
-        fit = SCORERS[name]
-        return _top_items(
-            evaluation,
-            evaluation.compute_once((name, seed), lambda: fit(evaluation.split, seed, directory, device)),
-        )
-
-    return rank
+def _generator_place(length: Callable[[Evaluation], int]) -> Place:
+    return lambda evaluation, seed: generator_directory(evaluation, length(evaluation), seed)
 
 
-def _top_items(evaluation: Evaluation, scorer: Scorer) -> RankedLists:
-    return ranked_lists(scorer, evaluation.split, evaluation.targets, NUM_RESULTS, mask_seen=evaluation.mask_seen)
+def _bigrec_place(evaluation: Evaluation, seed: int) -> Path | None:
+    if not is_memory_tuned(evaluation.bundle):
+        return None
+    return generator_directory(evaluation, evaluation.recent_length, seed)
+
+
+def _frozen_place(evaluation: Evaluation, seed: int) -> Path | None:
+    if not is_memory_tuned(evaluation.bundle):
+        return None
+    return retriever_directory(evaluation, seed)
 
 
 def _generated(name: str, choice: Callable[[Evaluation, int], ChooseMemories]) -> Rank:
@@ -150,76 +173,117 @@ def _oracle(evaluation: Evaluation, seed: int) -> ChooseMemories:
     return best_single_choice(evaluation.annotate())
 
 
-def _sasrec(loss: str) -> FitScorer:
-    return lambda split, seed, directory, device: fit_sasrec(split, loss, seed=seed, directory=directory, device=device)
+def _scorer_row(
+    name: str, label: str, explanation: str, *, is_seeded: bool = False, is_costly: bool = False
+) -> EvaluationRow:
+    """The row of a model of `SCORERS`."""
+    return EvaluationRow(
+        label,
+        explanation,
+        scored(name),
+        is_timed=False,
+        is_seeded=is_seeded,
+        is_costly=is_costly,
+        place=scorer_place(name),
+    )
 
-
-SCORERS: dict[str, FitScorer] = {
-    "item_knn": lambda split, seed, directory, device: fit_item_knn(split, seed=seed, directory=directory),
-    "sasrec_bce": _sasrec("bce"),
-    "sasrec": _sasrec("strong"),
-}
 
 ROWS: dict[str, EvaluationRow] = {
     # Without a language model.
     "popularity": EvaluationRow(
         "popularity",
         "the most popular items of the training period, the same list for every user",
-        _popularity,
+        popularity,
         is_timed=False,
     ),
     "copy_last": EvaluationRow(
         "copy the last title",
         "the last item of the history again, then the most popular items",
-        _copy_last,
+        copy_last,
         is_timed=False,
     ),
-    "item_knn": EvaluationRow(
-        "item-kNN",
-        "items that other users read close to the items of this history",
-        _scored("item_knn"),
-        is_timed=False,
+    "item_knn": _scorer_row("item_knn", "item-kNN", "items that other users read close to the items of this history"),
+    "item_knn_titles": _scorer_row(
+        "item_knn_titles",
+        "item-kNN with titles",
+        "the same, and items with similar titles (TF-IDF), weighted as the valid period likes it best",
     ),
-    "sasrec_bce": EvaluationRow(
+    "sasrec_bce": _scorer_row(
+        "sasrec_bce",
         "SASRec (BCE)",
-        "self-attention over item ids, trained with the loss of its paper",
-        _scored("sasrec_bce"),
+        "self-attention over item ids, trained with the loss of its paper until the valid period shows no more gain",
         is_seeded=True,
-        is_timed=False,
+        is_costly=True,
     ),
-    "sasrec": EvaluationRow(
+    "sasrec": _scorer_row(
+        "sasrec",
         "SASRec (strong)",
-        "the same network, trained with a softmax over the items",
-        _scored("sasrec"),
+        "the same network, trained with a softmax over the items, from co-occurrence, with a recency bias",
         is_seeded=True,
-        is_timed=False,
     ),
-    # Other uses of the language model; no item neighbours.
-    "bigrec": EvaluationRow("BIGRec", "the language model reads the window only", _generated("bigrec", _no_memory)),
+    "sasrec_titles": _scorer_row(
+        "sasrec_titles",
+        "SASRec (strong) with titles",
+        "the same, and a linear map of the title's TF-IDF vector in the vector of each item, also of new ones",
+        is_seeded=True,
+        is_costly=True,
+    ),
+    # Other uses of the language model; no item neighbours. Their generators are tuned without memory.
+    "bigrec": EvaluationRow(
+        "BIGRec",
+        "a language model tuned without memory on windows of K titles, and chosen alone; it reads the window only",
+        bigrec,
+        trains="windows of K titles",
+        reads_bigrec=True,
+        place=_bigrec_place,
+    ),
     "rella_replace": EvaluationRow(
-        "ReLLa, replace",
-        "instead of the window, the prompt shows the items of the history that are most similar to it",
+        "ReLLa, replace (tuned on K titles)",
+        "instead of the window, BIGRec's model reads the K items of the history that are most similar to it",
         rella_replace,
+        trains="windows of K titles, shared with bigrec",
+        reads_bigrec=True,
     ),
     "rella_extend": EvaluationRow(
-        "ReLLa, extend",
-        "the prompt shows the older items that are most similar to the window, then the window",
+        "ReLLa, extend (tuned on 2K titles)",
+        "the K older items that are most similar to the window, then the window, read by a language model tuned without"
+        " memory on windows of 2K titles",
         rella_extend,
+        is_costly=True,
+        trains="windows of 2K titles",
+        place=_generator_place(extended_length),
     ),
     "trsr": EvaluationRow(
-        "TRSR", "the prompt shows a summary of the older history, then the window", trsr, needs_recipe=True
+        "TRSR (tuned further)",
+        "the prompt shows a summary of the older history, then the window; the bundle's language model, tuned further"
+        " on such prompts",
+        trsr,
+        is_costly=True,
+        trains="summaries and windows, from the bundle's model, with an eighth of the steps",
     ),
     "full_history": EvaluationRow(
-        "full history in the prompt",
-        "the prompt shows all older items as text: the reference for cost",
+        "full history in the prompt (tuned on K + M titles)",
+        "all older items as text, read by a language model tuned without memory on windows of K + M titles: the"
+        " reference for cost",
         full_history,
-        needs_recipe=True,
+        is_costly=True,
+        trains="windows of K + M titles",
+        place=_generator_place(full_length),
     ),
-    # The bundle's own rows, and the same with other memories.
     "automr": EvaluationRow(
         "AutoMR",
-        "the memories that the retriever picks, if any, and a generator that was not tuned to read memory",
-        _generated("automr", _retriever),
+        "as published: BIGRec's language model, unchanged, reads the memory that a retriever ranks first, trained by"
+        " the gains in log-probability (eq. 5 and 6)",
+        frozen_automr,
+        trains="windows of K titles, shared with bigrec; then a retriever",
+        reads_bigrec=True,
+        place=_frozen_place,
+    ),
+    # The language model of AutoMR + with item neighbours or other memories.
+    "generator_alone": EvaluationRow(
+        "AutoMR +'s generator, memory off",
+        "the language model that was tuned to read memory, with the window only and without item neighbours",
+        _generated("generator_alone", _no_memory),
     ),
     "neighbors": EvaluationRow(
         "item neighbours of AutoMR +",
@@ -260,8 +324,9 @@ ROWS: dict[str, EvaluationRow] = {
         differs_in_memory=True,
     ),
     "oracle": EvaluationRow(
-        "oracle",
-        "the single memory that raises the probability of the true title most, or none: it knows the answer",
+        "best single memory by likelihood",
+        "the single memory that raises the log-probability of the true title most, or none: it knows the answer. It"
+        " bounds what one memory can add to the log-probability, and neither NDCG nor what several memories can add",
         _generated("oracle", _oracle),
         is_timed=False,
         has_neighbors=True,

@@ -9,8 +9,10 @@ the retrieved items replace the window or join it, so there are two rows:
 `extend`   the prompt shows the K most similar items of the memory, then the K items of the window
 
 Items stand in the order of time, as in ReLLa's `sequential`. Only the centring of the PCA is used: without it all
-vectors of a language model are alike, and a rotation changes no cosine (ReLLa also reduces to 512 dimensions). ReLLa
-tunes the model on such prompts; here the bundle's model, tuned on windows of K items, reads them as it is.
+vectors of a language model are alike, and a rotation changes no cosine (ReLLa also reduces to 512 dimensions). The
+vectors are those of the bundle's index. ReLLa tunes the model on such prompts; here it is tuned without memory on
+windows as long as the prompts (`generators.py`): the generator of BIGRec reads those of `replace`, and one that is
+tuned on windows of 2K items reads those of `extend`.
 """
 
 from collections.abc import Sequence
@@ -19,27 +21,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.rows.evaluation import Evaluation, RankedLists
+from training.rows.generators import bigrec_generator, generator
 
 
 def rella_replace(evaluation: Evaluation, seed: int) -> RankedLists:
-    vectors = _unit_vectors(evaluation)
-    prompts = []
+    bundle, vectors = bigrec_generator(evaluation, seed), _unit_vectors(evaluation)
+    shown = []
     for example in evaluation.examples:
         recent = evaluation.recent(example)
         history = [*evaluation.memory(example), *recent]
         kept = most_similar(vectors, recent, history, evaluation.recent_length)
-        prompts.append(evaluation.prompt_of([history[place] for place in kept]))
-    return evaluation.rank_with_prompts(evaluation.bundle, prompts, "rella_replace")
+        shown.append([history[place] for place in kept])
+    return evaluation.rank_with_items(bundle, shown, "rella_replace")
 
 
 def rella_extend(evaluation: Evaluation, seed: int) -> RankedLists:
-    vectors = _unit_vectors(evaluation)
-    prompts = []
+    bundle, vectors = generator(evaluation, extended_length(evaluation), seed), _unit_vectors(evaluation)
+    shown = []
     for example in evaluation.examples:
         recent, memory = evaluation.recent(example), evaluation.memory(example)
         kept = most_similar(vectors, recent, memory, evaluation.recent_length)
-        prompts.append(evaluation.prompt_of([*(memory[place] for place in kept), *recent]))
-    return evaluation.rank_with_prompts(evaluation.bundle, prompts, "rella_extend")
+        shown.append([*(memory[place] for place in kept), *recent])
+    return evaluation.rank_with_items(bundle, shown, "rella_extend")
+
+
+def extended_length(evaluation: Evaluation) -> int:
+    """2K: the retrieved items and the window."""
+    return 2 * evaluation.recent_length
 
 
 def most_similar(vectors: NDArray[np.float32], query: Sequence[int], items: Sequence[int], count: int) -> list[int]:

@@ -4,8 +4,8 @@ In: an evaluation, and the lists of each row and seed. Out: means, differences a
 has them. Within a slice, all rows and metrics see the same resamples of users.
 """
 
-from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,15 +16,8 @@ from training.rows.registry import ROWS
 from training.run.metrics import Interval, paired_bootstrap, rank_in_list, ranks_to_metrics, title_rank_in_list
 
 BASELINE = "bigrec"
-NO_MEMORY = "no_memory"  # the reference of the rows that differ in their memory only
-OWN_ROWS = ("automr_plus", "automr")  # a bundle has one of them; it is compared with every other row
 Metrics = dict[str, dict[str, np.ndarray]]  # row → metric → (seeds, targets)
 MetricOfRow = tuple[str, str]  # row, metric
-
-
-def own_row(rows: Collection[str]) -> str | None:
-    """The bundle's own row, if it is among `rows`."""
-    return next((row for row in OWN_ROWS if row in rows), None)
 
 
 def metrics_by_target(lists: RankedLists, targets: Sequence[Target], split: Split) -> dict[str, np.ndarray]:
@@ -41,25 +34,39 @@ def coverage(lists: RankedLists, num_items: int) -> float:
 
 
 def slices(evaluation: Evaluation) -> dict[str, np.ndarray]:
-    """(targets,) bool. `memory`: the history is longer than the window. `warm`: the true item occurs in training."""
+    """(targets,) bool. `memory`: the history is longer than the window. `warm`: the true item occurs in training.
+    `returning`: the user had the true item before."""
+    split, truths = evaluation.split, true_items(evaluation.split, evaluation.targets)
     has_memory = np.array([len(example.memory_positions) > 0 for example in evaluation.examples])
-    is_warm = evaluation.split.popularity[true_items(evaluation.split, evaluation.targets)] > 0
+    is_warm = split.popularity[truths] > 0
+    pasts = [split.histories[target.user].items[: target.position] for target in evaluation.targets]
+    is_returning = np.array([truth in past for truth, past in zip(truths, pasts, strict=True)])
     return {
         "all": np.ones(len(has_memory), dtype=bool),
         "memory": has_memory,
         "warm": is_warm,
         "memory_warm": has_memory & is_warm,
         "cold": ~is_warm,
+        "returning": is_returning,
+        "new": ~is_returning,
     }
 
 
-def compare_rows(metrics: Metrics, evaluation: Evaluation, seed: int) -> dict[str, Any]:
+class References(NamedTuple):
+    """The rows that others are compared with; nothing is compared with a row that was not evaluated."""
+
+    own: str  # the row of the bundle as it is served
+    no_memory: str  # the same without memory
+
+
+def compare_rows(metrics: Metrics, evaluation: Evaluation, references: References, seed: int) -> dict[str, Any]:
     """Means and comparisons by slice, without slices that have no target."""
     users = np.array([target.user for target in evaluation.targets])
     return {
         name: _compare_slice(
             {row: {metric: values[:, kept] for metric, values in named.items()} for row, named in metrics.items()},
             users[kept],
+            references,
             seed,
         )
         for name, kept in slices(evaluation).items()
@@ -67,7 +74,7 @@ def compare_rows(metrics: Metrics, evaluation: Evaluation, seed: int) -> dict[st
     }
 
 
-def _compare_slice(metrics: Metrics, users: np.ndarray, seed: int) -> dict[str, Any]:
+def _compare_slice(metrics: Metrics, users: np.ndarray, references: References, seed: int) -> dict[str, Any]:
     columns = {(row, metric): values for row, named in metrics.items() for metric, values in named.items()}
     drawn = paired_bootstrap(columns, users, seed=seed)
     names = list(next(iter(metrics.values())))
@@ -77,10 +84,11 @@ def _compare_slice(metrics: Metrics, users: np.ndarray, seed: int) -> dict[str, 
     ) -> Any:
         return {key: {name: compare((row, name), (other, name)) for name in names} for key, row, other in pairs}
 
-    own = own_row(metrics)
-    others = [(row, own, row) for row in metrics if row != own] if own else []
+    own, no_memory = references
+    others = [(row, own, row) for row in metrics if row != own] if own in metrics else []
     to_baseline = [(row, row, BASELINE) for row in metrics if row != BASELINE] if BASELINE in metrics else []
-    memories = [(row, row, NO_MEMORY) for row in metrics if ROWS[row].differs_in_memory] if NO_MEMORY in metrics else []
+    with_memory = [row for row in metrics if ROWS[row].differs_in_memory or row == own]
+    memories = [(row, row, no_memory) for row in with_memory] if no_memory in metrics else []
     return {
         "targets": len(users),
         "users": len(np.unique(users)),

@@ -57,11 +57,11 @@ def trsr(evaluation: Evaluation, seed: int) -> RankedLists:
     # A service would keep summaries, so they are computed once and are not part of the time of an answer.
     summaries: dict[HistoryStart, Summary] = evaluation.compute_once(("summaries", seed), dict)
     summaries |= model.summaries(evaluation.split, [start for start in starts if start not in summaries])
-    prompts = [
-        evaluation.prompt_of([*summaries[start], *evaluation.recent(example)])
+    shown = [
+        [*summaries[start], *evaluation.recent(example)]
         for start, example in zip(starts, evaluation.examples, strict=True)
     ]
-    return evaluation.rank_with_prompts(model.bundle, prompts, "trsr")
+    return evaluation.rank_with_items(model.bundle, shown, "trsr")
 
 
 def train_trsr(evaluation: Evaluation, seed: int) -> TrsrModel:

@@ -1,14 +1,28 @@
-"""Item-kNN on data with known answers: communities without common items, chains, counts done by hand."""
+"""Item-kNN on data with known answers: communities without common items, chains, counts and baskets done by hand."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.training.worlds import chain, communities, world
-from training.data.splits import Target
+from training.data.splits import Split, Target
+from training.items import item_knn
 from training.items.co_occurrence import co_occurrences
-from training.items.item_knn import KnnSettings, fit_item_knn, knn_scores, similarities
+from training.items.item_knn import (
+    CHOICES,
+    KnnSettings,
+    at_grid_end,
+    basket_ages,
+    basket_co_occurrences,
+    fit_item_knn,
+    knn_scores,
+    similarities,
+)
 from training.items.scoring import ranked_lists, true_items
+from training.run.stage import read_certificate
 
 
 def test_item_knn_stays_inside_the_community(tmp_path: Path) -> None:
@@ -67,3 +81,79 @@ def test_a_second_call_loads_and_scores_the_same(tmp_path: Path) -> None:
     assert {file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == written, "fitted twice"
     other = fit_item_knn(communities(seed=1), seed=0, directory=tmp_path)
     assert not np.array_equal(other(split.test), first), "the model of other data was used"
+
+
+# --- baskets ------------------------------------------------------------------------------------------------------
+
+
+def with_times(split: Split, times: Sequence[Sequence[int]]) -> Split:
+    pairs = zip(split.histories, times, strict=True)
+    return replace(split, histories=[replace(each, timestamps=np.array(own)) for each, own in pairs])
+
+
+def test_the_age_of_an_event_counts_events_of_later_baskets() -> None:
+    assert basket_ages(np.array([1, 1, 5, 7, 7, 7])).tolist() == [4, 4, 3, 0, 0, 0]
+    assert basket_ages(np.array([1, 2, 3])).tolist() == [2, 1, 0]
+    assert basket_ages(np.array([], dtype=np.int64)).tolist() == []
+
+
+@pytest.mark.parametrize("span", [1, 2, 3, 5])
+@pytest.mark.parametrize("at_once", [2, 200_000])
+def test_pairs_are_counted_by_the_distance_of_their_baskets(
+    span: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compared with all pairs, one by one: within a basket the distance is 0, otherwise 1 + the events between."""
+    monkeypatch.setattr(item_knn, "_EVENTS_AT_ONCE", at_once)
+    rng = np.random.default_rng(span)
+    sequences = [rng.permutation(9)[: rng.integers(1, 9)].tolist() for _ in range(12)]
+    ends = [int(rng.integers(0, len(items) + 1)) for items in sequences]
+    times = [np.sort(rng.integers(4, size=len(items))).tolist() for items in sequences]
+    expected = np.zeros((9, 9))
+    for items, own, end in zip(sequences, times, ends, strict=True):
+        for one in range(end):
+            for other in range(one + 1, end):
+                between = sum(own[one] < own[place] < own[other] for place in range(end))
+                if own[one] == own[other] or 1 + between <= span:
+                    expected[items[one], items[other]] += 1
+                    expected[items[other], items[one]] += 1
+    split = with_times(world([*sequences, [8]], train_ends=[*ends, 1]), [*times, [0]])
+    np.testing.assert_array_equal(basket_co_occurrences(split, span).toarray(), expected)
+
+
+def test_without_baskets_distances_are_those_of_positions() -> None:
+    split = communities()
+    for span in (1, 3, None):
+        expected = co_occurrences(split, span).toarray()
+        np.testing.assert_array_equal(basket_co_occurrences(split, span).toarray(), expected)
+
+
+def test_scores_do_not_depend_on_the_order_within_a_basket() -> None:
+    times = [[0, 0, 0, 1, 1, 2], [0, 1, 2, 3, 4, 5]]
+    lists = [[[0, 1, 2, 3, 4, 5], [0, 3, 1, 4, 2, 5]], [[2, 0, 1, 4, 3, 5], [0, 3, 1, 4, 2, 5]]]
+    found = []
+    for sequences in lists:
+        split = with_times(world(sequences, train_ends=[5, 6]), times)
+        near = similarities(basket_co_occurrences(split, 2), split.popularity, KnnSettings())
+        found.append(knn_scores(near, split, [Target(0, 5)], 1.0, keep_seen=True))
+    np.testing.assert_allclose(found[0], found[1])
+
+
+def test_items_of_the_basket_of_the_target_are_never_recommended() -> None:
+    split = with_times(world([[0, 1, 2, 3], [0, 1, 2, 3]], train_ends=[4, 4]), [[0, 5, 5, 5], [0, 1, 2, 3]])
+    near = similarities(basket_co_occurrences(split, None), split.popularity, KnnSettings(span=None))
+    scores = knn_scores(near, split, [Target(0, 3), Target(1, 3)], 1.0, keep_seen=True)
+    assert np.isneginf(scores[0]).tolist() == [False, True, True, False]
+    assert np.isfinite(scores[1]).all(), "items of earlier times may come back"
+
+
+# --- the choice of settings ---------------------------------------------------------------------------------------
+
+
+def test_choices_at_the_end_of_a_grid_are_named(tmp_path: Path) -> None:
+    choices = {"a": (1, 2, 3), "b": (1, 2, None), "c": (True, False), "d": (5,)}
+    assert at_grid_end({"a": 2, "b": None, "c": True, "d": 5}, choices) == {"b": None}
+    assert at_grid_end({"a": 1, "b": 2, "c": True, "d": 5}, choices) == {"a": 1}
+    fit_item_knn(chain(), seed=0, directory=tmp_path)
+    facts = read_certificate(tmp_path)
+    assert facts["at_grid_end"] == at_grid_end(facts["settings"], CHOICES)
+    assert facts["at_grid_end"]["half_life"] == 1.0, "in a chain only the last event tells the next"

@@ -64,6 +64,10 @@ def part_of(own: str | None, baseline: bool, targets: int) -> dict[str, Any]:
     }
 
 
+def about_row(latency: dict[str, Any] | None, **trained: Any) -> dict[str, Any]:
+    return {"draws": 1, "coverage": 0.5, "latency": latency, "trained": [{"seed": 0, **trained}] if trained else []}
+
+
 def report_of(
     *, own: str | None = "automr", baseline: bool = True, data: str = "shop", quality: bool = True
 ) -> dict[str, Any]:
@@ -80,7 +84,8 @@ def report_of(
         "bundle": "tiny",
         "space": "0123",
         "own": own,
-        "about_rows": {row: {"draws": 1, "coverage": 0.5, "latency": times} for row, times in latency.items()},
+        "no_memory": "bigrec",
+        "about_rows": {row: about_row(times) for row, times in latency.items()},
         "slices": {"all": part_of(own, baseline, 7), "memory": part_of(own, baseline, 5)},
         "retriever": retrieval_summary(records(), top_k=2) if quality else None,
         "run": {**RUN, "commands": [f"python -m training.evaluate --data '{data}'"]},
@@ -207,8 +212,53 @@ def test_the_summary_groups_the_rows_by_their_intervals() -> None:
     assert sentences[1] == "It is better than random memory (+25.0 %)."
     assert sentences[2] == "It does not differ significantly from BIGRec (+25.0 %)."
     assert sentences[3] == "Memory adds +0.2500 [+0.1250, +0.5000], which is +25.0 % [+12.5, +50.0]."
-    assert "The oracle, which knows the answer" in sentences[4], "the oracle must not be compared like other rows"
+    assert "which knows the answer, it is 0.2500. That is no bound" in sentences[4], (
+        "a row that knows the answer must not be compared like other rows"
+    )
     assert sentences[5] == "One answer takes 20.0 ms, 1.25 [1.20, 1.30] times as long as without memory."
+
+
+def returning_report(returning: int) -> dict[str, Any]:
+    report = report_of()
+    report["targets"] = 200
+    report["slices"] |= {"returning": part_of("automr", True, returning), "new": part_of("automr", True, 200)}
+    return report
+
+
+def test_targets_that_come_back_have_a_small_table_if_there_are_enough(tmp_path: Path) -> None:
+    table = tables.return_table(returning_report(2))
+    assert table is not None
+    assert table.head == ["2 targets that come back", "200 targets that are new"]
+    assert [row.label for row in table.rows] == [tables.label(row) for row in ("bigrec", "random", "automr", "oracle")]
+    assert tables.return_table(returning_report(1)) is None, "under 1 %"
+    assert tables.return_table(report_of()) is None
+    for file in ("page", "markdown"):
+        text = page_of(returning_report(2), tmp_path).text if file == "page" else (tmp_path / "report.md").read_text()
+        assert text.count("2 targets that come back") == 1, f"{file}: the slice needs no further table"
+
+
+def test_choices_at_the_end_of_a_grid_and_trainings_without_end_are_told(tmp_path: Path) -> None:
+    report = report_of()
+    rows = {
+        "item_knn": about_row(None, settings={"span": None, "half_life": 2.0}, at_grid_end={"span": None}),
+        "sasrec": about_row(None, settings={"dropout": 0.1}, at_grid_end={}, epochs=41.5, stopped_early=True),
+        "bigrec": about_row(None, steps=3000),
+    }
+    rows["sasrec_bce"] = {
+        **about_row(None),
+        "draws": 2,
+        "trained": [{"seed": 1, "epochs": 95.0, "stopped_early": False}],
+    }
+    report["about_rows"] |= rows
+    sentences = tables.choice_sentences(report)
+    assert sorted(sentences) == [
+        "SASRec (BCE), seed 1: 95 epochs, NOT CONVERGED, ended by the limit of steps.",
+        "SASRec (strong): dropout = 0.1. 41.5 epochs, ended by early stopping.",
+        "item-kNN: span = unlimited, half_life = 2. at the end of the values tried: span; a better one may lie beyond.",
+    ]
+    text = page_of(report, tmp_path).text
+    assert all(sentence in text for sentence in [*sentences, *tables.TIES])
+    assert "NOT CONVERGED" in (tmp_path / "report.md").read_text()
 
 
 def test_an_interval_that_contains_zero_is_no_difference() -> None:

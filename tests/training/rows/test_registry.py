@@ -13,16 +13,38 @@ from model_store.inference import recommend
 from model_store.manifest import GenerationSpec, RetrieverSpec
 from model_store.text.prompt import ItemPrompt
 from tests.conftest import write_bundle
-from tests.training.evaluations import DATASET, LONG, RECIPE, SPLIT, TARGETS, shorten_summariser, small_evaluation
+from tests.training.evaluations import (
+    DATASET,
+    LONG,
+    RECIPE,
+    SPLIT,
+    TARGETS,
+    memory_aware,
+    shorten_summariser,
+    small_evaluation,
+)
 from training import pipeline
 from training.data.splits import Target
 from training.rows.evaluation import NUM_RESULTS, Evaluation, make_evaluation
-from training.rows.registry import ROWS, SCORERS, available_rows, neighbor_share, predict
+from training.rows.registry import (
+    ROWS,
+    available_rows,
+    canonical_row,
+    certificate,
+    default_rows,
+    memory_reference,
+    neighbor_share,
+    own_row,
+    predict,
+    trained_by,
+)
+from training.rows.scorers import SCORERS
 from training.run import recipes
 from training.run.inputs import Inputs, fingerprint
 from training.run.stage import StageError
 
-TRAINED = ("trsr", "full_history")
+TRAINED = ("rella_extend", "trsr", "full_history")  # a language model for any bundle
+WITH_BIGREC = ("bigrec", "rella_replace", "automr")  # one where the bundle's generator was tuned to read memory
 MakeEvaluation = Callable[..., Evaluation]
 
 
@@ -32,7 +54,7 @@ def quick() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patched:
         shorten_summariser(patched)
-        for name in ("sasrec_bce", "sasrec"):
+        for name in ("sasrec_bce", "sasrec", "sasrec_titles"):
             patched.setitem(SCORERS, name, SCORERS["item_knn"])
         patched.setitem(recipes.RECIPES, "rows", RECIPE)
         patched.setitem(recipes.RECIPES, "rows-items", replace(RECIPE, vocabulary="items"))
@@ -137,8 +159,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     write_bundle(path, vocabulary="items", retriever=RetrieverSpec(width=16, top_k=1), generation=generation)
     bundle = Bundle.open(path)
     torch.nn.init.constant_(bundle.retriever.null.bias, -1e4)
-    backbone = bundle.manifest.backbone.model_copy(update={"adapter": "memory-aware"})
-    return replace(bundle, manifest=bundle.manifest.model_copy(update={"backbone": backbone}))
+    return memory_aware(bundle)
 
 
 TUNED_ROWS = {"no_memory", "random", "recent_beyond", "automr_plus", "oracle"}
@@ -148,14 +169,15 @@ def test_only_rows_of_the_tuned_generator_use_item_neighbours(tuned: Bundle, tmp
     assert {row for row in ROWS if neighbor_share(tuned, row)} == TUNED_ROWS | {"neighbors"}
     evaluation = small_evaluation(tuned, tmp_path)
     without = replace(evaluation, bundle=replace(tuned, neighbors=None))
-    for row in (*sorted(TUNED_ROWS), "bigrec", "rella_replace", "rella_extend", "automr_plus_lm"):
+    for row in (*sorted(TUNED_ROWS), "generator_alone", "automr_plus_lm"):
         assert (predict(evaluation, row, 0) != predict(without, row, 0)) == (row in TUNED_ROWS), row
 
 
 def test_rows_without_memory_or_neighbours_equal_a_bundle_without_them(tuned: Bundle, tmp_path: Path) -> None:
     evaluation = small_evaluation(tuned, tmp_path)
     without = replace(evaluation, bundle=replace(tuned, neighbors=None))
-    assert predict(evaluation, "bigrec", 0) == predict(without, "no_memory", 0) != predict(evaluation, "no_memory", 0)
+    alone = predict(evaluation, "generator_alone", 0)
+    assert alone == predict(without, "no_memory", 0) != predict(evaluation, "no_memory", 0)
     assert predict(evaluation, "automr_plus_lm", 0) == predict(without, "automr_plus", 0)
     assert choices(evaluation, "automr_plus_lm") == choices(evaluation, "automr_plus"), (
         "item neighbours must not change the choice of memories"
@@ -166,7 +188,29 @@ def test_an_untuned_generator_has_no_neighbours_in_any_row(tuned: Bundle) -> Non
     backbone = tuned.manifest.backbone.model_copy(update={"adapter": None})
     frozen = replace(tuned, manifest=tuned.manifest.model_copy(update={"backbone": backbone}))
     assert not any(neighbor_share(frozen, row) for row in ROWS)
-    assert not {"no_memory", "neighbors", "automr_plus", "automr_plus_lm"} & set(available_rows(frozen))
+    lacking = {"no_memory", "neighbors", "generator_alone", "automr_plus", "automr_plus_lm"}
+    assert not lacking & set(available_rows(frozen))
+    assert (own_row(frozen), memory_reference(frozen)) == ("automr", "bigrec")
+    assert not any(trained_by(row, frozen) for row in WITH_BIGREC)
+
+
+def test_other_methods_have_a_generator_of_their_own_where_the_bundles_reads_memory(tuned: Bundle) -> None:
+    assert (own_row(tuned), memory_reference(tuned)) == ("automr_plus", "no_memory")
+    assert canonical_row("automr", tuned) == "automr", "the paper's row is not the bundle's"
+    assert all(trained_by(row, tuned) for row in (*WITH_BIGREC, *TRAINED))
+    plain = tuned.manifest.generation.model_copy(update={"neighbor_share": 0.0})
+    without = replace(tuned, manifest=tuned.manifest.model_copy(update={"generation": plain}))
+    assert memory_reference(without) == "generator_alone", "BIGRec's generator is another one"
+
+
+def test_rows_of_a_tuned_bundle_whose_generator_is_trained_read_no_neighbours(tuned: Bundle, tmp_path: Path) -> None:
+    evaluation = small_evaluation(tuned, tmp_path)
+    without = replace(evaluation, bundle=replace(tuned, neighbors=None))
+    for row in WITH_BIGREC:
+        lists = predict(evaluation, row, 0)
+        assert [len(set(ranked)) for ranked in lists] == [NUM_RESULTS] * len(TARGETS)
+        assert lists == predict(without, row, 0), row
+        assert certificate(evaluation, row, 0) or row == "rella_replace", f"{row} does not tell how it was trained"
 
 
 def test_the_row_of_neighbours_ranks_by_their_votes(tuned: Bundle, tmp_path: Path) -> None:
@@ -215,8 +259,11 @@ def test_a_list_does_not_depend_on_the_other_targets(row: str, make: MakeEvaluat
         assert predict(alone, row, 0) == [lists[place]]
 
 
-@pytest.mark.parametrize("row", TRAINED)
+@pytest.mark.parametrize("row", [*TRAINED, *WITH_BIGREC])
 def test_a_bundle_without_a_recipe_has_no_rows_that_train(row: str, bundle: Bundle, tmp_path: Path) -> None:
+    if row in WITH_BIGREC:
+        assert row in available_rows(bundle), "its generator was tuned without memory"
+        bundle = memory_aware(bundle)
     assert row not in available_rows(bundle)
     evaluation = make_evaluation(bundle, Inputs(DATASET, SPLIT, fingerprint(SPLIT)), TARGETS, tmp_path)
     with pytest.raises(StageError, match="does not name the recipe"):
@@ -229,10 +276,10 @@ def test_a_bundle_of_the_pipeline_has_all_rows(recipe: str, tmp_path: Path) -> N
     out = tmp_path / "bundle"
     pipeline.run(inputs, out, recipe_name=recipe, work=tmp_path / "work", device="cpu")
     bundle = Bundle.open(out)
-    missing = {"automr"}  # the generator was tuned to read memory
-    if not bundle.manifest.generation.neighbor_share:
-        missing |= {"no_memory", "neighbors", "automr_plus_lm"}
+    missing = set() if bundle.manifest.generation.neighbor_share else {"no_memory", "neighbors", "automr_plus_lm"}
     assert {*ROWS} - {*available_rows(bundle)} == missing
+    costly = {"sasrec_bce", "sasrec_titles", "rella_extend", "trsr", "full_history"}
+    assert {*available_rows(bundle)} - {*default_rows(bundle)} == costly
     evaluation = make_evaluation(bundle, inputs, TARGETS, tmp_path / "cache", device="cpu")
     for row in available_rows(bundle):
         lists = predict(evaluation, row, 0)

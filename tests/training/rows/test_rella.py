@@ -17,19 +17,25 @@ from tests.training.evaluations import (
     with_other_future,
 )
 from training.rows.evaluation import Evaluation
+from training.rows.generators import generator
 from training.rows.rella import most_similar
 
 K = 3
 ROWS = ("rella_replace", "rella_extend")
 
 
-@pytest.fixture
-def evaluation(bundle_path: Path, tmp_path: Path) -> Evaluation:
-    return small_evaluation(Bundle.open(bundle_path), tmp_path)
+@pytest.fixture(scope="module")
+def evaluation(bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
+    return small_evaluation(Bundle.open(bundle_path), tmp_path_factory.mktemp("cache"))
+
+
+def reader(evaluation: Evaluation, row: str) -> Bundle:
+    """The bundle that reads the prompts of the row."""
+    return generator(evaluation, 2 * K, 0) if row == "rella_extend" else evaluation.bundle
 
 
 def items_read(evaluation: Evaluation, row: str) -> list[list[int]]:
-    return [items_in(evaluation.bundle, SPLIT, prompt) for prompt in prompts_of(evaluation, row)]
+    return [items_in(reader(evaluation, row), SPLIT, prompt) for prompt in prompts_of(evaluation, row)]
 
 
 def similarity(evaluation: Evaluation, recent: list[int], items: list[int]) -> np.ndarray:
@@ -69,7 +75,8 @@ def test_extend_shows_similar_old_items_before_the_window(evaluation: Evaluation
 
 @pytest.mark.parametrize("row", ROWS)
 def test_without_memory_the_prompt_is_the_window(row: str, evaluation: Evaluation) -> None:
-    assert prompts_of(evaluation, row)[TARGETS.index(SHORT)] == evaluation.examples[TARGETS.index(SHORT)].prompt
+    place = TARGETS.index(SHORT)
+    assert items_read(evaluation, row)[place] == evaluation.recent(evaluation.examples[place])
 
 
 @pytest.mark.parametrize("row", ROWS)

@@ -9,7 +9,7 @@ import pytest
 from tests.training.small import METRICS, shop
 from training.data.splits import Split, time_split
 from training.rows.evaluation import Evaluation
-from training.rows.row_metrics import compare_rows, coverage, metrics_by_target, own_row, slices
+from training.rows.row_metrics import References, compare_rows, coverage, metrics_by_target, slices
 
 
 def evaluation_of(split: Split, num_memory: list[int]) -> Evaluation:
@@ -52,10 +52,13 @@ def test_coverage_counts_each_item_of_the_first_ten_once() -> None:
     assert coverage([list(range(20))], 20) == pytest.approx(0.5)
 
 
-def test_the_own_row_is_the_tuned_generator_if_there_is_one() -> None:
-    assert own_row(["bigrec", "automr"]) == "automr"
-    assert own_row(["automr", "automr_plus"]) == "automr_plus"
-    assert own_row(["bigrec"]) is None
+def test_targets_come_back_or_are_new() -> None:
+    split = time_split(shop())
+    pasts = [split.histories[target.user].items[: target.position].tolist() for target in split.test]
+    expected = [truth in past for truth, past in zip(truths_of(split), pasts, strict=True)]
+    found = slices(evaluation_of(split, [0] * len(expected)))
+    assert found["returning"].tolist() == expected and 0 < sum(expected) < len(expected)
+    assert found["new"].tolist() == [not returns for returns in expected]
 
 
 def compared(*rows: str) -> dict[str, Any]:
@@ -66,7 +69,9 @@ def compared(*rows: str) -> dict[str, Any]:
     metrics = {row: {name: np.array([right[row]]) for name in METRICS} for row in rows if row in right}
     if "random" in rows:
         metrics["random"] = {name: np.array([[1.0, 0, 0, 0], [0, 1, 1, 0]]) for name in METRICS}
-    return compare_rows(metrics, evaluation_of(split, [2, 2, 0, 0]), seed=0)
+    tuned = "automr_plus" in rows
+    references = References("automr_plus", "no_memory") if tuned else References("automr", "bigrec")
+    return compare_rows(metrics, evaluation_of(split, [2, 2, 0, 0]), references, seed=0)
 
 
 def test_every_row_is_compared_with_the_baseline_and_with_the_own_row() -> None:
@@ -91,6 +96,9 @@ def test_rows_that_differ_in_memory_are_compared_with_no_memory() -> None:
     assert part["minus_no_memory"]["random"]["ndcg@5"][0] == pytest.approx(0.375 - 0.5)
     assert part["minus_no_memory_relative"].keys() == {"random", "automr_plus"}
     assert compared("bigrec", "random", "automr_plus")["all"]["minus_no_memory"] == {}
+    assert compared("bigrec", "random", "automr")["all"]["minus_no_memory"].keys() == {"random", "automr"}, (
+        "without neighbours, and with BIGRec's generator, BIGRec is the row without memory"
+    )
 
 
 def test_a_slice_has_the_metrics_of_its_targets_only() -> None:
@@ -110,4 +118,4 @@ def test_each_draw_has_its_own_mean() -> None:
 
 def test_without_baseline_and_own_row_nothing_is_compared() -> None:
     found = compared("popularity", "random")
-    assert found["all"]["minus_bigrec"] == found["all"]["own_minus"] == {}
+    assert found["all"]["minus_bigrec"] == found["all"]["own_minus"] == found["all"]["minus_no_memory"] == {}

@@ -4,7 +4,7 @@ import numpy as np
 
 from tests.training.worlds import world
 from training.data.splits import Target
-from training.rows.popularity import popularity_scorer
+from training.rows.scorers import popularity_scorer
 
 SPLIT = world([[0, 1, 2, 1], [1, 0, 0, 3]], train_ends=[3, 2])
 TARGETS = [Target(0, 3), Target(1, 1)]
