@@ -48,6 +48,7 @@ class Metrics:
         self.window_cache_bytes = self._gauge("window_cache_bytes", "Size of the window cache")
         self.fallback_total = self._counter("fallback_total", "Answers that were a fallback", "reason")
         self.source_total = self._counter("source_total", "Recommended items by source", "source")
+        self.reason_total = self._counter("reason_total", "Recommended items by the voice behind them", "voice")
         self.memory_elements = self._histogram("memory_elements", "Memory elements used in an answer", COUNTS)
         self.grounding_distance = self._histogram(
             "grounding_distance", "Distance from a grounded item to the nearest generated title", DISTANCES

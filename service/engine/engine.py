@@ -16,7 +16,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from model_store.answers import Answer
+from model_store.answers import Answer, PastRows
 from model_store.catalogue.items import Item
 from model_store.files import identity_of
 from model_store.view import BundleView
@@ -98,9 +98,18 @@ class Engine:
             self._process = None
 
     async def recommend(
-        self, titles: list[str], memory: States, allowed: NDArray[np.bool_], num_results: int, *, deadline: float
+        self,
+        titles: list[str],
+        memory: States,
+        allowed: NDArray[np.bool_],
+        num_results: int,
+        *,
+        deadline: float,
+        past: PastRows | None = None,
     ) -> Answer:
         """`titles`: recent window, oldest first. `memory` (M, D). `allowed` (N,) by catalogue row.
+
+        `past`: the events that the voices of the bundle read; None where it has no voices.
 
         Raises DeadlineExceeded, ModelFailed, ModelUnavailable or Draining.
         """
@@ -112,6 +121,9 @@ class Engine:
             num_items=len(allowed),
             num_results=num_results,
             deadline=deadline,
+            past_rows=list(past.rows) if past else [],
+            past_times=list(past.timestamps) if past else [],
+            now=past.now if past else 0,
         )
         self.admission.num_at_model += 1
         try:
@@ -123,6 +135,8 @@ class Engine:
             chosen=tuple(found.chosen),
             weights=np.frombuffer(found.weights, dtype="<f4"),
             null_weight=found.null_weight,
+            reasons=found.reasons,
+            event_shares=np.frombuffer(found.event_shares, dtype="<f4"),
             timings_s=found.timings_s,
         )
 

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.answers import Ranked
+from model_store.answers import Ranked, Reason
 
 LENGTH = struct.Struct(">I")
 
@@ -38,7 +38,10 @@ class ModelOptions(msgspec.Struct):
 
 
 class Recommend(Message):
-    """`titles`: the recent window, oldest first. `memory`: (M, D) float16. `allowed`: (N,) bits by catalogue row."""
+    """`titles`: the recent window, oldest first. `memory`: (M, D) float16. `allowed`: (N,) bits by catalogue row.
+
+    `past_rows`, `past_times` and `now`: see `model_store.answers.PastRows`; no rows where the bundle has no voices.
+    """
 
     id: int
     titles: list[str]
@@ -47,6 +50,9 @@ class Recommend(Message):
     num_items: int
     num_results: int
     deadline: float
+    past_rows: list[int]
+    past_times: list[int]
+    now: int
 
 
 class Encode(Message):
@@ -108,7 +114,7 @@ class Broken(Message):
 
 
 class Recommended(Message):
-    """The fields of `model_store.answers.Answer`; `weights`: (M,) float32."""
+    """The fields of `model_store.answers.Answer`; `weights` (M,) and `event_shares` (n,): float32."""
 
     id: int
     items: list[Ranked]
@@ -116,6 +122,8 @@ class Recommended(Message):
     weights: bytes
     null_weight: float
     timings_s: dict[str, float]
+    reasons: list[Reason | None]
+    event_shares: bytes
 
 
 class Encoded(Message):

@@ -21,7 +21,7 @@ import structlog
 import torch
 from transformers.utils import logging as transformers_logging
 
-from model_store.answers import Query
+from model_store.answers import PastRows, Query
 from model_store.bundle import Bundle
 from model_store.catalogue.items import Item
 from model_store.errors import ModelStoreError
@@ -109,7 +109,15 @@ class Model:
         rows = self.bundle.catalogue.by_popularity[: manifest.prompt.recent_length]
         prompt = self.bundle.prompt.tokens([self.bundle.catalogue.items[row].title for row in rows])
         memory = np.repeat(encode(self.bundle.lm, [prompt]), manifest.memory.max_elements, axis=0)
-        query = Query(prompt, memory, np.ones(len(self.bundle.catalogue), dtype=bool), num_results=10)
+        past_length = manifest.voices.past_length if manifest.voices else 0
+        past = np.resize(rows, past_length if len(rows) else 0).tolist()
+        query = Query(
+            prompt,
+            memory,
+            np.ones(len(self.bundle.catalogue), dtype=bool),
+            num_results=10,
+            past=PastRows(past, range(len(past)), len(past)) if past else None,
+        )
         for size in _WARM_BATCHES:
             recommend(self.bundle, [query] * size)
         return Ready(str(self.bundle.lm.device), self.num_threads, identity_of(manifest))
@@ -148,6 +156,8 @@ class Model:
                 weights=answer.weights.astype("<f4", copy=False).tobytes(),
                 null_weight=answer.null_weight,
                 timings_s=answer.timings_s,
+                reasons=list(answer.reasons),
+                event_shares=answer.event_shares.astype("<f4", copy=False).tobytes(),
             )
             for each, answer in zip(asked, answers, strict=True)
         ]
@@ -158,6 +168,7 @@ class Model:
             memory=np.frombuffer(asked.memory, dtype="<f2").reshape(-1, self.bundle.lm.hidden_size),
             allowed=unpack_rows(asked.allowed, asked.num_items, len(self.bundle.catalogue)),
             num_results=asked.num_results,
+            past=PastRows(asked.past_rows, asked.past_times, asked.now) if asked.past_rows else None,
         )
 
     def _encode(self, asked: Sequence[Encode]) -> list[Result]:

@@ -37,8 +37,11 @@ class RecentItem(Schema):
 class RecommendRequest(Schema):
     user_id: UserId | None = Field(default=None, description="null for an anonymous session, described by `recent`")
     k: int = Field(default=10, ge=1, le=100)
-    exclude_seen: bool = True
-    explain: bool = Field(default=True, description="list the memory elements that were used")
+    exclude_seen: bool | None = Field(
+        default=None,
+        description="leave out what the user had; null: yes, unless users of the bundle's data come back to items",
+    )
+    explain: bool = Field(default=True, description="say why each item is there, and list the older events that count")
     recent: list[RecentItem] = Field(
         default=[], max_length=100, description="items of this session, oldest first, in addition to the stored events"
     )
@@ -51,6 +54,18 @@ class RecommendRequest(Schema):
     deadline_ms: int | None = Field(
         default=None, ge=1, le=60_000, description="answer within this time, with a fallback if need be"
     )
+    timestamp: Timestamp | None = Field(
+        default=None, description="the time of the request, from which the age of events counts; null: now"
+    )
+
+
+class Reason(ResponseSchema):
+    """`voice`: language_model, popularity, near, follow, linear, alike or return; a bundle may have others."""
+
+    voice: str
+    share: float = Field(description="of what all voices give to this item, the part of this voice")
+    item_id: str | None = Field(description="item of the event behind the voice; null when there is none")
+    event_id: str | None = Field(description="that event; null also for an item of `recent`")
 
 
 class RecommendedItem(ResponseSchema):
@@ -62,6 +77,7 @@ class RecommendedItem(ResponseSchema):
     distance: float | None = Field(
         default=None, description="L2 distance to the nearest generated title; null when popular"
     )
+    reason: Reason | None = Field(default=None, description="null when it is not known, or `explain` is false")
 
 
 class MemoryElement(ResponseSchema):
@@ -69,7 +85,14 @@ class MemoryElement(ResponseSchema):
     item_id: str
     title: str | None
     timestamp: int
-    weight: float | None = Field(default=None, description="share in this recommendation; null in GET /users/{user_id}")
+    weight: float | None = Field(
+        default=None,
+        description="the retriever's probability; null when the state was not used, and in GET /users/{user_id}",
+    )
+    share: float | None = Field(
+        default=None,
+        description="the event's part in the mixture of voices; null without voices, and in GET /users/{user_id}",
+    )
 
 
 class ModelName(ResponseSchema):

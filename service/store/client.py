@@ -118,11 +118,17 @@ class MemoryStore:
 
     async def recall(self, user_id: str, space: str, limit: int) -> list[Remembered]:
         """The newest `limit` events, oldest first, with their state records. One round trip, O(limit)."""
-        return (await self._recall(user_id, space, limit)).events
+        return (await self._recall(_recall_command(user_id, space, limit), user_id)).events
 
-    async def recall_and_seen(self, user_id: str, space: str, limit: int) -> tuple[list[Remembered], bytes]:
-        """Result of `recall` and `Recalled.seen`. One round trip."""
-        recalled = await self._recall(user_id, space, limit, with_seen=True)
+    async def recall_and_seen(
+        self, user_id: str, space: str, limit: int, *, num_states: int | None = None
+    ) -> tuple[list[Remembered], bytes]:
+        """Result of `recall` and `Recalled.seen`. One round trip.
+
+        Only the newest `num_states` events come with their records (None: all); older ones with None.
+        """
+        command = _recall_command(user_id, space, limit, num_states=num_states, with_seen=True)
+        recalled = await self._recall(command, user_id)
         return recalled.events, recalled.seen
 
     async def recall_many(self, user_ids: Sequence[str], space: str, limit: int) -> list[Recalled]:
@@ -243,8 +249,7 @@ class MemoryStore:
 
     # ---- sending
 
-    async def _recall(self, user_id: str, space: str, limit: int, *, with_seen: bool = False) -> Recalled:
-        command = _recall_command(user_id, space, limit, with_seen=with_seen)
+    async def _recall(self, command: Command, user_id: str) -> Recalled:
         return _decode_recalled(user_id, (await self._run([command]))[0])
 
     async def _call(self, *command: Any) -> Any:
@@ -293,13 +298,17 @@ def _append_command(events: Sequence[Event]) -> Command:
     return _eval(scripts.APPEND, user_keys(events[0].user_id), *args)
 
 
-def _recall_command(user_id: str, space: str, limit: int, *, with_seen: bool = False) -> Command:
-    return _eval(scripts.RECALL, user_keys(user_id, space), max(limit, 0), int(with_seen))
+def _recall_command(
+    user_id: str, space: str, limit: int, *, num_states: int | None = None, with_seen: bool = False
+) -> Command:
+    most = limit if num_states is None else num_states
+    return _eval(scripts.RECALL, user_keys(user_id, space), max(limit, 0), max(most, 0), int(with_seen))
 
 
 def _decode_recalled(user_id: str, answer: Sequence[Any]) -> Recalled:
     """`answer` of RECALL has the newest event first."""
     ids, bodies, records, log_digest, seen = answer
+    records += [None] * (len(ids) - len(records))  # older events, of which no state was asked for
     events = decode_remembered(user_id, ids[::-1], bodies[::-1], records[::-1])
     _warn_of_unreadable(len(ids) - len(events), len(ids))
     return Recalled(events, log_digest, seen or b"")

@@ -22,12 +22,13 @@ from model_store.text.history import tie_key
 from service.errors import BadRequest
 
 DIGEST_BYTES = 8
+_LARGEST_TIME = 2**53  # Redis orders by a double
 _FIELDS = itemgetter("item_id", "timestamp", "type", "value")
 _SCORE = re.compile(rb"-?(\d+(\.\d+)?(e[+-]?\d+)?|inf)")
 
 
 class Event(NamedTuple):
-    """One interaction. `timestamp` is in seconds, |timestamp| < 2**53, because Redis orders by a double."""
+    """One interaction. `timestamp` is in seconds, at most 2**53 in size, because Redis orders by a double."""
 
     event_id: str
     user_id: str
@@ -152,6 +153,7 @@ def decode_events(user_id: str, event_ids: Sequence[bytes], bodies: Sequence[byt
     try:
         item_ids, timestamps, kinds, values = zip(*[_FIELDS(from_json(body or b"")) for body in bodies], strict=True)
         is_valid = _are(item_ids, str) and _are(timestamps, int) and _are(kinds, str)
+        is_valid = is_valid and -_LARGEST_TIME <= min(timestamps) <= max(timestamps) <= _LARGEST_TIME
         if not is_valid or not _are(values, NoneType, int, float) or not all(map(isfinite, filter(None, values))):
             raise ValueError("at least one event is not well formed")
         identities = [event_id.decode("utf-8", "surrogatepass") for event_id in event_ids]
@@ -169,6 +171,7 @@ def decode_event(user_id: str, event_id: bytes, body: bytes | None) -> Event | N
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     is_valid = isinstance(item_id, str) and isinstance(kind, str) and _is_number(timestamp, int)
+    is_valid = is_valid and abs(timestamp) <= _LARGEST_TIME
     if not is_valid or not (value is None or _is_number(value, (int, float))):
         return None
     return Event(identity, user_id, item_id, timestamp, kind, _finite(value))

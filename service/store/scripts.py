@@ -78,8 +78,9 @@ _LOG = """
 local function log_digest(members) return redis.sha1hex(table.concat(members, '\\n')) end
 """
 
-# ARGV: limit, '1' to ask for `seen`  ->  event ids, bodies, records (each newest first, nil where missing), log digest,
-# seen. Reads all states at once, because looking up each of them in a listpack takes longer.
+# ARGV: limit, number of states, '1' to ask for `seen`  ->  event ids, bodies, records (each newest first, nil where
+# missing), log digest, seen. Only the newest events have records in the answer, as many as the number of states. Reads
+# all states at once, because looking up each of them in a listpack takes longer.
 RECALL = (
     _EVENT_ID
     + _FIELD
@@ -93,8 +94,8 @@ local ids = event_ids(members)
 local states, pairs_of_states = {}, redis.call('HGETALL', KEYS[5])
 for i = 1, #pairs_of_states, 2 do states[pairs_of_states[i]] = pairs_of_states[i + 1] end
 local records = {}
-for i, id in ipairs(ids) do records[i] = states[field(id)] or false end
-return {ids, hmget(KEYS[1], ids), records, log_digest(members), ARGV[2] == '1' and seen()}
+for i = 1, math.min(tonumber(ARGV[2]), #ids) do records[i] = states[field(ids[i])] or false end
+return {ids, hmget(KEYS[1], ids), records, log_digest(members), ARGV[3] == '1' and seen()}
 """
 )
 

@@ -24,7 +24,7 @@ from service.metrics import Metrics
 from service.store.client import CLAIM_AFTER_MS, MemoryStore
 from service.store.events import Recalled, Saved, UserStates
 from service.usecases.items import Items, cancel_and_wait
-from service.usecases.timeline import MissingState, Timeline, events_needed
+from service.usecases.timeline import MissingState, Timeline, events_with_states
 
 log = structlog.get_logger("service.usecases.encode")
 repeated = RepeatedWarnings(log)
@@ -125,7 +125,7 @@ class Worker:
         Looks again at a user whose log changed until the states were written: events that came meanwhile make some of
         these states stale, and the last writer must see that. A changed catalogue has the same effect.
         """
-        space, limit = self.view.manifest.space, events_needed(self.view)
+        space, limit = self.view.manifest.space, events_with_states(self.view)
         waiting, num_written = list(user_ids), 0
         while waiting:
             catalogue = self.view.catalogue
@@ -161,7 +161,7 @@ class Worker:
             UserStates(user.user_id, {each.event.event_id: next(records) for each in user.missing}, user.num_kept)
             for user in work
         ]
-        return await self.store.save_states(self.view.manifest.space, saves, events_needed(self.view))
+        return await self.store.save_states(self.view.manifest.space, saves, events_with_states(self.view))
 
 
 async def backfill(worker: Worker) -> dict[str, int]:

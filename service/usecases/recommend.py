@@ -22,16 +22,18 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from model_store.answers import GROUNDED, Answer, Ranked, Source, popular
+from model_store.answers import GROUNDED, Answer, PastRows, Ranked, popular
 from model_store.view import BundleView
 from service.engine.engine import Engine
 from service.errors import DeadlineExceeded, ModelFailed, ModelUnavailable, ServiceError, StoreCorrupt, StoreUnavailable
 from service.logs import RepeatedWarnings
 from service.metrics import Metrics
 from service.store.client import MemoryStore
+from service.store.events import Remembered
+from service.usecases.explain import ShownItem, UsedMemory, show
 from service.usecases.repair import Repair
 from service.usecases.seen import SeenRows
-from service.usecases.timeline import Memory, Timeline, events_needed
+from service.usecases.timeline import Known, SessionItem, events_needed, events_with_states, known_of
 
 log = structlog.get_logger("service.usecases.recommend")
 repeated = RepeatedWarnings(log)
@@ -42,46 +44,24 @@ _RESERVE_S = 0.02  # of the time of a request, kept for writing and sending the 
 _NO_ROWS = np.zeros(0, dtype=np.int64)
 
 
-class SessionItem(NamedTuple):
-    """An item of the caller's session. Without a timestamp it is newer than all stored events."""
-
-    item_id: str
-    timestamp: int | None = None
-
-
 @dataclass(frozen=True)
 class Request:
-    """Who asks for what. `user_id` None is an anonymous session, described by `recent` (oldest first)."""
+    """Who asks for what. `user_id` None is an anonymous session, described by `recent` (oldest first).
+
+    `exclude_seen` None: unless users of the data come back to items. `timestamp`: the time of the request, None for
+    now. It is the clock of the past: the age of an event counts from it, and events at this time or later are the
+    current basket. Events are read whatever their time, and items are available by the real clock.
+    """
 
     user_id: str | None = None
     k: int = 10
-    exclude_seen: bool = True
+    exclude_seen: bool | None = None
     explain: bool = True
     recent: Sequence[SessionItem] = ()
     candidates: Sequence[str] | None = None
     filter: Mapping[str, Any] | None = None
     deadline_ms: int | None = None
-
-
-class ShownItem(NamedTuple):
-    """`score`: log-probability of the title, None unless generated. `distance`: see `model_store.answers.Ranked`."""
-
-    rank: int
-    item_id: str
-    title: str
-    score: float | None
-    source: Source
-    distance: float | None
-
-
-class UsedMemory(NamedTuple):
-    """An event whose state reached the top half of the model; `weight` is the retriever's probability."""
-
-    event_id: str
-    item_id: str
-    title: str
-    timestamp: int
-    weight: float
+    timestamp: int | None = None
 
 
 class ServedModel(NamedTuple):
@@ -105,10 +85,9 @@ class Recommendation:
 
 
 class Context(NamedTuple):
-    """What is known of the user at this moment. `recent`: titles, oldest first, at most K; `seen`: catalogue rows."""
+    """What is known of the user at this moment. `seen`: catalogue rows."""
 
-    recent: list[str]
-    memory: Memory
+    known: Known
     seen: NDArray[np.int64]
     fallback: Fallback | None
 
@@ -119,7 +98,9 @@ class Recommender:
     ) -> None:
         self.view, self.engine, self.store, self.metrics = view, engine, store, metrics
         self._default_deadline_ms = default_deadline_ms
-        self._num_events = events_needed(view)
+        self._num_events, self._num_states = events_needed(view), events_with_states(view)
+        voices = view.manifest.voices
+        self._has_returns = voices is not None and voices.has_returns
         self._repair = Repair(store)
         self._seen_rows = SeenRows(view.catalogue)
 
@@ -142,7 +123,7 @@ class Recommender:
             async with asyncio.timeout(deadline - time.monotonic()):
                 context = await self._recall(request)
                 timings_s["memory"] = time.perf_counter() - started
-                if context.recent:
+                if context.known.recent:
                     answer = await self._ask_model(request, context, deadline)
                     timings_s |= _timings_of(answer, time.perf_counter() - started - timings_s["memory"])
         except (TimeoutError, DeadlineExceeded):
@@ -158,51 +139,45 @@ class Recommender:
         return time.monotonic() + seconds - min(_RESERVE_S, seconds / 10)
 
     async def _recall(self, request: Request) -> Context:
-        """Recent window, memory and seen items: from the store, with the items of the session on top."""
+        """Recent window, memory, past and seen items: from the store, with the items of the session among them."""
         if request.user_id is None:
             return self._context(request)
-        space, limit = self.view.manifest.space, self._num_events
         try:
-            events, digests = await self.store.recall_and_seen(request.user_id, space, limit)
+            events, digests = await self.store.recall_and_seen(
+                request.user_id, self.view.manifest.space, self._num_events, num_states=self._num_states
+            )
         except (StoreUnavailable, StoreCorrupt):
             return self._context(request, fallback="memory_unavailable")
-        timeline = Timeline(events, self.view)
-        if timeline.is_incomplete:
+        context = self._context(request, events, self._seen_rows.of(digests, self.view.catalogue))
+        if context.known.is_incomplete:
             self._repair.request(request.user_id)
-        return self._context(request, timeline, self._seen_rows.of(digests, self.view.catalogue))
+        return context
 
     def _context(
         self,
         request: Request,
-        timeline: Timeline | None = None,
+        events: Sequence[Remembered] = (),
         seen: NDArray[np.int64] = _NO_ROWS,
         fallback: Fallback | None = None,
     ) -> Context:
-        """The recent window is the last K of stored events and session items, by time."""
-        length = self.view.manifest.prompt.recent_length
-        timeline = timeline or Timeline([], self.view)
-        if not request.recent:
-            return Context(timeline.titles[-length:], timeline.memory(), seen, fallback)
-        rows = self.view.catalogue.rows
-        session = [item for item in request.recent if item.item_id in rows]
-        window = _window(timeline, session, length)
-        num_stored = sum(is_stored for _, is_stored in window)
-        return Context(
-            recent=self.view.catalogue.titles(item_id for item_id, _ in window),
-            memory=timeline.memory(num_recent=num_stored),
-            seen=self._seen_rows.with_session(seen, [item.item_id for item in session], self.view.catalogue),
-            fallback=fallback,
-        )
+        now = int(time.time()) if request.timestamp is None else request.timestamp
+        known = known_of(events, self.view, now, request.recent)
+        if request.recent:
+            names = [item.item_id for item in request.recent]
+            seen = self._seen_rows.with_session(seen, names, self.view.catalogue)
+        return Context(known, seen, fallback)
 
     async def _ask_model(self, request: Request, context: Context, deadline: float) -> Answer:
         """Encode, retrieve, combine, generate, ground: one job for the model, in a batch with others.
 
         Raises ServiceError only.
         """
-        memory = context.memory.states
+        known = context.known
         try:
             allowed = self._allowed(request, context)
-            return await self.engine.recommend(context.recent, memory, allowed, request.k, deadline=deadline)
+            return await self.engine.recommend(
+                known.recent, known.memory.states, allowed, request.k, deadline=deadline, past=known.past
+            )
         except ServiceError:
             raise
         except Exception as error:
@@ -210,12 +185,18 @@ class Recommender:
             raise ModelFailed("The engine failed.") from error
 
     def _allowed(self, request: Request, context: Context) -> NDArray[np.bool_]:
-        """(N,) what may be shown: available, among the candidates, matching the filter, not seen."""
+        """(N,) what may be shown: available, among the candidates, matching the filter, not seen.
+
+        Where users come back to items, seen items may be shown, but not those of the current basket: the evaluation
+        leaves them out, too.
+        """
+        excludes_seen = not self._has_returns if request.exclude_seen is None else request.exclude_seen
+        basket = _basket(context.known.past) if self._has_returns else _NO_ROWS
         return self.view.catalogue.allowed(
             time.time(),
             candidates=request.candidates,
             attributes=request.filter,
-            without=context.seen if request.exclude_seen else None,
+            without=context.seen if excludes_seen else basket,
         )
 
     def _answer(
@@ -232,39 +213,29 @@ class Recommender:
             ranked = popular(self.view.catalogue, self._allowed(request, context), request.k)
         else:
             ranked = answer.items
-            self.metrics.memory_elements.observe(len(answer.chosen))
+            self._observe_model(answer)
         self._observe(ranked, fallback)
+        items, memory = show(self.view.catalogue, ranked, context.known, answer if request.explain else None)
         return Recommendation(
             recommendation_id=secrets.token_hex(16),
             user_id=request.user_id,
-            items=self._shown(ranked),
-            memory=self._used(context.memory, answer) if request.explain and answer is not None else [],
+            items=items,
+            memory=memory,
             fallback=fallback,
             model=ServedModel(self.view.manifest.name, self.view.manifest.space),
             timings_ms={},
         )
-
-    def _shown(self, ranked: Sequence[Ranked]) -> list[ShownItem]:
-        items = self.view.catalogue.items.at([item.row for item in ranked])
-        return [
-            ShownItem(rank, item.item_id, item.title, _rounded(found.score), found.source, _rounded(found.distance))
-            for rank, (item, found) in enumerate(zip(items, ranked, strict=True), start=1)
-        ]
-
-    def _used(self, memory: Memory, answer: Answer) -> list[UsedMemory]:
-        """The memories that reached the top half, the largest weight first."""
-        chosen = sorted(answer.chosen, key=lambda index: -answer.weights[index])
-        return [
-            UsedMemory(event.event_id, event.item_id, memory.titles[index], event.timestamp, round(float(weight), 4))
-            for index in chosen
-            for event, weight in [(memory.events[index], answer.weights[index])]
-        ]
 
     def _timed(self, recommendation: Recommendation, timings_s: Mapping[str, float]) -> Recommendation:
         for stage, seconds in timings_s.items():
             self.metrics.stage_seconds.labels(stage).observe(seconds)
             recommendation.timings_ms[stage] = round(1000 * seconds, 3)
         return recommendation
+
+    def _observe_model(self, answer: Answer) -> None:
+        self.metrics.memory_elements.observe(len(answer.chosen))
+        for voice, count in Counter(reason.voice for reason in answer.reasons if reason is not None).items():
+            self.metrics.reason_total.labels(voice).inc(count)
 
     def _observe(self, ranked: Sequence[Ranked], fallback: Fallback | None) -> None:
         for source, count in Counter(item.source for item in ranked).items():
@@ -278,23 +249,13 @@ class Recommender:
             repeated.warning("answered with a fallback", reason=fallback)
 
 
-def _window(timeline: Timeline, session: Sequence[SessionItem], length: int) -> list[tuple[str, bool]]:
-    """(item id, whether it is a stored event), oldest first, at most `length`. Equal times keep the store's order."""
-    stored = {(event.item_id, event.timestamp) for event in timeline.events}
-    timed = [(float(event.timestamp), event.item_id, True) for event in timeline.events[-length:]]
-    timed += [
-        (float("inf") if timestamp is None else timestamp, item_id, False)
-        for item_id, timestamp in session
-        if (item_id, timestamp) not in stored
-    ]
-    timed.sort(key=lambda place: place[0])
-    return [(item_id, is_stored) for _, item_id, is_stored in timed[-length:]]
+def _basket(past: PastRows) -> NDArray[np.int64]:
+    """Catalogue rows of the current basket: what the user had at the time of the request, or later."""
+    in_basket = np.array(past.timestamps, dtype=np.int64) >= past.now
+    basket: NDArray[np.int64] = np.array(past.rows, dtype=np.int64)[in_basket]
+    return basket
 
 
 def _timings_of(answer: Answer, at_model_s: float) -> dict[str, float]:
     """The stages of the model, and `queue`: the rest of the time in which the request was at the model."""
     return {"queue": max(0.0, at_model_s - sum(answer.timings_s.values())), **answer.timings_s}
-
-
-def _rounded(number: float | None) -> float | None:
-    return None if number is None else round(number, 4)

@@ -1,4 +1,9 @@
-"""A user's newest events as the model reads them: the recent window, the memory, the states that are missing.
+"""A user's newest events as the model reads them: the recent window, the memory, the past, the states that are missing.
+
+    oldest ───────────────────────────────────────────────────────────── newest
+    past   ████████████████████████████████████████████████████████████████████   what the voices read
+    memory                      ██████████████████████████████                    M, with valid states
+    window                                                    ██████████████████   K, the prompt
 
 This module enforces the main rule of memory: only the event log and the catalogue decide which events are memory and
 whether a stored state belongs to its window. The order of arrival does not matter. Knows neither Redis nor torch.
@@ -11,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from model_store.answers import PastRows
 from model_store.view import BundleView
 from service.store.events import Event, Remembered
 
@@ -32,9 +38,32 @@ class MissingState(NamedTuple):
     is_stale: bool
 
 
-def events_needed(view: BundleView) -> int:
-    """Number of newest events that determine window and memory: K + M, and K − 1 for the window of the oldest."""
-    return states_kept(view) + view.manifest.prompt.recent_length - 1
+class SessionItem(NamedTuple):
+    """An item of the caller's session. Without a timestamp it is newer than all stored events."""
+
+    item_id: str
+    timestamp: int | None = None
+
+
+class Known(NamedTuple):
+    """What the model is told of a user at the time of a request.
+
+    `recent`: titles of the window, oldest first. `past`: what the voices read, empty where the bundle has no voices.
+    `past_events` (n,): the stored events and items of the session behind its rows. `is_incomplete`: see `Timeline`.
+    """
+
+    recent: list[str]
+    memory: Memory
+    past: PastRows
+    past_events: Sequence[Event | SessionItem]
+    is_incomplete: bool
+
+
+def known_of(
+    remembered: Sequence[Remembered], view: BundleView, now: int, session: Sequence[SessionItem] = ()
+) -> Known:
+    """From what `MemoryStore.recall` returns for `events_needed`; see `Timeline.known`."""
+    return Timeline(remembered, view).known(now, session)
 
 
 def states_kept(view: BundleView) -> int:
@@ -42,10 +71,31 @@ def states_kept(view: BundleView) -> int:
     return view.manifest.prompt.recent_length + view.manifest.memory.max_elements
 
 
+def events_with_states(view: BundleView) -> int:
+    """Number of newest events that determine window and memory: K + M, and K − 1 for the window of the oldest."""
+    return states_kept(view) + view.manifest.prompt.recent_length - 1
+
+
+def events_needed(view: BundleView) -> int:
+    """Number of newest events that a recommendation reads: those that determine the memory, or more for the voices."""
+    return max(events_with_states(view), _past_length(view))
+
+
+def _past_length(view: BundleView) -> int:
+    return view.manifest.voices.past_length if view.manifest.voices else 0
+
+
 class Timeline:
-    """Made from what `MemoryStore.recall` returns for `events_needed`. Events of unknown items are left out."""
+    """Made from what `MemoryStore.recall` returns for `events_with_states` or more events.
+
+    Events of unknown items are left out. Older events than `events_with_states` are past only: their states are not
+    looked at, so memory does not depend on how many events were recalled.
+    """
 
     def __init__(self, remembered: Sequence[Remembered], view: BundleView) -> None:
+        self._view = view
+        beyond, remembered = _parted(remembered, events_with_states(view))
+        self._beyond = [part.event for part in beyond if part.event.item_id in view.catalogue.rows]
         titles = view.catalogue.titles([part.event.item_id for part in remembered])
         places = [place for place, title in enumerate(titles) if title]
         self.events = [remembered[place].event for place in places]
@@ -65,6 +115,36 @@ class Timeline:
         self._is_valid: NDArray[np.bool_] = self._decoded.is_valid & (self._decoded.fingerprints == of_windows)
         # Whether an event of the memory has no valid state: lost, stale, or not yet encoded in this space.
         self.is_incomplete = not self._is_valid[self._memory_rows(self._recent_length)].all()
+
+    def known(self, now: int, session: Sequence[SessionItem] = ()) -> Known:
+        """Window, memory and past at the time `now`, with the items of the session among the stored events, by time.
+
+        Session items without a timestamp come last, at `now` and the seconds before it, so that their order is kept.
+        """
+        session = [item for item in session if item.item_id in self._view.catalogue.rows]
+        if session:
+            return self._known_with(session, now)
+        events = self.past(_past_length(self._view))
+        past = self._past_rows(events, [event.timestamp for event in events], now)
+        return Known(self.titles[-self._recent_length :], self.memory(), past, events, self.is_incomplete)
+
+    def _known_with(self, session: Sequence[SessionItem], now: int) -> Known:
+        times, merged = _merged([*self._beyond, *self.events], session, now)
+        window, length = merged[-self._recent_length :], min(_past_length(self._view), len(merged))
+        past = merged[len(merged) - length :]
+        return Known(
+            recent=self._view.catalogue.titles([each.item_id for each in window]),
+            memory=self.memory(num_recent=sum(isinstance(each, Event) for each in window)),
+            past=self._past_rows(past, times[len(merged) - length :], now),
+            past_events=past,
+            is_incomplete=self.is_incomplete,
+        )
+
+    def past(self, num: int) -> list[Event]:
+        """The newest `num` events, oldest first, whether they have a state or not."""
+        if num <= len(self.events):
+            return self.events[len(self.events) - num :]
+        return self._beyond[len(self._beyond) - min(num - len(self.events), len(self._beyond)) :] + self.events
 
     def memory(self, *, num_recent: int | None = None) -> Memory:
         """Memory elements: valid states of the events before the newest `num_recent` events (K when None)."""
@@ -86,6 +166,10 @@ class Timeline:
             for row in np.flatnonzero(~self._is_valid).tolist()
         ]
 
+    def _past_rows(self, events: Sequence[Event | SessionItem], times: list[int], now: int) -> PastRows:
+        rows = self._view.catalogue.rows
+        return PastRows([rows[event.item_id] for event in events], times, now)
+
     def _window(self, row: int) -> Sequence[str]:
         """The titles of the window that ends at an event: the last K up to and including it."""
         end = self._first + row + 1
@@ -95,6 +179,25 @@ class Timeline:
         """A slice of `_records`."""
         end = max(0, len(self._records) - num_recent)
         return slice(max(0, end - self._max_memory), end)
+
+
+def _merged(
+    events: Sequence[Event], session: Sequence[SessionItem], now: int
+) -> tuple[list[int], list[Event | SessionItem]]:
+    """Times that do not fall, and the events and items at these times. What is in both counts once, as an event."""
+    stored = {(event.item_id, event.timestamp) for event in events}
+    timed: list[tuple[int, Event | SessionItem]] = [(event.timestamp, event) for event in events]
+    timed += [(item.timestamp, item) for item in session if item.timestamp is not None and tuple(item) not in stored]
+    timed.sort(key=lambda pair: pair[0])  # stored events of one time keep their order
+    newest = timed[-1][0] if timed else 0
+    last = [item for item in session if item.timestamp is None]
+    timed += [(max(newest, now - left), item) for left, item in zip(range(len(last))[::-1], last, strict=True)]
+    return [at for at, _ in timed], [each for _, each in timed]
+
+
+def _parted(remembered: Sequence[Remembered], num_newest: int) -> tuple[Sequence[Remembered], Sequence[Remembered]]:
+    start = max(0, len(remembered) - num_newest)
+    return remembered[:start], remembered[start:]
 
 
 def window_fingerprint(titles: Sequence[str]) -> bytes:

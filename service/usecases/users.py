@@ -8,7 +8,7 @@ from model_store.view import BundleView
 from service.errors import UnknownUser
 from service.store.client import MemoryStore
 from service.store.events import Deleted, Event, UserCounts
-from service.usecases.timeline import Timeline, events_needed
+from service.usecases.timeline import Timeline, events_with_states
 
 _EVENTS_PER_PAGE = 500
 
@@ -43,7 +43,7 @@ class Users:
         counts, (events, next_cursor), remembered = await asyncio.gather(
             self.store.counts(user_id, space),
             self.store.events(user_id, before=cursor, limit=limit),
-            self.store.recall(user_id, space, events_needed(self.view)),
+            self.store.recall(user_id, space, events_with_states(self.view)),
         )
         if not counts.events:
             raise _unknown()

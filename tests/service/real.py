@@ -42,7 +42,7 @@ from service.usecases.ingest import Ingest, Outcome
 from service.usecases.items import Items
 from service.usecases.recommend import Recommendation, Recommender
 from service.usecases.seen import SeenRows
-from service.usecases.timeline import Timeline, events_needed, window_fingerprint
+from service.usecases.timeline import Timeline, events_with_states, window_fingerprint
 from service.usecases.users import Users
 
 K, M = 3, 20  # of the bundle that tests.conftest writes
@@ -113,7 +113,7 @@ class Service:
         return await self.ingest.submit([event_or_reason(element) for element in elements], wait)
 
     async def timeline(self, user_id: str) -> Timeline:
-        return Timeline(await self.store.recall(user_id, self.space, events_needed(self.view)), self.view)
+        return Timeline(await self.store.recall(user_id, self.space, events_with_states(self.view)), self.view)
 
     async def seen(self, user_id: str) -> set[str]:
         """Ids of the items that the user has had."""

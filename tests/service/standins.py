@@ -18,9 +18,10 @@ from service.metrics import Metrics
 from service.resources import Resources
 from service.settings import Settings
 from service.store.events import Deleted, Event, UserCounts
+from service.usecases.explain import ShownItem, ShownReason, UsedMemory
 from service.usecases.ingest import Outcome, Wait
 from service.usecases.items import Neighbor
-from service.usecases.recommend import Recommendation, Request, ServedModel, ShownItem, UsedMemory
+from service.usecases.recommend import Recommendation, Request, ServedModel
 from service.usecases.users import TitledEvent, UserPage
 
 
@@ -43,8 +44,8 @@ class Recommender:
         return Recommendation(
             recommendation_id="r1",
             user_id=request.user_id,
-            items=[ShownItem(rank=1, item_id="i1", title="One", score=-1.0, source="generated", distance=0.0)],
-            memory=[UsedMemory("e1", "i2", "Two", 1, 0.5)],
+            items=[ShownItem(1, "i1", "One", -1.0, "generated", 0.0, ShownReason("near", 0.75, "i2", "e1"))],
+            memory=[UsedMemory("e1", "i2", "Two", 1, None, 0.5)],
             fallback=None,
             model=ServedModel(bundle="tiny", space="abc"),
             timings_ms={"total": 1.0},

@@ -63,9 +63,11 @@ def fields_of(answer: Response) -> list[str]:
 async def test_recommend(open_shell: Shell) -> None:
     answer = await open_shell.client.post("/recommend", json={"user_id": "u1", "k": 3})
     assert answer.status_code == 200
-    assert answer.json()["items"] == [
-        {"rank": 1, "item_id": "i1", "title": "One", "score": -1.0, "source": "generated", "distance": 0.0}
-    ]
+    reason = {"voice": "near", "share": 0.75, "item_id": "i2", "event_id": "e1"}
+    shown = {"rank": 1, "item_id": "i1", "title": "One", "score": -1.0, "source": "generated", "distance": 0.0}
+    assert answer.json()["items"] == [{**shown, "reason": reason}]
+    used = {"event_id": "e1", "item_id": "i2", "title": "Two", "timestamp": 1, "weight": None, "share": 0.5}
+    assert answer.json()["memory"] == [used]
     assert answer.json()["fallback"] is None and answer.json()["user_id"] == "u1"
     assert open_shell.metric("http_requests_total", route="/recommend", method="POST", status="200") == 1
 

@@ -6,6 +6,7 @@ from service.http.body import JsonRoute
 from service.http.dependencies import ResourcesDep, while_connected
 from service.http.schemas import RecommendRequest, RecommendResponse
 from service.usecases import recommend as use_case
+from service.usecases.timeline import SessionItem
 
 router = APIRouter(tags=["recommend"], route_class=JsonRoute)
 
@@ -18,5 +19,5 @@ async def recommend(body: RecommendRequest, request: Request, resources: Resourc
 
 
 def to_request(body: RecommendRequest) -> use_case.Request:
-    session = [use_case.SessionItem(item.item_id, item.timestamp) for item in body.recent]
+    session = [SessionItem(item.item_id, item.timestamp) for item in body.recent]
     return use_case.Request(**{**dict(body), "recent": session})

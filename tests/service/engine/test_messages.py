@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from model_store.answers import Ranked
+from model_store.answers import Ranked, Reason
 from service.engine.messages import (
     Batch,
     Cancel,
@@ -24,9 +24,10 @@ from service.engine.messages import (
 )
 
 ITEM = ChangedItem("i1", "Täa", 3, False, None, 2**40)
-ANSWER = Recommended(3, [Ranked(5, "generated", -1.5, 0.0), Ranked(6, "popular", None, None)], [0, 2], b"\x00", 0.5, {})
+RANKED = [Ranked(5, "generated", -1.5, 0.0), Ranked(6, "popular", None, None)]
+ANSWER = Recommended(3, RANKED, [0, 2], b"\x00", 0.5, {}, [Reason("return", 0.5, 2), None], b"\x00\x00\x80?")
 MESSAGES: list[Message] = [
-    Recommend(1, ["日本", ""], b"\x01\x02", b"\xff", 9, 10, 12.5),
+    Recommend(1, ["日本", ""], b"\x01\x02", b"\xff", 9, 10, 12.5, [3, 0], [-1, 2**40], 2**41),
     PutItems(2, [ITEM]),
     Cancel(7),
 ]
@@ -50,6 +51,7 @@ def test_results_come_back_with_their_types() -> None:
     assert decoded == RESULTS and isinstance(decoded, Batch)
     first = decoded.results[0]
     assert isinstance(first, Recommended) and first.items[1] == Ranked(6, "popular", None, None)
+    assert first.reasons == [Reason("return", 0.5, 2), None] and isinstance(first.reasons[0], Reason)
 
 
 @given(arrays.arrays(bool, st.integers(0, 70)), st.integers(0, 20))

@@ -86,13 +86,14 @@ def test_values_are_finite_numbers(value: Any) -> None:
 
 def test_a_recommend_request_may_be_empty() -> None:
     request = RecommendRequest.model_validate({})
-    assert (request.user_id, request.k, request.exclude_seen, request.explain) == (None, 10, True, True)
+    assert (request.user_id, request.k, request.exclude_seen, request.explain) == (None, 10, None, True)
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
         ("k", 0), ("k", 101), ("k", "10"), ("k", 10.0), ("k", True), ("exclude_seen", 1), ("deadline_ms", 0),
+        ("timestamp", -1), ("timestamp", 1.5), ("timestamp", 10**12),
         ("recent", [{"item_id": "i"}] * 101), ("recent", [{"item": "i"}]), ("candidates", []),
         ("candidates", ["i"] * 1001),
         ("filter", {"a": {"b": 1}}), ("filter", {"a": None}), ("filter", {str(n): 1 for n in range(21)}),

@@ -29,6 +29,8 @@ BAD = st.sampled_from(
         b'{"item_id":"i","timestamp":true,"type":"view","value":null}',
         b'{"item_id":"i","timestamp":1.0,"type":"view","value":null}',
         b'{"item_id":"i","timestamp":1,"type":null,"value":null}',
+        b'{"item_id":"i","timestamp":9007199254740993,"type":"view","value":null}',
+        b'{"item_id":"i","timestamp":-1' + b"0" * 30 + b',"type":"view","value":null}',
         b'{"item_id":"i","timestamp":1,"type":"view","value":false}',
         b'{"item_id":"i","timestamp":1,"type":"view","value":"1"}',
         b'{"item_id":"i","timestamp":1,"type":"view","value":NaN}',
@@ -50,6 +52,11 @@ def test_decoding_many_events_equals_decoding_each(stored: list[tuple[bytes, byt
     found = decode_events("u", [event_id for event_id, _ in stored], [body for _, body in stored])
     assert found == [decode_event("u", *pair) for pair in stored]
     assert all(type(event) is Event for event in found if event is not None)
+
+
+def test_a_time_that_a_score_cannot_hold_is_not_read() -> None:
+    for time in (2**53 + 1, -(10**30)):
+        assert decode_events("u", [b"e"], [encode_event(Event("e", "u", "i", time))]) == [None]
 
 
 def test_unreadable_events_are_left_out() -> None:

@@ -13,7 +13,8 @@ from redis.asyncio import Redis
 from model_store.manifest import RetrieverSpec
 from service.engine.messages import Result
 from service.store.embedded import EmbeddedServer
-from service.usecases.recommend import Recommendation, Request, SessionItem
+from service.usecases.recommend import Recommendation, Request
+from service.usecases.timeline import SessionItem
 from tests.conftest import BOTH_VOCABULARIES, TITLES, write_bundle
 from tests.service.real import NOW, K, M, Service, ask, busy, history, interaction, open_service
 
@@ -108,12 +109,12 @@ async def test_recent_stands_on_top_of_the_store(service: Service) -> None:
     again = await ask(service, user_id="u", exclude_seen=False, recent=[{"item_id": "i4", "timestamp": NOW + 4}])
     assert ids(again) == ids(plain), "an item of the store, sent once more, changes nothing"
     context = await service.recommender._recall(Request(user_id="u", recent=[SessionItem("i9")]))
-    assert context.recent == [TITLES[3], TITLES[4], TITLES[9]]
-    assert [event.event_id for event in context.memory.events] == ["e000", "e001", "e002"]
+    assert context.known.recent == [TITLES[3], TITLES[4], TITLES[9]]
+    assert [event.event_id for event in context.known.memory.events] == ["e000", "e001", "e002"]
     old = [SessionItem("i9", NOW - number) for number in range(1, 3)]
     context = await service.recommender._recall(Request(user_id="u", recent=old))
-    assert context.recent == TITLES[2:5], "what is older than the store's newest does not push them out"
-    assert [event.event_id for event in context.memory.events] == ["e000", "e001"], "recent is not memory, too"
+    assert context.known.recent == TITLES[2:5], "what is older than the store's newest does not push them out"
+    assert [event.event_id for event in context.known.memory.events] == ["e000", "e001"], "recent is not memory, too"
 
 
 async def test_a_recommendation_asks_the_store_once(service: Service, raw: Redis) -> None:
@@ -237,9 +238,9 @@ async def test_a_slow_store_does_not_tighten_admission(service: Service, monkeyp
     await ask(service, user_id="u", k=3)
     recall = service.store.recall_and_seen
 
-    async def slowly(*arguments: Any) -> Any:
+    async def slowly(*arguments: Any, **options: Any) -> Any:
         await asyncio.sleep(0.4)
-        return await recall(*arguments)
+        return await recall(*arguments, **options)
 
     monkeypatch.setattr(service.store, "recall_and_seen", slowly)
     answers = []
