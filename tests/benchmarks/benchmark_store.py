@@ -26,7 +26,7 @@ from redis.asyncio import Redis
 
 from model_store.catalogue.catalogue import Catalogue
 from model_store.catalogue.items import Item
-from model_store.manifest import BackboneSpec, Manifest, MemorySpec, PromptSpec
+from model_store.manifest import BackboneSpec, Manifest, MemorySpec, PromptSpec, VoicesSpec
 from model_store.memory.codec import StateDtype
 from model_store.memory.retriever import Retriever
 from model_store.text.history import window_ending_at
@@ -36,13 +36,14 @@ from service.store.embedded import EmbeddedServer
 from service.store.events import Event, UserStates, encode_event, order_member
 from service.store.keys import user_keys
 from service.usecases.seen import SeenRows
-from service.usecases.timeline import Timeline, events_needed, window_fingerprint
+from service.usecases.timeline import Timeline, events_needed, events_with_states, known_of, window_fingerprint
 from tests.benchmarks.machine import last_line, median_ms, percentile_ms, table
 
 K, M = 10, 90
 SPACE = "0123456789ab"
 DTYPES: tuple[StateDtype, ...] = ("float16", "int8")
 SIZES, MEMORIES = (64, 128, 896, 4096), (90, 500)
+PASTS = (0, 100, 300, 500)
 NUM_ITEMS = 20_000
 BATCH = 100
 
@@ -57,7 +58,10 @@ class World:
     hidden_size: int
 
     @classmethod
-    def make(cls, hidden_size: int, dtype: StateDtype = "float16", max_memory: int = M) -> "World":
+    def make(
+        cls, hidden_size: int, dtype: StateDtype = "float16", max_memory: int = M, past_length: int = 0
+    ) -> "World":
+        """`past_length`: events that the voices read; 0 for a bundle without voices."""
         backbone = BackboneSpec(
             base_model="none", weights_sha256="", split_layer=1, num_layers=2, hidden_size=hidden_size
         )
@@ -67,6 +71,7 @@ class World:
             backbone=backbone,
             prompt=PromptSpec(recent_length=K),
             memory=MemorySpec(max_elements=max_memory, state_dtype=dtype),
+            voices=_voices(past_length) if past_length else None,
             num_items=NUM_ITEMS,
             space=SPACE,
         )
@@ -92,6 +97,10 @@ class World:
         return UserStates(events[0].user_id, {event.event_id: record for event, record in pairs}, keep=len(records))
 
 
+def _voices(past_length: int) -> VoicesSpec:
+    return VoicesSpec(tables=("near",), recent_length=K, past_length=past_length, has_returns=True)
+
+
 @cache
 def _catalogue() -> Catalogue:
     return Catalogue((Item(f"item-{row:06}", f"Title number {row}") for row in range(NUM_ITEMS)), None)
@@ -113,7 +122,7 @@ async def put(store: MemoryStore, world: World, user_id: str, num_events: int) -
     events = world.events(user_id, num_events)
     for start in range(0, num_events, 500):
         await store.append(events[start : start + 500])
-    await store.save_states(SPACE, [world.states(events)], events_needed(world.bundle))
+    await store.save_states(SPACE, [world.states(events)], events_with_states(world.bundle))
     return events
 
 
@@ -146,7 +155,7 @@ async def fetch_and_score(store: MemoryStore, raw: Redis, hidden_size: int, repe
     await put(store, world, "u", K + M)
     torch.manual_seed(0)
     retriever, query = Retriever(hidden_size).eval(), torch.randn(1, hidden_size)
-    limit = events_needed(world.bundle)
+    limit = events_with_states(world.bundle)
 
     async def fetch() -> Any:
         remembered, _ = await store.recall_and_seen("u", SPACE, limit)
@@ -169,7 +178,7 @@ async def long_histories(store: MemoryStore, raw: Redis, repeats: int) -> dict[s
     await raw.flushall()
     world = World.make(64)
     seen_rows = SeenRows(world.bundle.catalogue)
-    limit = events_needed(world.bundle)
+    limit = events_with_states(world.bundle)
 
     def remember(user_id: str) -> Work:
         async def work() -> None:
@@ -186,12 +195,33 @@ async def long_histories(store: MemoryStore, raw: Redis, repeats: int) -> dict[s
     return {f"{count}_events_ms": median_ms(each) for count, each in zip(counts, laps, strict=True)}
 
 
+async def long_pasts(store: MemoryStore, raw: Redis, repeats: int) -> dict[str, float]:
+    """Time of the store's part of /recommend for a user with 1000 events, by the number of events that voices read."""
+    await raw.flushall()
+    worlds = {length: World.make(64, past_length=length) for length in PASTS}
+    await put(store, worlds[0], "u", 1000)
+
+    def remember(world: World) -> Work:
+        num_events, num_states = events_needed(world.bundle), events_with_states(world.bundle)
+
+        async def work() -> None:
+            remembered, _ = await store.recall_and_seen("u", SPACE, num_events, num_states=num_states)
+            known = known_of(remembered, world.bundle, 1_800_000_000)
+            if len(known.memory.events) != M:
+                raise RuntimeError(f"{len(known.memory.events)} of {M} elements are valid")
+
+        return work
+
+    laps = await take_turns([remember(world) for world in worlds.values()], repeats)
+    return {f"past_{length}_ms": median_ms(each) for length, each in zip(worlds, laps, strict=True)}
+
+
 async def against_floor(store: MemoryStore, raw: Redis, repeats: int) -> dict[str, dict[str, float]]:
     """Our operations and plain commands for the same bytes. D = 896, float16; a batch has events of 20 users."""
     await raw.flushall()
     world = World.make(896)
     events = await put(store, world, "u", K + M)
-    states, limit = world.states(events), events_needed(world.bundle)
+    states, limit = world.states(events), events_with_states(world.bundle)
     bodies = {event.event_id: encode_event(event) for event in events}
     members = b"".join(order_member(event) for event in events)
     await raw.hset("raw:bodies", mapping=cast(Any, bodies))
@@ -271,6 +301,7 @@ async def measure(repeats: int) -> dict[str, Any]:
             "capacity": await capacity(store, raw),
             "fetch_and_score": {f"D={size}": await fetch_and_score(store, raw, size, repeats) for size in (64, 896)},
             "remember": await long_histories(store, raw, repeats),
+            "pasts": await long_pasts(store, raw, repeats),
             "floor": await against_floor(store, raw, repeats),
         }
         await raw.aclose()
@@ -289,6 +320,7 @@ def report(results: dict[str, Any]) -> str:
         [["M", "D", "dtype", "states, bytes", "log, bytes", "bytes per user", "users per GiB"], *capacity_rows],
         [["fetch and score 90", "p50 ms", "p99 ms", "fetch p50 ms", "fetch p99 ms"], *scores],
         [["history", "ms"], *([name, value] for name, value in results["remember"].items())],
+        [["events for the voices", "ms"], *([name, value] for name, value in results["pasts"].items())],
         [["operation", "ours, ms", "floor, ms", "ratio"], *floors],
         [["fsync", "events per s"], *([name, value] for name, value in results["ingest_events_per_s"].items())],
     ]

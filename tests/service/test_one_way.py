@@ -10,9 +10,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import pytest
 from httpx2 import AsyncClient
+from redis.asyncio import Redis
 
 from service.store.embedded import EmbeddedServer
+from tests.conftest import TITLES, small_voices, write_bundle
 from tests.service.real import K, M, history, open_app
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,14 +82,20 @@ async def recommend(client: AsyncClient) -> dict[str, Any]:
     return dict(json.loads(answer.content))
 
 
-async def test_a_recommendation_crosses_few_modules(bundle_path: Path, valkey: EmbeddedServer) -> None:
-    async with open_app(bundle_path, valkey.url) as (_, client):
+@pytest.mark.parametrize("has_voices", [False, True])
+async def test_a_recommendation_crosses_few_modules(
+    has_voices: bool, tmp_path: Path, valkey: EmbeddedServer, raw: Redis
+) -> None:
+    voices = small_voices(len(TITLES), recent_length=K, past_length=40) if has_voices else None
+    write_bundle(tmp_path / "bundle", vocabulary="items" if has_voices else "titles", voices=voices)
+    async with open_app(tmp_path / "bundle", valkey.url) as (_, client):
         body = {"interactions": history(K + M + 5), "wait": "visible"}
         assert (await client.post("/interactions", json=body)).status_code == 200
         await recommend(client)
         with recording() as recorder:
             answer = await asyncio.create_task(recommend(client))
     assert answer["fallback"] is None and len(answer["items"]) == 5
+    assert all((item["reason"] is not None) == has_voices for item in answer["items"])
     listed = "\n".join(f"{caller} -> {called}" for caller, called in recorder.crossings)
     assert any("engine.py" in called for _, called in recorder.crossings), f"the trace is incomplete:\n{listed}"
     assert len(recorder.crossings) <= MAX_CROSSINGS, f"{len(recorder.crossings)} crossings:\n{listed}"

@@ -136,6 +136,17 @@ async def test_recall_returns_the_newest_events_with_their_states(store: MemoryS
     assert await recalled(store, limit=10**6) == expected
 
 
+@pytest.mark.parametrize("num_states", [0, 3, 5, 30, 99])
+async def test_only_the_newest_events_come_with_states(store: MemoryStore, num_states: int) -> None:
+    events = in_order(make_events(30))
+    await store.append(events)
+    await save(store, "u", "s", {event.event_id: b"x" for event in events}, keep=100)
+    found, _ = await store.recall_and_seen("u", "s", 10, num_states=num_states)
+    assert [memory.event for memory in found] == events[-10:]
+    with_state = min(num_states, 10)
+    assert [memory.record for memory in found] == [None] * (10 - with_state) + [b"x"] * with_state
+
+
 async def test_recall_is_one_command_for_a_history_of_any_length(store: MemoryStore, raw: Redis) -> None:
     events = make_events(5000)
     for start in range(0, 5000, 500):

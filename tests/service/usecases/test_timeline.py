@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from model_store.bundle import Bundle
 from model_store.text.history import window_ending_at
 from service.store.events import Event, Remembered
-from service.usecases.timeline import Timeline, events_needed, states_kept, window_fingerprint
+from service.usecases.timeline import Timeline, events_with_states, states_kept, window_fingerprint
 from tests.service.real import K, M
 
 
-def remembered(bundle: Bundle, item_ids: list[str], *, encoded: set[int]) -> list[Remembered]:
+def remembered(bundle: Bundle, item_ids: list[str], *, encoded: set[int], limit: int | None = None) -> list[Remembered]:
     """What `recall` gives for a log of these items, the events of `encoded` positions with their right states."""
     titles = bundle.catalogue.titles(item_ids)
     parts = []
@@ -20,7 +20,7 @@ def remembered(bundle: Bundle, item_ids: list[str], *, encoded: set[int]) -> lis
         fingerprint = window_fingerprint(window_ending_at(titles, position, K))
         record = bundle.codec.encode(np.full(32, position, dtype=np.float16), fingerprint)
         parts.append(Remembered(Event(f"e{position}", "u", name, position), record if position in encoded else None))
-    return parts[-events_needed(bundle) :]
+    return parts[-(limit or events_with_states(bundle)) :]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -54,6 +54,28 @@ def test_events_of_unknown_items_are_left_out(bundle: Bundle) -> None:
     todo = timeline.missing_states()
     assert all(len(part.titles) == K for part in todo), "a window that was cut short is nobody's state"
     assert timeline.num_kept >= len(todo), "or their states would be trimmed at once, and made again for ever"
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.integers(0, 11), max_size=60).map(lambda items: [f"i{n}" if n < 9 else "gone" for n in items]),
+    st.sets(st.integers(0, 60)),
+    st.integers(0, 20),
+)
+def test_memory_does_not_depend_on_how_much_past_is_read(
+    bundle: Bundle, names: list[str], encoded: set[int], more: int
+) -> None:
+    least = events_with_states(bundle)
+    short, long = (
+        Timeline(remembered(bundle, names, encoded=encoded, limit=limit), bundle) for limit in (least, least + more)
+    )
+    assert short.memory().events == long.memory().events
+    assert short.missing_states() == long.missing_states()
+    assert (short.num_kept, short.is_incomplete) == (long.num_kept, long.is_incomplete)
+    known = [Event(f"e{n}", "u", name, n) for n, name in enumerate(names) if name != "gone"]
+    for num in (0, 1, K, 100):
+        read = [event for event in known[max(0, len(known) - num) :] if event.timestamp >= len(names) - least - more]
+        assert long.past(num) == read
 
 
 def test_nothing_known_is_nothing_to_do(bundle: Bundle) -> None:
