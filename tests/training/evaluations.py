@@ -5,9 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from model_store.answers import Query
 from model_store.bundle import Bundle
 from model_store.inference import recommend
+from model_store.manifest import RetrieverSpec
+from model_store.voices.voices import Voices
+from tests.conftest import TITLES, small_voices, write_bundle
 from tests.training.small import TINY, shop
 from training.data.splits import Split, Target, time_split
 from training.rows import summariser
@@ -37,6 +42,30 @@ def memory_aware(bundle: Bundle) -> Bundle:
     return replace(bundle, manifest=bundle.manifest.model_copy(update={"backbone": backbone}))
 
 
+def bundle_with_voices(path: Path, voices: Voices | None = None, **options: Any) -> Bundle:
+    """A memory-aware bundle with item tokens and (by default random) voices, whose retriever never abstains."""
+    retriever = RetrieverSpec(width=16, top_k=1)
+    voices = voices or small_voices(len(TITLES))
+    write_bundle(path, vocabulary="items", retriever=retriever, voices=voices, **options)
+    bundle = Bundle.open(path)
+    torch.nn.init.constant_(bundle.retriever.null.bias, -1e4)
+    return memory_aware(bundle)
+
+
+def queries_of(evaluation: Evaluation, row: str, seed: int = 0) -> list[Query]:
+    """What the bundle is asked, by target."""
+    read: list[Query] = []
+
+    def spy(bundle: Bundle, queries: list[Query]) -> Any:
+        read.extend(queries)
+        return recommend(bundle, queries)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("training.rows.evaluation.recommend", spy)
+        predict(evaluation, row, seed)
+    return read
+
+
 def with_other_future(evaluation: Evaluation, target: Target) -> Evaluation:
     """A copy with one target. The user's history differs from the target on; nothing is computed yet."""
     histories = list(evaluation.split.histories)
@@ -55,16 +84,7 @@ def with_other_future(evaluation: Evaluation, target: Target) -> Evaluation:
 
 def prompts_of(evaluation: Evaluation, row: str, seed: int = 0) -> list[list[int]]:
     """The prompts that the language model reads, by target."""
-    read: list[list[int]] = []
-
-    def spy(bundle: Bundle, queries: list[Any]) -> Any:
-        read.extend(list(query.prompt) for query in queries)
-        return recommend(bundle, queries)
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("training.rows.evaluation.recommend", spy)
-        predict(evaluation, row, seed)
-    return read
+    return [list(query.prompt) for query in queries_of(evaluation, row, seed)]
 
 
 def items_in(bundle: Bundle, split: Split, prompt: list[int]) -> list[int]:

@@ -1,37 +1,44 @@
 """What all rows share: a bundle, its data, the targets, and how a language model turns prompts and memories into lists.
 
 In: a bundle, its data, targets. Out: an `Evaluation`. A row of the table is a function of an evaluation and a seed that
-gives one list for each target. From a target it may read only the events before the target's position.
+gives one list for each target. From a target it may read only the events before the target's position and its time.
+
+Every row obeys one rule of what is shown (`Evaluation.hidden`): no item that lies in the current basket, which are the
+events at the time of the target, and with `mask_seen` no item that the user had.
 """
 
-import copy
 import json
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.answers import Query
+from model_store.answers import PastRows, Query
 from model_store.bundle import Bundle
 from model_store.inference import recommend
 from model_store.text.prompt import Prompt
+from model_store.voices.voices import Voices
 from training.data.splits import Split, Target
+from training.items.scoring import Scorer, top_items
 from training.lm.states import States, spans_of, window_states
 from training.lm.windows import Example, Windows
 from training.memory.annotations import Annotation, read_annotations, write_annotations
 from training.rows.memory_choices import ChooseMemories
 from training.run.inputs import Inputs
+from training.run.metrics import popularity_tie_order
 from training.run.recipes import RECIPES, Recipe
 from training.run.stage import StageError, progress, write_json
 
 NUM_RESULTS = 10
-_BATCH = 16
+_BATCH, _BATCH_OF_ITEM_TOKENS = 16, 64  # targets; an item token needs no beam search
+_SCORED = 256  # targets whose scores of all items are in memory at a time
 _TOKENS_PER_BATCH = 4096  # tokens of the prompts; beams need a multiple of their memory
 
 RankedLists = list[list[int]]  # for each target, rows of Split.item_ids, best first
+Heard = Literal["all", "window", "nothing"]  # the events that voices read; "nothing": the language model alone
 T = TypeVar("T")
 
 
@@ -56,6 +63,14 @@ class TrainingSetup:
         return self.recipe
 
 
+class Memory(NamedTuple):
+    """What a query knows beside the prompt. `states` (M, D), oldest first; `chosen` and `past` as in `Query`."""
+
+    states: NDArray[np.float16]
+    chosen: tuple[int, ...] | None
+    past: PastRows | None = None
+
+
 @dataclass
 class Evaluation:
     bundle: Bundle
@@ -67,6 +82,7 @@ class Evaluation:
     states_by: Callable[[Bundle], States]  # the same memories, as another language model encodes them; kept on disk
     training: TrainingSetup
     mask_seen: bool = False
+    past_length: int | None = None  # events that voices read; None as the manifest says
     results: dict[Any, Any] = field(default_factory=dict)  # see `compute_once`
 
     def __post_init__(self) -> None:
@@ -80,11 +96,21 @@ class Evaluation:
         """K, the number of items in the window."""
         return self.bundle.manifest.prompt.recent_length
 
-    def with_neighbor_share(self, share: float) -> "Evaluation":
-        """Shallow copy in which item neighbours have the share λ = `share`. Rows are timed with this call included."""
-        changed = copy.copy(self)
-        changed.bundle = with_neighbor_share(self.bundle, share)
-        return changed
+    @property
+    def voices(self) -> Voices:
+        """Raises StageError."""
+        if self.bundle.voices is None:
+            raise StageError("the bundle has no voices, so it cannot have the rows of single voices")
+        return self.bundle.voices
+
+    @property
+    def tokens(self) -> NDArray[np.int64]:
+        """(N,) the first tokens of the titles of the split's items."""
+        return self.bundle.tokens_of(self._to_bundle)
+
+    def with_voices(self, voices: Voices | None) -> "Evaluation":
+        """A copy with other voices of the same bundle."""
+        return replace(self, bundle=replace(self.bundle, voices=voices))
 
     def compute_once(self, key: Hashable, compute: Callable[[], T]) -> T:
         """The result of the first `compute` with this key. Copies made by `replace` share the results.
@@ -121,23 +147,68 @@ class Evaluation:
         items: list[int] = self.split.histories[example.user].items[start : example.position].tolist()
         return items
 
-    def allowed(self, target: Target) -> NDArray[np.bool_]:
-        """(items of the bundle,) the items of the split; with `mask_seen` without the items of the user's history."""
-        mask = self._to_split >= 0
+    # ---- what a query may show and know
+
+    def hidden(self, target: Target) -> NDArray[np.int32]:
+        """The items that no row shows: those of the current basket, and with `mask_seen` all that the user had."""
+        history = self.split.histories[target.user]
+        items: NDArray[np.int32] = history.items[: target.position]
         if self.mask_seen:
-            mask[self._to_bundle[self.split.histories[target.user].items[: target.position]]] = False
+            return items
+        return items[history.timestamps[: target.position] == history.timestamps[target.position]]
+
+    def allowed_items(self, targets: Sequence[Target]) -> NDArray[np.bool_]:
+        """(targets, N)"""
+        mask = np.ones((len(targets), len(self.split.item_ids)), dtype=np.bool_)
+        for row, target in enumerate(targets):
+            mask[row, self.hidden(target)] = False
         return mask
 
-    def rank_with_memory(self, choose: ChooseMemories, label: str) -> RankedLists:
-        """What the bundle generates from window and memory. `label` names the progress bar."""
+    def allowed(self, target: Target) -> NDArray[np.bool_]:
+        """(items of the bundle,) the items of the split that may be shown."""
+        mask = self._to_split >= 0
+        mask[self._to_bundle[self.hidden(target)]] = False
+        return mask
 
-        def query(place: int) -> Query:
-            example = self.examples[place]
-            memory = self.bundle.codec.round_trip(self.states.at(example.user, example.memory_positions))
-            return self._query(place, example.prompt, memory, choose(example))
+    def past(self, target: Target, heard: Heard = "all") -> PastRows | None:
+        """The newest events before the target, as many as voices read; None where nothing is heard."""
+        spec = self.bundle.manifest.voices
+        if heard == "nothing" or spec is None:
+            return None
+        length = spec.recent_length if heard == "window" else self.past_length or spec.past_length
+        history = self.split.histories[target.user]
+        span = slice(max(0, target.position - length), target.position)
+        times: list[int] = history.timestamps[span].tolist()
+        return PastRows(self.rows_of(history.items[span]), times, int(history.timestamps[target.position]))
 
-        longest = max(len(example.prompt) for example in self.examples)
-        return self._rank(self.bundle, query, label, longest=longest)
+    def rows_of(self, items: NDArray[np.integer]) -> list[int]:
+        """Rows of the bundle's catalogue."""
+        rows: list[int] = self._to_bundle[items].tolist()
+        return rows
+
+    def own_states(self, place: int) -> NDArray[np.float16]:
+        """(M, D) the states of the n-th target's memory, as the store keeps them."""
+        example = self.examples[place]
+        return self.bundle.codec.round_trip(self.states.at(example.user, example.memory_positions))
+
+    # ---- lists
+
+    def rank_with_memory(self, choose: ChooseMemories, label: str, *, heard: Heard = "all") -> RankedLists:
+        """What the bundle ranks from the window, the states of `choose`, and the events that voices have `heard`.
+
+        `label` names the progress bar.
+        """
+
+        def remember(place: int) -> Memory:
+            chosen = choose(self.examples[place])
+            return Memory(self.own_states(place), chosen, self.past(self.targets[place], heard))
+
+        return self.rank(remember, label, with_voices=heard != "nothing")
+
+    def rank(self, remember: Callable[[int], Memory], label: str, *, with_voices: bool = True) -> RankedLists:
+        """What the bundle ranks from the window, and from what `remember` gives for the n-th target."""
+        bundle = self.bundle if with_voices else without_voices(self.bundle)
+        return self._rank(bundle, [example.prompt for example in self.examples], remember, label)
 
     def rank_with_items(self, bundle: Bundle, shown: Sequence[Sequence[int]], label: str) -> RankedLists:
         """What `bundle` generates without memory from a prompt with these items for each target, however many."""
@@ -146,37 +217,55 @@ class Evaluation:
         return self.rank_with_prompts(bundle, prompts, label)
 
     def rank_with_prompts(self, bundle: Bundle, prompts: Sequence[Sequence[int]], label: str) -> RankedLists:
-        """What `bundle` generates without memory from one prompt for each target.
+        """What the language model of `bundle` generates without memory and voices from one prompt for each target.
 
         The catalogue of `bundle` must have the same rows as this evaluation's.
         """
-        nothing = np.zeros((0, bundle.lm.hidden_size), dtype=np.float16)
-        longest = max(map(len, prompts))
-        return self._rank(bundle, lambda place: self._query(place, prompts[place], nothing, ()), label, longest=longest)
+        nothing = Memory(np.zeros((0, bundle.lm.hidden_size), dtype=np.float16), ())
+        return self._rank(without_voices(bundle), prompts, lambda place: nothing, label)
 
-    def _query(
-        self, place: int, prompt: Sequence[int], memory: NDArray[np.float16], chosen: tuple[int, ...] | None
-    ) -> Query:
-        return Query(
-            prompt=prompt,
-            memory=memory,
-            allowed=self.allowed(self.targets[place]),
-            num_results=NUM_RESULTS,
-            chosen=chosen,
-        )
+    def rank_with_scores(self, score: Scorer) -> RankedLists:
+        """The items with the highest scores; equal scores by popularity, then by item id."""
+        tie_order = popularity_tie_order(self.split.popularity, self.split.item_ids)
+        lists: RankedLists = []
+        for start in range(0, len(self.targets), _SCORED):
+            part = self.targets[start : start + _SCORED]
+            lists += top_items(score(part), tie_order, NUM_RESULTS, self.allowed_items(part))
+        return lists
 
-    def _rank(self, bundle: Bundle, query: Callable[[int], Query], label: str, *, longest: int) -> RankedLists:
-        """`query` gives the query of the n-th target; `longest` is the length of the longest prompt in tokens."""
-        batch_size = max(1, min(_BATCH, _TOKENS_PER_BATCH // longest))
+    def _rank(
+        self,
+        bundle: Bundle,
+        prompts: Sequence[Sequence[int]],
+        remember: Callable[[int], Memory],
+        label: str,
+    ) -> RankedLists:
+        batch_size = _batch_size(bundle, longest=max(map(len, prompts)))
         lists: RankedLists = []
         bar = progress(total=len(self.targets), desc=label, unit="target")
         for start in range(0, len(self.targets), batch_size):
             batch = range(start, min(start + batch_size, len(self.targets)))
-            answers = recommend(bundle, [query(place) for place in batch])
+            answers = recommend(bundle, [self._query(place, prompts[place], remember(place)) for place in batch])
             lists += [[int(self._to_split[item.row]) for item in answer.items] for answer in answers]
             bar.update(len(answers))
         bar.close()
         return lists
+
+    def _query(self, place: int, prompt: Sequence[int], memory: Memory) -> Query:
+        return Query(
+            prompt=prompt,
+            memory=memory.states,
+            allowed=self.allowed(self.targets[place]),
+            num_results=NUM_RESULTS,
+            chosen=memory.chosen,
+            past=memory.past,
+        )
+
+
+def _batch_size(bundle: Bundle, *, longest: int) -> int:
+    """`longest`: tokens of the longest prompt."""
+    most = _BATCH_OF_ITEM_TOKENS if bundle.manifest.vocabulary == "items" else _BATCH
+    return max(1, min(most, _TOKENS_PER_BATCH // longest))
 
 
 Rank = Callable[[Evaluation, int], RankedLists]  # a row: (evaluation, seed) → lists
@@ -224,9 +313,9 @@ def make_evaluation(
     )
 
 
-def with_neighbor_share(bundle: Bundle, share: float) -> Bundle:
-    generation = bundle.manifest.generation.model_copy(update={"neighbor_share": share})
-    return replace(bundle, manifest=bundle.manifest.model_copy(update={"generation": generation}))
+def without_voices(bundle: Bundle) -> Bundle:
+    """A copy that ranks by its language model alone."""
+    return bundle if bundle.voices is None else replace(bundle, voices=None)
 
 
 def is_memory_tuned(bundle: Bundle) -> bool:

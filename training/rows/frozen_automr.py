@@ -5,7 +5,7 @@ product:
 
 1. annotate: the mean gain in log-probability per token of the true title, for each memory alone (eq. 5)
 2. train the retriever by the KL divergence to the softmax of the gains (eq. 6)
-3. read the memory that the retriever ranks first, with the generator as it is; no item neighbours
+3. read the memory that the retriever ranks first, with the generator as it is; no voices
 
 Two things are chosen by the gain on the valid period, which the paper leaves open: the temperature of the softmax, and
 whether the retriever may read no memory where its null slot is better. Unlike the product, this row never switches all
@@ -49,9 +49,9 @@ class Candidate(NamedTuple):
 
 def frozen_automr(evaluation: Evaluation, seed: int) -> RankedLists:
     if not is_memory_tuned(evaluation.bundle):
-        return evaluation.rank_with_memory(retriever_choice, "automr")
+        return evaluation.rank_with_memory(retriever_choice, "automr", heard="nothing")
     bundle = evaluation.compute_once(("automr", seed), lambda: train_frozen_automr(evaluation, seed))
-    return evaluation.as_read_by(bundle).rank_with_memory(retriever_choice, "automr")
+    return evaluation.as_read_by(bundle).rank_with_memory(retriever_choice, "automr", heard="nothing")
 
 
 def train_frozen_automr(evaluation: Evaluation, seed: int) -> Bundle:

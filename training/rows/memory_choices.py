@@ -1,4 +1,4 @@
-"""Rules that choose the memories which the generator reads. In: an example. Out: places in its memory, oldest first."""
+"""Rules that choose the states which the generator reads. In: an example. Out: places in its memory, oldest first."""
 
 from collections.abc import Callable, Sequence
 

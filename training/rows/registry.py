@@ -6,21 +6,20 @@ also holds the name and the explanation that the report shows. `training.evaluat
 and compares it; `--models NAME` computes it alone. A model that scores items goes into `scorers.py`.
 
 `automr` is the paper's AutoMR: a frozen generator, which was not tuned to read memory. `automr_plus` has a generator
-tuned to read memory, and mixes in item neighbours (`model_store/neighbors.py`). One of the two is the bundle's own row
-(`own_row`). The rows with `differs_in_memory` are the bundle's own row with another memory; `memory_reference` is the
-same without one. A bundle without item neighbours lacks the rows that would repeat another row, see `canonical_row`.
+tuned to read memory, and voices (`model_store/voices`). One of the two is the bundle's own row (`own_row`). The rows
+with `differs_in_memory` are the bundle's own row with another memory; `memory_reference` is the same without one. A
+bundle without voices lacks the rows that would repeat another row (`canonical_row`), and the rows of single voices.
 
 Rows of other methods with a language model have generators that were tuned without memory (`generators.py`). Where the
 bundle's own generator was tuned without memory, it is BIGRec's.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from model_store.bundle import Bundle
-from training.rows.evaluation import Evaluation, Rank, RankedLists, is_memory_tuned, recipe_of
+from training.rows.evaluation import Evaluation, RankedLists, is_memory_tuned, recipe_of
 from training.rows.frozen_automr import frozen_automr, retriever_directory
 from training.rows.generators import (
     bigrec,
@@ -28,47 +27,29 @@ from training.rows.generators import (
     full_length,
     generator_directory,
 )
-from training.rows.memory_choices import (
-    ChooseMemories,
-    best_single_choice,
-    newest_choice,
-    no_memory,
-    random_choice,
-    retriever_choice,
-)
+from training.rows.plus.own_rows import OWN_ROWS, has_voices
 from training.rows.rella import extended_length, rella_extend, rella_replace
+from training.rows.row import EvaluationRow, Place
 from training.rows.scorers import copy_last, popularity, scored, scorer_place
 from training.rows.trsr import trsr
-from training.run.stage import CERTIFICATE, read_certificate
-
-Place = Callable[[Evaluation, int], Path | None]  # (evaluation, seed) → the folder of what a row trained, if it did
-
-_ALMOST_ALL = 1 - 1e-6  # λ of item neighbours alone: the language model only orders items with equal votes
-
-
-@dataclass(frozen=True)
-class EvaluationRow:
-    label: str  # name in the report
-    explanation: str  # one sentence in the report
-    rank: Rank
-    is_seeded: bool = False  # lists differ by seed, so several seeds are drawn
-    is_timed: bool = True  # a language model answers, so its time can be compared with that of the window alone
-    is_costly: bool = False  # hours on a CPU: only `--models all` or its name computes it
-    trains: str = ""  # the language model that the row tunes by the bundle's recipe, as text for people
-    reads_bigrec: bool = False  # it tunes one only where the bundle's generator cannot be BIGRec's
-    place: Place | None = None  # where the certificate of what it trained or chose is
-    has_neighbors: bool = False  # item neighbours have the bundle's share in the ranking
-    differs_in_memory: bool = False  # differs from `no_memory` in its memory only
+from training.run.stage import CERTIFICATE, StageError, read_certificate
 
 
 def predict(evaluation: Evaluation, row: str, seed: int) -> RankedLists:
     """The lists of one row. Raises StageError where the bundle lacks what the row needs."""
-    return ROWS[row].rank(evaluation.with_neighbor_share(neighbor_share(evaluation.bundle, row)), seed)
+    if not ROWS[row].fits(evaluation.bundle):
+        raise StageError(f"the bundle cannot have the row {row!r}: it has no such voice")
+    return ROWS[row].rank(evaluation, seed)
+
+
+def is_plus(bundle: Bundle) -> bool:
+    """Whether a bundle is AutoMR +: its generator was tuned to read memory, or it has voices."""
+    return is_memory_tuned(bundle) or has_voices(bundle)
 
 
 def own_row(bundle: Bundle) -> str:
     """The row of the bundle as it is served. It is compared with every other row."""
-    return "automr_plus" if is_memory_tuned(bundle) else "automr"
+    return "automr_plus" if is_plus(bundle) else "automr"
 
 
 def memory_reference(bundle: Bundle) -> str:
@@ -76,27 +57,18 @@ def memory_reference(bundle: Bundle) -> str:
     return canonical_row("no_memory", bundle)
 
 
-def neighbor_share(bundle: Bundle, row: str) -> float:
-    """λ: the share of the item neighbours in the ranking of a row. Only rows of AutoMR + have neighbours."""
-    share = bundle.manifest.generation.neighbor_share if is_memory_tuned(bundle) else 0.0
-    if row == "neighbors":
-        return _ALMOST_ALL if share else 0.0
-    return share if ROWS[row].has_neighbors else 0.0
-
-
 def canonical_row(row: str, bundle: Bundle) -> str:
     """The row that is evaluated when `row` is asked for.
 
-    A generator that was not tuned to read memory is BIGRec's, and `automr_plus` is then `automr`. Without item
-    neighbours, rows that differ in their neighbours only are equal: `no_memory` and `neighbors` are the generator
-    alone, and `automr_plus_lm` is the bundle's own row.
+    A generator that was not tuned to read memory is BIGRec's; with the retriever it is `automr`. Without voices,
+    all memory is states, and rows that differ in their voices only are equal.
     """
-    own, alone = own_row(bundle), "generator_alone" if is_memory_tuned(bundle) else "bigrec"
-    canonical = {"generator_alone": alone}
-    if own == "automr":
-        canonical["automr_plus"] = own
-    if not neighbor_share(bundle, "no_memory"):
-        canonical |= {"no_memory": alone, "neighbors": alone, "automr_plus_lm": own}
+    own, is_tuned = own_row(bundle), is_memory_tuned(bundle)
+    canonical = {} if is_tuned else {"generator_alone": "bigrec", "automr_plus_lm": "automr"}
+    alone = canonical.get("generator_alone", "generator_alone")
+    if not has_voices(bundle):
+        canonical |= {"no_memory": alone, "voice_memory": alone}
+        canonical |= dict.fromkeys(("automr_plus_lm", "state_memory", "automr_plus"), own)
     return canonical.get(row, row)
 
 
@@ -104,7 +76,9 @@ def available_rows(bundle: Bundle) -> tuple[str, ...]:
     """All rows that this bundle can have. Rows that train a language model need the bundle's recipe."""
     has_recipe = recipe_of(bundle) is not None
     return tuple(
-        name for name in ROWS if canonical_row(name, bundle) == name and (has_recipe or not trained_by(name, bundle))
+        name
+        for name, row in ROWS.items()
+        if row.fits(bundle) and canonical_row(name, bundle) == name and (has_recipe or not needs_recipe(name, bundle))
     )
 
 
@@ -119,14 +93,13 @@ def trained_by(row: str, bundle: Bundle) -> str:
     return ROWS[row].trains if is_needed else ""
 
 
-def certificate(evaluation: Evaluation, row: str, seed: int) -> dict[str, Any] | None:
-    """What a row trained or chose, and how. None where it did neither, or where that is no longer in the work folder.
+def needs_recipe(row: str, bundle: Bundle) -> bool:
+    """Whether the row learns as the bundle did."""
+    return row == "boosted" or bool(trained_by(row, bundle))
 
-    For AutoMR + it is the choice of the item neighbours, which the bundle has with it.
-    """
-    if row == "automr_plus":
-        chosen: dict[str, Any] | None = evaluation.bundle.manifest.provenance.get("mixture")
-        return chosen
+
+def certificate(evaluation: Evaluation, row: str, seed: int) -> dict[str, Any] | None:
+    """What a row trained or chose, and how. None where it did neither, or where the work folder lacks it."""
     find = ROWS[row].place
     place = find(evaluation, seed) if find else None
     return read_certificate(place) if place and (place / CERTIFICATE).is_file() else None
@@ -146,31 +119,6 @@ def _frozen_place(evaluation: Evaluation, seed: int) -> Path | None:
     if not is_memory_tuned(evaluation.bundle):
         return None
     return retriever_directory(evaluation, seed)
-
-
-def _generated(name: str, choice: Callable[[Evaluation, int], ChooseMemories]) -> Rank:
-    """The bundle's own generator, with the memories of `choice`."""
-    return lambda evaluation, seed: evaluation.rank_with_memory(choice(evaluation, seed), name)
-
-
-def _no_memory(evaluation: Evaluation, seed: int) -> ChooseMemories:
-    return no_memory
-
-
-def _retriever(evaluation: Evaluation, seed: int) -> ChooseMemories:
-    return retriever_choice
-
-
-def _random(evaluation: Evaluation, seed: int) -> ChooseMemories:
-    return random_choice(evaluation.bundle.manifest.retriever.top_k, seed)
-
-
-def _newest(evaluation: Evaluation, seed: int) -> ChooseMemories:
-    return newest_choice(evaluation.bundle.manifest.retriever.top_k)
-
-
-def _oracle(evaluation: Evaluation, seed: int) -> ChooseMemories:
-    return best_single_choice(evaluation.annotate())
 
 
 def _scorer_row(
@@ -228,7 +176,7 @@ ROWS: dict[str, EvaluationRow] = {
         is_seeded=True,
         is_costly=True,
     ),
-    # Other uses of the language model; no item neighbours. Their generators are tuned without memory.
+    # Other uses of the language model; no voices. Their generators are tuned without memory.
     "bigrec": EvaluationRow(
         "BIGRec",
         "a language model tuned without memory on windows of K titles, and chosen alone; it reads the window only",
@@ -279,57 +227,5 @@ ROWS: dict[str, EvaluationRow] = {
         reads_bigrec=True,
         place=_frozen_place,
     ),
-    # The language model of AutoMR + with item neighbours or other memories.
-    "generator_alone": EvaluationRow(
-        "AutoMR +'s generator, memory off",
-        "the language model that was tuned to read memory, with the window only and without item neighbours",
-        _generated("generator_alone", _no_memory),
-    ),
-    "neighbors": EvaluationRow(
-        "item neighbours of AutoMR +",
-        "item neighbours alone: items that others read next to the items of the window, and items with similar titles",
-        _generated("neighbors", _no_memory),
-    ),
-    "no_memory": EvaluationRow(
-        "AutoMR + without memory",
-        "the window and item neighbours: the reference for what memory adds",
-        _generated("no_memory", _no_memory),
-        has_neighbors=True,
-    ),
-    "random": EvaluationRow(
-        "random memory",
-        "as many random memories as the retriever may take; the mean of several draws",
-        _generated("random", _random),
-        is_seeded=True,
-        has_neighbors=True,
-        differs_in_memory=True,
-    ),
-    "recent_beyond": EvaluationRow(
-        "newest memory",
-        "the newest memories older than the window, as many as the retriever may take",
-        _generated("recent_beyond", _newest),
-        has_neighbors=True,
-        differs_in_memory=True,
-    ),
-    "automr_plus_lm": EvaluationRow(
-        "AutoMR + without neighbours",
-        "its language model with memory, without item neighbours",
-        _generated("automr_plus_lm", _retriever),
-    ),
-    "automr_plus": EvaluationRow(
-        "AutoMR +",
-        "the memories that the retriever picks, if any, a generator tuned to read them, and item neighbours",
-        _generated("automr_plus", _retriever),
-        has_neighbors=True,
-        differs_in_memory=True,
-    ),
-    "oracle": EvaluationRow(
-        "best single memory by likelihood",
-        "the single memory that raises the log-probability of the true title most, or none: it knows the answer. It"
-        " bounds what one memory can add to the log-probability, and neither NDCG nor what several memories can add",
-        _generated("oracle", _oracle),
-        is_timed=False,
-        has_neighbors=True,
-        differs_in_memory=True,
-    ),
+    **OWN_ROWS,
 }

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from training.data.splits import Split, Target
 from training.items.item_knn import fit_item_knn, load_or_fit
-from training.items.scoring import Scorer, ranked_lists
+from training.items.scoring import Scorer
 from training.items.title_features import fit_title_knn
-from training.rows.evaluation import NUM_RESULTS, Evaluation, Rank, RankedLists
+from training.rows.evaluation import Evaluation, Rank, RankedLists
 from training.rows.sasrec import fit_sasrec
 from training.run.device import pick_device
 
@@ -26,11 +26,12 @@ FitScorer = Callable[[Split, int, Path, torch.device], Scorer]  # (split, seed, 
 
 
 def popularity(evaluation: Evaluation, seed: int) -> RankedLists:
-    return _top_items(evaluation, popularity_scorer(evaluation.split, repeat_last=False))
+    return evaluation.rank_with_scores(popularity_scorer(evaluation.split))
 
 
 def copy_last(evaluation: Evaluation, seed: int) -> RankedLists:
-    return _top_items(evaluation, popularity_scorer(evaluation.split, repeat_last=True))
+    """The newest item of the history that may be shown again, then the most popular items."""
+    return evaluation.rank_with_scores(last_item_scorer(evaluation))
 
 
 def scored(name: str) -> Rank:
@@ -39,10 +40,8 @@ def scored(name: str) -> Rank:
     def rank(evaluation: Evaluation, seed: int) -> RankedLists:
         device = pick_device(evaluation.training.device)
         directory, fit = _directory(evaluation, name), SCORERS[name]
-        return _top_items(
-            evaluation,
-            evaluation.compute_once((name, seed), lambda: fit(evaluation.split, seed, directory, device)),
-        )
+        scorer = evaluation.compute_once((name, seed), lambda: fit(evaluation.split, seed, directory, device))
+        return evaluation.rank_with_scores(scorer)
 
     return rank
 
@@ -62,24 +61,24 @@ def _directory(evaluation: Evaluation, name: str) -> Path:
     return evaluation.training.directory / f"{name}-{evaluation.training.fingerprint}"
 
 
-def _top_items(evaluation: Evaluation, scorer: Scorer) -> RankedLists:
-    return ranked_lists(scorer, evaluation.split, evaluation.targets, NUM_RESULTS, mask_seen=evaluation.mask_seen)
-
-
 # --- models -------------------------------------------------------------------------------------------------------
 
 
-def popularity_scorer(split: Split, *, repeat_last: bool) -> Scorer:
-    """The same scores for every user: the number of interactions in the train period.
+def popularity_scorer(split: Split) -> Scorer:
+    """The same scores for every user: the number of interactions in the train period."""
+    return lambda targets: np.tile(split.popularity.astype(np.float32), (len(targets), 1))
 
-    `repeat_last` puts the last item before the target first; each target then needs an earlier event.
-    """
+
+def last_item_scorer(evaluation: Evaluation) -> Scorer:
+    """Popularity, but the newest item of the history that may be shown comes first."""
+    split, popular = evaluation.split, popularity_scorer(evaluation.split)
 
     def score(targets: Sequence[Target]) -> NDArray[np.float32]:
-        scores = np.tile(split.popularity.astype(np.float32), (len(targets), 1))
-        if repeat_last:
-            last = [split.histories[target.user].items[: target.position][-1] for target in targets]
-            scores[np.arange(len(targets)), last] = np.inf
+        scores = popular(targets)
+        for row, target in enumerate(targets):
+            items = split.histories[target.user].items[: target.position]
+            shown = items[~np.isin(items, evaluation.hidden(target))]
+            scores[row, shown[-1:]] = np.inf
         return scores
 
     return score

@@ -46,7 +46,6 @@ def test_the_generator_is_bigrecs_and_does_not_change(evaluation: Evaluation) ->
     assert bundle.lm is generator.lm and bundle.manifest.space == generator.manifest.space
     assert all(torch.equal(before[name], each) for name, each in generator.lm.model.state_dict().items())
     assert bundle.manifest.retriever.top_k == 1
-    assert not bundle.manifest.generation.neighbor_share
 
 
 def test_it_reads_states_that_its_own_generator_made(evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch) -> None:

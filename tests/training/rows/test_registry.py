@@ -10,8 +10,7 @@ import torch
 
 from model_store.bundle import Bundle
 from model_store.inference import recommend
-from model_store.manifest import GenerationSpec, RetrieverSpec
-from model_store.text.prompt import ItemPrompt
+from model_store.manifest import RetrieverSpec
 from tests.conftest import write_bundle
 from tests.training.evaluations import (
     DATASET,
@@ -19,13 +18,14 @@ from tests.training.evaluations import (
     RECIPE,
     SPLIT,
     TARGETS,
+    bundle_with_voices,
     memory_aware,
     shorten_summariser,
     small_evaluation,
 )
 from training import pipeline
 from training.data.splits import Target
-from training.rows.evaluation import NUM_RESULTS, Evaluation, make_evaluation
+from training.rows.evaluation import NUM_RESULTS, Evaluation, make_evaluation, without_voices
 from training.rows.registry import (
     ROWS,
     available_rows,
@@ -33,7 +33,6 @@ from training.rows.registry import (
     certificate,
     default_rows,
     memory_reference,
-    neighbor_share,
     own_row,
     predict,
     trained_by,
@@ -43,6 +42,8 @@ from training.run import recipes
 from training.run.inputs import Inputs, fingerprint
 from training.run.stage import StageError
 
+OF_VOICES = {f"voice_{name}" for name in ("near", "follow", "linear", "alike", "return")} | {"mixture", "boosted"}
+WITHOUT_VOICES = [row for row in ROWS if row not in OF_VOICES]
 TRAINED = ("rella_extend", "trsr", "full_history")  # a language model for any bundle
 WITH_BIGREC = ("bigrec", "rella_replace", "automr")  # one where the bundle's generator was tuned to read memory
 MakeEvaluation = Callable[..., Evaluation]
@@ -81,14 +82,14 @@ def past_of(target: Target) -> set[int]:
     return set(SPLIT.histories[target.user].items[: target.position].tolist())
 
 
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("row", WITHOUT_VOICES)
 def test_every_list_is_full_and_without_repeats(row: str, make: MakeEvaluation) -> None:
     for ranked in predict(make(), row, 0):
         assert len(ranked) == len(set(ranked)) == NUM_RESULTS
         assert all(0 <= item < len(SPLIT.item_ids) for item in ranked), "an item that the split does not know"
 
 
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("row", WITHOUT_VOICES)
 def test_with_mask_seen_no_row_shows_items_that_the_user_had(row: str, make: MakeEvaluation) -> None:
     for target, ranked in zip(TARGETS, predict(make(mask_seen=True), row, 0), strict=True):
         assert not set(ranked) & past_of(target), f"{row} shows an item that the user of {target} had"
@@ -153,44 +154,24 @@ def test_bigrec_does_not_depend_on_memory(make: MakeEvaluation) -> None:
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The generator counts as tuned to read memory, and item neighbours have a large share."""
-    path = tmp_path_factory.mktemp("tuned") / "bundle"
-    generation = GenerationSpec(num_beams=5, neighbor_share=0.9)
-    write_bundle(path, vocabulary="items", retriever=RetrieverSpec(width=16, top_k=1), generation=generation)
-    bundle = Bundle.open(path)
-    torch.nn.init.constant_(bundle.retriever.null.bias, -1e4)
-    return memory_aware(bundle)
+    """The generator counts as tuned to read memory, and there are voices."""
+    return bundle_with_voices(tmp_path_factory.mktemp("tuned") / "bundle")
 
 
-TUNED_ROWS = {"no_memory", "random", "recent_beyond", "automr_plus", "oracle"}
+def untuned(bundle: Bundle) -> Bundle:
+    backbone = bundle.manifest.backbone.model_copy(update={"adapter": None})
+    return replace(bundle, manifest=bundle.manifest.model_copy(update={"backbone": backbone}))
 
 
-def test_only_rows_of_the_tuned_generator_use_item_neighbours(tuned: Bundle, tmp_path: Path) -> None:
-    assert {row for row in ROWS if neighbor_share(tuned, row)} == TUNED_ROWS | {"neighbors"}
-    evaluation = small_evaluation(tuned, tmp_path)
-    without = replace(evaluation, bundle=replace(tuned, neighbors=None))
-    for row in (*sorted(TUNED_ROWS), "generator_alone", "automr_plus_lm"):
-        assert (predict(evaluation, row, 0) != predict(without, row, 0)) == (row in TUNED_ROWS), row
-
-
-def test_rows_without_memory_or_neighbours_equal_a_bundle_without_them(tuned: Bundle, tmp_path: Path) -> None:
-    evaluation = small_evaluation(tuned, tmp_path)
-    without = replace(evaluation, bundle=replace(tuned, neighbors=None))
-    alone = predict(evaluation, "generator_alone", 0)
-    assert alone == predict(without, "no_memory", 0) != predict(evaluation, "no_memory", 0)
-    assert predict(evaluation, "automr_plus_lm", 0) == predict(without, "automr_plus", 0)
-    assert choices(evaluation, "automr_plus_lm") == choices(evaluation, "automr_plus"), (
-        "item neighbours must not change the choice of memories"
-    )
-
-
-def test_an_untuned_generator_has_no_neighbours_in_any_row(tuned: Bundle) -> None:
-    backbone = tuned.manifest.backbone.model_copy(update={"adapter": None})
-    frozen = replace(tuned, manifest=tuned.manifest.model_copy(update={"backbone": backbone}))
-    assert not any(neighbor_share(frozen, row) for row in ROWS)
-    lacking = {"no_memory", "neighbors", "generator_alone", "automr_plus", "automr_plus_lm"}
-    assert not lacking & set(available_rows(frozen))
-    assert (own_row(frozen), memory_reference(frozen)) == ("automr", "bigrec")
+def test_an_untuned_generator_is_bigrecs_and_with_the_retriever_automr(tuned: Bundle) -> None:
+    frozen = untuned(tuned)
+    assert (own_row(frozen), memory_reference(frozen)) == ("automr_plus", "no_memory"), "it has voices"
+    assert canonical_row("generator_alone", frozen) == "bigrec"
+    assert canonical_row("automr_plus_lm", frozen) == "automr"
+    alone = without_voices(frozen)
+    assert (own_row(alone), memory_reference(alone)) == ("automr", "bigrec")
+    lacking = {"no_memory", "generator_alone", "automr_plus", "automr_plus_lm", "state_memory", "voice_memory"}
+    assert not (lacking | OF_VOICES) & set(available_rows(alone))
     assert not any(trained_by(row, frozen) for row in WITH_BIGREC)
 
 
@@ -198,14 +179,12 @@ def test_other_methods_have_a_generator_of_their_own_where_the_bundles_reads_mem
     assert (own_row(tuned), memory_reference(tuned)) == ("automr_plus", "no_memory")
     assert canonical_row("automr", tuned) == "automr", "the paper's row is not the bundle's"
     assert all(trained_by(row, tuned) for row in (*WITH_BIGREC, *TRAINED))
-    plain = tuned.manifest.generation.model_copy(update={"neighbor_share": 0.0})
-    without = replace(tuned, manifest=tuned.manifest.model_copy(update={"generation": plain}))
-    assert memory_reference(without) == "generator_alone", "BIGRec's generator is another one"
+    assert memory_reference(without_voices(tuned)) == "generator_alone", "BIGRec's generator is another one"
 
 
-def test_rows_of_a_tuned_bundle_whose_generator_is_trained_read_no_neighbours(tuned: Bundle, tmp_path: Path) -> None:
+def test_rows_of_a_tuned_bundle_whose_generator_is_trained_read_no_voices(tuned: Bundle, tmp_path: Path) -> None:
     evaluation = small_evaluation(tuned, tmp_path)
-    without = replace(evaluation, bundle=replace(tuned, neighbors=None))
+    without = evaluation.with_voices(None)
     for row in WITH_BIGREC:
         lists = predict(evaluation, row, 0)
         assert [len(set(ranked)) for ranked in lists] == [NUM_RESULTS] * len(TARGETS)
@@ -213,23 +192,10 @@ def test_rows_of_a_tuned_bundle_whose_generator_is_trained_read_no_neighbours(tu
         assert certificate(evaluation, row, 0) or row == "rella_replace", f"{row} does not tell how it was trained"
 
 
-def test_the_row_of_neighbours_ranks_by_their_votes(tuned: Bundle, tmp_path: Path) -> None:
-    """The language model only orders items with equal votes."""
-    evaluation, neighbors, prompt = small_evaluation(tuned, tmp_path), tuned.neighbors, tuned.prompt
-    assert neighbors is not None and isinstance(prompt, ItemPrompt)
-    half_life = tuned.manifest.generation.neighbor_half_life
-    for example, target, found in zip(evaluation.examples, TARGETS, predict(evaluation, "neighbors", 0), strict=True):
-        votes = neighbors.votes(example.prompt[-evaluation.recent_length :], len(prompt.vocabulary), half_life)
-        item_votes = votes[[prompt.title_tokens(title)[0] for title in SPLIT.titles]]
-        assert (np.diff(item_votes[found]) <= 1e-6).all(), f"the list of {target} is not in the order of the votes"
-
-
-def test_random_draws_differ_by_seed_and_can_be_repeated(make: MakeEvaluation) -> None:
-    draws = [choices(make(), "random", seed) for seed in (0, 0, 1)]
-    assert draws[0] == draws[1], "the same seed must give the same draw"
-    assert draws[0] != draws[2], "another seed must give another draw"
-    sizes = [len(example.memory_positions) for example in make().examples]
-    assert all(len(chosen) == min(1, size) for chosen, size in zip(draws[0], sizes, strict=True))
+@pytest.mark.parametrize("row", sorted(OF_VOICES))
+def test_a_bundle_without_voices_has_no_rows_of_voices(row: str, make: MakeEvaluation) -> None:
+    with pytest.raises(StageError, match="no such voice"):
+        predict(make(), row, 0)
 
 
 def test_the_oracle_gains_at_least_as_much_as_the_other_choices(make: MakeEvaluation) -> None:
@@ -241,7 +207,7 @@ def test_the_oracle_gains_at_least_as_much_as_the_other_choices(make: MakeEvalua
         picked = zip(gains, choices(evaluation, row), strict=True)
         return float(np.mean([gain[list(chosen)].sum() for gain, chosen in picked]))
 
-    assert mean_gain("oracle") >= max(mean_gain("automr"), mean_gain("random"), mean_gain("bigrec"))
+    assert mean_gain("oracle") >= max(mean_gain("automr"), mean_gain("recent_beyond"), mean_gain("bigrec"))
     assert mean_gain("oracle") > 0, "no memory helps, so the test proves nothing"
 
 
@@ -250,7 +216,7 @@ def test_rows_with_other_prompts_read_no_memory(row: str, make: MakeEvaluation) 
     assert choices(make(), row) == [()] * len(TARGETS)
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if row != "random"])
+@pytest.mark.parametrize("row", WITHOUT_VOICES)
 def test_a_list_does_not_depend_on_the_other_targets(row: str, make: MakeEvaluation) -> None:
     evaluation = make()
     lists = predict(evaluation, row, 0)
@@ -276,8 +242,10 @@ def test_a_bundle_of_the_pipeline_has_all_rows(recipe: str, tmp_path: Path) -> N
     out = tmp_path / "bundle"
     pipeline.run(inputs, out, recipe_name=recipe, work=tmp_path / "work", device="cpu")
     bundle = Bundle.open(out)
-    missing = set() if bundle.manifest.generation.neighbor_share else {"no_memory", "neighbors", "automr_plus_lm"}
-    assert {*ROWS} - {*available_rows(bundle)} == missing
+    lacking = {row for row in OF_VOICES if bundle.voices is None or not ROWS[row].fits(bundle)}
+    if bundle.voices is None:
+        lacking |= {"no_memory", "state_memory", "voice_memory", "automr_plus_lm"}
+    assert {*ROWS} - {*available_rows(bundle)} == lacking
     costly = {"sasrec_bce", "sasrec_titles", "rella_extend", "trsr", "full_history"}
     assert {*available_rows(bundle)} - {*default_rows(bundle)} == costly
     evaluation = make_evaluation(bundle, inputs, TARGETS, tmp_path / "cache", device="cpu")
