@@ -42,7 +42,6 @@ from training.rows.registry import (
     certificate,
     default_rows,
     memory_reference,
-    neighbor_share,
     own_row,
     predict,
     trained_by,
@@ -55,7 +54,15 @@ from training.run.stage import StageError, digest
 
 ORACLE = "oracle"
 _NOT_SHOWN = ("inputs", "backbone", "prompt", "vocabulary")
-_VERSION = 2  # of the rows; lists in a cache of another version are not used
+_OF_VOICES = (
+    "memory_scale",
+    "targets",
+    "valid_ndcg@10_window",
+    "valid_ndcg@10_memory",
+    "memory_minus_window",
+    "shares",
+)  # facts of their certificate in the report
+_VERSION = 3  # of the rows; lists in a cache of another version are not used
 
 
 def rows_to_run(models: str, bundle: Bundle) -> list[str]:
@@ -97,7 +104,7 @@ def announcement(rows: Sequence[str], bundle: Bundle) -> list[str]:
 
 
 def cached_lists(evaluation: Evaluation, row: str, seed: int, cache: Path) -> RankedLists:
-    file = cache / f"{_file_stem(evaluation, row)}-{seed}.json"
+    file = cache / f"{row}-{seed}.json"
     lists: RankedLists = cached_json(file, lambda: predict(evaluation, row, seed))
     return lists
 
@@ -106,13 +113,8 @@ def cached_latency(evaluation: Evaluation, row: str, num_targets: int, cache: Pa
     """None for rows that are not timed, and with no targets to time."""
     if not ROWS[row].is_timed or not num_targets:
         return None
-    file = cache / f"{_file_stem(evaluation, row)}-latency-{num_targets}.json"
+    file = cache / f"{row}-latency-{num_targets}.json"
     return latency_summary(cached_json(file, lambda: time_row(evaluation, row, num_targets=num_targets)))
-
-
-def _file_stem(evaluation: Evaluation, row: str) -> str:
-    """Contains λ: a row whose use of item neighbours is defined differently later must not find the old lists."""
-    return f"{row}-{neighbor_share(evaluation.bundle, row):g}"
 
 
 def cached_retrieval(evaluation: Evaluation, cache: Path) -> RetrievalRecords | None:
@@ -166,6 +168,7 @@ def run(bundle: Bundle, inputs: Inputs, out: Path, options: argparse.Namespace) 
         "no_memory": references.no_memory,
         "about_rows": about_rows,
         "slices": compare_rows(metrics, evaluation, references, options.seed),
+        "voices": voice_facts(bundle),
         "retriever": None if records is None else retrieval_summary(records, top_k=top_k, seed=options.seed),
         "run": {**facts(bundle, inputs, len(population), options), "commands": commands(bundle, options)},
     }
@@ -184,6 +187,13 @@ def _open_evaluation(bundle: Bundle, inputs: Inputs, out: Path, options: argpars
     return evaluation, cache
 
 
+def voice_facts(bundle: Bundle) -> dict[str, Any] | None:
+    """What the stage "voices" found on the valid period. None without voices, or where the bundle does not tell."""
+    certificate = bundle.manifest.provenance.get("voices") or {}
+    found = {name: certificate[name] for name in _OF_VOICES if name in certificate}
+    return found if bundle.voices is not None and len(found) == len(_OF_VOICES) else None
+
+
 def _metrics_by_seed(evaluation: Evaluation, lists: Sequence[RankedLists]) -> dict[str, np.ndarray]:
     """metric → (seeds, targets)"""
     draws = [metrics_by_target(each, evaluation.targets, evaluation.split) for each in lists]
@@ -197,7 +207,6 @@ def _about_row(
     certificates = {seed: certificate(evaluation, row, seed) for seed in range(len(lists))}
     return {
         "draws": len(lists),
-        "neighbor_share": neighbor_share(evaluation.bundle, row),
         "coverage": round(float(np.mean(shares)), 6),
         "latency": latency,
         "trained": [_about_training(seed, facts) for seed, facts in certificates.items() if facts],
@@ -228,7 +237,7 @@ def facts(bundle: Bundle, inputs: Inputs, num_population: int, options: argparse
         "top_k": manifest.retriever.top_k,
         "combine": manifest.retriever.combine,
         "num_beams": manifest.generation.num_beams,
-        "neighbor_share": neighbor_share(bundle, "no_memory"),
+        "past_length": bundle.manifest.voices.past_length if bundle.manifest.voices else None,
         "created_at": manifest.created_at,
         "device": str(bundle.lm.device),
         "threads": torch.get_num_threads(),

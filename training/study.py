@@ -7,6 +7,7 @@
     labels     what the retriever learns from: eq. 5, gains at several temperatures, marginal likelihood
     noise      random interactions in the histories, and incomplete histories
     cold       users with few interactions
+    voices     how much each voice of a bundle counts, from the window and from older events
     transfer   a retriever of one data set on another
     all        each of them
 
@@ -29,7 +30,7 @@ from training.run.inputs import load_inputs
 from training.run.program import run_program
 from training.run.recipes import RECIPES, get_recipe
 from training.run.stage import StageError
-from training.studies import cold, labels, layer, memory, noise, topk, transfer, unit
+from training.studies import cold, labels, layer, memory, noise, topk, transfer, unit, voices
 from training.studies.context import StudyContext
 from training.studies.result import StudyResult, study_table, write_result
 
@@ -41,6 +42,7 @@ STUDIES: dict[str, Callable[[StudyContext], StudyResult]] = {
     "labels": labels.run,
     "noise": noise.run,
     "cold": cold.run,
+    "voices": voices.run,
     "transfer": transfer.run,
 }
 _SMALL_RECIPE = "study"
@@ -71,6 +73,7 @@ def make_context(options: argparse.Namespace) -> StudyContext:
         work=options.work or options.out / "work",
         finished=(options.bundle, bundle_work) if options.bundle else None,
         other=other,
+        more=options.more,
         model=provenance.get("model", options.model),
         num_targets=options.max_targets,
         time_targets=options.time_targets,
@@ -93,6 +96,11 @@ def run(name: str, context: StudyContext, out: Path) -> dict[str, Any]:
     content = write_result(result, facts, out / name)
     print("\n".join([f"{name}: {result.question}", *markdown_table(study_table(result)), ""]), flush=True)
     return content
+
+
+def _all_studies(context: StudyContext) -> list[str]:
+    """Without `voices` where the bundle has none."""
+    return [name for name in STUDIES if name != "voices" or context.base.bundle.voices is not None]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -122,13 +130,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--time-targets", type=int, default=40, help="answers that are timed, in studies with times (40)"
     )
-    parser.add_argument("--mask-seen", action="store_true", help="leave out items that the user had")
+    parser.add_argument(
+        "--more",
+        type=Path,
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("BUNDLE", "DATA"),
+        help="voices: a further bundle and its data set; may be repeated",
+    )
+    parser.add_argument(
+        "--mask-seen",
+        action=argparse.BooleanOptionalAction,
+        help="leave out items that the user had; the default where the train period has (almost) no repeats",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
     def stage(options: argparse.Namespace) -> dict[str, Any]:
         context = make_context(options)
-        names = list(STUDIES) if options.study == "all" else [options.study]
+        names = _all_studies(context) if options.study == "all" else [options.study]
         reports = {name: run(name, context, options.out) for name in names}
         lines = {name: list(report["lines"]) for name, report in reports.items()}
         return {"studies": {name: str(options.out / name) for name in names}, "lines": lines}

@@ -11,7 +11,8 @@ import pytest
 
 from model_store.bundle import Bundle
 from model_store.files import read_manifest
-from model_store.manifest import GenerationSpec, space_id
+from model_store.manifest import space_id
+from tests.conftest import TITLES, small_voices
 from tests.training.evaluations import memory_aware
 from tests.training.small import METRICS, shop
 from training import evaluate
@@ -23,8 +24,9 @@ from training.rows.scorers import SCORERS
 
 TUNED = "lora-8 merged, memory-aware"
 NEED_RECIPE = ("rella_extend", "trsr", "full_history")  # which the bundle of the tests does not have
-OF_TUNED = ("generator_alone", "automr_plus", "no_memory", "neighbors", "automr_plus_lm")
-EVERY = [row for row in ROWS if row not in (*OF_TUNED, *NEED_RECIPE)]
+OF_TUNED = ("generator_alone", "automr_plus", "no_memory", "automr_plus_lm", "state_memory", "voice_memory")
+OF_VOICES = ("voice_near", "voice_follow", "voice_linear", "voice_alike", "voice_return", "mixture", "boosted")
+EVERY = [row for row in ROWS if row not in (*OF_TUNED, *NEED_RECIPE, *OF_VOICES)]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -260,25 +262,51 @@ def test_rows_that_tune_a_language_model_are_announced(bundle: Bundle) -> None:
     assert announcement(["item_knn"], bundle) == []
 
 
-def test_without_neighbours_rows_that_differ_in_them_are_the_same_row(make_bundle: Callable[..., Path]) -> None:
+def test_without_voices_rows_that_differ_in_them_are_the_same_row(make_bundle: Callable[..., Path]) -> None:
     bundle = Bundle.open(tuned(make_bundle()))
-    assert rows_to_run("no_memory,generator_alone,automr_plus_lm", bundle) == ["generator_alone", "automr_plus"]
-    assert not {"no_memory", "neighbors", "automr_plus_lm"} & set(rows_to_run("all", bundle))
+    assert rows_to_run("no_memory,voice_memory,generator_alone", bundle) == ["generator_alone"]
+    assert rows_to_run("state_memory,automr_plus_lm,automr_plus", bundle) == ["automr_plus"]
+    assert not {"no_memory", "automr_plus_lm", *OF_VOICES} & set(rows_to_run("all", bundle))
 
 
-def test_rows_with_and_without_neighbours_are_in_one_report(
+CERTIFICATE = {
+    "spec": {},
+    "memory_scale": 0.75,
+    "targets": {"teach": 30, "judge": 10},
+    "valid_ndcg@10_window": 0.25,
+    "valid_ndcg@10_memory": 0.375,
+    "memory_minus_window": [0.125, 0.0625, 0.1875],
+    "shares": {
+        "overall": {"language_model": 0.5, "popularity": 0.1},
+        "window": {"near": 0.1, "return": 0.05},
+        "older": {"near": 0.05, "return": 0.2},
+    },
+}
+
+
+def with_certificate(bundle: Path) -> Path:
+    manifest = read_manifest(bundle)
+    changed = manifest.model_copy(update={"provenance": {**manifest.provenance, "voices": CERTIFICATE}})
+    (bundle / "manifest.json").write_text(changed.model_dump_json())
+    return bundle
+
+
+def test_a_bundle_with_voices_has_their_rows_and_facts_in_the_report(
     make_bundle: Callable[..., Path], data: Path, tmp_path: Path
 ) -> None:
-    generation = GenerationSpec(num_beams=5, neighbor_share=0.9)
-    bundle = tuned(make_bundle(vocabulary="items", generation=generation))
-    with_neighbors = {"no_memory", "random", "recent_beyond", "automr_plus", "oracle"}
-    models = ["generator_alone", "automr_plus_lm", *sorted(with_neighbors)]
-    assert main(arguments(bundle, data, tmp_path, "--models", ",".join(models))) == 0
+    bundle = with_certificate(tuned(make_bundle(vocabulary="items", voices=small_voices(len(TITLES)))))
+    memories = {"state_memory", "voice_memory", "random", "recent_beyond", "automr_plus", "oracle"}
+    others = {"generator_alone", "automr_plus_lm", "no_memory", "voice_near", "voice_return", "mixture"}
+    assert memories | others <= set(rows_to_run("all", Bundle.open(bundle)))
+    assert main(arguments(bundle, data, tmp_path, "--models", ",".join([*memories, *others]))) == 0
     report = metrics_of(tmp_path)
-    assert {row for row, about in report["about_rows"].items() if about["neighbor_share"] == 0.9} == with_neighbors
-    assert report["slices"]["all"]["minus_no_memory"].keys() == with_neighbors - {"no_memory"}
+    assert report["slices"]["all"]["minus_no_memory"].keys() == memories
+    assert report["own"] == "automr_plus" and report["run"]["past_length"] == 12
+    assert report["voices"] == {name: value for name, value in CERTIFICATE.items() if name != "spec"}
+    assert "The voices" in (tmp_path / "index.html").read_text()
     assert (tmp_path / "memory_worth.png").exists()
-    written = {path.name for path in (tmp_path / "cache").rglob("*.json")}
-    assert {"generator_alone-0-0.json", "no_memory-0.9-0.json", "generator_alone-0-latency-2.json"} <= written, (
-        "file names must contain λ"
-    )
+
+
+def test_a_bundle_without_voices_has_no_section_of_them(finished: Path) -> None:
+    assert metrics_of(finished)["voices"] is None
+    assert "## The voices" not in (finished / "report.md").read_text()

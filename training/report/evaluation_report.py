@@ -52,10 +52,13 @@ def _markdown(report: Mapping[str, Any], images: Mapping[str, bytes]) -> str:
         lines += _slice(report, name)
     lines += _returns(report)
     lines += ["", "## Cost and coverage", "", *markdown_table(tables.cost_table(report))]
+    if report["voices"]:
+        lines += _voices(report["voices"])
     if report["retriever"]:
         lines += _retriever(report["retriever"])
     lines += ["", *(f"![{_CAPTIONS[name]}]({name}.png)" for name in images)]
     lines += _section("What was chosen on the valid period", tables.choice_sentences(report))
+    lines += _section("What is shown", [tables.BASKET])
     lines += _section("Ties", tables.TIES)
     lines += ["", "## Run it again", "", "```bash", *report["run"]["commands"], "```"]
     return "\n".join(lines) + "\n"
@@ -84,6 +87,11 @@ def _returns(report: Mapping[str, Any]) -> list[str]:
 def _section(heading: str, sentences: Sequence[str]) -> list[str]:
     """Nothing where there are no sentences."""
     return ["", f"## {heading}", "", *(f"- {escape_markdown(each)}" for each in sentences)] if sentences else []
+
+
+def _voices(voices: Mapping[str, Any]) -> list[str]:
+    lines = ["", "## The voices", "", *(f"- {sentence}" for sentence in tables.voice_sentences(voices))]
+    return [*lines, "", *markdown_table(tables.voice_table(voices))]
 
 
 def _retriever(quality: Mapping[str, Any]) -> list[str]:

@@ -11,6 +11,10 @@ from training.report.writer import Cell, Table, TableRow, interval_texts
 from training.rows.registry import ROWS
 from training.run.metrics import NDCG_CUTS, RECALL_CUTS, Interval
 
+BASKET = (
+    "No row shows an item of the current basket: the events of the user at the time of the target. These are always"
+    " hidden, for all rows alike."
+)
 TIES = (
     "Equal scores in rows without a language model: the item that is more popular in the training period is first, "
     "then the lower item id.",
@@ -41,6 +45,16 @@ ELEMENT_CHOICES = {
 _METRICS = {"recall": "Recall", "ndcg": "NDCG"}
 _QUANTILES = {"p10": "1 of 10", "p25": "1 of 4", "p50": "half", "p75": "3 of 4", "p90": "9 of 10", "mean": "mean"}
 _EMPTY = Cell("–")
+_VOICES = {
+    "language_model": "the language model",
+    "popularity": "popularity",
+    "near": "items near an event",
+    "follow": "items of the basket after",
+    "linear": "a linear model of all items",
+    "alike": "similar titles",
+    "return": "the item itself comes back",
+}
+RANDOM = "random"
 
 
 def focus(report: Mapping[str, Any]) -> str:
@@ -157,6 +171,40 @@ def _value(value: Any) -> str:
     return "unlimited" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
+# --- the voices ---------------------------------------------------------------------------------------------------
+
+
+def voice_table(voices: Mapping[str, Any]) -> Table:
+    """The mean weight of each voice in the mixture, on the valid targets that judge. All weights sum to one."""
+    shares = voices["shares"]
+    rows = [
+        TableRow(_VOICES[voice], "", [_weight(weight), _EMPTY, _EMPTY]) for voice, weight in shares["overall"].items()
+    ]
+    for channel, weight in shares["window"].items():
+        older = shares["older"][channel]
+        cells = [_weight(weight + older), _weight(weight), _weight(older)]
+        rows.append(TableRow(f"{channel}: {_VOICES.get(channel, channel)}", "", cells))
+    totals = [sum(shares[part].values()) for part in ("window", "older")]
+    rows.append(TableRow("all events", "", [_weight(sum(totals)), *map(_weight, totals)]))
+    return Table(["share", "of the window", "of older events"], rows, corner="voice")
+
+
+def voice_sentences(voices: Mapping[str, Any]) -> list[str]:
+    window, memory = (voices[f"valid_ndcg@10_{part}"] for part in ("window", "memory"))
+    targets, gain = voices["targets"], _difference(voices["memory_minus_window"])
+    return [
+        f"The weights were learned from {targets['teach']} targets of the valid period and judged on {targets['judge']}"
+        " targets of other users; the table shows the latter.",
+        f"Of what older events were taught to add to the scores, {100 * voices['memory_scale']:g} % are used.",
+        f"On the judging targets, older events change the NDCG@10 of the voices from {window:.4f} to {memory:.4f}, by"
+        f" {gain.text} {gain.small}. These users ended the training, so this is no test.",
+    ]
+
+
+def _weight(share: float) -> Cell:
+    return Cell(f"{100 * share:.1f} %")
+
+
 # --- the retriever ------------------------------------------------------------------------------------------------
 
 
@@ -231,10 +279,7 @@ def summary(report: Mapping[str, Any], name: str) -> list[str]:
     mean, interval = interval_texts(part["rows"][own]["ndcg@5"], ".4f")
     targets = f"{part['targets']} {SLICES[name].partition(':')[0]}"
     sentences = [f"On {targets}, {label(own)} has an NDCG@5 of {mean} {interval}.", *_comparisons(part)]
-    if worth := part["minus_no_memory"].get(own):
-        relative = _relative(part["minus_no_memory_relative"][own]["ndcg@5"])
-        added = " ".join(interval_texts(worth["ndcg@5"], "+.4f"))
-        sentences.append(f"Memory adds {added}, which is {relative.text} {relative.small}.")
+    sentences += _worth_of_memory(report, part, own)
     if ORACLE in part["rows"]:
         best = part["rows"][ORACLE]["ndcg@5"][0]
         sentences.append(
@@ -245,6 +290,23 @@ def summary(report: Mapping[str, Any], name: str) -> list[str]:
         slower = " ".join(interval_texts(times["times_plain"], ".2f"))
         sentences.append(f"One answer takes {times['ms']:.1f} ms, {slower} times as long as without memory.")
     return sentences
+
+
+def _worth_of_memory(report: Mapping[str, Any], part: Mapping[str, Any], own: str) -> list[str]:
+    """The bundle's own row minus the row without memory, and minus the one with the memory of another user."""
+    found = []
+    if worth := part["minus_no_memory"].get(own):
+        found.append(f"Memory adds {_added(worth, part['minus_no_memory_relative'][own])}.")
+    if RANDOM in part["own_minus"] and report["no_memory"] != RANDOM:
+        added = _added(part["own_minus"][RANDOM], part["own_minus_relative"][RANDOM])
+        found.append(f"Over the memory of another user, the user's own adds {added}.")
+    return found
+
+
+def _added(absolute: Mapping[str, Any], relative: Mapping[str, Any]) -> str:
+    """NDCG@5, absolute and relative, with intervals."""
+    share = _relative(relative["ndcg@5"])
+    return f"{' '.join(interval_texts(absolute['ndcg@5'], '+.4f'))}, which is {share.text} {share.small}".rstrip()
 
 
 def _comparisons(part: Mapping[str, Any]) -> list[str]:

@@ -2,7 +2,7 @@
 
 Targets are all events of the valid period, grouped by the number of earlier events, of any user that neither taught nor
 chose the retriever. The usual evaluation leaves out users with few events. A history that fits into the window has no
-memory: there AutoMR equals the model without memory.
+memory: there AutoMR equals the model without memory. Memory is states and, for voices, events older than the window.
 """
 
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ def _line(context: StudyContext, targets: Sequence[Target]) -> dict[str, Value]:
     evaluation = context.evaluation(context.base.bundle, targets)
     popular = metrics_by_target(predict(evaluation, "popularity", 0), targets, evaluation.split)[METRIC]
     rows = {
-        "no memory": ndcg(evaluation, "none", no_memory),
+        "no memory": ndcg(evaluation, "none", no_memory, heard="window"),
         "popularity": popular,
         "retrieved": ndcg(evaluation, "retrieved", retriever_choice),
     }

@@ -21,7 +21,7 @@ from training import pipeline
 from training.data.splits import Target, sample_targets
 from training.lm.windows import Windows
 from training.memory.judges import targets_of, user_parts
-from training.rows.evaluation import Evaluation, cached_json, make_evaluation
+from training.rows.evaluation import Evaluation, Heard, cached_json, make_evaluation
 from training.rows.latency import latency_summary, time_row
 from training.rows.memory_choices import ChooseMemories, random_choice
 from training.rows.row_metrics import metrics_by_target
@@ -32,6 +32,7 @@ from training.run.stage import StageError, digest
 
 METRIC = "ndcg@10"
 RANDOM_DRAWS = 3
+_VERSION = 2  # of the measurements; results of another version are not used
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,11 @@ class StudyContext:
     work: Path
     finished: tuple[Path, Path] | None = None  # a bundle that is trained already, and its stages
     other: Inputs | None = None  # the data set that `transfer` takes its retriever from
+    more: Sequence[tuple[Path, Path]] = ()  # further bundles and their data sets, for `voices`
     model: str | None = None  # checkpoint; None for a model made from scratch
     num_targets: int = 500
     time_targets: int = 40
-    mask_seen: bool = False
+    mask_seen: bool | None = None  # None: where users of the data do not come back to items
     seed: int = 0
     device: str = "auto"
 
@@ -108,9 +110,10 @@ class StudyContext:
     def evaluation(self, bundle: Bundle, targets: Sequence[Target], inputs: Inputs | None = None) -> Evaluation:
         """`inputs` differ from the context's where a study changes histories; the items are the same."""
         inputs = inputs or self.inputs
-        key = [[(target.user, target.position) for target in targets], self.mask_seen]
+        mask_seen = not self.inputs.split.has_repeats if self.mask_seen is None else self.mask_seen
+        key = [_VERSION, [(target.user, target.position) for target in targets], mask_seen]
         cache = self.work / "evaluations" / digest([inputs.fingerprint, bundle.manifest.model_dump(), key])
-        return make_evaluation(bundle, inputs, targets, cache, mask_seen=self.mask_seen, work=cache, device=self.device)
+        return make_evaluation(bundle, inputs, targets, cache, mask_seen=mask_seen, work=cache, device=self.device)
 
 
 # --- changed bundles and memories ---------------------------------------------------------------------------------
@@ -137,11 +140,14 @@ def with_windows(evaluation: Evaluation, windows: Windows) -> Evaluation:
 # --- measurements -------------------------------------------------------------------------------------------------
 
 
-def ndcg(evaluation: Evaluation, name: str, choose: ChooseMemories) -> NDArray[np.float64]:
-    """(targets,) NDCG@10, cached as `name`. The name must differ for other memories, bundles or rules of choice."""
+def ndcg(evaluation: Evaluation, name: str, choose: ChooseMemories, *, heard: Heard = "all") -> NDArray[np.float64]:
+    """(targets,) NDCG@10, cached as `name`. The name must differ for other memories, bundles or rules of choice.
+
+    `choose` picks the states; `heard` are the events that voices read, where the bundle has voices.
+    """
 
     def compute() -> list[float]:
-        lists = evaluation.rank_with_memory(choose, name)
+        lists = evaluation.rank_with_memory(choose, name, heard=heard)
         metrics = metrics_by_target(lists, evaluation.targets, evaluation.split)
         return [float(value) for value in metrics[METRIC]]
 
@@ -163,6 +169,13 @@ def milliseconds(evaluation: Evaluation, name: str, num_targets: int) -> dict[st
 def num_memories(evaluation: Evaluation) -> float:
     """Mean number of memories of a target."""
     return float(np.mean([len(example.memory_positions) for example in evaluation.examples]))
+
+
+def remarks_on_voices(bundle: Bundle) -> list[str]:
+    """For studies of states, which read the same events with voices in all columns."""
+    if bundle.voices is None:
+        return []
+    return ["The voices read all events in every column, also in `no memory`: the study is about states."]
 
 
 def users_of(targets: Sequence[Target]) -> NDArray[np.int64]:

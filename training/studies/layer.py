@@ -8,7 +8,7 @@ import numpy as np
 
 from training.rows.memory_choices import best_single_choice, no_memory, retriever_choice
 from training.run.stage import read_certificate
-from training.studies.context import StudyContext, milliseconds, ndcg, users_of
+from training.studies.context import StudyContext, milliseconds, ndcg, remarks_on_voices, users_of
 from training.studies.result import StudyResult, Value, gain_column, means_and_gains
 
 _MAX_LAYERS = 6
@@ -54,6 +54,7 @@ def run(context: StudyContext) -> StudyResult:
             "oracle gain, nats per title": ["oracle gain, nats"],
             "ms per answer": ["ms without", "ms"],
         },
+        remarks=remarks_on_voices(context.base.bundle),
     )
 
 

@@ -1,8 +1,11 @@
 """`memory`: the size of the memory and the length of the window, measured by quality, latency and bytes.
 
-A smaller memory M only cuts the bundle's memory and needs no training. Each length K of the window needs a variant of
-the recipe. All lines are measured on the same targets, which have more earlier events than the longest window.
+A smaller memory M only cuts the bundle's memory and needs no training; voices then read K + M events. Each length K of
+the window needs a variant of the recipe. All lines are measured on the same targets, which have more earlier events
+than the longest window.
 """
+
+from dataclasses import replace
 
 from model_store.bundle import Bundle
 from training.data.splits import Target
@@ -30,7 +33,7 @@ def run(context: StudyContext) -> StudyResult:
     targets = context.targets(min_history=max(*LENGTHS, own_length))
     lines: dict[str, dict[str, Value]] = {}
     for size in SIZES:
-        lines[f"M = {size}"] = _line(context, base, targets, size)
+        lines[f"M = {size}"] = _line(context, base, targets, size, past_length=own_length + size)
     for length in sorted({*LENGTHS, own_length}):
         trained = base if length == own_length else context.variant(recent_length=length)
         lines[f"K = {length}"] = _line(context, trained, targets, trained.bundle.manifest.memory.max_elements)
@@ -59,16 +62,25 @@ def run(context: StudyContext) -> StudyResult:
     )
 
 
-def _line(context: StudyContext, trained: TrainedBundle, targets: list[Target], size: int) -> dict[str, Value]:
-    """The states are computed once, for the largest size."""
+def _line(
+    context: StudyContext,
+    trained: TrainedBundle,
+    targets: list[Target],
+    size: int,
+    *,
+    past_length: int | None = None,
+) -> dict[str, Value]:
+    """The states are computed once, for the largest size. `past_length`: events of voices, None as served."""
     largest = with_manifest(trained.bundle, "memory", max_elements=max(*SIZES, size))
     evaluation = context.evaluation(largest, targets)
     evaluation = with_windows(evaluation, Windows(evaluation.split, evaluation.bundle.prompt, size))
+    evaluation = replace(evaluation, past_length=past_length)
+    name = f"{size}-{past_length or 'all'}"
     rows = {
-        "no memory": ndcg(evaluation, "none", no_memory),
-        "retrieved": ndcg(evaluation, f"retrieved-{size}", retriever_choice),
+        "no memory": ndcg(evaluation, "none", no_memory, heard="window"),
+        "retrieved": ndcg(evaluation, f"retrieved-{name}", retriever_choice),
     }
-    times = milliseconds(evaluation, f"latency-{size}", context.time_targets)
+    times = milliseconds(evaluation, f"latency-{name}", context.time_targets)
     return {
         **means_and_gains(rows, users_of(targets), reference="no memory"),
         "elements": num_memories(evaluation),

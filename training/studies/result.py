@@ -47,6 +47,8 @@ class StudyResult:
     lines: Mapping[str, Mapping[str, Value]]  # name → values by column; a column may be missing
     panels: Panels
     remarks: Sequence[str] = ()
+    users: str = "users that neither taught nor chose the retriever"
+    has_bars: bool = False  # the columns of a panel are bars, one on the other
 
 
 def means_and_gains(
@@ -96,21 +98,21 @@ def _title(result: StudyResult, facts: Mapping[str, Any]) -> str:
     return f"{facts['study']}: {result.question}"
 
 
-def _about(facts: Mapping[str, Any]) -> str:
+def _about(result: StudyResult, facts: Mapping[str, Any]) -> str:
     return (
-        f"Data {facts['data']}, {facts['cut']} split, valid period, users that neither taught nor chose the retriever, "
+        f"Data {facts['data']}, {facts['cut']} split, valid period, {result.users}, "
         f"recipe {facts['recipe']}, seed {facts['seed']}. In brackets: 95 % intervals, resampled by user."
     )
 
 
 def _markdown(result: StudyResult, facts: Mapping[str, Any]) -> str:
-    parts = [f"# {_title(result, facts)}", _about(facts), "\n".join(markdown_table(study_table(result)))]
+    parts = [f"# {_title(result, facts)}", _about(result, facts), "\n".join(markdown_table(study_table(result)))]
     parts += [f"- {remark}" for remark in result.remarks]
     return "\n\n".join([*parts, "![The table as a figure](figure.png)"]) + "\n"
 
 
 def _html(result: StudyResult, facts: Mapping[str, Any], image: bytes) -> str:
-    values = {"title": _title(result, facts), "about": _about(facts), "table": study_table(result)}
+    values = {"title": _title(result, facts), "about": _about(result, facts), "table": study_table(result)}
     return render_page(_TEMPLATE, {"figure": image}, {**values, "remarks": result.remarks})
 
 
@@ -122,8 +124,10 @@ def draw(result: StudyResult) -> Figure:
     figure = Figure(figsize=(1.2 + 4.0 * len(result.panels), 3.9), layout="constrained")
     axes = figure.subplots(1, len(result.panels), squeeze=False)[0]
     for ax, (title, columns) in zip(axes, result.panels.items(), strict=True):
-        for number, (column, color) in enumerate(_colors_of(columns).items()):
-            _draw_column(ax, result, column, color, shift=_SHIFT * (number - (len(columns) - 1) / 2))
+        if result.has_bars:
+            _draw_bars(ax, result, columns)
+        else:
+            _draw_columns(ax, result, columns)
         _label_panel(ax, result, title, has_legend=len(columns) > 1)
     return figure
 
@@ -134,6 +138,21 @@ def _colors_of(columns: Sequence[str]) -> dict[str, str]:
     left = [color for color in _OTHER_COLORS if color not in known.values()]
     fresh = dict(zip([column for column in columns if column not in known], left, strict=False))
     return {column: (known | fresh)[column] for column in columns}
+
+
+def _draw_columns(ax: Axes, result: StudyResult, columns: Sequence[str]) -> None:
+    for number, (column, color) in enumerate(_colors_of(columns).items()):
+        _draw_column(ax, result, column, color, shift=_SHIFT * (number - (len(columns) - 1) / 2))
+
+
+def _draw_bars(ax: Axes, result: StudyResult, columns: Sequence[str]) -> None:
+    """A bar for each line, whose parts are the means of the columns; missing values count as 0."""
+    bottom = np.zeros(len(result.lines))
+    for column, color in _colors_of(columns).items():
+        values = [line.get(column) for line in result.lines.values()]
+        heights = np.array([0.0 if value is None else _as_interval(value)[0] for value in values])
+        ax.bar(range(len(heights)), heights, bottom=bottom, color=color, width=0.6, label=literal(column))
+        bottom += heights
 
 
 def _draw_column(ax: Axes, result: StudyResult, column: str, color: str, *, shift: float) -> None:

@@ -11,6 +11,7 @@ from training.studies.context import (
     ndcg,
     num_memories,
     random_ndcg,
+    remarks_on_voices,
     users_of,
     with_manifest,
     without_null,
@@ -47,6 +48,7 @@ def run(context: StudyContext) -> StudyResult:
         panels={"NDCG@10": ["retrieved", "by score", "random", "newest"]},
         remarks=[
             f"These targets have {num_memories(evaluation):.1f} memories on average. k = 0 is the model without "
-            f"memory. The bundle itself takes up to {evaluation.bundle.manifest.retriever.top_k}."
+            f"memory. The bundle itself takes up to {evaluation.bundle.manifest.retriever.top_k}.",
+            *remarks_on_voices(evaluation.bundle),
         ],
     )

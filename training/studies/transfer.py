@@ -73,7 +73,7 @@ def run(context: StudyContext) -> StudyResult:
 
 def transfer_bundle(context: StudyContext, source: TrainedBundle) -> TransferredBundle:
     """Runs the stages after the backbone on this data, with the backbone of `source`."""
-    recipe = replace(source.recipe, mixture_targets=0)  # item neighbours belong to one data set
+    recipe = replace(source.recipe, voices_targets=0)  # voices belong to one data set
     backbone = source.stages / "sft"
     key = digest([context.inputs.fingerprint, read_certificate(backbone), recipe, context.seed])
     work = context.work / "moved" / key

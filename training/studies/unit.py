@@ -36,6 +36,7 @@ from training.studies.context import (
     StudyContext,
     ndcg,
     num_memories,
+    remarks_on_voices,
     users_of,
     with_windows,
 )
@@ -121,7 +122,8 @@ def run(context: StudyContext) -> StudyResult:
         },
         remarks=[
             "The language model is the same in all lines; it was tuned to read the states of windows. Bytes are those "
-            "of a full memory, stored for each user; states of items could be stored once for all users."
+            "of a full memory, stored for each user; states of items could be stored once for all users.",
+            *remarks_on_voices(own.bundle),
         ],
     )
 

@@ -19,9 +19,23 @@ LATENCY = {"targets": 3, "ms": 20.0, "ms_p10": 15.0, "plain_ms": 16.0, "times_pl
 RUN = {
     "users": 9, "interactions": 99, "population": 70, "seed": 0, "vocabulary": "titles", "base_model": "llama",
     "adapter": None, "num_layers": 4, "split_layer": 2, "hidden_size": 32, "recent_length": 3, "max_memory": 12,
-    "top_k": 2, "combine": "insert", "num_beams": 5, "neighbor_share": 0.6, "created_at": "2026-01-01",
+    "top_k": 2, "combine": "insert", "num_beams": 5, "past_length": 300, "created_at": "2026-01-01",
     "device": "cpu", "threads": 1, "cores": 2, "python": "3.11", "torch": "2",
 }  # fmt: skip
+
+
+VOICES = {
+    "memory_scale": 0.75,
+    "targets": {"teach": 30, "judge": 10},
+    "valid_ndcg@10_window": 0.25,
+    "valid_ndcg@10_memory": 0.375,
+    "memory_minus_window": [0.125, 0.0625, 0.1875],
+    "shares": {
+        "overall": {"language_model": 0.5, "popularity": 0.125},
+        "window": {"near": 0.125, "return": 0.0},
+        "older": {"near": 0.0625, "return": 0.1875},
+    },
+}
 
 
 def records() -> RetrievalRecords:
@@ -87,6 +101,7 @@ def report_of(
         "no_memory": "bigrec",
         "about_rows": {row: about_row(times) for row, times in latency.items()},
         "slices": {"all": part_of(own, baseline, 7), "memory": part_of(own, baseline, 5)},
+        "voices": VOICES if quality else None,
         "retriever": retrieval_summary(records(), top_k=2) if quality else None,
         "run": {**RUN, "commands": [f"python -m training.evaluate --data '{data}'"]},
     }
@@ -152,7 +167,7 @@ def test_the_page_tells_what_was_run_and_how_to_run_it_again(tmp_path: Path) -> 
         "7 targets, drawn by seed 0 out of 70",
         "seen items are not masked",
         "4 layers of width 32, split after layer 2",
-        "10 draws of the random memory, 3 seeds",
+        "10 draws of the memory of another user, 3 seeds",
         "python -m training.evaluate --data 'shop'",
     ):
         assert part in text, part
@@ -168,6 +183,7 @@ def test_page_and_markdown_have_the_same_tables(tmp_path: Path) -> None:
         tables.difference_table(report, "memory", "own_minus"),
         tables.difference_table(report, "memory", "minus_no_memory"),
         tables.cost_table(report),
+        tables.voice_table(report["voices"]),
         tables.gain_table(quality),
         tables.precision_table(quality),
         tables.distance_table(quality),
@@ -176,7 +192,8 @@ def test_page_and_markdown_have_the_same_tables(tmp_path: Path) -> None:
         for part in filter(None, (cell.text, cell.small)):
             assert part in page.text, f"{part} is not in the page"
             assert part in text, f"{part} is not in report.md"
-    for sentence in [*tables.summary(report, "memory"), *tables.retriever_sentences(quality)]:
+    sentences = [*tables.summary(report, "memory"), *tables.retriever_sentences(quality)]
+    for sentence in [*sentences, *tables.voice_sentences(report["voices"]), tables.BASKET]:
         assert sentence in page.text
 
 
@@ -201,7 +218,7 @@ def test_text_that_looks_like_a_formula_is_drawn_as_text(tmp_path: Path) -> None
 def test_all_rows_of_a_table_have_the_same_number_of_cells(tmp_path: Path) -> None:
     write_report(report_of(), records(), tmp_path)
     blocks = re.findall(r"(?:^\|.*\n)+", (tmp_path / "report.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert len(blocks) == 2 * 4 + 1 + 3, "four tables for each of two slices, one of the cost, three of the retriever"
+    assert len(blocks) == 2 * 4 + 1 + 1 + 3, "four for each of two slices, cost, voices, three of the retriever"
     for block in blocks:
         assert len({line.count("|") for line in block.splitlines()}) == 1, block
 
@@ -209,13 +226,22 @@ def test_all_rows_of_a_table_have_the_same_number_of_cells(tmp_path: Path) -> No
 def test_the_summary_groups_the_rows_by_their_intervals() -> None:
     sentences = tables.summary(report_of(), "memory")
     assert "5 targets with memory" in sentences[0]
-    assert sentences[1] == "It is better than random memory (+25.0 %)."
+    assert sentences[1] == f"It is better than {tables.label('random')} (+25.0 %)."
     assert sentences[2] == "It does not differ significantly from BIGRec (+25.0 %)."
     assert sentences[3] == "Memory adds +0.2500 [+0.1250, +0.5000], which is +25.0 % [+12.5, +50.0]."
-    assert "which knows the answer, it is 0.2500. That is no bound" in sentences[4], (
+    assert sentences[4].startswith("Over the memory of another user, the user's own adds +0.2500 [+0.1250, +0.5000],")
+    assert "which knows the answer, it is 0.2500. That is no bound" in sentences[5], (
         "a row that knows the answer must not be compared like other rows"
     )
-    assert sentences[5] == "One answer takes 20.0 ms, 1.25 [1.20, 1.30] times as long as without memory."
+    assert sentences[6] == "One answer takes 20.0 ms, 1.25 [1.20, 1.30] times as long as without memory."
+
+
+def test_the_shares_of_the_voices_sum_to_one() -> None:
+    rows = {row.label.partition(":")[0]: [cell.text for cell in row.cells] for row in tables.voice_table(VOICES).rows}
+    assert rows["near"] == ["18.8 %", "12.5 %", "6.2 %"]
+    assert rows["all events"] == ["37.5 %", "12.5 %", "25.0 %"]
+    assert rows["the language model"] == ["50.0 %", "–", "–"]
+    assert "by +0.1250 [+0.0625, +0.1875]" in tables.voice_sentences(VOICES)[2]
 
 
 def returning_report(returning: int) -> dict[str, Any]:
