@@ -15,12 +15,21 @@ GROUNDED: Source = "grounded"
 POPULAR: Source = "popular"
 
 
+class PastRows(NamedTuple):
+    """Events as catalogue rows (n,) and times (n,) in seconds, oldest first, and the time of the query."""
+
+    rows: Sequence[int]
+    timestamps: Sequence[int]
+    now: int
+
+
 @dataclass(frozen=True)
 class Query:
     """One query to the model.
 
     `prompt`: tokens of the recent window. `memory` (M, D): states, oldest first. `allowed` (N,): by catalogue row.
-    `chosen`: indices of memory elements that replace the retriever's selection (used in evaluation).
+    `chosen`: indices of memory elements that replace the retriever's selection (used in evaluation). `past`: the events
+    that the voices of the bundle read, window included, oldest first.
     """
 
     prompt: Sequence[int]
@@ -28,6 +37,7 @@ class Query:
     allowed: NDArray[np.bool_]
     num_results: int
     chosen: tuple[int, ...] | None = None
+    past: PastRows | None = None
 
 
 class Ranked(NamedTuple):
@@ -43,18 +53,32 @@ class Ranked(NamedTuple):
     distance: float | None
 
 
+class Reason(NamedTuple):
+    """Why an item is in a list: the voice that gives it most, the share of this voice in what all voices give it, and
+    the event behind it as a place in the past. `voice`: "language_model", "popularity" or a channel of the voices.
+    """
+
+    voice: str
+    share: float
+    event: int | None
+
+
 @dataclass(frozen=True)
 class Answer:
     """The ranked items of one query, and which memory was used for them.
 
     `weights` (M,): the retriever's probabilities. `null_weight`: its probability of the null slot. `chosen`: indices of
-    the memory elements that entered the top half. `timings_s`: seconds of each stage, for the whole batch.
+    the memory elements that entered the top half. `reasons`: one for each item, None where no voice proposed it.
+    `event_shares` (n,): how much each event of the past counts in the mixture of the voices. `timings_s`: seconds of
+    each stage, for the whole batch.
     """
 
     items: list[Ranked]
     chosen: tuple[int, ...]
     weights: NDArray[np.float32]
     null_weight: float
+    reasons: Sequence[Reason | None] = ()
+    event_shares: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
     timings_s: dict[str, float] = field(default_factory=dict)
 
 

@@ -1,6 +1,6 @@
 """An opened bundle with its networks, and the writer of a new bundle.
 
-`Bundle` adds to `BundleView` the language model, the retriever, the title index and the item neighbours. Opening
+`Bundle` adds to `BundleView` the language model, the retriever, the title index and the voices. Opening
 verifies every file; writing is atomic. Nothing is unpickled. See `files.py` for the files.
 """
 
@@ -13,7 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from model_store.catalogue.catalogue import Catalogue
@@ -25,8 +27,8 @@ from model_store.files import (
     ITEMS,
     LM,
     MANIFEST,
-    NEIGHBORS,
     RETRIEVER,
+    VOICES,
     describe_files,
     read_manifest,
     verify_files,
@@ -38,9 +40,9 @@ from model_store.lm.checkpoint import load_lm
 from model_store.lm.split_lm import SplitLM
 from model_store.manifest import Manifest
 from model_store.memory.retriever import Retriever
-from model_store.neighbors import ItemNeighbors
 from model_store.text.prompt import ItemPrompt, Prompt
 from model_store.view import BundleView, open_catalogue
+from model_store.voices.voices import Voices
 
 
 @dataclass
@@ -51,7 +53,7 @@ class Bundle(BundleView):
     lm: SplitLM
     retriever: Retriever
     index: ItemIndex
-    neighbors: ItemNeighbors | None = None
+    voices: Voices | None = None
 
     @classmethod
     def open(cls, path: Path | str, *, device: torch.device | str = "cpu") -> Self:
@@ -74,26 +76,31 @@ class Bundle(BundleView):
             retriever=retriever.to(device).eval(),
             catalogue=open_catalogue(path, manifest, prompt),
             index=ItemIndex.load(path / INDEX),
-            neighbors=ItemNeighbors.load(path / NEIGHBORS) if manifest.generation.neighbor_share else None,
+            voices=Voices.load(path / VOICES, manifest.voices) if manifest.voices else None,
         )
         bundle._check_sizes(path)
         bundle._check_window(path)
         return bundle
+
+    def tokens_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(n,) the first tokens of the titles of catalogue rows. With the item vocabulary it is the only one."""
+        paths = self.catalogue.trie.paths
+        return paths.tokens[0, paths.places[rows]].astype(np.int64)
 
     def _check_sizes(self, path: Path) -> None:
         if len(self.index) != len(self.catalogue):
             raise BundleCorrupt(
                 f"{path}: the catalogue has {len(self.catalogue)} items, but the index has {len(self.index)} vectors"
             )
-        if self.neighbors is not None:
-            self._check_neighbors(path, self.neighbors)
+        if self.voices is not None:
+            self._check_voices(path, self.voices)
 
-    def _check_neighbors(self, path: Path, neighbors: ItemNeighbors) -> None:
+    def _check_voices(self, path: Path, voices: Voices) -> None:
         if not isinstance(self.prompt, ItemPrompt):
-            raise BundleCorrupt(f"{path}: item neighbours need the item vocabulary; build the bundle again")
-        if max(len(neighbors.starts) - 1, neighbors.indices.max(initial=0) + 1) > len(self.prompt.vocabulary):
+            raise BundleCorrupt(f"{path}: voices need the item vocabulary; build the bundle again")
+        if len(voices) > len(self.prompt.vocabulary):
             raise BundleCorrupt(
-                f"{path}: the neighbours have tokens that are not in the vocabulary; build the bundle again"
+                f"{path}: the voices have tokens that are not in the vocabulary; build the bundle again"
             )
 
     def _check_window(self, path: Path) -> None:
@@ -166,8 +173,8 @@ class BundleWriter:
     def add_index(self, index: ItemIndex) -> None:
         index.save(self._draft / INDEX)
 
-    def add_neighbors(self, neighbors: ItemNeighbors) -> None:
-        neighbors.save(self._draft / NEIGHBORS)
+    def add_voices(self, voices: Voices) -> None:
+        voices.save(self._draft / VOICES)
 
     def finish(self, manifest: Manifest) -> Manifest:
         """Fill in `files`, check the space and move the bundle to its path. Returns the manifest as written."""

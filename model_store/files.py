@@ -6,7 +6,7 @@
     items.jsonl            the catalogue; line number = row
     items.safetensors      columns computed from the catalogue, memory-mapped when the bundle is opened (optional)
     items.faiss            title embeddings; id = row
-    neighbors.safetensors  item neighbours by co-occurrence and by title (item vocabulary, optional)
+    voices.safetensors     tables of near items and the networks that weigh them (item vocabulary, optional)
 
 README.md describes each file. Loads neither torch nor a tokenizer.
 """
@@ -25,7 +25,7 @@ from model_store.manifest import FORMAT_VERSION, FileEntry, Manifest, space_id
 from model_store.text.vocabulary import TITLES_FILE
 
 MANIFEST, LM, RETRIEVER, ITEMS, INDEX = "manifest.json", "lm", "retriever.safetensors", "items.jsonl", "items.faiss"
-COLUMNS, NEIGHBORS = "items.safetensors", "neighbors.safetensors"
+COLUMNS, VOICES = "items.safetensors", "voices.safetensors"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
 _MODEL_FILES = (".safetensors", "config.json", TITLES_FILE, *_TOKENIZER_FILES)
 
@@ -57,7 +57,7 @@ def verify_parts(path: Path, manifest: Manifest) -> None:
 
     Raises BundleCorrupt.
     """
-    needed = {RETRIEVER, ITEMS, INDEX} | ({NEIGHBORS} if manifest.generation.neighbor_share else set())
+    needed = {RETRIEVER, ITEMS, INDEX} | ({VOICES} if manifest.voices else set())
     missing = needed - manifest.files.keys()
     if missing:
         raise BundleCorrupt(

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model_store.answers import GENERATED, GROUNDED, Answer, Query, Ranked, popular
+from model_store.answers import GENERATED, GROUNDED, Answer, Query, Ranked, Reason, popular
 from model_store.beams.search import ScoredTitle, Search, beam_search
 from model_store.beams.trie import AllowedItems
 from model_store.bundle import Bundle
@@ -24,7 +24,10 @@ from model_store.lm.split_lm import SplitLM
 from model_store.lm.window_cache import BottomOutput, WindowCache, run_bottom
 from model_store.memory.combine import TopInput, combine
 from model_store.memory.retriever import Selection, choose, take
-from model_store.neighbors import Mixture
+from model_store.text.vocabulary import BEGIN
+from model_store.voices.past import Past
+from model_store.voices.reasons import reasons, shares_of_events
+from model_store.voices.voices import Voting, all_scores
 
 
 class Stopwatch:
@@ -80,14 +83,22 @@ def recommend(bundle: Bundle, queries: Sequence[Query], windows: WindowCache | N
     watch.lap("retrieve")
 
     allowed = [bundle.catalogue.trie.allow(query.allowed) for query in queries]
-    titles = generate(bundle, bottom, top_input, allowed=allowed, queries=queries)
+    titles, voting = generate(bundle, bottom, top_input, allowed=allowed, queries=queries)
     watch.lap("generate")
     lists = [_rank(bundle, *row) for row in zip(queries, titles, allowed, strict=True)]
     watch.lap("ground")
     weights = log_scores.exp().numpy(force=True)
     return [
-        Answer(items, rows, own[1 : 1 + len(query.memory)], float(own[0]), watch.laps)
-        for items, rows, own, query in zip(lists, chosen, weights, queries, strict=True)
+        Answer(
+            items=lists[row],
+            chosen=chosen[row],
+            weights=weights[row, 1 : 1 + len(query.memory)],
+            null_weight=float(weights[row, 0]),
+            reasons=_reasons(bundle, voting, row, query, lists[row]),
+            event_shares=_event_shares(voting, row, query),
+            timings_s=watch.laps,
+        )
+        for row, query in enumerate(queries)
     ]
 
 
@@ -98,8 +109,8 @@ def generate(
     *,
     allowed: Sequence[AllowedItems],
     queries: Sequence[Query],
-) -> list[list[ScoredTitle]]:
-    """The titles of each query by constrained beam search, at most `num_beams` of the manifest.
+) -> tuple[list[list[ScoredTitle]], Voting | None]:
+    """The titles of each query by constrained beam search, at most `num_beams` of the manifest, and what voices said.
 
     With item tokens the first step scores all titles, so a longer list costs no further step: there the limit is the
     largest `num_results`.
@@ -111,25 +122,59 @@ def generate(
         Search(allowed=rows, num_titles=min(query.num_results, num_beams), num_beams=num_beams)
         for rows, query in zip(allowed, queries, strict=True)
     ]
-    prompts = [query.prompt for query in queries]
-    return beam_search(
+    voting: Voting | None = None
+
+    def with_voices(log_probs: Tensor) -> Tensor:
+        nonlocal voting
+        voting = vote(bundle, log_probs, allowed, queries)
+        return log_probs if voting is None else torch.from_numpy(all_scores(voting)).to(log_probs.device)
+
+    titles = beam_search(
         bundle.lm,
         bottom.mask,
         (bottom.cache, bundle.lm.new_caches()[1]),
         top_input,
         trie=bundle.catalogue.trie,
         searches=searches,
-        adjust_first_step=lambda log_probs: with_neighbors(bundle, prompts, log_probs),
+        adjust_first_step=with_voices,
     )
+    return titles, voting
 
 
-def with_neighbors(bundle: Bundle, prompts: Sequence[Sequence[int]], log_probs: Tensor) -> Tensor:
-    """`log_probs` (B, V) of the next item, mixed with the item neighbours of each prompt if the bundle has some."""
-    spec, recent = bundle.manifest.generation, bundle.manifest.prompt.recent_length
-    if bundle.neighbors is None or not spec.neighbor_share:
-        return log_probs
-    mixture = Mixture(bundle.neighbors, spec.neighbor_share, spec.neighbor_half_life)
-    return mixture.mixed(log_probs, [prompt[-recent:] for prompt in prompts])
+def vote(bundle: Bundle, log_probs: Tensor, allowed: Sequence[AllowedItems], queries: Sequence[Query]) -> Voting | None:
+    """What the voices of the bundle say, from the language model's `log_probs` (B, V). None if it has no voices."""
+    if bundle.voices is None:
+        return None
+    first = bundle.catalogue.trie.children(bundle.catalogue.trie.root)
+    tokens = [first.tokens[rows.among(first)].astype(np.int64) for rows in allowed]
+    forecast = log_probs.exp().numpy(force=True)
+    return bundle.voices.vote(forecast, [past_of(bundle, query) for query in queries], tokens)
+
+
+def past_of(bundle: Bundle, query: Query) -> Past:
+    """The events of a query as tokens; without `past`, the prompt's items, whose times are not known."""
+    if query.past is None:
+        recent = np.array(query.prompt[-bundle.manifest.prompt.recent_length :], dtype=np.int64)
+        recent = recent[recent != BEGIN]
+        return Past(recent, np.arange(len(recent)), len(recent))
+    rows = np.array(query.past.rows, dtype=np.int64)
+    return Past(bundle.tokens_of(rows), np.array(query.past.timestamps, dtype=np.int64), query.past.now)
+
+
+def _reasons(
+    bundle: Bundle, voting: Voting | None, row: int, query: Query, ranked: Sequence[Ranked]
+) -> list[Reason | None]:
+    """Why each item is in the list; None if no voice proposed it."""
+    if voting is None or query.past is None:
+        return [None] * len(ranked)
+    tokens = bundle.tokens_of(np.array([item.row for item in ranked], dtype=np.int64))
+    found = reasons(voting, row, tokens)
+    return [reason if item.source == GENERATED else None for item, reason in zip(ranked, found, strict=True)]
+
+
+def _event_shares(voting: Voting | None, row: int, query: Query) -> NDArray[np.float32]:
+    num_events = 0 if query.past is None else len(query.past.rows)
+    return np.zeros(num_events, dtype=np.float32) if voting is None else shares_of_events(voting, row, num_events)
 
 
 def pad_memory(memories: Sequence[NDArray[np.float16]], bundle: Bundle) -> tuple[Tensor, Tensor]:

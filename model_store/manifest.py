@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from model_store.memory.codec import StateDtype
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+_OLDER_FIELDS = {"grounding_popularity_gamma", "neighbor_share", "neighbor_half_life"}
 Vocabulary = Literal["titles", "items"]  # a title is several text tokens, or one token (see text/vocabulary.py)
 
 
@@ -57,19 +58,26 @@ class RetrieverSpec(_FrozenModel):
     combine: Literal["prepend", "insert"] = "insert"
 
 
+class VoicesSpec(_FrozenModel):
+    """What else says something about the next item, beside the language model (see voices/)."""
+
+    tables: tuple[str, ...] = Field(description="the channels that have a table of near items")
+    recent_length: int = Field(ge=1, description="events of the window, K")
+    past_length: int = Field(ge=1, description="newest events that are read, window included")
+    has_returns: bool = Field(description="whether users of the data come back to items")
+
+
 class GenerationSpec(_FrozenModel):
-    """The beam search, and how much item neighbours count in its first step (see neighbors.py)."""
+    """The beam search."""
 
     num_beams: int = Field(default=20, ge=1)
-    neighbor_share: float = Field(default=0.0, ge=0.0, lt=1.0, description="λ; 0 uses no neighbours")
-    neighbor_half_life: float = Field(default=1.0, gt=0.0, description="in events")
 
     @model_validator(mode="before")
     @classmethod
-    def _without_popularity_gamma(cls, facts: Any) -> Any:
-        """Accept manifests that have `grounding_popularity_gamma`, a field without effect at its only value, 0."""
-        if isinstance(facts, dict) and facts.get("grounding_popularity_gamma") == 0:
-            return {name: value for name, value in facts.items() if name != "grounding_popularity_gamma"}
+    def _without_fields_of_older_formats(cls, facts: Any) -> Any:
+        """Accept fields of older formats at the values at which they have no effect."""
+        if isinstance(facts, dict) and not (facts.get("grounding_popularity_gamma") or facts.get("neighbor_share")):
+            return {name: value for name, value in facts.items() if name not in _OLDER_FIELDS}
         return facts
 
 
@@ -92,6 +100,7 @@ class Manifest(_FrozenModel):
     memory: MemorySpec = MemorySpec()
     retriever: RetrieverSpec = RetrieverSpec()
     generation: GenerationSpec = GenerationSpec()
+    voices: VoicesSpec | None = Field(default=None, description="item vocabulary only")
     num_items: int
     space: str
     provenance: dict[str, Any] = Field(default_factory=dict, description="how the bundle was made: data, recipe, seeds")

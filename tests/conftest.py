@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from hypothesis import settings
+from scipy import sparse
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from model_store.bundle import Bundle, BundleWriter, build_retriever
@@ -28,12 +29,14 @@ from model_store.manifest import (
     PromptSpec,
     RetrieverSpec,
     Vocabulary,
+    VoicesSpec,
     space_id,
 )
 from model_store.memory.codec import StateDtype
-from model_store.neighbors import ItemNeighbors
 from model_store.text.history import clean_title
 from model_store.text.vocabulary import ItemVocabulary
+from model_store.voices.past import ItemFacts
+from model_store.voices.voices import Voices
 
 settings.register_profile("automr", deadline=None)  # examples may be slow on a busy machine
 settings.load_profile("automr")
@@ -105,11 +108,25 @@ def write_checkpoint(
     tokenizer.save_pretrained(directory)
 
 
-def ring(num_items: int) -> ItemNeighbors:
-    """A table in which the only neighbour of token t is t + 1; that of the last token is the first."""
-    starts = np.arange(-1, num_items + 1).clip(min=0)
-    after = np.append(np.arange(2, num_items + 1), 1).astype(np.int32)
-    return ItemNeighbors(starts, after, np.ones(num_items, dtype=np.float32))
+def ring(num_items: int) -> sparse.csr_matrix:
+    """A table in which the only neighbour of token t is t + 1, and that of the last token the first."""
+    tokens = np.arange(1, num_items + 1)
+    size = num_items + 1
+    return sparse.csr_matrix((np.ones(num_items, np.float32), (tokens, np.append(tokens[1:], 1))), (size, size))
+
+
+def small_voices(num_items: int, *, recent_length: int = 3, past_length: int = 12, has_returns: bool = True) -> Voices:
+    """Voices with the table `near` of `ring` and random networks, so that every feature counts."""
+    spec = VoicesSpec(tables=("near",), recent_length=recent_length, past_length=past_length, has_returns=has_returns)
+    size = num_items + 1
+    popularity = np.append(0, np.arange(num_items, 0, -1)).astype(np.float32)
+    facts = ItemFacts(popularity, np.full(size, 0.2, np.float32), np.full(size, 2.0, np.float32))
+    voices = Voices(spec, facts, {"near": ring(num_items)})
+    torch.manual_seed(3)
+    for network in (*voices.gates, voices.combiner):
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    return voices
 
 
 def write_bundle(
@@ -125,10 +142,12 @@ def write_bundle(
     state_dtype: StateDtype = "float16",
     cut: str = "time",
     seed: int = 0,
+    voices: Voices | None = None,
 ) -> Manifest:
     """Write a bundle with random weights.
 
-    `known_titles`: the titles that have item tokens from training, by default all titles.
+    `known_titles`: the titles that have item tokens from training, by default all titles. `voices`: see `small_voices`;
+    item vocabulary only.
     """
     checkpoint = path.with_name(path.name + "-checkpoint")
     write_checkpoint(checkpoint, architecture, titles if known_titles is None else known_titles, vocabulary, seed=seed)
@@ -151,6 +170,7 @@ def write_bundle(
         memory=memory,
         retriever=retriever,
         generation=generation,
+        voices=None if voices is None else voices.spec,
         num_items=len(titles),
         space=space_id(backbone, prompt, memory),
         provenance={"cut": cut},
@@ -165,8 +185,8 @@ def write_bundle(
         writer.add_retriever(build_retriever(manifest))
         writer.add_items(items)
         writer.add_index(ItemIndex.build(torch.randn(len(titles), 32).numpy()))
-        if generation.neighbor_share:
-            writer.add_neighbors(ring(len(titles)))
+        if voices is not None:
+            writer.add_voices(voices)
         return writer.finish(manifest)
 
 

@@ -1,6 +1,6 @@
 """Stage 4: embed every title, index the vectors, and write the bundle that the service opens.
 
-In: a data set, a backbone, a retriever, a mixture. Out: a bundle (see model_store/README.md). The catalogue holds all
+In: a data set, a backbone, a retriever, voices. Out: a bundle (see model_store/README.md). The catalogue holds all
 items of the data that have a title, also those that are too rare to be evaluated: they can be recommended too.
 """
 
@@ -22,10 +22,10 @@ from model_store.files import MANIFEST, read_manifest
 from model_store.grounding import ItemIndex
 from model_store.inference import embed
 from model_store.manifest import GenerationSpec, Manifest, MemorySpec, RetrieverSpec, space_id
-from model_store.neighbors import ItemNeighbors
+from model_store.voices.voices import Voices
 from training.data.dataset import Dataset
 from training.data.splits import Split
-from training.items.mixture import NEIGHBORS_FILE
+from training.items.voice_files import VOICES_FILE
 from training.lm.backbone import Backbone, open_backbone
 from training.lm.windows import token_batches
 from training.memory.learning import RETRIEVER_FILE
@@ -68,7 +68,7 @@ def embed_items(backbone: Backbone, items: Sequence[Item]) -> np.ndarray:
 
 
 def stage_key(dataset: Dataset, upstream: Sequence[dict[str, Any]], recipe: Recipe) -> str:
-    """Changes with everything that changes the bundle. `upstream` are the certificates of retriever and mixture."""
+    """Changes with everything that changes the bundle. `upstream` are the certificates of retriever and voices."""
     return digest([upstream, dataset.items.to_dicts(), recipe.num_beams, recipe.state_dtype])
 
 
@@ -79,7 +79,7 @@ def run(
     *,
     backbone_dir: Path,
     retriever_dir: Path,
-    mixture_dir: Path,
+    voices_dir: Path,
     recipe: Recipe,
     inputs: str,
     provenance: dict[str, Any],
@@ -89,9 +89,9 @@ def run(
     if (out / MANIFEST).is_file() and read_manifest(out).provenance.get("inputs") == inputs:
         return _facts(out, read_manifest(out))
     backbone = open_backbone(backbone_dir, pick_device(device))
-    trained, mixture = read_certificate(retriever_dir), read_certificate(mixture_dir)
+    trained, voted = read_certificate(retriever_dir), read_certificate(voices_dir)
     items = catalogue_items(dataset, split)
-    provenance = {**provenance, "inputs": inputs, "retriever": trained, "mixture": mixture}
+    provenance = {**provenance, "inputs": inputs, "retriever": trained, "voices": voted}
     manifest = _manifest(out.name, backbone, recipe, num_items=len(items), provenance=provenance)
     retriever = build_retriever(manifest)
     retriever.load_state_dict(load_file(retriever_dir / RETRIEVER_FILE))
@@ -100,8 +100,8 @@ def run(
         writer.add_retriever(retriever)
         writer.add_catalogue(Catalogue(items, backbone.prompt))
         writer.add_index(ItemIndex.build(embed_items(backbone, items)))
-        if manifest.generation.neighbor_share:
-            writer.add_neighbors(ItemNeighbors.load(mixture_dir / NEIGHBORS_FILE))
+        if manifest.voices is not None:
+            writer.add_voices(Voices.load(voices_dir / VOICES_FILE, manifest.voices))
         manifest = writer.finish(manifest)
     Bundle.open(out)  # fails here rather than in the service
     return _facts(out, manifest)
@@ -123,20 +123,16 @@ def _manifest(name: str, backbone: Backbone, recipe: Recipe, *, num_items: int, 
         retriever=RetrieverSpec.model_validate(
             {"width": recipe.retriever_width, "top_k": provenance["retriever"]["top_k"], "combine": recipe.combine}
         ),
-        generation=_generation(recipe, provenance["mixture"]),
+        generation=GenerationSpec(num_beams=recipe.num_beams),
+        voices=provenance["voices"]["spec"],
         num_items=num_items,
         space=space_id(backbone.spec, backbone.prompt.spec, memory),
         provenance=provenance,
     )
 
 
-def _generation(recipe: Recipe, mixture: dict[str, Any]) -> GenerationSpec:
-    chosen = {name: mixture[name] for name in ("neighbor_share", "neighbor_half_life") if name in mixture}
-    return GenerationSpec.model_validate({"num_beams": recipe.num_beams, **chosen})
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = stage_parser(__doc__ or "", needs=["backbone", "retriever", "mixture"])
+    parser = stage_parser(__doc__ or "", needs=["backbone", "retriever", "voices"])
 
     def stage(arguments: argparse.Namespace) -> dict[str, Any]:
         dataset, split, _ = load_inputs(arguments.data, arguments.cut)
@@ -147,10 +143,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.out,
             backbone_dir=arguments.backbone,
             retriever_dir=arguments.retriever,
-            mixture_dir=arguments.mixture,
+            voices_dir=arguments.voices,
             recipe=recipe,
             inputs=stage_key(
-                dataset, [read_certificate(arguments.retriever), read_certificate(arguments.mixture)], recipe
+                dataset, [read_certificate(arguments.retriever), read_certificate(arguments.voices)], recipe
             ),
             provenance={"data": dataset.name, "cut": arguments.cut, "recipe": arguments.recipe},
             device=arguments.device,

@@ -1,7 +1,8 @@
 """All stages: data set → bundle. Starts at the first unfinished stage. A stage whose inputs changed runs again.
 
-    sft → mixture → annotate → train_retriever → build_index
+    diagnose → sft → voices → annotate → train_retriever → build_index
 
+`diagnose` says first, on stderr, whether memory can help on this data; the other stages do not depend on it.
 Intermediate results are in `OUT.work`; they may be deleted when the bundle is finished.
 """
 
@@ -13,12 +14,12 @@ from typing import Any
 
 import torch
 
-from training import annotate, build_index, train_retriever
-from training import mixture as mixture_stage
-from training.items.mixture import read_mixture
+from training import annotate, build_index, diagnose, train_retriever
+from training import voices as voices_stage
+from training.items.voice_files import read_voices
 from training.lm import tuning
 from training.run.demo import demo_inputs, write_demo_interactions
-from training.run.distributed import leave_process_group
+from training.run.distributed import is_main, leave_process_group
 from training.run.inputs import Inputs, load_inputs
 from training.run.program import run_program
 from training.run.recipes import RECIPES, Recipe, get_recipe
@@ -68,28 +69,28 @@ def complete(
     """Runs all stages after `backbone`, which may be tuned on other data. `provenance` goes into the manifest."""
     dataset, split, fingerprint = inputs
     tuned = read_certificate(backbone)
-    annotations, retriever, mixture = (work / name for name in ("annotations", "retriever", "mixture"))
+    annotations, retriever, voices = (work / name for name in ("annotations", "retriever", "voices"))
     common: dict[str, Any] = {"backbone_dir": backbone, "recipe": recipe, "seed": seed, "device": device}
-    key = mixture_stage.stage_key(fingerprint, tuned, recipe, seed)
-    mixed = mixture_stage.run(split, mixture, inputs=key, **common)
+    key = voices_stage.stage_key(fingerprint, tuned, recipe, seed)
+    voted = voices_stage.run(split, voices, inputs=key, **common)
     key = annotate.stage_key(fingerprint, tuned, recipe, seed)
     annotated = annotate.run(split, annotations, inputs=key, **common)
-    key = train_retriever.stage_key([annotated, mixed], recipe, seed)
-    mixed_in = read_mixture(mixture)
-    trained = train_retriever.run(split, retriever, annotations_dir=annotations, mixture=mixed_in, inputs=key, **common)
+    key = train_retriever.stage_key([annotated, voted], recipe, seed)
+    heard = read_voices(voices)
+    trained = train_retriever.run(split, retriever, annotations_dir=annotations, voices=heard, inputs=key, **common)
     bundle = build_index.run(
         dataset,
         split,
         out,
         backbone_dir=backbone,
         retriever_dir=retriever,
-        mixture_dir=mixture,
+        voices_dir=voices,
         recipe=recipe,
-        inputs=build_index.stage_key(dataset, [trained, mixed], recipe),
+        inputs=build_index.stage_key(dataset, [trained, voted], recipe),
         provenance={"data": dataset.name, "cut": split.name, **provenance, "seed": seed},
         device=device,
     )
-    return {"mixture": mixed, "annotate": annotated, "retriever": trained, "bundle": bundle}
+    return {"voices": voted, "annotate": annotated, "retriever": trained, "bundle": bundle}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -113,18 +114,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             inputs = demo_inputs(recipe.synthetic_users, arguments.seed)
         else:
             inputs = load_inputs(arguments.data, arguments.cut)
+        work = arguments.work or arguments.out.with_name(arguments.out.name + ".work")
+        said = {}
+        if not is_demo and is_main():
+            said["diagnosis"] = diagnose.announce(inputs, work / "diagnosis", recipe=recipe, seed=arguments.seed)
         facts = run(
             inputs,
             arguments.out,
             recipe_name=recipe_name,
-            work=arguments.work or arguments.out.with_name(arguments.out.name + ".work"),
+            work=work,
             model=arguments.model,
             seed=arguments.seed,
             device=arguments.device,
         )
         if is_demo and "bundle" in facts:
             write_demo_interactions(inputs, arguments.out)
-        return facts
+        return {**said, **facts}
 
     return run_program(stage, parser.parse_args(argv), is_shared=True)
 

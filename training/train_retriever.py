@@ -1,6 +1,6 @@
 """Stage 3: train the retriever to find the memories that help the language model (AutoMR, arXiv 2412.17593, eq. 6).
 
-In: annotations with the states of their memories, a backbone, a mixture. Out: `retriever.safetensors`. Several
+In: annotations with the states of their memories, a backbone, voices. Out: `retriever.safetensors`. Several
 retrievers are trained (`training/memory/learning.py`). The stage keeps the loss, temperature and number of memories of
 the largest gain: the NDCG@10 that the chosen memories add together to the served forecast, or, with the title
 vocabulary, the log-probability that they add. The gain is measured on valid targets of the users that choose. It is
@@ -16,11 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from model_store.memory.retriever import Retriever
-from model_store.neighbors import Mixture
+from model_store.voices.voices import Voices
 from training.data.splits import Split
-from training.items.mixture import read_mixture
-from training.lm.backbone import open_backbone
+from training.items.pasts import Pasts
+from training.items.voice_files import read_voices
+from training.lm.backbone import Backbone, open_backbone
 from training.lm.windows import Windows
 from training.memory.annotations import Annotation, AnnotationSet, read_annotation_set
 from training.memory.learning import (
@@ -32,18 +35,20 @@ from training.memory.learning import (
     measure_retrieval,
     save_retriever,
 )
-from training.memory.selection import MemoryGains, is_significant, standard_error, valid_gains
+from training.memory.selection import MemoryGains, ServedRanking, is_significant, standard_error, valid_gains
 from training.run.device import pick_device
 from training.run.inputs import load_inputs
 from training.run.program import run_program, stage_parser
 from training.run.recipes import Recipe, get_recipe
 from training.run.stage import begin, digest, finish, is_done, read_certificate
 
-_VERSION = 6  # of the selection; 4: by the served ranking; 5: with two standard errors; 6: of other users
+_VERSION = (
+    7  # of the selection; 4: by the served ranking; 5: with two standard errors; 6: of other users; 7: with voices
+)
 
 
 def stage_key(upstream: Sequence[dict[str, Any]], recipe: Recipe, seed: int) -> str:
-    """Changes with everything that changes the retriever. `upstream`: the certificates of annotations and mixture."""
+    """Changes with everything that changes the retriever. `upstream`: the certificates of annotations and voices."""
     network = [recipe.retriever, recipe.retriever_batch, recipe.retriever_width, recipe.retriever_losses]
     return digest([_VERSION, upstream, *network, recipe.gain_form, recipe.label_temperatures, recipe.top_ks, seed])
 
@@ -56,7 +61,7 @@ def run(
     backbone_dir: Path,
     recipe: Recipe,
     inputs: str,
-    mixture: Mixture | None = None,
+    voices: Voices | None = None,
     seed: int = 0,
     device: str = "auto",
 ) -> dict[str, Any]:
@@ -75,7 +80,7 @@ def run(
         windows=Windows(split, backbone.prompt, recipe.max_memory),
         states=annotated.states,
         placement=recipe.combine,
-        mixture=mixture,
+        served=None if voices is None else served_ranking(voices, split, backbone),
     )
     gains = measure({objective: each.retriever for objective, each in trained.items()}, recipe.top_ks, annotated.choose)
     best = max(gains, key=lambda candidate: gains[candidate].value.mean())
@@ -94,6 +99,11 @@ def run(
     }
     save_retriever(kept.retriever if pays else make_abstainer(kept.retriever), out)
     return finish(out, inputs, facts)
+
+
+def served_ranking(voices: Voices, split: Split, backbone: Backbone) -> ServedRanking:
+    tokens = np.array([backbone.prompt.title_tokens(title)[0] for title in split.titles], dtype=np.int64)
+    return ServedRanking(voices, Pasts(split, tokens, length=voices.spec.past_length))
 
 
 def _train_candidates(
@@ -157,11 +167,11 @@ def _untrained(out: Path, inputs: str, hidden_size: int, recipe: Recipe) -> dict
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = stage_parser(__doc__ or "", needs=["backbone", "annotations", "mixture"])
+    parser = stage_parser(__doc__ or "", needs=["backbone", "annotations", "voices"])
 
     def stage(arguments: argparse.Namespace) -> dict[str, Any]:
         recipe = get_recipe(arguments.recipe)
-        upstream = [read_certificate(arguments.annotations), read_certificate(arguments.mixture)]
+        upstream = [read_certificate(arguments.annotations), read_certificate(arguments.voices)]
         return run(
             load_inputs(arguments.data, arguments.cut).split,
             arguments.out,
@@ -169,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             backbone_dir=arguments.backbone,
             recipe=recipe,
             inputs=stage_key(upstream, recipe, arguments.seed),
-            mixture=read_mixture(arguments.mixture),
+            voices=read_voices(arguments.voices),
             seed=arguments.seed,
             device=arguments.device,
         )

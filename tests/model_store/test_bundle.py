@@ -31,16 +31,16 @@ from model_store.files import (
     INDEX,
     ITEMS,
     MANIFEST,
-    NEIGHBORS,
     RETRIEVER,
+    VOICES,
     describe_files,
     read_manifest,
     weights_sha256,
 )
 from model_store.inference import recommend
 from model_store.lm.item_embedding import ItemEmbedding, ItemHead
-from model_store.manifest import FileEntry, GenerationSpec, RetrieverSpec, Vocabulary, space_id
-from tests.conftest import BOTH_VOCABULARIES, ITEMS_ONLY, TITLES, make_model, write_bundle
+from model_store.manifest import FileEntry, RetrieverSpec, Vocabulary, space_id
+from tests.conftest import BOTH_VOCABULARIES, ITEMS_ONLY, TITLES, make_model, small_voices, write_bundle
 
 NO_MEMORY = np.zeros((0, 32), dtype=np.float16)
 FILES = (RETRIEVER, ITEMS, INDEX, "lm/model.safetensors", "lm/config.json", "lm/tokenizer.json")
@@ -159,8 +159,8 @@ def test_an_invalid_manifest_is_refused(copy: Path, text: str) -> None:
 
 
 def test_a_later_format_has_its_own_error(copy: Path) -> None:
-    edit_manifest(copy, format_version=3, a_field_of_the_future=1)
-    with pytest.raises(FormatTooNew, match=r"format 3.*reads up to 2"):
+    edit_manifest(copy, format_version=4, a_field_of_the_future=1)
+    with pytest.raises(FormatTooNew, match=r"format 4.*reads up to 3"):
         Bundle.open(copy)
 
 
@@ -259,18 +259,21 @@ def test_no_file_is_opened_without_a_checksum(copy: Path, name: str) -> None:
 
 
 @ITEMS_ONLY
-def test_neighbours_with_a_share_are_required_verified_and_opened(make_bundle: Callable[..., Path]) -> None:
-    path = make_bundle(generation=GenerationSpec(neighbor_share=0.5))
-    neighbors = Bundle.open(path).neighbors
-    assert neighbors is not None and neighbors.votes([3], 21, 1.0).argmax() == 4
-    content = bytearray((path / NEIGHBORS).read_bytes())
+def test_voices_in_the_manifest_are_required_verified_and_opened(make_bundle: Callable[..., Path]) -> None:
+    written = small_voices(20)
+    path = make_bundle(voices=written)
+    voices = Bundle.open(path).voices
+    assert voices is not None and voices.tables["near"][3].indices.tolist() == [4]
+    for name, tensor in written.combiner.state_dict().items():
+        assert voices.combiner.state_dict()[name].equal(tensor), name
+    content = bytearray((path / VOICES).read_bytes())
     content[-1] ^= 1
-    (path / NEIGHBORS).write_bytes(content)
-    with pytest.raises(BundleCorrupt, match=f"{NEIGHBORS} differs"):
+    (path / VOICES).write_bytes(content)
+    with pytest.raises(BundleCorrupt, match=f"{VOICES} differs"):
         Bundle.open(path)
-    files = {key: entry.model_dump() for key, entry in read_manifest(path).files.items() if key != NEIGHBORS}
+    files = {key: entry.model_dump() for key, entry in read_manifest(path).files.items() if key != VOICES}
     edit_manifest(path, files=files)
-    with pytest.raises(BundleCorrupt, match=f"{NEIGHBORS} is not among the files"):
+    with pytest.raises(BundleCorrupt, match=f"{VOICES} is not among the files"):
         Bundle.open(path)
 
 

@@ -1,6 +1,6 @@
 """Ranked lists are complete, allowed and without repeats, and a batch gives the answers of its queries alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +13,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_store.answers import GENERATED, GROUNDED, POPULAR, Answer, Query, popular
+from model_store.answers import GENERATED, GROUNDED, POPULAR, Answer, PastRows, Query, popular
 from model_store.bundle import Bundle
 from model_store.catalogue.items import Item
 from model_store.grounding import NearestItems
-from model_store.inference import embed, encode, pad_memory, recommend, to_float16
+from model_store.inference import embed, encode, pad_memory, past_of, recommend, to_float16
 from model_store.lm.item_embedding import ItemEmbedding, rows_from_pieces
+from model_store.lm.padding import pad
 from model_store.manifest import GenerationSpec, RetrieverSpec
-from tests.conftest import BOTH_VOCABULARIES, ITEMS_ONLY, TITLES
+from tests.conftest import BOTH_VOCABULARIES, ITEMS_ONLY, TITLES, small_voices
 from training.lm.likelihood import answer_log_probs, encode_answers, log_probs_by_element
 
 EVERYTHING = np.ones(len(TITLES), dtype=bool)
@@ -312,26 +313,54 @@ def test_tokens_may_be_added_while_the_model_runs(bundle: Bundle) -> None:
 
 
 @ITEMS_ONLY
-@pytest.mark.parametrize("share", [0.3, 0.9])
-def test_neighbours_have_their_share_in_the_score(make_bundle: Callable[..., Path], share: float) -> None:
-    """The neighbour of token t is t + 1 (see `ring`). An added title has no neighbours and is none."""
-    mixed = Bundle.open(make_bundle(generation=GenerationSpec(num_beams=5, neighbor_share=share)))
-    plain = Bundle.open(make_bundle())
-    for bundle in (mixed, plain):
-        add(bundle, "An added title")
-    for history, voted in ((["An added title", TITLES[4]], TITLES[5]), (["An added title"], None), ([], None)):
-        both = [
-            scores_by_title(
-                bundle,
-                Query(bundle.prompt.tokens(history), np.zeros((0, 32), np.float16), np.ones(21, dtype=bool), 21),
-            )
-            for bundle in (plain, mixed)
-        ]
-        expected = {
-            title: float(np.log((1 - share) * np.exp(score) + share * (title == voted))) if voted else score
-            for title, score in both[0].items()
-        }
-        assert both[1] == pytest.approx(expected, abs=1e-3), f"after {history}"
+def test_voices_rank_as_they_do_alone_and_say_why(make_bundle: Callable[..., Path]) -> None:
+    """The served list is that of `Voices.ranked`, restricted to what may be shown; an added title is ranked too."""
+    bundle = Bundle.open(make_bundle(voices=small_voices(20)))
+    add(bundle, "An added title")
+    allowed = np.ones(21, dtype=bool)
+    allowed[[2, 7]] = False
+    past = PastRows([4, 9, 4, 11, 12], [100, 200, 300, 300, 400], 500)
+    prompt = bundle.prompt.tokens([TITLES[row] for row in past.rows[-3:]])
+    query = Query(prompt, np.zeros((0, 32), np.float16), allowed, 10, past=past)
+    answer = recommend(bundle, [query])[0]
+    assert bundle.voices is not None
+    log_probs = next_token_log_probs(bundle, prompt)
+    tokens = np.sort(bundle.tokens_of(np.flatnonzero(allowed)))
+    scores = bundle.voices.ranked(log_probs, [past_of(bundle, query)], [tokens])[0]
+    best = tokens[np.argsort(-scores.numpy()[tokens], kind="stable")][:10]
+    assert bundle.tokens_of(np.array([item.row for item in answer.items])).tolist() == best.tolist()
+    assert len(answer.event_shares) == 5 and 0 < answer.event_shares.sum() <= 1 + 1e-5
+    for reason in answer.reasons:
+        assert reason is not None and 0 < reason.share <= 1
+        assert (reason.event is None) == (reason.voice in ("language_model", "popularity"))
+
+
+@ITEMS_ONLY
+def test_a_batch_with_voices_gives_the_answers_of_single_queries(make_bundle: Callable[..., Path]) -> None:
+    bundle = Bundle.open(make_bundle(voices=small_voices(20)))
+    pasts = [PastRows(list(range(size)), list(range(100, 100 + size)), 200) for size in (0, 2, 12, 19)]
+    queries = [
+        Query(
+            bundle.prompt.tokens([TITLES[row] for row in past.rows[-3:]]),
+            np.zeros((0, 32), np.float16),
+            np.ones(20, dtype=bool),
+            5,
+            past=past,
+        )
+        for past in pasts
+    ]
+    together = recommend(bundle, queries)
+    for query, answer in zip(queries, together, strict=True):
+        alone = recommend(bundle, [query])[0]
+        assert [item.row for item in alone.items] == [item.row for item in answer.items]
+        assert alone.reasons == answer.reasons
+        np.testing.assert_allclose(alone.event_shares, answer.event_shares, atol=1e-5)
+
+
+def next_token_log_probs(bundle: Bundle, prompt: Sequence[int]) -> torch.Tensor:
+    with torch.inference_mode():
+        padded = pad([list(prompt)])
+        return bundle.lm.top(bundle.lm.bottom(*padded), padded.mask, num_logits=1)[:, -1].float().log_softmax(dim=-1)
 
 
 def test_popular_items_are_ordered_by_popularity(bundle: Bundle) -> None:

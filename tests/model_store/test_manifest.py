@@ -44,8 +44,7 @@ def test_an_unknown_field_is_refused_at_every_level() -> None:
         ("retriever", "combine", "append"),
         ("generation", "num_beams", 0),
         ("generation", "grounding_popularity_gamma", 0.1),
-        ("generation", "neighbor_share", 1.0),
-        ("generation", "neighbor_half_life", 0.0),
+        ("generation", "neighbor_share", 0.5),
     ],
 )
 def test_impossible_values_are_refused(part: str, name: str, value: object) -> None:
@@ -61,10 +60,10 @@ def test_there_are_two_vocabularies() -> None:
     assert Manifest.model_validate(old).vocabulary == "titles", "bundles without the field have the title vocabulary"
 
 
-def test_a_popularity_gamma_of_zero_is_accepted_and_dropped() -> None:
-    """Manifests of some bundles in use have this field, always with its default 0."""
+def test_fields_of_older_formats_without_effect_are_accepted_and_dropped() -> None:
+    """A share of item neighbours above 0 had an effect: such a bundle has to be built again."""
     facts = MANIFEST.model_dump()
-    facts["generation"]["grounding_popularity_gamma"] = 0.0
+    facts["generation"] |= {"grounding_popularity_gamma": 0.0, "neighbor_share": 0.0, "neighbor_half_life": 2.0}
     assert Manifest.model_validate(facts) == MANIFEST
 
 

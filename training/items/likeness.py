@@ -10,9 +10,11 @@ import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from training.data.splits import Split
 from training.items.co_occurrence import keep_largest
 from training.run.stage import progress
 
@@ -70,3 +72,26 @@ def _nearest_others(block: sparse.csr_matrix, first: int) -> sparse.csr_matrix:
     rows = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))
     block.data[block.indices == first + rows] = 0
     return keep_largest(block, NUM_ALIKE)
+
+
+def alike_items(split: Split) -> sparse.csr_matrix:
+    """(N, N) likeness of titles. Only the most popular item of a title is a neighbour, as in `channels.over_tokens`."""
+    shown = most_popular_of_titles(split.title_class, split.popularity)
+    number = np.unique(split.title_class, return_inverse=True)[1]
+    table = likeness([split.titles[item] for item in shown])[number].tocoo()
+    return sparse.csr_matrix((table.data, (table.row, shown[table.col])), (len(number), len(number)))
+
+
+def most_popular_of_titles(titles: NDArray[np.integer], popularity: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(T,) the most popular item of each title, by rising title number; `titles` (N,) numbers the items' titles."""
+    order = np.lexsort((-popularity, titles))
+    return order[np.diff(titles[order], prepend=-1) > 0]
+
+
+def combined(near: sparse.csr_matrix, alike: sparse.csr_matrix, weight: float) -> sparse.csr_matrix:
+    """(N, N) nearness with β = `weight`, see the module's formula."""
+    near_sums, alike_sums = (np.asarray(table.sum(axis=1)).ravel() for table in (near, alike))
+    if not weight or not alike_sums.any():
+        return near
+    scale = np.median(near_sums[near_sums > 0]) / np.median(alike_sums[alike_sums > 0]) if near_sums.any() else 1.0
+    return (near + alike * np.float32(weight * scale)).tocsr()

@@ -4,9 +4,9 @@ In: a split. Out: (N, F) vectors for SASRec; a scorer whose similarity is
 
     nearness(i, j) = similarity(i, j) of item-kNN + β · likeness of the titles of i and j
 
-(`mixture.combined`). The settings of the similarity are those of item-kNN. β, the half-life, and whether seen items are
-kept are chosen by NDCG@10 on the valid period. AutoMR + reads titles in the same way, so these rows show how much of
-its lead is due to titles alone.
+(`likeness.combined`). The settings of the similarity are those of item-kNN. β, the half-life, and whether seen items
+are kept are chosen by NDCG@10 on the valid period. AutoMR + reads titles in the same way, so these rows show how much
+of its lead is due to titles alone.
 """
 
 from collections.abc import Sequence
@@ -30,8 +30,7 @@ from training.items.item_knn import (
     load_matrix,
     save_matrix,
 )
-from training.items.likeness import tf_idf
-from training.items.mixture import alike_items, combined
+from training.items.likeness import alike_items, combined, tf_idf
 from training.items.scoring import Scorer, ndcg_at_10, true_items
 from training.run.inputs import fingerprint
 from training.run.stage import begin, digest, finish, is_done, read_certificate

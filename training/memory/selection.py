@@ -1,7 +1,7 @@
 """Which retriever is chosen, and whether it pays: by what the memories that it picks add together, on valid targets.
 
 In: trained retrievers, numbers of memories, annotations, a backbone. Out: gains of every candidate. Ranks are
-those that are served, item neighbours included, because memory may only repeat what the neighbours already say. Gains
+those that are served, voices included, because memory may only repeat what other voices already say. Gains
 in log-probability and in rank are separate: memory can make a model less certain, and so every true title more likely,
 without moving one of them up.
 """
@@ -18,8 +18,9 @@ from torch import Tensor
 from model_store.lm.padding import pad
 from model_store.lm.split_lm import SplitLM
 from model_store.memory.retriever import Retriever, choose
-from model_store.neighbors import Mixture
+from model_store.voices.voices import Voices
 from training.data.splits import Target
+from training.items.pasts import Pasts
 from training.lm.backbone import Backbone
 from training.lm.likelihood import EncodedBatch, answer_log_probs, item_forecast
 from training.lm.states import States
@@ -34,6 +35,18 @@ _ERRORS = 2  # standard errors; a mean without effect is above them in one case 
 Name = TypeVar("Name", bound=Hashable)
 Places = tuple[int, ...]  # places in a memory, oldest first
 Forecasts = dict[tuple[int, Places], NDArray[np.float64]]  # (row, memories) → (log p of the truth, NDCG@10)
+
+
+class ServedRanking(NamedTuple):
+    """The ranking of a bundle with voices."""
+
+    voices: Voices
+    pasts: Pasts
+
+    def ranked(self, log_probs: Tensor, targets: Sequence[Target]) -> Tensor:
+        """(B, V) scores, from `log_probs` (B, V) of the language model."""
+        pasts = [self.pasts.past(target) for target in targets]
+        return self.voices.ranked(log_probs, pasts, [self.pasts.allowed(target) for target in targets])
 
 
 class MemoryGains(NamedTuple):
@@ -58,12 +71,12 @@ def valid_gains(
     *,
     states: States,
     placement: str,
-    mixture: Mixture | None = None,
+    served: ServedRanking | None = None,
 ) -> dict[tuple[Name, int], MemoryGains]:
     """The gains of every retriever with every number of memories, on annotated targets of the valid period.
 
-    NDCG@10 is of the forecast mixed with `mixture`; nats are of the language model alone. Candidates often pick the
-    same memories, so each distinct set of memories is computed once.
+    NDCG@10 is of the ranking `served`, or of the language model alone; nats are always of the latter. Candidates often
+    pick the same memories, so each distinct set of memories is computed once.
     """
     found: dict[tuple[Name, int], list[NDArray[np.float64]]] = {(name, k): [] for name in retrievers for k in top_ks}
     starts = range(0, len(annotations), _BATCH)
@@ -72,7 +85,7 @@ def valid_gains(
         picked = _picked_by(retrievers, top_ks, part, states)
         cases = sorted({(row, ()) for row in range(len(part))}.union(*map(enumerate, picked.values())), key=_size)
         examples = [windows.example(Target(each.user, each.position)) for each in part]
-        forecasts = _forecasts(backbone, examples, part, cases, states, placement=placement, mixture=mixture)
+        forecasts = _forecasts(backbone, examples, part, cases, states, placement=placement, served=served)
         for candidate, rows in picked.items():
             found[candidate] += [forecasts[row, places] - forecasts[row, ()] for row, places in enumerate(rows)]
     has_ranks = backbone.vocabulary == "items"
@@ -107,7 +120,7 @@ def _forecasts(
     states: States,
     *,
     placement: str,
-    mixture: Mixture | None,
+    served: ServedRanking | None,
 ) -> Forecasts:
     """The bottom half reads each row once. NDCG@10 is NaN with the title vocabulary."""
     encoded = encode_examples(backbone.lm, examples)
@@ -117,8 +130,8 @@ def _forecasts(
         batch = EncodedBatch(*(tensor[list(rows)] for tensor in encoded))
         memory = padded_memory(backbone.lm, [part[row] for row in rows], places, states)
         if backbone.vocabulary == "items":
-            prompts = [examples[row].prompt for row in rows]
-            reweigh = partial(mixture.mixed, prompts=prompts) if mixture else None
+            targets = [Target(part[row].user, part[row].position) for row in rows]
+            reweigh = None if served is None else partial(served.ranked, targets=targets)
             log_probs, ranks = item_forecast(backbone.lm, batch, *memory, placement, reweigh=reweigh)
             gained = ndcg(ranks.cpu().numpy())
         else:

@@ -60,7 +60,8 @@ class Recipe:
     # four trainings of four were no better with it (docs/decisions.md).
     memory_retrieved_share: float = 0.0
 
-    mixture_targets: int = 2000  # valid targets that choose the share of item neighbours; 0 turns neighbours off
+    voices_targets: int = 12_000  # valid targets on which voices are trained; 0: the language model alone
+    max_past: int = 300  # events that voices read; they need no states, so there may be more than memories
 
     held_out_labels: bool = False  # annotate only the valid period, which the generator was not tuned on
     annotate_targets: int = 1500  # that teach the retriever
@@ -114,7 +115,7 @@ RECIPES: dict[str, Recipe] = {
         sft_batch_blocks=16,
         memory_share=0.85,
         memory_from=300,
-        mixture_targets=0,
+        voices_targets=0,
         annotate_targets=2000,
         valid_targets=1000,
         label_temperatures=(0.03,),

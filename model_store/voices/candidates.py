@@ -1,0 +1,179 @@
+"""What the voices say of each item, the candidates that they propose, and the features by which these are ranked.
+
+In: the language model's forecast and the pasts of a batch. Out: `Said`, sparse where it can be, and for one query its
+`Candidates` with two tables of features: of the window, and of older events.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from model_store.voices.gate import FORECAST, POPULARITY, Weights
+from model_store.voices.past import EVENT_FEATURES, QUERY_FEATURES, RETURN, Described, Past
+
+if TYPE_CHECKING:
+    from model_store.voices.voices import Voices
+
+NUM_CANDIDATES = 200  # of the mixture without memory, and as many of the mixture with memory
+_SILENCE, _NO_FORECAST, _NO_RATE = 1e-7, 1e-9, 1e-4  # inside logarithms
+_OF_RETURNS = [
+    EVENT_FEATURES.index(name)
+    for name in (
+        "age_in_baskets",
+        "age_in_days",
+        "count",
+        "age_against_interval",
+        "basket_overlap",
+        "age_against_own_interval",
+    )
+]
+_NUM_OF_RETURNS = len(_OF_RETURNS) + 1  # and whether the user had the item
+
+
+def num_window_features(num_tables: int) -> int:
+    return num_tables + 5 + _NUM_OF_RETURNS + len(QUERY_FEATURES)
+
+
+def num_older_features(num_tables: int) -> int:
+    return num_tables + 1 + _NUM_OF_RETURNS + len(QUERY_FEATURES)
+
+
+class Said(NamedTuple):
+    """`recent` and `older`: for each channel the (B, V) votes of the events of the window, and of older events.
+
+    `window` (B, V') is the mixture without older events, `mixture` with them: there the first mixture takes the place
+    of the language model. `described` and `weights`: of the window, and of older events.
+    """
+
+    voices: "Voices"
+    forecast: NDArray[np.float32]
+    recent: list[sparse.csr_matrix]
+    older: list[sparse.csr_matrix]
+    window: NDArray[np.float32]
+    mixture: NDArray[np.float32]
+    described: tuple[Described, Described]
+    weights: tuple[Weights, Weights]
+
+    @classmethod
+    def of(cls, voices: "Voices", forecast: NDArray[np.float32], pasts: Sequence[Past]) -> "Said":
+        described = voices.describe(pasts, is_older=False), voices.describe(pasts, is_older=True)
+        weights = [voices.weigh(part, is_older=bool(place)) for place, part in enumerate(described)]
+        recent, older = (
+            _votes(voices, part, weighed.events.numpy()) for part, weighed in zip(described, weights, strict=True)
+        )
+        window = _mixed(voices, forecast, weights[0], recent)
+        mixture = _mixed(voices, window, weights[1], older)
+        return cls(voices, forecast, recent, older, window, mixture, described, (weights[0], weights[1]))
+
+
+def _votes(voices: "Voices", described: Described, weights: NDArray[np.float32]) -> list[sparse.csr_matrix]:
+    """For each channel (B, V): the weighted distributions of the events."""
+    found = []
+    for channel, name in enumerate(voices.channels):
+        rows, places = np.nonzero(weights[:, :, channel])
+        at_items = sparse.csr_matrix(
+            (weights[rows, places, channel], (rows, described.tokens[rows, places])), (len(weights), len(voices))
+        )
+        votes = at_items if name == RETURN else (at_items @ voices.tables[name]).tocsr()
+        votes.sort_indices()
+        found.append(votes)
+    return found
+
+
+def _mixed(
+    voices: "Voices", forecast: NDArray[np.float32], weights: Weights, channels: Sequence[sparse.csr_matrix]
+) -> NDArray[np.float32]:
+    found: NDArray[np.float32] = weights.overall[:, [FORECAST]].numpy() * forecast
+    found[:, : len(voices)] += weights.overall[:, [POPULARITY]].numpy() * voices.popularity
+    for votes in channels:
+        rows = np.repeat(np.arange(votes.shape[0]), np.diff(votes.indptr))
+        found[rows, votes.indices] += votes.data  # columns of a row are different
+    return found
+
+
+class Candidates(NamedTuple):
+    """The candidates of one query: `tokens` and `mixture` (c,), and features; `older` None without older events."""
+
+    tokens: NDArray[np.int64]
+    mixture: NDArray[np.float32]
+    window: NDArray[np.float32]  # (c, F)
+    older: NDArray[np.float32] | None  # (c, F')
+
+
+def find_candidates(said: Said, row: int, allowed: NDArray[np.int64] | None) -> Candidates:
+    """The best items of both mixtures among the tokens `allowed` (a,), in ascending order."""
+    if allowed is None:
+        allowed = np.arange(said.mixture.shape[1])
+    has_older = bool(said.described[1].speaks[row].any())
+    proposals = [said.window[row], said.mixture[row]] if has_older else [said.window[row]]
+    tokens = np.unique(np.concatenate([_best(mixture, allowed) for mixture in proposals]))
+    return Candidates(
+        tokens,
+        said.mixture[row, tokens],
+        _window_features(said, row, tokens),
+        _older_features(said, row, tokens) if has_older else None,
+    )
+
+
+def _best(mixture: NDArray[np.float32], allowed: NDArray[np.int64]) -> NDArray[np.int64]:
+    if len(allowed) <= NUM_CANDIDATES:
+        return allowed
+    scores = mixture[allowed]
+    return allowed[np.argpartition(-scores, NUM_CANDIDATES)[:NUM_CANDIDATES]]
+
+
+def _window_features(said: Said, row: int, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+    facts, known = said.voices.facts, tokens < len(said.voices)
+    inside = np.where(known, tokens, 0)
+    popularity = np.where(known, said.voices.popularity[inside], 0)
+    rate = np.where(known, facts.return_rate[inside], 0)
+    columns = [
+        *(np.log(at_tokens(votes, row, tokens) + _SILENCE) for votes in said.recent),
+        np.log(said.window[row, tokens] + _NO_FORECAST),
+        np.log(popularity + _SILENCE),
+        np.log(rate + _NO_RATE),
+        np.log(said.forecast[row, tokens] + _NO_FORECAST),
+    ]
+    return _joined(columns, _returns(said.described[0], row, tokens), said.described[0], row)
+
+
+def _older_features(said: Said, row: int, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+    columns = [np.log(at_tokens(votes, row, tokens) + _SILENCE) for votes in said.older]
+    return _joined(columns, _returns(said.described[1], row, tokens), said.described[1], row)
+
+
+def _joined(
+    columns: Sequence[NDArray[np.floating]], returns: NDArray[np.float32], described: Described, row: int
+) -> NDArray[np.float32]:
+    query = np.broadcast_to(described.queries[row].numpy(), (len(returns), len(QUERY_FEATURES)))
+    return np.concatenate([np.stack(columns, axis=1), returns, query], axis=1).astype(np.float32)
+
+
+def at_tokens(votes: sparse.csr_matrix, row: int, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The votes of one query for `tokens`, 0 where there is none."""
+    part = slice(votes.indptr[row], votes.indptr[row + 1])
+    return _looked_up(votes.indices[part], votes.data[part], tokens)
+
+
+def _looked_up(
+    keys: NDArray[np.integer], values: NDArray[np.float32], wanted: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """The values (n, …) of `wanted` keys, 0 where a key is missing. `keys` (n,) ascend."""
+    found = np.zeros((len(wanted), *values.shape[1:]), dtype=np.float32)
+    if len(keys):
+        places = np.minimum(keys.searchsorted(wanted), len(keys) - 1)
+        is_there = keys[places] == wanted
+        found[is_there] = values[places[is_there]]
+    return found
+
+
+def _returns(described: Described, row: int, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+    """(c, R): whether an item may come back; of its last event the age in baskets and days, count, age by interval."""
+    places = np.flatnonzero(described.speaks[row, :, -1].numpy())
+    places = places[np.argsort(described.tokens[row, places])]
+    numbers = described.events[row].numpy()[places][:, _OF_RETURNS]
+    facts = np.concatenate([np.ones((len(places), 1), np.float32), numbers], axis=1)
+    return _looked_up(described.tokens[row, places], facts, tokens)

@@ -1,0 +1,33 @@
+"""Layers that the gate and the combiner share."""
+
+import torch
+from torch import Tensor, nn
+
+_LEAST_SCALE = 1e-3
+
+
+class Standardiser(nn.Module):
+    """Subtracts the mean of a sample and divides by its standard deviation; changes nothing before `fit`."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("scale", torch.ones(size))
+
+    def fit(self, sample: Tensor) -> None:
+        """`sample`: (S, size)."""
+        self.mean.copy_(sample.mean(dim=0))
+        self.scale.copy_(sample.std(dim=0, correction=0).clamp(min=_LEAST_SCALE))
+
+    def forward(self, values: Tensor) -> Tensor:
+        return (values - self.mean) / self.scale
+
+
+def zero_linear(num_in: int, num_out: int) -> nn.Linear:
+    layer = nn.Linear(num_in, num_out)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

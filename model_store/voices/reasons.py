@@ -1,0 +1,71 @@
+"""Why an item is in a list: which voice gives it most, and which event is behind that voice."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_store.answers import Reason
+from model_store.voices.candidates import Said, at_tokens
+from model_store.voices.gate import FORECAST, POPULARITY
+from model_store.voices.past import RETURN
+from model_store.voices.voices import Voting
+
+LANGUAGE_MODEL, POPULAR = "language_model", "popularity"
+
+
+def reasons(voting: Voting, row: int, tokens: NDArray[np.int64]) -> list[Reason]:
+    """One for each of `tokens`, for query `row`. Shares are of the mixture with older events."""
+    said, channels = voting.said, voting.said.voices.channels
+    given = _given(said, row, tokens)  # (voices, tokens)
+    best = given.argmax(axis=0)
+    totals = np.maximum(given.sum(axis=0), np.finfo(np.float32).tiny)
+    found = []
+    for place, voice in enumerate(best.tolist()):
+        share = round(float(given[voice, place] / totals[place]), 4)
+        if voice in (FORECAST, POPULARITY):
+            found.append(Reason((LANGUAGE_MODEL, POPULAR)[voice], share, None))
+        else:
+            half, channel = divmod(voice - 2, len(channels))
+            found.append(Reason(channels[channel], share, _event(said, row, half, channel, int(tokens[place]))))
+    return found
+
+
+def _given(said: Said, row: int, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+    """(2 + 2·C, tokens) what language model, popularity, and the channels of the window and of older events give."""
+    window, older = ({name: part[row].numpy() for name, part in each._asdict().items()} for each in said.weights)
+    popularity = np.where(
+        tokens < len(said.voices), said.voices.popularity[np.minimum(tokens, len(said.voices) - 1)], 0
+    )
+    kept = older["overall"][FORECAST]  # the share of the whole window in the mixture
+    popular = (kept * window["overall"][POPULARITY] + older["overall"][POPULARITY]) * popularity
+    rows = [kept * window["overall"][FORECAST] * said.forecast[row, tokens], popular]
+    rows += [kept * at_tokens(votes, row, tokens) for votes in said.recent]
+    rows += [at_tokens(votes, row, tokens) for votes in said.older]
+    return np.stack(rows).astype(np.float32)
+
+
+def _event(said: Said, row: int, half: int, channel: int, token: int) -> int | None:
+    """The place in the past of the event that gives most to `token` in one channel."""
+    described, weights = said.described[half], said.weights[half].events[row, :, channel].numpy()
+    own = described.tokens[row, : len(weights)]
+    name = said.voices.channels[channel]
+    near = own == token if name == RETURN else _column(said, name, own, token)
+    given = weights * near
+    if not given.any():
+        return None
+    return int(described.places[row, given.argmax()])
+
+
+def _column(said: Said, name: str, own: NDArray[np.int64], token: int) -> NDArray[np.float32]:
+    found: NDArray[np.float32] = said.voices.tables[name][own][:, [token]].toarray()[:, 0]
+    return found
+
+
+def shares_of_events(voting: Voting, row: int, num_events: int) -> NDArray[np.float32]:
+    """(num_events,) the weight of each event in the mixture, all channels together."""
+    found = np.zeros(num_events, dtype=np.float32)
+    window, older = voting.said.weights
+    kept = float(older.overall[row, FORECAST])
+    for described, weights, scale in zip(voting.said.described, (window, older), (kept, 1.0), strict=True):
+        total = weights.events[row].sum(dim=1).numpy()
+        np.add.at(found, described.places[row][total > 0], scale * total[total > 0])
+    return found

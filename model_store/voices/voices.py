@@ -1,0 +1,144 @@
+"""All voices of a user: what each says of the next item, and the ranking that follows.
+
+    p(item) = w_LM · p_LM(item) + w_pop · popularity(item) + Σ_m Σ_c w_{m,c} · q_c(item | item of event m)
+
+m runs over events, c over channels: `return` (q points at the item itself) and one channel for each table of near
+items. This is a pointer mixture (See et al., ACL 2017, equation 9) with several pointers. One gate weighs the events of
+the window, another one the older events, which are the memory. The mixture proposes candidates; the combiner ranks them
+from what every voice says of each. Immutable.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from scipy import sparse
+from torch import Tensor
+
+from model_store.errors import BundleCorrupt
+from model_store.manifest import VoicesSpec
+from model_store.voices.candidates import Candidates, Said, find_candidates, num_older_features, num_window_features
+from model_store.voices.combiner import Combiner
+from model_store.voices.gate import Gate, Weights
+from model_store.voices.past import EVENT_FEATURES, QUERY_FEATURES, RETURN, Described, ItemFacts, Past, describe_all
+from model_store.voices.tables import read_table, speaks, table_arrays
+
+_BELOW = 1e-6  # how far items that are no candidates stay below the last candidate, in nats
+
+
+class Voting(NamedTuple):
+    """What the voices say for a batch: see `Said`; `candidates` and `scores` are one array per query."""
+
+    said: Said
+    candidates: list[Candidates]
+    scores: list[NDArray[np.float32]]  # log p of each candidate
+
+
+class Voices:
+    """`tables`: channel → (V, V) rows that sum to one or to zero, one for each channel but `return`."""
+
+    def __init__(
+        self,
+        spec: VoicesSpec,
+        facts: ItemFacts,
+        tables: Mapping[str, sparse.csr_matrix],
+        *,
+        gates: tuple[Gate, Gate] | None = None,
+        combiner: Combiner | None = None,
+    ) -> None:
+        """`gates` of the window and of older events; without them and a combiner, networks before training."""
+        self.spec, self.facts, self.tables = spec, facts, dict(tables)
+        self.channels = (*tables, RETURN)
+        self.has_row = np.stack([speaks(table) for table in tables.values()], axis=1)  # (V, C − 1)
+        self.popularity = (facts.popularity / max(float(facts.popularity.sum()), 1.0)).astype(np.float32)
+        sizes = len(EVENT_FEATURES), len(QUERY_FEATURES), len(self.channels)
+        self.gates = gates or (Gate(*sizes), Gate(*sizes))
+        num_tables = len(tables)
+        self.combiner = combiner or Combiner(num_window_features(num_tables), num_older_features(num_tables))
+
+    def __len__(self) -> int:
+        """V: the number of tokens that have facts and rows."""
+        return len(self.popularity)
+
+    def describe(self, pasts: Sequence[Past], *, is_older: bool) -> Described:
+        """The window of each past, or (`is_older`) the whole of it, in which the events of the window are silent."""
+        length = self.spec.past_length if is_older else self.spec.recent_length
+        described = describe_all(pasts, length, self.facts, self.has_row, self.spec)
+        return described.without_recent() if is_older else described
+
+    @torch.inference_mode()
+    def weigh(self, described: Described, *, is_older: bool) -> Weights:
+        log_weights = self.gates[is_older](*described.numbers)
+        return Weights(log_weights.overall.exp(), log_weights.events.exp() * described.speaks)
+
+    def listen(self, forecast: NDArray[np.float32], pasts: Sequence[Past]) -> Said:
+        """What every voice says of all items. `forecast` (B, V') are the language model's probabilities, V' ≥ V."""
+        return Said.of(self, forecast, pasts)
+
+    def vote(
+        self, forecast: NDArray[np.float32], pasts: Sequence[Past], allowed: Sequence[NDArray[np.int64] | None]
+    ) -> Voting:
+        """Ranks the candidates of each query. `allowed`: the tokens that may be shown, None for all."""
+        said = self.listen(forecast, pasts)
+        found = [find_candidates(said, row, tokens) for row, tokens in enumerate(allowed)]
+        return Voting(said, found, [self._scores(candidates) for candidates in found])
+
+    @torch.inference_mode()
+    def _scores(self, candidates: Candidates) -> NDArray[np.float32]:
+        """Log-probabilities: the candidates share the mass that the mixture gives them."""
+        window = torch.from_numpy(candidates.window)
+        scores = self.combiner.of_window(window)
+        if candidates.older is not None:
+            scores = scores + self.combiner.of_memory(window, torch.from_numpy(candidates.older))
+        mass = float(np.log(max(float(candidates.mixture.sum()), 1e-30)))
+        log_probs: NDArray[np.float32] = (scores.log_softmax(dim=0) + min(mass, 0.0)).numpy()
+        return log_probs
+
+    def ranked(self, log_probs: Tensor, pasts: Sequence[Past], allowed: Sequence[NDArray[np.int64] | None]) -> Tensor:
+        """log p (B, V') of the next item, from `log_probs` (B, V') of the language model. Candidates come first."""
+        voting = self.vote(log_probs.exp().float().numpy(force=True), pasts, allowed)
+        return torch.from_numpy(all_scores(voting)).to(log_probs.device)
+
+    # ---- files
+
+    def save(self, file: Path) -> None:
+        arrays: dict[str, NDArray[Any]] = {f"facts.{name}": part for name, part in self.facts._asdict().items()}
+        for name, table in self.tables.items():
+            arrays |= table_arrays(name, table)
+        for name, network in self._networks().items():
+            arrays |= {f"{name}/{key}": tensor.numpy(force=True) for key, tensor in network.state_dict().items()}
+        save_file(arrays, file)
+
+    @classmethod
+    def load(cls, file: Path, spec: VoicesSpec) -> Self:
+        """Read `voices.safetensors`. Raises BundleCorrupt."""
+        try:
+            arrays = load_file(file)
+            facts = ItemFacts(*(arrays[f"facts.{name}"] for name in ItemFacts._fields))
+            voices = cls(spec, facts, {name: read_table(name, arrays) for name in spec.tables})
+            for name, network in voices._networks().items():
+                network.load_state_dict(
+                    {key: torch.from_numpy(arrays[f"{name}/{key}"]) for key in network.state_dict()}
+                )
+        except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+            raise BundleCorrupt(f"{file}: the voices cannot be read; build the bundle again") from error
+        return voices
+
+    def _networks(self) -> dict[str, torch.nn.Module]:
+        return {"window": self.gates[0], "older": self.gates[1], "combiner": self.combiner}
+
+
+def all_scores(voting: Voting) -> NDArray[np.float32]:
+    """(B, V') the scores of candidates, and for all others the mixture's log p, below the last candidate."""
+    with np.errstate(divide="ignore"):
+        found: NDArray[np.float32] = np.log(voting.said.mixture)
+    for row, (candidates, scores) in enumerate(zip(voting.candidates, voting.scores, strict=True)):
+        if len(scores):
+            np.minimum(found[row], scores.min() - _BELOW, out=found[row])
+            found[row, candidates.tokens] = scores
+    return found
