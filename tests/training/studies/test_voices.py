@@ -57,7 +57,7 @@ def test_the_shares_of_all_voices_sum_to_one(speaking: StudyContext) -> None:
     shares = [cell[0] for line in result.lines.values() for cell in line.values() if isinstance(cell, tuple)]
     assert sum(shares) == pytest.approx(1, abs=1e-5)
     assert result.lines["language model"].keys() == {"shop: window"}
-    assert result.lines["near"]["shop: older"][0] > 0  # type: ignore[index]
+    assert result.lines["near"]["shop: older"][0] > 0  # type: ignore[index, operator]
 
 
 def test_the_shares_are_those_of_the_mixture(speaking: StudyContext) -> None:

@@ -14,6 +14,7 @@ from training.rows.evaluation import Evaluation
 from training.rows.plus import boosted
 from training.rows.registry import certificate, predict
 from training.run.stage import StageError
+from training.voices import learning_targets
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_the_trees_learn_from_the_targets_of_the_voices(
     monkeypatch.setattr(boosted, "candidates_of", spy)
     lists = predict(evaluation, "boosted", 0)
     assert all(len(set(ranked)) == 10 for ranked in lists)
-    teach, judge = boosted.learning_targets(SPLIT, RECIPE, len(evaluation.voices), 0)
+    teach, judge = learning_targets(SPLIT, RECIPE, len(evaluation.voices), 0)
     assert learned == [*teach, *judge] and set(learned) <= set(SPLIT.valid)
     facts = certificate(evaluation, "boosted", 0)
     assert facts is not None and facts["settings"]["trees"] > 0
@@ -70,7 +71,6 @@ def test_the_trees_learn_from_the_targets_of_the_voices(
 
 def test_without_valid_targets_there_is_a_clear_error(evaluation: Evaluation, tmp_path: Path) -> None:
     nothing = small_evaluation(evaluation.bundle, tmp_path)
-    nothing.split = boosted.Pasts(SPLIT, evaluation.tokens, length=1).split
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(boosted, "learning_targets", lambda *args: ([], []))
         with pytest.raises(StageError, match="nothing to learn"):
