@@ -174,7 +174,9 @@ def _reasons(
 
 def _event_shares(voting: Voting | None, row: int, query: Query) -> NDArray[np.float32]:
     num_events = 0 if query.past is None else len(query.past.rows)
-    return np.zeros(num_events, dtype=np.float32) if voting is None else shares_of_events(voting, row, num_events)
+    if voting is None or not num_events:
+        return np.zeros(num_events, dtype=np.float32)
+    return shares_of_events(voting, row, num_events)
 
 
 def pad_memory(memories: Sequence[NDArray[np.float16]], bundle: Bundle) -> tuple[Tensor, Tensor]:

@@ -64,9 +64,10 @@ def item_forecast(
     `reweigh`, if given, maps log-probabilities (B, V) to the scores that rank.
     """
     combined = combine(batch.states, batch.mask, memory, memory_mask, placement)
-    logits = _possible(lm.top(combined.states, combined.mask, num_logits=1).float(), batch)
-    log_probs = logits[:, 0].log_softmax(dim=1)
-    ranked = log_probs if reweigh is None else _possible(reweigh(log_probs)[:, None], batch)[:, 0]
+    logits = lm.top(combined.states, combined.mask, num_logits=1).float()
+    reweighed = None if reweigh is None else reweigh(logits[:, 0].log_softmax(dim=1))  # as in serving: of all tokens
+    log_probs = _possible(logits, batch)[:, 0].log_softmax(dim=1)
+    ranked = log_probs if reweighed is None else _possible(reweighed[:, None], batch)[:, 0]
     own = batch.answers[:, :1]
     return log_probs.gather(1, own)[:, 0], (ranked > ranked.gather(1, own)).sum(dim=1)
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from model_store.memory.retriever import Retriever, choose
-from model_store.neighbors import ItemNeighbors, Mixture
+from tests.conftest import small_voices
 from tests.training.small import TINY, diary, small_lm, small_windows
 from tests.training.worlds import chain
 from training import annotate as annotate_stage
 from training.data.splits import Target
+from training.items.pasts import Pasts
 from training.lm import tuning
 from training.lm.backbone import Backbone, open_backbone
 from training.lm.likelihood import EncodedBatch, answer_log_probs, encode_answers
@@ -24,7 +24,14 @@ from training.lm.windows import Windows
 from training.memory import selection
 from training.memory.annotations import Annotation, AnnotationSet, annotate, read_annotation_set
 from training.memory.learning import collate
-from training.memory.selection import is_significant, joint_gains, padded_memory, standard_error, valid_gains
+from training.memory.selection import (
+    ServedRanking,
+    is_significant,
+    joint_gains,
+    padded_memory,
+    standard_error,
+    valid_gains,
+)
 
 SPLIT = chain()
 TOP_KS = (1, 3)
@@ -55,19 +62,19 @@ def picked_for(retriever: Retriever, annotated: AnnotationSet, each: Annotation,
     return places
 
 
-def neighbors(num_tokens: int) -> ItemNeighbors:
-    """Five random neighbours of each token."""
-    rng = np.random.default_rng(0)
-    indices = rng.integers(0, num_tokens, (num_tokens, 5)).astype(np.int32)
-    nearness = rng.random((num_tokens, 5), dtype=np.float32)
-    return ItemNeighbors(np.arange(0, 5 * num_tokens + 1, 5), indices.ravel(), nearness.ravel())
+def served(backbone: Backbone) -> ServedRanking:
+    tokens = np.array([backbone.prompt.title_tokens(title)[0] for title in SPLIT.titles], dtype=np.int64)
+    voices = small_voices(len(SPLIT.titles), recent_length=TINY.recent_length)
+    return ServedRanking(voices, Pasts(SPLIT, tokens, length=12))
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5])
+@pytest.mark.parametrize("has_voices", [False, True])
 @torch.inference_mode()
-def test_gains_equal_those_of_single_targets(share: float, made: tuple[Backbone, AnnotationSet]) -> None:
+def test_gains_equal_those_of_single_targets(has_voices: bool, made: tuple[Backbone, AnnotationSet]) -> None:
     backbone, annotated = made
-    mixture = Mixture(neighbors(backbone.lm.vocab_size), share, half_life=2.0) if share else None
+    if has_voices and backbone.vocabulary == "titles":
+        return  # voices need the item vocabulary
+    ranking = served(backbone) if has_voices else None
     lm, windows = backbone.lm, Windows(SPLIT, backbone.prompt, TINY.max_memory)
     candidates = retrievers(lm.hidden_size)
     found = valid_gains(
@@ -78,7 +85,7 @@ def test_gains_equal_those_of_single_targets(share: float, made: tuple[Backbone,
         windows,
         states=annotated.states,
         placement="insert",
-        mixture=mixture,
+        served=ranking,
     )
     assert found.keys() == {(name, top_k) for name in candidates for top_k in TOP_KS}
     for (name, top_k), gains in found.items():
@@ -96,25 +103,29 @@ def test_gains_equal_those_of_single_targets(share: float, made: tuple[Backbone,
             expected = [float(answer_log_probs(lm, alone, *memory(places), "insert")) for places in (picked, [])]
             assert gains.nats[place] == pytest.approx(expected[0] - expected[1], abs=1e-3), f"{name}, {top_k}"
             if gains.ndcg is not None:
-                votes = mixture.votes([example.prompt], lm.vocab_size)[0] if mixture else None
-                gained = ndcg_of(backbone, alone, memory(picked), votes) - ndcg_of(backbone, alone, memory([]), votes)
+                with_memory, without = (
+                    ndcg_of(backbone, alone, memory(some), ranking, target) for some in (picked, [])
+                )
+                gained = with_memory - without
                 assert gains.ndcg[place] == pytest.approx(gained, abs=1e-6)
     assert not found["none", 1].nats.any(), "a retriever that abstains has no gain"
 
 
 def ndcg_of(
-    backbone: Backbone, alone: EncodedBatch, memory: tuple[Tensor, Tensor], votes: NDArray[np.float32] | None
+    backbone: Backbone,
+    alone: EncodedBatch,
+    memory: tuple[Tensor, Tensor],
+    ranking: ServedRanking | None,
+    target: Target,
 ) -> float:
-    """NDCG@10 from probabilities without excluded tokens; with `votes`, mixed with a share of one half."""
+    """NDCG@10 of the tokens that are not excluded."""
     states = torch.cat([alone.states[:, :-1], memory[0], alone.states[:, -1:]], dim=1)
     logits = backbone.lm.top(states, torch.ones(states.shape[:2], dtype=torch.long), num_logits=1)[0, 0]
-    excluded = alone.excluded[0][alone.excluded[0] >= 0]
-    logits[excluded] = -torch.inf
-    forecast = logits.softmax(dim=0)
-    if votes is not None:
-        forecast = (forecast + torch.from_numpy(votes)) / 2
-        forecast[excluded] = -1
-    rank = int((forecast > forecast[alone.answers[0, 0]]).sum())
+    scores = logits.log_softmax(dim=0)
+    if ranking is not None:
+        scores = ranking.ranked(scores[None], [target])[0]
+    scores[alone.excluded[0][alone.excluded[0] >= 0]] = -torch.inf
+    rank = int((scores > scores[alone.answers[0, 0]]).sum())
     return 1 / math.log2(rank + 2) if rank < 10 else 0.0
 
 
