@@ -5,8 +5,8 @@ between training and serving would silently make recommendations worse, or would
 store unreadable. README.md describes the files of a bundle field by field.
 
 Modules and sub-packages in the order of imports. Each imports only those above it, none imports those beside it, and
-nothing is imported from `service` or `training`. Only `lm`, `grounding`, `neighbors`, `bundle`, `inference`, the search
-in `beams`, and two modules of `memory` load torch or faiss.
+nothing is imported from `service` or `training`. Only `lm`, `grounding`, `voices`, `bundle`, `inference`, the search in
+`beams`, and two modules of `memory` load torch or faiss.
 
     errors                what can be wrong with a bundle, a language model or a stored state
     memory                memory elements: stored bytes, the retriever, the input of the top half
@@ -15,8 +15,9 @@ in `beams`, and two modules of `memory` load torch or faiss.
     lm                    the language model, cut into two halves
     beams                 constrained beam search over the titles of the catalogue
     catalogue             the items, their attributes and when they are available
-    grounding, neighbors  the index of title embeddings; the table of item neighbours
+    grounding             the index of title embeddings
     answers, files        queries and answers as plain values; names and checksums of the files of a bundle
+    voices                what a user's events say about the next item, beside the language model
     view                  an opened bundle without networks: manifest, catalogue, codec
     bundle                an opened bundle with all parts; the writer of bundles
     inference             encode → retrieve → combine → generate → ground, for batches

@@ -35,8 +35,9 @@ ARROWS = {
     "model_store.answers": "catalogue",
     "model_store.files": "errors manifest text",
     "model_store.view": "catalogue errors files manifest memory text",
-    "model_store.bundle": "catalogue errors files grounding lm manifest memory neighbors text view",
-    "model_store.inference": "answers beams bundle lm memory neighbors",
+    "model_store.voices": "answers errors manifest",
+    "model_store.bundle": "catalogue errors files grounding lm manifest memory text view voices",
+    "model_store.inference": "answers beams bundle lm memory text voices",
     "service.store": "errors",
     "service.engine": "errors logs metrics settings",
     "service.usecases": "engine errors logs metrics store",
@@ -46,9 +47,9 @@ ARROWS = {
     "training.items": "data run",
     "training.lm": "data items run",
     "training.memory": "data items lm run",
-    "training.rows": "data items lm memory run",
+    "training.rows": "data items lm memory run voices",
     "training.report": "data items lm memory rows run",
-    "training.studies": "data items lm memory pipeline report rows run",
+    "training.studies": "data items lm memory pipeline report rows run voices",
 }
 HTTP_EDGE = ("service.app", "service.http", "service.server")
 # A heavy library, and the only modules that import it.
@@ -59,7 +60,7 @@ DOORS = {
     "starlette": HTTP_EDGE,
     "uvicorn": HTTP_EDGE,
     "prometheus_client": ("service.metrics",),
-    "sklearn": ("training.items",),
+    "sklearn": ("training.items", "training.rows.plus.boosted"),
 }
 # The server needs no torch: only the process of the model imports it, directly or through modules of ours.
 HEAVY = ("torch", "transformers", "faiss")

@@ -5,17 +5,15 @@ In: the language model's forecast and the pasts of a batch. Out: `Said`, sparse 
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
 from model_store.voices.gate import FORECAST, POPULARITY, Weights
-from model_store.voices.past import EVENT_FEATURES, QUERY_FEATURES, RETURN, Described, Past
-
-if TYPE_CHECKING:
-    from model_store.voices.voices import Voices
+from model_store.voices.past import EVENT_FEATURES, QUERY_FEATURES, RETURN, Described
+from model_store.voices.tables import KnownItems
 
 NUM_CANDIDATES = 200  # of the mixture without memory, and as many of the mixture with memory
 _SILENCE, _NO_FORECAST, _NO_RATE = 1e-7, 1e-9, 1e-4  # inside logarithms
@@ -48,7 +46,7 @@ class Said(NamedTuple):
     of the language model. `described` and `weights`: of the window, and of older events.
     """
 
-    voices: "Voices"
+    known: KnownItems
     forecast: NDArray[np.float32]
     recent: list[sparse.csr_matrix]
     older: list[sparse.csr_matrix]
@@ -58,36 +56,40 @@ class Said(NamedTuple):
     weights: tuple[Weights, Weights]
 
     @classmethod
-    def of(cls, voices: "Voices", forecast: NDArray[np.float32], pasts: Sequence[Past]) -> "Said":
-        described = voices.describe(pasts, is_older=False), voices.describe(pasts, is_older=True)
-        weights = [voices.weigh(part, is_older=bool(place)) for place, part in enumerate(described)]
+    def of(
+        cls,
+        known: KnownItems,
+        forecast: NDArray[np.float32],
+        described: tuple[Described, Described],
+        weights: tuple[Weights, Weights],
+    ) -> "Said":
         recent, older = (
-            _votes(voices, part, weighed.events.numpy()) for part, weighed in zip(described, weights, strict=True)
+            _votes(known, part, weighed.events.numpy()) for part, weighed in zip(described, weights, strict=True)
         )
-        window = _mixed(voices, forecast, weights[0], recent)
-        mixture = _mixed(voices, window, weights[1], older)
-        return cls(voices, forecast, recent, older, window, mixture, described, (weights[0], weights[1]))
+        window = _mixed(known, forecast, weights[0], recent)
+        mixture = _mixed(known, window, weights[1], older)
+        return cls(known, forecast, recent, older, window, mixture, described, weights)
 
 
-def _votes(voices: "Voices", described: Described, weights: NDArray[np.float32]) -> list[sparse.csr_matrix]:
+def _votes(known: KnownItems, described: Described, weights: NDArray[np.float32]) -> list[sparse.csr_matrix]:
     """For each channel (B, V): the weighted distributions of the events."""
     found = []
-    for channel, name in enumerate(voices.channels):
+    for channel, name in enumerate(known.channels):
         rows, places = np.nonzero(weights[:, :, channel])
         at_items = sparse.csr_matrix(
-            (weights[rows, places, channel], (rows, described.tokens[rows, places])), (len(weights), len(voices))
+            (weights[rows, places, channel], (rows, described.tokens[rows, places])), (len(weights), known.count)
         )
-        votes = at_items if name == RETURN else (at_items @ voices.tables[name]).tocsr()
+        votes = at_items if name == RETURN else (at_items @ known.tables[name]).tocsr()
         votes.sort_indices()
         found.append(votes)
     return found
 
 
 def _mixed(
-    voices: "Voices", forecast: NDArray[np.float32], weights: Weights, channels: Sequence[sparse.csr_matrix]
+    known: KnownItems, forecast: NDArray[np.float32], weights: Weights, channels: Sequence[sparse.csr_matrix]
 ) -> NDArray[np.float32]:
     found: NDArray[np.float32] = weights.overall[:, [FORECAST]].numpy() * forecast
-    found[:, : len(voices)] += weights.overall[:, [POPULARITY]].numpy() * voices.popularity
+    found[:, : known.count] += weights.overall[:, [POPULARITY]].numpy() * known.popularity
     for votes in channels:
         rows = np.repeat(np.arange(votes.shape[0]), np.diff(votes.indptr))
         found[rows, votes.indices] += votes.data  # columns of a row are different
@@ -126,10 +128,10 @@ def _best(mixture: NDArray[np.float32], allowed: NDArray[np.int64]) -> NDArray[n
 
 
 def _window_features(said: Said, row: int, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-    facts, known = said.voices.facts, tokens < len(said.voices)
-    inside = np.where(known, tokens, 0)
-    popularity = np.where(known, said.voices.popularity[inside], 0)
-    rate = np.where(known, facts.return_rate[inside], 0)
+    known, is_known = said.known, tokens < said.known.count
+    inside = np.where(is_known, tokens, 0)
+    popularity = np.where(is_known, known.popularity[inside], 0)
+    rate = np.where(is_known, known.facts.return_rate[inside], 0)
     columns = [
         *(np.log(at_tokens(votes, row, tokens) + _SILENCE) for votes in said.recent),
         np.log(said.window[row, tokens] + _NO_FORECAST),

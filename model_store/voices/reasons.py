@@ -14,7 +14,7 @@ LANGUAGE_MODEL, POPULAR = "language_model", "popularity"
 
 def reasons(voting: Voting, row: int, tokens: NDArray[np.int64]) -> list[Reason]:
     """One for each of `tokens`, for query `row`. Shares are of the mixture with older events."""
-    said, channels = voting.said, voting.said.voices.channels
+    said, channels = voting.said, voting.said.known.channels
     given = _given(said, row, tokens)  # (voices, tokens)
     best = given.argmax(axis=0)
     totals = np.maximum(given.sum(axis=0), np.finfo(np.float32).tiny)
@@ -32,9 +32,8 @@ def reasons(voting: Voting, row: int, tokens: NDArray[np.int64]) -> list[Reason]
 def _given(said: Said, row: int, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
     """(2 + 2·C, tokens) what language model, popularity, and the channels of the window and of older events give."""
     window, older = ({name: part[row].numpy() for name, part in each._asdict().items()} for each in said.weights)
-    popularity = np.where(
-        tokens < len(said.voices), said.voices.popularity[np.minimum(tokens, len(said.voices) - 1)], 0
-    )
+    last = said.known.count - 1
+    popularity = np.where(tokens <= last, said.known.popularity[np.minimum(tokens, last)], 0)
     kept = older["overall"][FORECAST]  # the share of the whole window in the mixture
     popular = (kept * window["overall"][POPULARITY] + older["overall"][POPULARITY]) * popularity
     rows = [kept * window["overall"][FORECAST] * said.forecast[row, tokens], popular]
@@ -47,7 +46,7 @@ def _event(said: Said, row: int, half: int, channel: int, token: int) -> int | N
     """The place in the past of the event that gives most to `token` in one channel."""
     described, weights = said.described[half], said.weights[half].events[row, :, channel].numpy()
     own = described.tokens[row, : len(weights)]
-    name = said.voices.channels[channel]
+    name = said.known.channels[channel]
     near = own == token if name == RETURN else _column(said, name, own, token)
     given = weights * near
     if not given.any():
@@ -56,7 +55,7 @@ def _event(said: Said, row: int, half: int, channel: int, token: int) -> int | N
 
 
 def _column(said: Said, name: str, own: NDArray[np.int64], token: int) -> NDArray[np.float32]:
-    found: NDArray[np.float32] = said.voices.tables[name][own][:, [token]].toarray()[:, 0]
+    found: NDArray[np.float32] = said.known.tables[name][own][:, [token]].toarray()[:, 0]
     return found
 
 

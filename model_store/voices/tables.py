@@ -1,10 +1,13 @@
 """Sparse tables of near items: row i holds how near other items are to item i, as a distribution over items."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+
+from model_store.voices.past import RETURN, ItemFacts
 
 _PARTS = ("indptr", "indices", "data")
 
@@ -35,3 +38,28 @@ def read_table(name: str, arrays: Mapping[str, NDArray[np.generic]]) -> sparse.c
     if size < 0 or int(starts[-1]) != len(columns) or (len(columns) and int(columns.max()) >= size):
         raise ValueError(f"the parts of table {name!r} disagree in length")
     return sparse.csr_matrix((values.astype(np.float32), columns, starts), (size, size))
+
+
+class KnownItems(NamedTuple):
+    """What is known of V items (tokens). `tables`: channel → (V, V) rows that sum to one or to zero.
+
+    `popularity` (V,): shares of all events.
+    """
+
+    facts: ItemFacts
+    tables: Mapping[str, sparse.csr_matrix]
+    popularity: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, facts: ItemFacts, tables: Mapping[str, sparse.csr_matrix]) -> "KnownItems":
+        total = max(float(facts.popularity.sum()), 1.0)
+        return cls(facts, dict(tables), (facts.popularity / total).astype(np.float32))
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        return (*self.tables, RETURN)
+
+    @property
+    def count(self) -> int:
+        """V"""
+        return len(self.popularity)

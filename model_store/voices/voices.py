@@ -25,8 +25,8 @@ from model_store.manifest import VoicesSpec
 from model_store.voices.candidates import Candidates, Said, find_candidates, num_older_features, num_window_features
 from model_store.voices.combiner import Combiner
 from model_store.voices.gate import Gate, Weights
-from model_store.voices.past import EVENT_FEATURES, QUERY_FEATURES, RETURN, Described, ItemFacts, Past, describe_all
-from model_store.voices.tables import read_table, speaks, table_arrays
+from model_store.voices.past import EVENT_FEATURES, QUERY_FEATURES, Described, ItemFacts, Past, describe_all
+from model_store.voices.tables import KnownItems, read_table, speaks, table_arrays
 
 _BELOW = 1e-6  # how far items that are no candidates stay below the last candidate, in nats
 
@@ -52,18 +52,33 @@ class Voices:
         combiner: Combiner | None = None,
     ) -> None:
         """`gates` of the window and of older events; without them and a combiner, networks before training."""
-        self.spec, self.facts, self.tables = spec, facts, dict(tables)
-        self.channels = (*tables, RETURN)
+        self.spec, self.known = spec, KnownItems.of(facts, tables)
         self.has_row = np.stack([speaks(table) for table in tables.values()], axis=1)  # (V, C − 1)
-        self.popularity = (facts.popularity / max(float(facts.popularity.sum()), 1.0)).astype(np.float32)
-        sizes = len(EVENT_FEATURES), len(QUERY_FEATURES), len(self.channels)
+        sizes = len(EVENT_FEATURES), len(QUERY_FEATURES), len(self.known.channels)
         self.gates = gates or (Gate(*sizes), Gate(*sizes))
         num_tables = len(tables)
         self.combiner = combiner or Combiner(num_window_features(num_tables), num_older_features(num_tables))
 
     def __len__(self) -> int:
         """V: the number of tokens that have facts and rows."""
-        return len(self.popularity)
+        return self.known.count
+
+    @property
+    def facts(self) -> ItemFacts:
+        return self.known.facts
+
+    @property
+    def tables(self) -> Mapping[str, sparse.csr_matrix]:
+        return self.known.tables
+
+    @property
+    def popularity(self) -> NDArray[np.float32]:
+        """(V,) shares of all events."""
+        return self.known.popularity
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        return self.known.channels
 
     def describe(self, pasts: Sequence[Past], *, is_older: bool) -> Described:
         """The window of each past, or (`is_older`) the whole of it, in which the events of the window are silent."""
@@ -78,7 +93,9 @@ class Voices:
 
     def listen(self, forecast: NDArray[np.float32], pasts: Sequence[Past]) -> Said:
         """What every voice says of all items. `forecast` (B, V') are the language model's probabilities, V' ≥ V."""
-        return Said.of(self, forecast, pasts)
+        described = self.describe(pasts, is_older=False), self.describe(pasts, is_older=True)
+        weights = self.weigh(described[0], is_older=False), self.weigh(described[1], is_older=True)
+        return Said.of(self.known, forecast, described, weights)
 
     def vote(
         self, forecast: NDArray[np.float32], pasts: Sequence[Past], allowed: Sequence[NDArray[np.int64] | None]
