@@ -77,7 +77,7 @@ def _votes(known: KnownItems, described: Described, weights: NDArray[np.float32]
     for channel, name in enumerate(known.channels):
         rows, places = np.nonzero(weights[:, :, channel])
         at_items = sparse.csr_matrix(
-            (weights[rows, places, channel], (rows, described.tokens[rows, places])), (len(weights), known.count)
+            (weights[rows, places, channel], (rows, described.tokens[rows, places])), (len(weights), known.num_tokens)
         )
         votes = at_items if name == RETURN else (at_items @ known.tables[name]).tocsr()
         votes.sort_indices()
@@ -89,7 +89,7 @@ def _mixed(
     known: KnownItems, forecast: NDArray[np.float32], weights: Weights, channels: Sequence[sparse.csr_matrix]
 ) -> NDArray[np.float32]:
     found: NDArray[np.float32] = weights.overall[:, [FORECAST]].numpy() * forecast
-    found[:, : known.count] += weights.overall[:, [POPULARITY]].numpy() * known.popularity
+    found[:, : known.num_tokens] += weights.overall[:, [POPULARITY]].numpy() * known.popularity
     for votes in channels:
         rows = np.repeat(np.arange(votes.shape[0]), np.diff(votes.indptr))
         found[rows, votes.indices] += votes.data  # columns of a row are different
@@ -128,7 +128,7 @@ def _best(mixture: NDArray[np.float32], allowed: NDArray[np.int64]) -> NDArray[n
 
 
 def _window_features(said: Said, row: int, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-    known, is_known = said.known, tokens < said.known.count
+    known, is_known = said.known, tokens < said.known.num_tokens
     inside = np.where(is_known, tokens, 0)
     popularity = np.where(is_known, known.popularity[inside], 0)
     rate = np.where(is_known, known.facts.return_rate[inside], 0)

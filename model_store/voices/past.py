@@ -90,7 +90,7 @@ def describe(past: Past, facts: ItemFacts, num_recent: int) -> NDArray[np.float3
 def _overlap(tokens: NDArray[np.int64], basket: NDArray[np.int64], is_recent: NDArray[np.bool_]) -> NDArray[np.float64]:
     """(n,) how many items of the window lie in the basket of each event: what was bought together may be so again."""
     shared = np.isin(tokens, tokens[is_recent]) & ~is_recent
-    counts: NDArray[np.float64] = np.bincount(basket, weights=shared)[basket]
+    counts: NDArray[np.float64] = np.bincount(basket, weights=shared)[basket].astype(np.float64)
     return counts
 
 

@@ -32,7 +32,7 @@ def reasons(voting: Voting, row: int, tokens: NDArray[np.int64]) -> list[Reason]
 def _given(said: Said, row: int, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
     """(2 + 2·C, tokens) what language model, popularity, and the channels of the window and of older events give."""
     window, older = ({name: part[row].numpy() for name, part in each._asdict().items()} for each in said.weights)
-    last = said.known.count - 1
+    last = said.known.num_tokens - 1
     popularity = np.where(tokens <= last, said.known.popularity[np.minimum(tokens, last)], 0)
     kept = older["overall"][FORECAST]  # the share of the whole window in the mixture
     popular = (kept * window["overall"][POPULARITY] + older["overall"][POPULARITY]) * popularity

@@ -60,6 +60,6 @@ class KnownItems(NamedTuple):
         return (*self.tables, RETURN)
 
     @property
-    def count(self) -> int:
+    def num_tokens(self) -> int:
         """V"""
         return len(self.popularity)

@@ -61,7 +61,7 @@ class Voices:
 
     def __len__(self) -> int:
         """V: the number of tokens that have facts and rows."""
-        return self.known.count
+        return self.known.num_tokens
 
     @property
     def facts(self) -> ItemFacts:

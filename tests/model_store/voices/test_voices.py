@@ -85,7 +85,7 @@ def test_events_beyond_the_length_of_a_past_are_not_read() -> None:
     found = [
         all_scores(voices.vote(FORECAST, [past_of(pairs)], [None])) for pairs in (newest, [(1, 9), (2, 14), *newest])
     ]
-    np.testing.assert_array_equal(*found)
+    np.testing.assert_array_equal(found[0], found[1])
 
 
 def test_an_item_comes_back_once_and_not_while_it_lies_in_the_basket() -> None:
@@ -147,9 +147,8 @@ def test_saved_voices_read_back(tmp_path: Path) -> None:
     written.save(tmp_path / "voices.safetensors")
     read = Voices.load(tmp_path / "voices.safetensors", written.spec)
     past = past_of([(1, 9), (20, 3), (30, 5), (31, 6)])
-    np.testing.assert_allclose(
-        *(all_scores(voices.vote(FORECAST, [past], [None])) for voices in (written, read)), atol=1e-3
-    )
+    before, after = (all_scores(voices.vote(FORECAST, [past], [None])) for voices in (written, read))
+    np.testing.assert_allclose(before, after, atol=1e-3)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not voices"])
@@ -163,7 +162,7 @@ def test_a_missing_or_broken_file_is_a_corrupt_bundle(tmp_path: Path, content: b
 
 def test_tables_are_distributions_and_read_back() -> None:
     table = normalised(sparse.csr_matrix(np.array([[0, 3, 1], [0, 0, 0], [2, 0, 0]], dtype=np.float32)))
-    np.testing.assert_allclose(table.toarray(), [[0, 0.75, 0.25], [0, 0, 0], [1, 0, 0]])
+    np.testing.assert_allclose(table.toarray(), np.array([[0, 0.75, 0.25], [0, 0, 0], [1, 0, 0]]))
     arrays = table_arrays("near", table)
     np.testing.assert_array_equal(read_table("near", arrays).toarray(), table.toarray())
     arrays["near.indices"] = np.array([0, 1, 5], dtype=np.int32)

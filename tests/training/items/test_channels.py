@@ -58,7 +58,7 @@ def test_the_order_inside_a_basket_changes_no_table() -> None:
     other = with_times(world([[1, 0, 3, 2], [0, 1, 2, 3]], train_ends=[4, 4]), [[1, 1, 2, 2]] * 2)
     for make in (near_items, following_items):
         tables = [make(TrainEvents.of(split), split.popularity).toarray() for split in (one, other)]
-        np.testing.assert_allclose(*tables, err_msg=make.__name__)
+        np.testing.assert_allclose(tables[0], tables[1], err_msg=make.__name__)
 
 
 def test_rates_and_intervals_of_return() -> None:
