@@ -43,7 +43,8 @@ class Measured(NamedTuple):
     own: NDArray[np.float64]
 
     def at(self, rows: NDArray[np.bool_]) -> "Measured":
-        return Measured(*(part[rows] for part in self))
+        numbers = (part[rows] for part in (self.window, self.memory, self.popularity, self.own))
+        return Measured(self.user[rows], self.had[rows], *numbers)
 
 
 def measure(voices: Voices, pasts: Pasts, targets: Sequence[Target], *, seed: int) -> Measured | None:
@@ -68,6 +69,7 @@ def parted(targets: Sequence[Target], share: float, seed: int) -> tuple[list[Tar
 def _measure_half(
     untrained: Voices, pasts: Pasts, fitting: Sequence[Target], targets: Sequence[Target], *, seed: int
 ) -> Measured:
+    torch.manual_seed(seed)  # of the first weights
     voices = Voices(untrained.spec, untrained.facts, untrained.tables)
     teach, judge = parted(fitting, _JUDGING, seed)
     train_voices(voices, pasts, teach, judge, popular_forecast(voices), seed=seed)
@@ -86,17 +88,17 @@ def _ranks(voices: Voices, pasts: Pasts, targets: Sequence[Target]) -> Iterator[
         part = targets[start : start + _BATCH]
         said = voices.listen(forecast(part), [pasts.past(target) for target in part])
         for row, target in enumerate(part):
-            yield *voted_ranks(said, row, pasts, target), *_plain_ranks(voices, pasts, target)
+            yield *voted_ranks(voices, said, row, pasts=pasts, target=target), *_plain_ranks(voices, pasts, target)
         bar.update(len(part))
     bar.close()
 
 
 @torch.no_grad()
-def voted_ranks(said: Said, row: int, pasts: Pasts, target: Target) -> tuple[float, float]:
+def voted_ranks(voices: Voices, said: Said, row: int, pasts: Pasts, target: Target) -> tuple[float, float]:
     """Without and with older events. Of equal scores the mixture decides, so a ranking that has learned nothing is that
     of the mixture.
     """
-    found, combiner = find_candidates(said, row, pasts.allowed(target)), said.voices.combiner
+    found, combiner = find_candidates(said, row, pasts.allowed(target)), voices.combiner
     place = np.flatnonzero(found.tokens == pasts.truth(target))
     if not len(place):
         return float(MISSED), float(MISSED)
@@ -163,9 +165,15 @@ def num_affordable(voices: Voices, pasts: Pasts, targets: Sequence[Target], seco
 
 
 def gain_facts(measured: Measured, *, seed: int) -> dict[str, Any]:
-    """Means and 95 % intervals by user, of all targets, of returning ones (the user had the item) and of new ones."""
-    parts = {"all": np.ones(len(measured.user), dtype=bool), "returning": measured.had, "new": ~measured.had}
-    return {name: _gain(measured.at(rows), seed) if rows.any() else None for name, rows in parts.items()}
+    """Means and 95 % intervals by user, of all targets, of returning ones (the user had the item) and of new ones.
+
+    None for a part that has too few users.
+    """
+    parts = {"returning": measured.at(measured.had), "new": measured.at(~measured.had)}
+    return {"all": _gain(measured, seed)} | {
+        name: _gain(part, seed) if len(set(part.user.tolist())) >= FEWEST_USERS else None
+        for name, part in parts.items()
+    }
 
 
 def _gain(part: Measured, seed: int) -> dict[str, Any]:

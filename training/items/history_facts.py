@@ -110,7 +110,7 @@ def _histories(split: Split, events: Events) -> Facts:
     spans = (events.time[ends] - events.time[events.starts])[is_long]
     return {
         "median_length": float(np.median(lengths)),
-        "p90_length": float(np.quantile(lengths, 0.9)),
+        "p90_length": round(float(np.quantile(lengths, 0.9)), 1),
         "long_users": int(is_long.sum()),
         "within_a_day_share": _share(spans < SECONDS_PER_DAY),
         "one_time_share": _share(spans == 0),
@@ -154,7 +154,7 @@ def _cold(split: Split, tokens: NDArray[np.int64], truths: NDArray[np.int64]) ->
 
 def _popularity(split: Split, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
     """(V,) events of the train period."""
-    return np.bincount(tokens, weights=split.popularity)
+    return np.bincount(tokens, weights=split.popularity).astype(np.float64)
 
 
 def _share(chosen: NDArray[np.bool_]) -> float:
