@@ -34,7 +34,7 @@ from training.run.program import main_after_backbone
 from training.run.recipes import Recipe
 from training.run.stage import atomic_file, begin, digest, finish, is_done, progress, read_certificate
 
-_VERSION = 1
+_VERSION = 2
 _JUDGING = 0.25  # share of the users
 _BATCH = 64
 _MOST_NUMBERS = 600_000_000  # of all forecasts together; above, fewer targets are sampled

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
 from model_store.voices.gate import FORECAST, POPULARITY, Weights
-from model_store.voices.past import EVENT_FEATURES, QUERY_FEATURES, RETURN, Described
+from model_store.voices.past import EVENT_FEATURES, QUERY_FEATURES, Described
 from model_store.voices.tables import KnownItems
+from model_store.voices.votes import Votes
 
 NUM_CANDIDATES = 200  # of the mixture without memory, and as many of the mixture with memory
 _SILENCE, _NO_FORECAST, _NO_RATE = 1e-7, 1e-9, 1e-4  # inside logarithms
@@ -40,7 +40,7 @@ def num_older_features(num_tables: int) -> int:
 
 
 class Said(NamedTuple):
-    """`recent` and `older`: for each channel the (B, V) votes of the events of the window, and of older events.
+    """`recent` and `older`: for each query the votes of the events of the window, and of older events.
 
     `window` (B, V') is the mixture without older events, `mixture` with them: there the first mixture takes the place
     of the language model. `described` and `weights`: of the window, and of older events.
@@ -48,8 +48,8 @@ class Said(NamedTuple):
 
     known: KnownItems
     forecast: NDArray[np.float32]
-    recent: list[sparse.csr_matrix]
-    older: list[sparse.csr_matrix]
+    recent: list[Votes]
+    older: list[Votes]
     window: NDArray[np.float32]
     mixture: NDArray[np.float32]
     described: tuple[Described, Described]
@@ -64,35 +64,21 @@ class Said(NamedTuple):
         weights: tuple[Weights, Weights],
     ) -> "Said":
         recent, older = (
-            _votes(known, part, weighed.events.numpy()) for part, weighed in zip(described, weights, strict=True)
+            [Votes.of(known, tokens, own) for tokens, own in zip(part.tokens, weighed.events.numpy(), strict=True)]
+            for part, weighed in zip(described, weights, strict=True)
         )
         window = _mixed(known, forecast, weights[0], recent)
         mixture = _mixed(known, window, weights[1], older)
         return cls(known, forecast, recent, older, window, mixture, described, weights)
 
 
-def _votes(known: KnownItems, described: Described, weights: NDArray[np.float32]) -> list[sparse.csr_matrix]:
-    """For each channel (B, V): the weighted distributions of the events."""
-    found = []
-    for channel, name in enumerate(known.channels):
-        rows, places = np.nonzero(weights[:, :, channel])
-        at_items = sparse.csr_matrix(
-            (weights[rows, places, channel], (rows, described.tokens[rows, places])), (len(weights), known.num_tokens)
-        )
-        votes = at_items if name == RETURN else (at_items @ known.tables[name]).tocsr()
-        votes.sort_indices()
-        found.append(votes)
-    return found
-
-
 def _mixed(
-    known: KnownItems, forecast: NDArray[np.float32], weights: Weights, channels: Sequence[sparse.csr_matrix]
+    known: KnownItems, forecast: NDArray[np.float32], weights: Weights, votes: Sequence[Votes]
 ) -> NDArray[np.float32]:
     found: NDArray[np.float32] = weights.overall[:, [FORECAST]].numpy() * forecast
-    found[:, : known.num_tokens] += weights.overall[:, [POPULARITY]].numpy() * known.popularity
-    for votes in channels:
-        rows = np.repeat(np.arange(votes.shape[0]), np.diff(votes.indptr))
-        found[rows, votes.indices] += votes.data  # columns of a row are different
+    shares = weights.overall[:, POPULARITY].numpy()
+    for row, (own, share) in enumerate(zip(votes, shares, strict=True)):
+        found[row, : known.num_tokens] += share * known.popularity + own.sums(known.num_tokens)
     return found
 
 
@@ -133,7 +119,7 @@ def _window_features(said: Said, row: int, tokens: NDArray[np.int64]) -> NDArray
     popularity = np.where(is_known, known.popularity[inside], 0)
     rate = np.where(is_known, known.facts.return_rate[inside], 0)
     columns = [
-        *(np.log(at_tokens(votes, row, tokens) + _SILENCE) for votes in said.recent),
+        *np.log(votes_at(said, said.recent[row], tokens) + _SILENCE).T,
         np.log(said.window[row, tokens] + _NO_FORECAST),
         np.log(popularity + _SILENCE),
         np.log(rate + _NO_RATE),
@@ -143,7 +129,7 @@ def _window_features(said: Said, row: int, tokens: NDArray[np.int64]) -> NDArray
 
 
 def _older_features(said: Said, row: int, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-    columns = [np.log(at_tokens(votes, row, tokens) + _SILENCE) for votes in said.older]
+    columns = list(np.log(votes_at(said, said.older[row], tokens) + _SILENCE).T)
     return _joined(columns, _returns(said.described[1], row, tokens), said.described[1], row)
 
 
@@ -154,10 +140,9 @@ def _joined(
     return np.concatenate([np.stack(columns, axis=1), returns, query], axis=1).astype(np.float32)
 
 
-def at_tokens(votes: sparse.csr_matrix, row: int, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The votes of one query for `tokens`, 0 where there is none."""
-    part = slice(votes.indptr[row], votes.indptr[row + 1])
-    return _looked_up(votes.indices[part], votes.data[part], tokens)
+def votes_at(said: Said, votes: Votes, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(c, C)"""
+    return votes.at(tokens, said.known.num_tokens, len(said.known.channels))
 
 
 def _looked_up(

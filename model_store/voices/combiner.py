@@ -9,52 +9,50 @@ training to the next than a single network.
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from model_store.voices.layers import Standardiser, zero_linear
 
 
-class Ranker(nn.Module):
-    """Features (…, F) → scores (…): a linear layer plus one hidden layer, both zero before training."""
+class Rankers(nn.Module):
+    """Features (…, F) → scores (…, E) of E networks: a linear and a hidden layer, both zero before training."""
 
-    def __init__(self, num_features: int, *, width: int = 32) -> None:
+    def __init__(self, num_features: int, *, num_members: int, width: int) -> None:
         super().__init__()
+        self.num_members = num_members
         self.standard = Standardiser(num_features)
-        self.linear = zero_linear(num_features, 1)
-        self.hidden = nn.Sequential(nn.Linear(num_features, width), nn.GELU())
-        self.last = zero_linear(width, 1)
+        self.linear = zero_linear(num_features, num_members)
+        self.hidden = nn.Linear(num_features, num_members * width)
+        self.last = nn.Parameter(torch.zeros(num_members, width))
 
     def forward(self, features: Tensor) -> Tensor:
         standard = self.standard(features)
-        scores: Tensor = (self.linear(standard) + self.last(self.hidden(standard)))[..., 0]
+        hidden = F.gelu(self.hidden(standard)).unflatten(-1, (self.num_members, -1))
+        scores: Tensor = self.linear(standard) + (hidden * self.last).sum(dim=-1)
         return scores
 
     @torch.no_grad()
     def scale(self, factor: float) -> None:
         """Multiplies all scores by `factor`."""
-        for layer in (self.linear, self.last):
-            layer.weight.mul_(factor)
-            layer.bias.mul_(factor)
+        for parameter in (self.linear.weight, self.linear.bias, self.last):
+            parameter.mul_(factor)
 
 
 class Combiner(nn.Module):
-    """`num_window` and `num_older`: the number of features of each kind. `num_members`: networks whose mean counts."""
+    """`num_window` and `num_older`: the number of features of each kind."""
 
     def __init__(self, num_window: int, num_older: int, *, num_members: int = 3, width: int = 32) -> None:
         super().__init__()
         self.num_older = num_older
-        both = num_window + num_older
-        self.window = nn.ModuleList(Ranker(num_window, width=width) for _ in range(num_members))
-        self.memory = nn.ModuleList(Ranker(both, width=width) for _ in range(num_members))
-
-    def rankers(self, *, of_memory: bool) -> list[Ranker]:
-        members = self.memory if of_memory else self.window
-        return [member for member in members if isinstance(member, Ranker)]
+        self.window = Rankers(num_window, num_members=num_members, width=width)
+        self.memory = Rankers(num_window + num_older, num_members=num_members, width=width)
 
     def of_window(self, window: Tensor) -> Tensor:
         """r: `window` (…, F) → (…)."""
-        return torch.stack([member(window) for member in self.window]).mean(dim=0)
+        scores: Tensor = self.window(window).mean(dim=-1)
+        return scores
 
     def of_memory(self, window: Tensor, older: Tensor) -> Tensor:
         """m: what older events add to the scores."""
-        both = torch.cat([window, older], dim=-1)
-        return torch.stack([member(both) for member in self.memory]).mean(dim=0)
+        scores: Tensor = self.memory(torch.cat([window, older], dim=-1)).mean(dim=-1)
+        return scores

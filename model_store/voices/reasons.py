@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.answers import Reason
-from model_store.voices.candidates import Said, at_tokens
+from model_store.voices.candidates import Said, votes_at
 from model_store.voices.gate import FORECAST, POPULARITY
 from model_store.voices.past import RETURN
 from model_store.voices.voices import Voting
@@ -37,8 +37,7 @@ def _given(said: Said, row: int, tokens: NDArray[np.int64]) -> NDArray[np.float3
     kept = older["overall"][FORECAST]  # the share of the whole window in the mixture
     popular = (kept * window["overall"][POPULARITY] + older["overall"][POPULARITY]) * popularity
     rows = [kept * window["overall"][FORECAST] * said.forecast[row, tokens], popular]
-    rows += [kept * at_tokens(votes, row, tokens) for votes in said.recent]
-    rows += [at_tokens(votes, row, tokens) for votes in said.older]
+    rows += [*(kept * votes_at(said, said.recent[row], tokens).T), *votes_at(said, said.older[row], tokens).T]
     return np.stack(rows).astype(np.float32)
 
 
@@ -55,7 +54,7 @@ def _event(said: Said, row: int, half: int, channel: int, token: int) -> int | N
 
 
 def _column(said: Said, name: str, own: NDArray[np.int64], token: int) -> NDArray[np.float32]:
-    found: NDArray[np.float32] = said.known.tables[name][own][:, [token]].toarray()[:, 0]
+    found: NDArray[np.float32] = said.known.table(name)[own][:, [token]].toarray()[:, 0]
     return found
 
 

@@ -1,7 +1,7 @@
 """Sparse tables of near items: row i holds how near other items are to item i, as a distribution over items."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +19,6 @@ def normalised(table: sparse.csr_matrix) -> sparse.csr_matrix:
     return sparse.csr_matrix(scale @ table, dtype=np.float32)
 
 
-def speaks(table: sparse.csr_matrix) -> NDArray[np.bool_]:
-    """(V,) whether a row has any neighbour."""
-    found: NDArray[np.bool_] = np.diff(table.indptr) > 0
-    return found
-
-
 def table_arrays(name: str, table: sparse.csr_matrix) -> dict[str, NDArray[np.generic]]:
     """The arrays of a table for a file of safetensors; `read_table` is the inverse up to float16 rounding."""
     arrays = (table.indptr.astype(np.int64), table.indices.astype(np.int32), table.data.astype(np.float16))
@@ -40,26 +34,46 @@ def read_table(name: str, arrays: Mapping[str, NDArray[np.generic]]) -> sparse.c
     return sparse.csr_matrix((values.astype(np.float32), columns, starts), (size, size))
 
 
-class KnownItems(NamedTuple):
-    """What is known of V items (tokens). `tables`: channel → (V, V) rows that sum to one or to zero.
+class KnownItems:
+    """What is known of V items (tokens): facts, popularity, and for each channel with a table the near items.
 
-    `popularity` (V,): shares of all events.
+    The tables are one array: row t of table c begins at `starts[c · V + t]`. `popularity` (V,): shares of all events.
     """
 
-    facts: ItemFacts
-    tables: Mapping[str, sparse.csr_matrix]
-    popularity: NDArray[np.float32]
-
-    @classmethod
-    def of(cls, facts: ItemFacts, tables: Mapping[str, sparse.csr_matrix]) -> "KnownItems":
-        total = max(float(facts.popularity.sum()), 1.0)
-        return cls(facts, dict(tables), (facts.popularity / total).astype(np.float32))
+    def __init__(self, facts: ItemFacts, tables: Mapping[str, sparse.csr_matrix]) -> None:
+        """`tables`: channel → (V, V) rows that sum to one or to zero."""
+        self.facts, self.names = facts, tuple(tables)
+        self.popularity = (facts.popularity / max(float(facts.popularity.sum()), 1.0)).astype(np.float32)
+        lengths = np.concatenate([np.diff(table.indptr) for table in tables.values()])
+        self.starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        self.near = np.concatenate([table.indices.astype(np.int32) for table in tables.values()])
+        self.nearness = np.concatenate([table.data.astype(np.float32) for table in tables.values()])
 
     @property
     def channels(self) -> tuple[str, ...]:
-        return (*self.tables, RETURN)
+        return (*self.names, RETURN)
 
     @property
     def num_tokens(self) -> int:
         """V"""
         return len(self.popularity)
+
+    def spans(
+        self, tables: NDArray[np.int64], tokens: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where rows begin and end: pairs of the number of a table and a token."""
+        rows = tables * self.num_tokens + tokens
+        return self.starts[rows], self.starts[rows + 1]
+
+    def table(self, name: str) -> sparse.csr_matrix:
+        """(V, V); shares memory with the arrays."""
+        first = self.names.index(name) * self.num_tokens
+        starts = self.starts[first : first + self.num_tokens + 1]
+        part, size = slice(starts[0], starts[-1]), self.num_tokens
+        return sparse.csr_matrix((self.nearness[part], self.near[part], starts - starts[0]), (size, size))
+
+    @cached_property
+    def has_row(self) -> NDArray[np.bool_]:
+        """(V, C − 1) whether an item has neighbours in a table."""
+        lengths = np.diff(self.starts).reshape(len(self.names), self.num_tokens)
+        return (lengths > 0).T.copy()

@@ -26,7 +26,7 @@ from model_store.voices.candidates import Candidates, Said, find_candidates, num
 from model_store.voices.combiner import Combiner
 from model_store.voices.gate import Gate, Weights
 from model_store.voices.past import EVENT_FEATURES, QUERY_FEATURES, Described, ItemFacts, Past, describe_all
-from model_store.voices.tables import KnownItems, read_table, speaks, table_arrays
+from model_store.voices.tables import KnownItems, read_table, table_arrays
 
 _BELOW = 1e-6  # how far items that are no candidates stay below the last candidate, in nats
 
@@ -52,8 +52,7 @@ class Voices:
         combiner: Combiner | None = None,
     ) -> None:
         """`gates` of the window and of older events; without them and a combiner, networks before training."""
-        self.spec, self.known = spec, KnownItems.of(facts, tables)
-        self.has_row = np.stack([speaks(table) for table in tables.values()], axis=1)  # (V, C − 1)
+        self.spec, self.known = spec, KnownItems(facts, tables)
         sizes = len(EVENT_FEATURES), len(QUERY_FEATURES), len(self.known.channels)
         self.gates = gates or (Gate(*sizes), Gate(*sizes))
         num_tables = len(tables)
@@ -69,7 +68,8 @@ class Voices:
 
     @property
     def tables(self) -> Mapping[str, sparse.csr_matrix]:
-        return self.known.tables
+        """Channel → (V, V)"""
+        return {name: self.known.table(name) for name in self.known.names}
 
     @property
     def popularity(self) -> NDArray[np.float32]:
@@ -83,7 +83,7 @@ class Voices:
     def describe(self, pasts: Sequence[Past], *, is_older: bool) -> Described:
         """The window of each past, or (`is_older`) the whole of it, in which the events of the window are silent."""
         length = self.spec.past_length if is_older else self.spec.recent_length
-        described = describe_all(pasts, length, self.facts, self.has_row, self.spec)
+        described = describe_all(pasts, length, self.facts, self.known.has_row, self.spec)
         return described.without_recent() if is_older else described
 
     @torch.inference_mode()

@@ -58,8 +58,7 @@ def choose_memory_scale(voices: Voices, pasts: Pasts, targets: Sequence[Target],
     """The scale with the best NDCG@10, of equals the smallest. The networks are changed by it."""
     gained = ndcg(ranks(voices, pasts, targets, forecast, SCALES)).mean(axis=1)
     scale = SCALES[int(gained.argmax())]
-    for ranker in voices.combiner.rankers(of_memory=True):
-        ranker.scale(scale)
+    voices.combiner.memory.scale(scale)
     return scale
 
 

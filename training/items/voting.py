@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model_store.voices.candidates import Candidates, find_candidates
-from model_store.voices.combiner import Ranker
+from model_store.voices.combiner import Rankers
 from model_store.voices.gate import Gate
 from model_store.voices.past import RETURN, Described
 from model_store.voices.voices import Voices
@@ -244,28 +244,33 @@ def _fit_rankers(voices: Voices, teach: RankedTargets, judge: RankedTargets) -> 
     combiner = voices.combiner
     if not len(teach.truth) or not len(judge.truth):
         return {}
-    facts = {}
-    for number, ranker in enumerate(combiner.rankers(of_memory=False)):
-        ranker.standard.fit(teach.window[teach.mask])
-        fitted = _fit_ranker(ranker, (teach.window, judge.window), None, (teach, judge))
-        facts[f"ranking of the window {number}"] = fitted
+    combiner.window.standard.fit(teach.window[teach.mask])
+    facts = {
+        "ranking of the window": _fit_rankers_of(combiner.window, (teach.window, judge.window), None, (teach, judge))
+    }
     with torch.no_grad():
         below = combiner.of_window(teach.window), combiner.of_window(judge.window)
     both = [torch.cat([part.window, part.older], dim=-1) for part in (teach, judge)]
-    for number, ranker in enumerate(combiner.rankers(of_memory=True)):
-        ranker.standard.fit(both[0][teach.mask])
-        facts[f"ranking of memory {number}"] = _fit_ranker(ranker, both, below, (teach, judge))
-    return facts
+    combiner.memory.standard.fit(both[0][teach.mask])
+    return facts | {"ranking of memory": _fit_rankers_of(combiner.memory, both, below, (teach, judge))}
 
 
-def _fit_ranker(
-    ranker: Ranker, features: Sequence[Tensor], below: Sequence[Tensor] | None, parts: Sequence[RankedTargets]
+def _fit_rankers_of(
+    rankers: Rankers, features: Sequence[Tensor], below: Sequence[Tensor] | None, parts: Sequence[RankedTargets]
 ) -> Taught:
-    """`below`: scores to which those of the network are added."""
+    """Each member learns alone; their mean is judged. `below`: scores to which those of the members are added."""
 
-    def loss(part: int, rows: Tensor | slice) -> Tensor:
-        scores: Tensor = ranker(features[part][rows])
-        scores = scores if below is None else scores + below[part][rows]
-        return F.cross_entropy(scores.masked_fill(~parts[part].mask[rows], _HIDDEN_LOGIT), parts[part].truth[rows])
+    def loss(part: int, rows: Tensor | slice, *, of_mean: bool) -> Tensor:
+        scores: Tensor = rankers(features[part][rows])  # (t, c, E)
+        scores = scores.mean(dim=-1, keepdim=True) if of_mean else scores
+        scores = scores if below is None else scores + below[part][rows][..., None]
+        scores = scores.masked_fill(~parts[part].mask[rows][..., None], _HIDDEN_LOGIT)
+        truth = parts[part].truth[rows][:, None].expand(-1, scores.shape[-1])
+        return F.cross_entropy(scores, truth)
 
-    return _fit(ranker, lambda rows: loss(0, rows), lambda: loss(1, slice(None)), len(parts[0].truth))
+    return _fit(
+        rankers,
+        lambda rows: loss(0, rows, of_mean=False),
+        lambda: loss(1, slice(None), of_mean=True),
+        len(parts[0].truth),
+    )

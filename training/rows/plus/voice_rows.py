@@ -52,9 +52,10 @@ def voice_scorer(evaluation: Evaluation, channel: str) -> Scorer:
         found = np.zeros((len(targets), len(tokens)), dtype=np.float32)
         silent = np.zeros((len(targets), len(voices)), dtype=np.float32)
         said = voices.listen(silent, [past_of_target(evaluation, target) for target in targets])
-        kept = said.weights[1].overall[:, [FORECAST]].numpy()  # the share of the window in the mixture
-        votes = said.older[place].toarray() + kept * said.recent[place].toarray()
-        found[:, known] = votes[:, tokens[known]]
+        kept = said.weights[1].overall[:, FORECAST].tolist()  # the share of the window in the mixture
+        for row, (recent, older) in enumerate(zip(said.recent, said.older, strict=True)):
+            votes = older.channel(place, len(voices)) + kept[row] * recent.channel(place, len(voices))
+            found[row, known] = votes[tokens[known]]
         return found
 
     return score
