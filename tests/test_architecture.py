@@ -47,9 +47,9 @@ ARROWS = {
     "training.items": "data run",
     "training.lm": "data items run",
     "training.memory": "data items lm run",
-    "training.rows": "data items lm memory run voices",
+    "training.rows": "data items lm memory run",
     "training.report": "data items lm memory rows run",
-    "training.studies": "data items lm memory pipeline report rows run voices",
+    "training.studies": "data items lm memory pipeline report rows run",
 }
 HTTP_EDGE = ("service.app", "service.http", "service.server")
 # A heavy library, and the only modules that import it.

@@ -20,11 +20,11 @@ from training.data.splits import Split, Target, sample_targets
 from training.items import diagnosis
 from training.items.history_facts import FEW_EVENTS, Facts, history_facts, like_titles
 from training.items.pasts import Pasts
+from training.items.voice_setup import untrained
 from training.run.inputs import SPLITS, Inputs, load_inputs
 from training.run.program import run_program
 from training.run.recipes import Recipe, get_recipe
 from training.run.stage import begin, digest, finish, is_done, read_certificate
-from training.voices import untrained
 
 PAYS, MAY_PAY, NOTHING = "memory pays", "memory may pay", "memory adds nothing that can be measured"
 TOO_LITTLE = "too little data"
@@ -77,7 +77,7 @@ def diagnose(inputs: Inputs, *, recipe: Recipe, seed: int, max_targets: int, sec
     split, tokens = inputs.split, inputs.split.title_class.astype(np.int64)
     facts = history_facts(split, tokens, window=recipe.recent_length)
     voices, pasts = untrained(split, tokens, recipe)
-    has_like_title = voices.has_row[:, voices.channels.index("alike")]
+    has_like_title = voices.known.has_row[:, voices.channels.index("alike")]
     facts["cold"] = like_titles(split, tokens, has_like_title, facts["cold"])
     left = seconds_budget - (time.monotonic() - started)
     targets = _affordable(voices, pasts, sample_targets(split.valid, max_targets, seed), seconds=left, seed=seed)

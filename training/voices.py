@@ -15,29 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from model_store.lm.padding import pad
-from model_store.manifest import VoicesSpec
-from model_store.voices.voices import Voices
-from training.data.splits import Split, Target, sample_targets
-from training.items.channels import channel_tables, item_facts
-from training.items.pasts import Pasts
+from training.data.splits import Split
 from training.items.voice_files import VOICES_FILE
 from training.items.voice_ranks import choose_memory_scale, memory_facts, voice_shares
-from training.items.voting import Forecast, train_voices
-from training.lm.backbone import Backbone, open_backbone
+from training.items.voice_setup import learning_targets, untrained
+from training.items.voting import train_voices
+from training.lm.backbone import open_backbone
+from training.lm.forecasts import cached_forecast
 from training.lm.windows import Windows
 from training.run.device import pick_device
 from training.run.program import main_after_backbone
 from training.run.recipes import Recipe
-from training.run.stage import atomic_file, begin, digest, finish, is_done, progress, read_certificate
+from training.run.stage import atomic_file, begin, digest, finish, is_done, read_certificate
 
 _VERSION = 2
-_JUDGING = 0.25  # share of the users
-_BATCH = 64
-_MOST_NUMBERS = 600_000_000  # of all forecasts together; above, fewer targets are sampled
 
 
 def stage_key(fingerprint: str, upstream: dict[str, Any], recipe: Recipe, seed: int) -> str:
@@ -72,55 +64,6 @@ def run(
     with atomic_file(out / VOICES_FILE) as draft:
         voices.save(draft)
     return finish(out, inputs, facts)
-
-
-def untrained(split: Split, tokens: NDArray[np.int64], recipe: Recipe, seed: int = 0) -> tuple[Voices, Pasts]:
-    """Voices of the train period whose networks are not trained, and the pasts that they read."""
-    tables = channel_tables(split, tokens)
-    spec = VoicesSpec(
-        tables=tuple(tables),
-        recent_length=recipe.recent_length,
-        past_length=max(recipe.max_past, recipe.recent_length),
-        has_returns=split.has_repeats,
-    )
-    torch.manual_seed(seed)  # of the first weights
-    return Voices(spec, item_facts(split, tokens), tables), Pasts(split, tokens, length=spec.past_length)
-
-
-def learning_targets(split: Split, recipe: Recipe, num_tokens: int, seed: int) -> tuple[list[Target], list[Target]]:
-    """The sampled valid targets that teach, and those that judge. `num_tokens` is V."""
-    count = min(recipe.voices_targets, _MOST_NUMBERS // max(1, num_tokens))
-    return split_by_user(sample_targets(split.valid, count, seed), seed)
-
-
-def split_by_user(targets: Sequence[Target], seed: int) -> tuple[list[Target], list[Target]]:
-    """Targets of the users who teach, and of those who judge. Each part has a user where there are two."""
-    users = np.unique([target.user for target in targets])
-    count = min(max(1, round(_JUDGING * len(users))), len(users) - 1)
-    judging = set(np.random.default_rng(seed).permutation(users)[:count].tolist())
-    return (
-        [target for target in targets if target.user not in judging],
-        [target for target in targets if target.user in judging],
-    )
-
-
-def cached_forecast(backbone: Backbone, windows: Windows, targets: Sequence[Target]) -> Forecast:
-    """The language model's probabilities of the next item without memory, in float16, computed once per target."""
-    parts, rows = [], {target: row for row, target in enumerate(targets)}
-    for start in progress(range(0, len(targets), _BATCH), desc="forecasts", unit="batch"):
-        parts.append(forecast_of(backbone, windows, targets[start : start + _BATCH]).astype(np.float16))
-    found = np.concatenate(parts)
-    return lambda wanted: found[[rows[target] for target in wanted]].astype(np.float32)
-
-
-@torch.inference_mode()
-def forecast_of(backbone: Backbone, windows: Windows, targets: Sequence[Target]) -> NDArray[np.float32]:
-    """(targets, V)"""
-    prompts = [windows.prompt_ending_at(target.user, target.position - 1) for target in targets]
-    padded = pad(prompts, device=backbone.lm.device)
-    logits = backbone.lm.top(backbone.lm.bottom(*padded), padded.mask, num_logits=1)[:, -1]
-    found: NDArray[np.float32] = logits.float().softmax(dim=-1).numpy(force=True)
-    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:

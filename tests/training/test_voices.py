@@ -11,10 +11,12 @@ from tests.training.small import TINY
 from tests.training.worlds import chain
 from training.data.splits import Split
 from training.items.voice_files import VOICES_FILE, read_voices
+from training.items.voice_setup import split_by_user
 from training.lm import tuning
 from training.lm.backbone import open_backbone
+from training.lm.forecasts import cached_forecast, forecast_of
 from training.lm.windows import Windows
-from training.voices import cached_forecast, forecast_of, run, split_by_user, stage_key
+from training.voices import run, stage_key
 
 ITEMS = replace(TINY, vocabulary="items", voices_targets=60, recent_length=3, max_past=10)
 

@@ -18,13 +18,13 @@ from model_store.voices.gate import FORECAST, POPULARITY
 from model_store.voices.voices import Voices
 from training.data.splits import Split, Target, sample_targets
 from training.items.pasts import Pasts
+from training.items.voice_setup import learning_targets
 from training.run.device import pick_device
 from training.run.inputs import Inputs, load_inputs
 from training.run.recipes import Recipe, get_recipe
 from training.run.stage import StageError
 from training.studies.context import StudyContext, users_of
 from training.studies.result import StudyResult, Value, means_and_gains
-from training.voices import learning_targets
 
 _BATCH = 64
 PARTS = ("window", "older")

@@ -25,8 +25,8 @@ from training.items.diagnosis import (
 )
 from training.items.history_facts import SECONDS_PER_DAY, history_facts, like_titles
 from training.items.pasts import Pasts
+from training.items.voice_setup import untrained
 from training.run.metrics import ndcg
-from training.voices import untrained
 
 WEEK = 7 * SECONDS_PER_DAY
 

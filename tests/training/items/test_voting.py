@@ -13,10 +13,10 @@ from tests.training.worlds import communities, world
 from training.data.splits import History, Split, Target
 from training.items.pasts import Pasts
 from training.items.voice_ranks import choose_memory_scale, memory_facts, ranks, voice_shares
+from training.items.voice_setup import split_by_user, untrained
 from training.items.voting import gate_loss, make_examples, train_voices
 from training.run.metrics import ndcg
 from training.run.recipes import Recipe
-from training.voices import split_by_user, untrained
 
 DAY, WEEK = 86_400, 7
 RECIPE = Recipe(recent_length=3, max_past=40)

@@ -9,6 +9,7 @@ import pytest
 from tests.training.small import TINY, shop
 from training.data.dataset import save_dataset
 from training.data.splits import time_split
+from training.items.voice_setup import learning_targets
 from training.rows.memory_choices import no_memory
 from training.run import recipes
 from training.run.inputs import Inputs, fingerprint
@@ -16,7 +17,6 @@ from training.run.stage import StageError
 from training.studies import cold, voices
 from training.studies.context import StudyContext, ndcg
 from training.study import main
-from training.voices import learning_targets
 
 DATASET = shop(num_users=8)
 SPLIT = time_split(DATASET)

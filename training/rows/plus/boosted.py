@@ -17,16 +17,18 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 
 from model_store.voices.candidates import Candidates
 from training.items.pasts import Pasts
+from training.items.voice_setup import learning_targets
 from training.items.voting import RankedTargets, candidates_of
 from training.lm.backbone import Backbone
+from training.lm.forecasts import forecast_of
 from training.lm.windows import Windows
 from training.rows.evaluation import Evaluation, RankedLists
 from training.rows.plus.voice_rows import rank_by
 from training.run.stage import StageError, begin, digest, finish, progress
-from training.voices import forecast_of, learning_targets
 
 _VERSION = 1
-_TREES, _RATE, _PATIENCE = 500, 0.1, 20
+_TREES, _RATE, _PATIENCE = 300, 0.05, 20
+_LEAF = 200  # candidates; one in hundreds is the true item, so smaller leaves learn single targets by heart
 _LEAST = 1e-12
 
 
@@ -59,6 +61,7 @@ def fit_trees(evaluation: Evaluation) -> Any:
     trees = HistGradientBoostingClassifier(
         max_iter=_TREES,
         learning_rate=_RATE,
+        min_samples_leaf=_LEAF,
         early_stopping=True,
         n_iter_no_change=_PATIENCE,
         random_state=0,

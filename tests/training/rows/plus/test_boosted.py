@@ -9,12 +9,12 @@ from model_store.voices.candidates import find_candidates
 from tests.training.evaluations import RECIPE, SPLIT, TARGETS, bundle_with_voices, small_evaluation
 from training.data.splits import Target
 from training.items.pasts import Pasts
+from training.items.voice_setup import learning_targets
 from training.items.voting import candidates_of
 from training.rows.evaluation import Evaluation
 from training.rows.plus import boosted
 from training.rows.registry import certificate, predict
 from training.run.stage import StageError
-from training.voices import learning_targets
 
 
 @pytest.fixture(scope="module")

@@ -77,8 +77,7 @@ def silent_voices() -> Voices:
     column = len(voices.channels) + 3  # after the channels, the window's mixture, popularity and the rate of return
     assert column < num_window_features(len(voices.tables))
     with torch.no_grad():
-        for ranker in voices.combiner.rankers(of_memory=False):
-            ranker.linear.weight[0, column] = 1.0
+        voices.combiner.window.linear.weight[:, column] = 1.0
     return voices
 
 
