@@ -3,11 +3,15 @@
 import torch
 from torch import Tensor, nn
 
-_LEAST_SCALE = 1e-3
+_LEAST_SCALE, _FARTHEST = 1e-3, 10.0
 
 
 class Standardiser(nn.Module):
-    """Subtracts the mean of a sample and divides by its standard deviation; changes nothing before `fit`."""
+    """Subtracts the mean of a sample and divides by its standard deviation; changes little before `fit`.
+
+    A number that is constant in the sample is only shifted, and results are cut to ±10: what is far outside the sample
+    must not decide alone.
+    """
 
     mean: Tensor
     scale: Tensor
@@ -20,10 +24,11 @@ class Standardiser(nn.Module):
     def fit(self, sample: Tensor) -> None:
         """`sample`: (S, size)."""
         self.mean.copy_(sample.mean(dim=0))
-        self.scale.copy_(sample.std(dim=0, correction=0).clamp(min=_LEAST_SCALE))
+        scale = sample.std(dim=0, correction=0)
+        self.scale.copy_(torch.where(scale < _LEAST_SCALE, torch.ones_like(scale), scale))
 
     def forward(self, values: Tensor) -> Tensor:
-        return (values - self.mean) / self.scale
+        return ((values - self.mean) / self.scale).clamp(-_FARTHEST, _FARTHEST)
 
 
 def zero_linear(num_in: int, num_out: int) -> nn.Linear:
