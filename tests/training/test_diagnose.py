@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tests.training.small import TINY, shop
-from training import diagnose
+from tests.training.small import shop
+from training import diagnose, pipeline
 from training.data.dataset import Dataset, clean_dataset, save_dataset
 from training.diagnose import MAY_PAY, NOTHING, PAYS, TOO_LITTLE, advice, hints, in_words, main, verdict
 from training.items import diagnosis
@@ -79,11 +79,17 @@ def test_the_result_is_kept_and_not_made_again(
     assert first == second and second_words.splitlines() == first_words.splitlines()[-len(second_words.splitlines()) :]
 
 
-def test_the_pipeline_hears_it_once(data: Path, tmp_path: Path, capsys: Capture) -> None:
-    inputs = load_inputs(data, "time")
+def test_the_pipeline_says_it_first_and_once(
+    data: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "run", lambda *_, **__: {"sft": {}})  # nothing is trained
     for is_first in (True, False):
-        assert diagnose.announce(inputs, tmp_path, recipe=TINY, seed=0)["verdict"] == PAYS
-        assert ("Verdict" in capsys.readouterr().err) == is_first
+        assert pipeline.main(["--data", str(data), "--out", str(tmp_path / "bundle")]) == 0
+        facts, words = printed(capsys)
+        assert facts["diagnosis"] == {"verdict": PAYS} and ("Verdict" in words) == is_first
+    assert (tmp_path / "bundle.work" / "diagnosis" / "stage.json").is_file()
+    assert pipeline.main(["--recipe", "demo", "--out", str(tmp_path / "demo")]) == 0
+    assert "diagnosis" not in printed(capsys)[0], "the demo's data is known"
 
 
 def test_less_time_means_fewer_targets(data: Path, capsys: Capture) -> None:

@@ -20,15 +20,15 @@ from model_store.voices.candidates import Said, find_candidates
 from model_store.voices.voices import Voices
 from training.data.splits import Target
 from training.items.pasts import Pasts
+from training.items.voice_setup import split_by_user
 from training.items.voting import Forecast, train_voices
 from training.run.metrics import MISSED, ndcg, paired_bootstrap
 from training.run.stage import progress
 
 FEWEST_TARGETS, FEWEST_USERS = 50, 8  # fewer cannot be measured
-_JUDGING = 0.25  # share of the users of a half that end the training
 _TIMED_TARGETS = 64
 _BATCH = 128
-_COST = 15.0  # times the candidates of a target: its share of training and measuring. 10 to 15 on two data sets
+_COST = 15.0  # times the candidates of a target: its share of training and measuring (10 to 15 on two data sets)
 _DIGITS = 5
 
 
@@ -49,17 +49,17 @@ class Measured(NamedTuple):
 
 def measure(voices: Voices, pasts: Pasts, targets: Sequence[Target], *, seed: int) -> Measured | None:
     """None where there are too few targets or users. `voices` are not changed."""
-    halves = parted(targets, 0.5, seed)
+    halves = halves_of(targets, seed)
     if len(targets) < FEWEST_TARGETS or len({target.user for target in targets}) < FEWEST_USERS:
         return None
     parts = [_measure_half(voices, pasts, *pair, seed=seed) for pair in (halves, halves[::-1])]
     return Measured(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
-def parted(targets: Sequence[Target], share: float, seed: int) -> tuple[list[Target], list[Target]]:
-    """Targets of all users but a `share` of them, and the targets of that share."""
+def halves_of(targets: Sequence[Target], seed: int) -> tuple[list[Target], list[Target]]:
+    """Targets of two halves of the users."""
     users = np.unique([target.user for target in targets])
-    chosen = set(np.random.default_rng(seed).permutation(users)[: round(share * len(users))].tolist())
+    chosen = set(np.random.default_rng(seed).permutation(users)[: len(users) // 2].tolist())
     return (
         [target for target in targets if target.user not in chosen],
         [target for target in targets if target.user in chosen],
@@ -71,7 +71,7 @@ def _measure_half(
 ) -> Measured:
     torch.manual_seed(seed)  # of the first weights
     voices = Voices(untrained.spec, untrained.facts, untrained.tables)
-    teach, judge = parted(fitting, _JUDGING, seed)
+    teach, judge = split_by_user(fitting, seed)
     train_voices(voices, pasts, teach, judge, popular_forecast(voices), seed=seed)
     ranks = np.array(list(_ranks(voices, pasts, targets)))  # (targets, 4)
     return Measured(

@@ -16,10 +16,10 @@ from training.items.diagnosis import (
     FEWEST_TARGETS,
     FEWEST_USERS,
     gain_facts,
+    halves_of,
     measure,
     num_affordable,
     own_items,
-    parted,
     rank_of,
     voted_ranks,
 )
@@ -86,7 +86,7 @@ def test_every_target_is_measured_once_by_voices_of_other_users() -> None:
     measured = measure(*opened(split), split.valid, seed=0)
     assert measured is not None
     assert sorted(measured.user.tolist()) == sorted(target.user for target in split.valid)
-    first, second = parted(split.valid, 0.5, 0)
+    first, second = halves_of(split.valid, 0)
     assert not {target.user for target in first} & {target.user for target in second}
     assert measured.user.tolist() == [target.user for target in [*second, *first]]
 
