@@ -24,10 +24,10 @@ _BATCH = 128
 
 def ranks(
     voices: Voices, pasts: Pasts, targets: Sequence[Target], forecast: Forecast, scales: Sequence[float]
-) -> NDArray[np.int64]:
+) -> NDArray[np.float64]:
     """(scales, targets) the rank of the truth from 0, where memory's part of the scores is multiplied by a scale."""
     found = [_ranks(voices, candidates, truth, scales) for candidates, truth in _all(voices, pasts, targets, forecast)]
-    return np.array(found, dtype=np.int64).reshape(len(targets), len(scales)).T
+    return np.array(found, dtype=np.float64).reshape(len(targets), len(scales)).T
 
 
 def _all(
@@ -41,17 +41,23 @@ def _all(
 
 
 @torch.no_grad()
-def _ranks(voices: Voices, candidates: Candidates, truth: int, scales: Sequence[float]) -> list[int]:
+def _ranks(voices: Voices, candidates: Candidates, truth: int, scales: Sequence[float]) -> list[float]:
     places = np.flatnonzero(candidates.tokens == truth)
     if not len(places):
-        return [int(MISSED)] * len(scales)
+        return [float(MISSED)] * len(scales)
     window = torch.from_numpy(candidates.window)
     alone = voices.combiner.of_window(window)
     added = torch.zeros_like(alone)
     if candidates.older is not None:
         added = voices.combiner.of_memory(window, torch.from_numpy(candidates.older))
     scores = [alone + scale * added for scale in scales]
-    return [int((each > each[places[0]]).sum()) for each in scores]
+    return [_rank(each, int(places[0])) for each in scores]
+
+
+def _rank(scores: torch.Tensor, place: int) -> float:
+    """From 0; of equal scores half count as before, so a ranking that has learned nothing has a bad rank."""
+    own = scores[place]
+    return float((scores > own).sum()) + (float((scores == own).sum()) - 1) / 2
 
 
 def choose_memory_scale(voices: Voices, pasts: Pasts, targets: Sequence[Target], forecast: Forecast) -> float:
