@@ -171,7 +171,8 @@ def _fit(
     optimizer = torch.optim.AdamW(network.parameters(), lr=_RATE, weight_decay=_DECAY)
     before = lowest = _value(judged)
     best, best_epoch = _state(network), 0
-    for epoch in range(1, _EPOCHS + 1):
+    bar = progress(range(1, _EPOCHS + 1), desc="networks of the voices", unit="epoch")
+    for epoch in bar:
         for rows in torch.randperm(num_examples).split(_STEP):
             optimizer.zero_grad()
             loss_at(rows).backward()
@@ -181,6 +182,8 @@ def _fit(
             best, best_epoch, lowest = _state(network), epoch, found
         elif epoch - best_epoch >= _PATIENCE:
             break
+        bar.set_postfix(judged=f"{lowest:.4f}@{best_epoch}")
+    bar.close()
     network.load_state_dict(best)
     network.eval()
     return Taught(before, lowest, best_epoch)
