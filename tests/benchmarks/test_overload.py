@@ -148,7 +148,7 @@ def test_a_summary_takes_medians_and_the_worst_start() -> None:
 def test_the_tables_show_every_start_and_a_late_generator() -> None:
     starts = [start_of(100, 80), start_of(100, 90, lag_ms=60.0)]
     text = markdown({"demo": {"summary": summary_of(starts), "starts": starts}})
-    assert "Lowest ratio to the best factor of a start: 0.80 (goal ≥ 0.75, reached)" in text
+    assert "Lowest ratio to the best of the smaller loads of a start: 0.80 (goal ≥ 0.75, reached)" in text
     assert "| 2 | 100 | 100 | 90 | 0.90 |" in text
     assert "could not keep its schedule: start 2 at 1 × (p99 60 ms), start 2 at 2 × (p99 60 ms)" in text
 
