@@ -62,11 +62,12 @@ class ModelProcess:
             except BaseException:
                 ours.close()
                 raise
-        reader, writer = await asyncio.open_connection(sock=ours)
+        writer = None
         try:
+            reader, writer = await asyncio.open_connection(sock=ours)
             return await cls._greeted(child, reader, writer)
-        except BaseException:
-            writer.close()
+        except BaseException:  # also when the start is cancelled: no process may be left
+            (writer or ours).close()
             child.kill()
             child.wait()
             raise

@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,7 +19,8 @@ import pytest
 from model_store.catalogue.items import Item
 from model_store.view import BundleView
 from service.engine.engine import Engine
-from service.engine.process import ModelProcess
+from service.engine.messages import ModelOptions
+from service.engine.process import ModelProcess, spawn
 from service.errors import ModelUnavailable, StartupError
 from service.metrics import Metrics
 from tests.conftest import write_bundle
@@ -120,6 +122,34 @@ async def test_jobs_under_way_fail_when_the_process_dies(bundle_path: Path) -> N
         child_of(engine).kill()
         with pytest.raises(ModelUnavailable):
             await waiting
+
+
+async def test_a_start_that_is_cancelled_at_any_moment_leaves_no_process(bundle_path: Path) -> None:
+    options = ModelOptions(
+        bundle=str(bundle_path),
+        device="cpu",
+        precision="bundle",
+        threads=1,
+        max_batch=4,
+        max_batch_tokens=4096,
+        window_cache_mib=8,
+        log_level="warning",
+        log_format="json",
+    )
+    for turns in (0, 1, 2, 3, 20):
+        spawned: list[Any] = []
+
+        def remember(connection: socket.socket, asked: ModelOptions, spawned: list[Any] = spawned) -> Any:
+            spawned.append(spawn(connection, asked))
+            return spawned[0]
+
+        start = asyncio.create_task(ModelProcess.start(options, remember))
+        for _ in range(1 + turns):
+            await asyncio.sleep(0)
+        start.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await start
+        assert all(child.poll() is not None for child in spawned), f"a process is left after {turns} turns"
 
 
 async def test_a_stopped_engine_leaves_no_process(bundle_path: Path) -> None:
