@@ -85,7 +85,7 @@ def _lifespan(
         async with factory(settings, metrics) as app.state.resources:
             metrics.warmup_seconds.set(time.monotonic() - started)
             metrics.ready.set(1)
-            _calm_garbage_collector()
+            _tune_garbage_collector()
             try:
                 yield
             finally:
@@ -94,7 +94,7 @@ def _lifespan(
     return lifespan
 
 
-def _calm_garbage_collector() -> None:
+def _tune_garbage_collector() -> None:
     """Under load it takes a tenth of the time of the event loop otherwise: few objects of a request form cycles."""
     gc.freeze()  # no need to look again at what lives as long as the service
     gc.set_threshold(_OBJECTS_PER_COLLECTION)

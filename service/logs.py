@@ -27,7 +27,7 @@ _SHARED: list[Any] = [
 def configure(*, level: str = "info", format: str = "json", stream: TextIO | None = None) -> None:
     """Sets up logging for this process; call it once, from an entry point.
 
-    Our own lines are written directly, because passing each through `logging` takes three times as long.
+    Our own lines are written directly: in a profile of a request, `logging` took three quarters of the time of a line.
     """
     renderer: list[Any] = [structlog.dev.ConsoleRenderer()]
     if format == "json":  # a plain traceback, because a structured one shows local variables, which hold user text

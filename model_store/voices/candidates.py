@@ -1,6 +1,6 @@
 """What the voices say of each item, the candidates that they propose, and the features by which these are ranked.
 
-In: the language model's forecast and the pasts of a batch. Out: `Said`, sparse where it can be, and for one query its
+In: the language model's forecast and the pasts of a batch. Out: `Said`, and for one query its
 `Candidates` with two tables of features: of the window, and of older events.
 """
 
