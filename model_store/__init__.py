@@ -1,8 +1,8 @@
 """The bundle format, the networks that a bundle's weights fill, and the way from a prompt to a ranked list.
 
 Training writes bundles and the service opens them. A line belongs into this package if and only if a difference in it
-between training and serving would silently make recommendations worse, or would make bytes on disk or in the memory
-store unreadable. README.md describes the files of a bundle field by field.
+between training and serving would make recommendations worse without an error, or would make bytes on disk or in the
+memory store unreadable. README.md describes the files of a bundle field by field.
 
 Modules and sub-packages in the order of imports. Each imports only those above it, none imports those beside it, and
 nothing is imported from `service` or `training`. Only `lm`, `grounding`, `voices`, `bundle`, `inference`, the search in
@@ -17,7 +17,7 @@ nothing is imported from `service` or `training`. Only `lm`, `grounding`, `voice
     catalogue             the items, their attributes and when they are available
     grounding             the index of title embeddings
     answers, files        queries and answers as plain values; names and checksums of the files of a bundle
-    voices                what a user's events say about the next item, beside the language model
+    voices                distributions over the next item from a user's events, beside the language model
     view                  an opened bundle without networks: manifest, catalogue, codec
     bundle                an opened bundle with all parts; the writer of bundles
     inference             encode → retrieve → combine → generate → ground, for batches

@@ -110,7 +110,7 @@ def generate(
     allowed: Sequence[AllowedItems],
     queries: Sequence[Query],
 ) -> tuple[list[list[ScoredTitle]], Voting | None]:
-    """The titles of each query by constrained beam search, at most `num_beams` of the manifest, and what voices said.
+    """The titles of each query by constrained beam search, at most `num_beams` of the manifest, and the voting.
 
     With item tokens the first step scores all titles, so a longer list costs no further step: there the limit is the
     largest `num_results`.
@@ -142,7 +142,7 @@ def generate(
 
 
 def vote(bundle: Bundle, log_probs: Tensor, allowed: Sequence[AllowedItems], queries: Sequence[Query]) -> Voting | None:
-    """What the voices of the bundle say, from the language model's `log_probs` (B, V). None if it has no voices."""
+    """The voting of the bundle's voices on the language model's `log_probs` (B, V). None if it has no voices."""
     if bundle.voices is None:
         return None
     first = bundle.catalogue.trie.children(bundle.catalogue.trie.root)

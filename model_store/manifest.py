@@ -59,7 +59,7 @@ class RetrieverSpec(_FrozenModel):
 
 
 class VoicesSpec(_FrozenModel):
-    """What else says something about the next item, beside the language model (see voices/)."""
+    """The voices beside the language model (see voices/)."""
 
     tables: tuple[str, ...] = Field(description="the channels that have a table of near items")
     recent_length: int = Field(ge=1, description="events of the window, K")

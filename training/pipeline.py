@@ -69,22 +69,22 @@ def complete(
     """Runs all stages after `backbone`, which may be tuned on other data. `provenance` goes into the manifest."""
     dataset, split, fingerprint = inputs
     tuned = read_certificate(backbone)
-    annotations, retriever, voices = (work / name for name in ("annotations", "retriever", "voices"))
+    annotations, retriever, voices_dir = (work / name for name in ("annotations", "retriever", "voices"))
     common: dict[str, Any] = {"backbone_dir": backbone, "recipe": recipe, "seed": seed, "device": device}
     key = voices_stage.stage_key(fingerprint, tuned, recipe, seed)
-    voted = voices_stage.run(split, voices, inputs=key, **common)
+    voted = voices_stage.run(split, voices_dir, inputs=key, **common)
     key = annotate.stage_key(fingerprint, tuned, recipe, seed)
     annotated = annotate.run(split, annotations, inputs=key, **common)
     key = train_retriever.stage_key([annotated, voted], recipe, seed)
-    heard = read_voices(voices)
-    trained = train_retriever.run(split, retriever, annotations_dir=annotations, voices=heard, inputs=key, **common)
+    voices = read_voices(voices_dir)
+    trained = train_retriever.run(split, retriever, annotations_dir=annotations, voices=voices, inputs=key, **common)
     bundle = build_index.run(
         dataset,
         split,
         out,
         backbone_dir=backbone,
         retriever_dir=retriever,
-        voices_dir=voices,
+        voices_dir=voices_dir,
         recipe=recipe,
         inputs=build_index.stage_key(dataset, [trained, voted], recipe),
         provenance={"data": dataset.name, "cut": split.name, **provenance, "seed": seed},
@@ -115,9 +115,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             inputs = load_inputs(arguments.data, arguments.cut)
         work = arguments.work or arguments.out.with_name(arguments.out.name + ".work")
-        said = {}
+        diagnosis = {}
         if not is_demo and is_main():
-            said["diagnosis"] = diagnose.announce(inputs, work / "diagnosis", recipe=recipe, seed=arguments.seed)
+            diagnosis["diagnosis"] = diagnose.announce(inputs, work / "diagnosis", recipe=recipe, seed=arguments.seed)
         facts = run(
             inputs,
             arguments.out,
@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         if is_demo and "bundle" in facts:
             write_demo_interactions(inputs, arguments.out)
-        return {**said, **facts}
+        return {**diagnosis, **facts}
 
     return run_program(stage, parser.parse_args(argv), is_shared=True)
 

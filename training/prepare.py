@@ -19,7 +19,8 @@ from training.data.sources import READERS, read_source
 FORMATS_HELP = """\
 formats, by the files expected in --source:
   parquet    interactions.parquet (user_id, item_id, timestamp in s, optional rating)
-             and items.parquet (item_id, title, any further columns)
+             and items.parquet (item_id, title, any further columns);
+             queries.parquet (user_id, query, item_id, timestamp) beside or instead of interactions.parquet
   csv        interactions.csv and items.csv with the same columns
   movielens  ratings and movies as .dat, .csv, or u.data and u.item
   amazon     reviews and meta*: .json, .jsonl, plain or .gz, as released in 2018 or 2023
@@ -52,7 +53,7 @@ def prepare(format: str, source: Path, out: Path) -> dict[str, Any]:
             f"warning: {raw.broken_lines} broken lines left out, the first: {raw.first_broken}",
             file=sys.stderr,
         )
-    dataset, dropped = clean_dataset(out.resolve().name, raw.interactions, raw.items)
+    dataset, dropped = clean_dataset(out.resolve().name, raw.interactions, raw.items, raw.queries)
     origin = {"format": format, "path": str(source), "broken_lines": raw.broken_lines}
     manifest = save_dataset(dataset, out, source=origin, dropped=dropped)
     counts = {"broken_lines": raw.broken_lines, **asdict(dropped)}

@@ -1,4 +1,4 @@
-"""Stage "voices": what else says something about the next item, beside the language model (see model_store/voices).
+"""Stage "voices": trains the voices beside the language model (see model_store/voices).
 
 In: a data set, a backbone. Out: `voices.safetensors` and a certificate. Tables of near items and facts of items come
 from the train period; the networks that weigh them are trained on sampled valid targets. Three quarters of their users

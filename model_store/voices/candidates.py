@@ -1,7 +1,7 @@
-"""What the voices say of each item, the candidates that they propose, and the features by which these are ranked.
+"""The candidates of a query, and the features by which they are ranked.
 
-In: the language model's forecast and the pasts of a batch. Out: `Said`, and for one query its
-`Candidates` with two tables of features: of the window, and of older events.
+In: `Mixtures` of a batch. Out: for one query its `Candidates` with two tables of features: of the window, and of older
+events.
 """
 
 from collections.abc import Sequence
@@ -10,13 +10,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.voices.gate import FORECAST, POPULARITY, Weights
+from model_store.voices.mixtures import Mixtures
 from model_store.voices.past import EVENT_FEATURES, QUERY_FEATURES, Described
-from model_store.voices.tables import KnownItems
 from model_store.voices.votes import Votes
 
 NUM_CANDIDATES = 200  # of the mixture without memory, and as many of the mixture with memory
-_SILENCE, _NO_FORECAST, _NO_RATE = 1e-7, 1e-9, 1e-4  # inside logarithms
+_NO_VOTE, _NO_FORECAST, _NO_RATE = 1e-7, 1e-9, 1e-4  # inside logarithms
 _OF_RETURNS = [
     EVENT_FEATURES.index(name)
     for name in (
@@ -39,49 +38,6 @@ def num_older_features(num_tables: int) -> int:
     return num_tables + 1 + _NUM_OF_RETURNS + len(QUERY_FEATURES)
 
 
-class Said(NamedTuple):
-    """`recent` and `older`: for each query the votes of the events of the window, and of older events.
-
-    `window` (B, V') is the mixture without older events, `mixture` with them: there the first mixture takes the place
-    of the language model. `described` and `weights`: of the window, and of older events.
-    """
-
-    known: KnownItems
-    forecast: NDArray[np.float32]
-    recent: list[Votes]
-    older: list[Votes]
-    window: NDArray[np.float32]
-    mixture: NDArray[np.float32]
-    described: tuple[Described, Described]
-    weights: tuple[Weights, Weights]
-
-    @classmethod
-    def of(
-        cls,
-        known: KnownItems,
-        forecast: NDArray[np.float32],
-        described: tuple[Described, Described],
-        weights: tuple[Weights, Weights],
-    ) -> "Said":
-        recent, older = (
-            [Votes.of(known, tokens, own) for tokens, own in zip(part.tokens, weighed.events.numpy(), strict=True)]
-            for part, weighed in zip(described, weights, strict=True)
-        )
-        window = _mixed(known, forecast, weights[0], recent)
-        mixture = _mixed(known, window, weights[1], older)
-        return cls(known, forecast, recent, older, window, mixture, described, weights)
-
-
-def _mixed(
-    known: KnownItems, forecast: NDArray[np.float32], weights: Weights, votes: Sequence[Votes]
-) -> NDArray[np.float32]:
-    found: NDArray[np.float32] = weights.overall[:, [FORECAST]].numpy() * forecast
-    shares = weights.overall[:, POPULARITY].numpy()
-    for row, (own, share) in enumerate(zip(votes, shares, strict=True)):
-        found[row, : known.num_tokens] += share * known.popularity + own.sums(known.num_tokens)
-    return found
-
-
 class Candidates(NamedTuple):
     """The candidates of one query: `tokens` and `mixture` (c,), and features; `older` None without older events."""
 
@@ -91,18 +47,18 @@ class Candidates(NamedTuple):
     older: NDArray[np.float32] | None  # (c, F')
 
 
-def find_candidates(said: Said, row: int, allowed: NDArray[np.int64] | None) -> Candidates:
+def find_candidates(mixtures: Mixtures, row: int, allowed: NDArray[np.int64] | None) -> Candidates:
     """The best items of both mixtures among the tokens `allowed` (a,), in ascending order."""
     if allowed is None:
-        allowed = np.arange(said.mixture.shape[1])
-    has_older = bool(said.described[1].speaks[row].any())
-    proposals = [said.window[row], said.mixture[row]] if has_older else [said.window[row]]
+        allowed = np.arange(mixtures.whole.shape[1])
+    has_older = bool(mixtures.described[1].can_vote[row].any())
+    proposals = [mixtures.window[row], mixtures.whole[row]] if has_older else [mixtures.window[row]]
     tokens = np.unique(np.concatenate([_best(mixture, allowed) for mixture in proposals]))
     return Candidates(
         tokens,
-        said.mixture[row, tokens],
-        _window_features(said, row, tokens),
-        _older_features(said, row, tokens) if has_older else None,
+        mixtures.whole[row, tokens],
+        _window_features(mixtures, row, tokens),
+        _older_features(mixtures, row, tokens) if has_older else None,
     )
 
 
@@ -113,24 +69,24 @@ def _best(mixture: NDArray[np.float32], allowed: NDArray[np.int64]) -> NDArray[n
     return allowed[np.argpartition(-scores, NUM_CANDIDATES)[:NUM_CANDIDATES]]
 
 
-def _window_features(said: Said, row: int, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-    known, is_known = said.known, tokens < said.known.num_tokens
+def _window_features(mixtures: Mixtures, row: int, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+    known, is_known = mixtures.known, tokens < mixtures.known.num_tokens
     inside = np.where(is_known, tokens, 0)
     popularity = np.where(is_known, known.popularity[inside], 0)
     rate = np.where(is_known, known.facts.return_rate[inside], 0)
     columns = [
-        *np.log(votes_at(said, said.recent[row], tokens) + _SILENCE).T,
-        np.log(said.window[row, tokens] + _NO_FORECAST),
-        np.log(popularity + _SILENCE),
+        *np.log(votes_at(mixtures, mixtures.recent[row], tokens) + _NO_VOTE).T,
+        np.log(mixtures.window[row, tokens] + _NO_FORECAST),
+        np.log(popularity + _NO_VOTE),
         np.log(rate + _NO_RATE),
-        np.log(said.forecast[row, tokens] + _NO_FORECAST),
+        np.log(mixtures.forecast[row, tokens] + _NO_FORECAST),
     ]
-    return _joined(columns, _returns(said.described[0], row, tokens), said.described[0], row)
+    return _joined(columns, _returns(mixtures.described[0], row, tokens), mixtures.described[0], row)
 
 
-def _older_features(said: Said, row: int, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-    columns = list(np.log(votes_at(said, said.older[row], tokens) + _SILENCE).T)
-    return _joined(columns, _returns(said.described[1], row, tokens), said.described[1], row)
+def _older_features(mixtures: Mixtures, row: int, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+    columns = list(np.log(votes_at(mixtures, mixtures.older[row], tokens) + _NO_VOTE).T)
+    return _joined(columns, _returns(mixtures.described[1], row, tokens), mixtures.described[1], row)
 
 
 def _joined(
@@ -140,9 +96,9 @@ def _joined(
     return np.concatenate([np.stack(columns, axis=1), returns, query], axis=1).astype(np.float32)
 
 
-def votes_at(said: Said, votes: Votes, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
+def votes_at(mixtures: Mixtures, votes: Votes, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
     """(c, C)"""
-    return votes.at(tokens, said.known.num_tokens, len(said.known.channels))
+    return votes.at(tokens, mixtures.known.num_tokens, len(mixtures.known.channels))
 
 
 def _looked_up(
@@ -159,7 +115,7 @@ def _looked_up(
 
 def _returns(described: Described, row: int, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
     """(c, R): whether an item may come back; of its last event the age in baskets and days, count, age by interval."""
-    places = np.flatnonzero(described.speaks[row, :, -1].numpy())
+    places = np.flatnonzero(described.can_vote[row, :, -1].numpy())
     places = places[np.argsort(described.tokens[row, places])]
     numbers = described.events[row].numpy()[places][:, _OF_RETURNS]
     facts = np.concatenate([np.ones((len(places), 1), np.float32), numbers], axis=1)

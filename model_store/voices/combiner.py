@@ -1,4 +1,4 @@
-"""The combiner: small networks that rank the candidates by what all voices say of them.
+"""The combiner: small networks that rank the candidates by what each voice gives to them.
 
     score(item) = r(features of the window) + m(features of the window and of older events)
 

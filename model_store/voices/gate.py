@@ -10,7 +10,7 @@ from model_store.voices.layers import Standardiser, zero_linear
 FORECAST, POPULARITY = range(2)  # columns of `Weights.overall`
 _OVERALL = 2
 _FORECAST_FIRST = 3.0  # logit of the forecast before training
-_SILENT = -1e9
+_NO_WEIGHT = -1e9
 
 
 class Weights(NamedTuple):
@@ -24,7 +24,7 @@ class Weights(NamedTuple):
 
 
 class Gate(nn.Module):
-    """Event features (B, n, F) and query features (B, Q) → logarithms of the weights; −1e9 for a silent voice."""
+    """Event features (B, n, F) and query features (B, Q) → logarithms of the weights, −1e9 for what cannot vote."""
 
     def __init__(self, num_features: int, num_query_features: int, num_channels: int, *, width: int = 32) -> None:
         super().__init__()
@@ -35,9 +35,9 @@ class Gate(nn.Module):
         with torch.no_grad():
             self.overall.bias[FORECAST] = _FORECAST_FIRST
 
-    def forward(self, events: Tensor, queries: Tensor, speaks: Tensor) -> Weights:
-        """`speaks` (B, n, C): which channels of which events may count."""
-        logits = self.events(self.standard_events(events)).masked_fill(~speaks, _SILENT)
+    def forward(self, events: Tensor, queries: Tensor, can_vote: Tensor) -> Weights:
+        """`can_vote` (B, n, C): which channels of which events may count."""
+        logits = self.events(self.standard_events(events)).masked_fill(~can_vote, _NO_WEIGHT)
         overall = self.overall(self.standard_queries(queries))
         joined = torch.cat([overall, logits.flatten(1)], dim=1).log_softmax(dim=1)
         return Weights(joined[:, :_OVERALL], joined[:, _OVERALL:].view(logits.shape))

@@ -118,23 +118,23 @@ def is_latest(tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
 class Described(NamedTuple):
     """Pasts of a batch as the networks read them, padded on the right.
 
-    `places` (B, n): of the events in the past. `speaks` (B, n, C): which channels of which events may count; padding
-    speaks nowhere.
+    `places` (B, n): of the events in the past. `can_vote` (B, n, C): which channels of which events may count; none of
+    padding.
     """
 
     tokens: NDArray[np.int64]  # (B, n)
     places: NDArray[np.int64]
     events: Tensor  # (B, n, F)
     queries: Tensor  # (B, Q)
-    speaks: Tensor  # (B, n, C) bool
+    can_vote: Tensor  # (B, n, C) bool
 
     @property
     def numbers(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.events, self.queries, self.speaks
+        return self.events, self.queries, self.can_vote
 
     def without_recent(self) -> "Described":
-        """The events of the window are silent."""
-        return self._replace(speaks=self.speaks & (self.events[..., _IS_RECENT, None] == 0))
+        """The events of the window cannot vote."""
+        return self._replace(can_vote=self.can_vote & (self.events[..., _IS_RECENT, None] == 0))
 
 
 def describe_all(
@@ -148,7 +148,7 @@ def describe_all(
     width = max(map(len, kept), default=0)
     tokens, places = np.zeros((2, len(kept), width), dtype=np.int64)
     events = np.zeros((len(kept), width, len(EVENT_FEATURES)), dtype=np.float32)
-    speaks = np.zeros((len(kept), width, has_row.shape[1] + 1), dtype=bool)
+    can_vote = np.zeros((len(kept), width, has_row.shape[1] + 1), dtype=bool)
     queries = np.zeros((len(kept), len(QUERY_FEATURES)), dtype=np.float32)
     for row, own_places in enumerate(kept):
         if size := len(own_places):
@@ -156,10 +156,10 @@ def describe_all(
             tokens[row, :size], places[row, :size] = past.tokens, own_places
             events[row, :size] = own = describe(past, facts, spec.recent_length)
             queries[row] = own[-1, _OF_QUERY]
-            speaks[row, :size, :-1] = has_row[past.tokens]
+            can_vote[row, :size, :-1] = has_row[past.tokens]
             # An item comes back once: at its last event, and not while it lies in the current basket.
-            speaks[row, :size, -1] = spec.has_returns & is_latest(past.tokens) & (own[:, _IN_BASKET] == 0)
-    return Described(tokens, places, *map(torch.from_numpy, (events, queries, speaks)))
+            can_vote[row, :size, -1] = spec.has_returns & is_latest(past.tokens) & (own[:, _IN_BASKET] == 0)
+    return Described(tokens, places, *map(torch.from_numpy, (events, queries, can_vote)))
 
 
 def _known_places(past: Past, length: int, num_tokens: int) -> NDArray[np.int64]:

@@ -1,11 +1,11 @@
-"""All voices of a user: what each says of the next item, and the ranking that follows.
+"""All voices of a user: the mixture of what each gives to the next item, and the ranking of the candidates.
 
     p(item) = w_LM · p_LM(item) + w_pop · popularity(item) + Σ_m Σ_c w_{m,c} · q_c(item | item of event m)
 
 m runs over events, c over channels: `return` (q points at the item itself) and one channel for each table of near
 items. This is a pointer mixture (See et al., ACL 2017, equation 9) with several pointers. One gate weighs the events of
 the window, another one the older events, which are the memory. The mixture proposes candidates; the combiner ranks them
-from what every voice says of each. Immutable.
+by what each voice gives to them. Immutable.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,9 +22,10 @@ from torch import Tensor
 
 from model_store.errors import BundleCorrupt
 from model_store.manifest import VoicesSpec
-from model_store.voices.candidates import Candidates, Said, find_candidates, num_older_features, num_window_features
+from model_store.voices.candidates import Candidates, find_candidates, num_older_features, num_window_features
 from model_store.voices.combiner import Combiner
 from model_store.voices.gate import Gate, Weights
+from model_store.voices.mixtures import Mixtures
 from model_store.voices.past import EVENT_FEATURES, QUERY_FEATURES, Described, ItemFacts, Past, describe_all
 from model_store.voices.tables import KnownItems, read_table, table_arrays
 
@@ -32,9 +33,9 @@ _BELOW = 1e-6  # how far items that are no candidates stay below the last candid
 
 
 class Voting(NamedTuple):
-    """What the voices say for a batch: see `Said`; `candidates` and `scores` are one array per query."""
+    """The mixtures of a batch and its ranked candidates; `candidates` and `scores` have one element per query."""
 
-    said: Said
+    mixtures: Mixtures
     candidates: list[Candidates]
     scores: list[NDArray[np.float32]]  # log p of each candidate
 
@@ -81,7 +82,7 @@ class Voices:
         return self.known.channels
 
     def describe(self, pasts: Sequence[Past], *, is_older: bool) -> Described:
-        """The window of each past, or (`is_older`) the whole of it, in which the events of the window are silent."""
+        """The window of each past, or (`is_older`) the whole of it, where the events of the window cannot vote."""
         length = self.spec.past_length if is_older else self.spec.recent_length
         described = describe_all(pasts, length, self.facts, self.known.has_row, self.spec)
         return described.without_recent() if is_older else described
@@ -89,21 +90,21 @@ class Voices:
     @torch.inference_mode()
     def weigh(self, described: Described, *, is_older: bool) -> Weights:
         log_weights = self.gates[is_older](*described.numbers)
-        return Weights(log_weights.overall.exp(), log_weights.events.exp() * described.speaks)
+        return Weights(log_weights.overall.exp(), log_weights.events.exp() * described.can_vote)
 
-    def listen(self, forecast: NDArray[np.float32], pasts: Sequence[Past]) -> Said:
-        """What every voice says of all items. `forecast` (B, V') are the language model's probabilities, V' ≥ V."""
+    def mix(self, forecast: NDArray[np.float32], pasts: Sequence[Past]) -> Mixtures:
+        """`forecast` (B, V') are the language model's probabilities of all items, V' ≥ V."""
         described = self.describe(pasts, is_older=False), self.describe(pasts, is_older=True)
         weights = self.weigh(described[0], is_older=False), self.weigh(described[1], is_older=True)
-        return Said.of(self.known, forecast, described, weights)
+        return Mixtures.of(self.known, forecast, described, weights)
 
     def vote(
         self, forecast: NDArray[np.float32], pasts: Sequence[Past], allowed: Sequence[NDArray[np.int64] | None]
     ) -> Voting:
         """Ranks the candidates of each query. `allowed`: the tokens that may be shown, None for all."""
-        said = self.listen(forecast, pasts)
-        found = [find_candidates(said, row, tokens) for row, tokens in enumerate(allowed)]
-        return Voting(said, found, [self._scores(candidates) for candidates in found])
+        mixtures = self.mix(forecast, pasts)
+        found = [find_candidates(mixtures, row, tokens) for row, tokens in enumerate(allowed)]
+        return Voting(mixtures, found, [self._scores(candidates) for candidates in found])
 
     @torch.inference_mode()
     def _scores(self, candidates: Candidates) -> NDArray[np.float32]:
@@ -153,7 +154,7 @@ class Voices:
 def all_scores(voting: Voting) -> NDArray[np.float32]:
     """(B, V') the scores of candidates, and for all others the mixture's log p, below the last candidate."""
     with np.errstate(divide="ignore"):
-        found: NDArray[np.float32] = np.log(voting.said.mixture)
+        found: NDArray[np.float32] = np.log(voting.mixtures.whole)
     for row, (candidates, scores) in enumerate(zip(voting.candidates, voting.scores, strict=True)):
         if len(scores):
             np.minimum(found[row], scores.min() - _BELOW, out=found[row])

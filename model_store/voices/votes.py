@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from model_store.voices.tables import KnownItems
 
-NEGLIGIBLE = 1e-5  # a voice with less weight is not heard: most of many old events
+NEGLIGIBLE = 1e-5  # a voice with less weight is left out: so are most of many old events
 
 
 class Votes(NamedTuple):

@@ -286,8 +286,8 @@ def measure(found: dict[str, Subject], num_starts: int, factors: Sequence[float]
             start = measure_start(subject, factors, seconds)
             starts.append(start)
             rates = ", ".join(f"{row['factor']:g} ×: {cell(row['good_per_s'])}" for row in start["rows"])
-            said = f"{size}, start {number}: capacity {cell(start['capacity_per_s'])}/s; good/s at {rates}"
-            print(said, file=sys.stderr, flush=True)
+            line = f"{size}, start {number}: capacity {cell(start['capacity_per_s'])}/s; good/s at {rates}"
+            print(line, file=sys.stderr, flush=True)
         results[size] = {"summary": summary_of(starts), "starts": starts}
     return results
 

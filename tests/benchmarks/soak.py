@@ -74,8 +74,8 @@ async def _watch(server: Server, ledger: Ledger, samples: Samples, started: floa
         if now >= say_at:
             say_at += SAY_EVERY_S
             share = (now - started) / (ends - started)
-            said = f"{share:4.0%}  {sum(ledger.statuses.values())} answers, {ledger.lost} lost, {row[1]:.0f} MiB"
-            print(f"{said}, p50 {row[2]:.0f} ms, p99 {row[3]:.0f} ms", flush=True)
+            line = f"{share:4.0%}  {sum(ledger.statuses.values())} answers, {ledger.lost} lost, {row[1]:.0f} MiB"
+            print(f"{line}, p50 {row[2]:.0f} ms, p99 {row[3]:.0f} ms", flush=True)
         await asyncio.sleep(SAMPLE_EVERY_S)
 
 

@@ -1,14 +1,16 @@
-"""A data set on disk and in memory: interactions of users with items, and the items' titles and attributes.
+"""A data set on disk and in memory: interactions of users with items, the items' titles and attributes, and queries.
 
-In: a directory with `interactions.parquet` and `items.parquet`, raw or prepared; or two polars frames. Out: a `Dataset`
-whose frames are clean, complete and sorted. Knows neither splits nor raw formats.
+In: a directory with `interactions.parquet` and `items.parquet`, raw or prepared; or polars frames. `queries.parquet` is
+optional: a row is what a user wrote and the item that the user then chose. Without `interactions.parquet`, the choices
+after queries are the interactions. Out: a `Dataset` whose frames are clean, complete and sorted. Knows neither splits
+nor raw formats.
 """
 
 import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,16 @@ import polars.selectors as cs
 from model_store.text.history import clean_title, tie_key
 
 INTERACTIONS, ITEMS, MANIFEST = "interactions.parquet", "items.parquet", "dataset.json"
+QUERIES = "queries.parquet"
+MAX_QUERY_LENGTH = 500  # characters; the rest is cut off
 FORMAT_VERSION = 1
 MAX_TIMESTAMP_S = 100_000_000_000  # the year 5138; anything later is milliseconds instead of seconds
 ORDER = ["user_id", "timestamp", "tie", "item_id"]
-REQUIRED = {INTERACTIONS: ("user_id", "item_id", "timestamp"), ITEMS: ("item_id", "title")}
+REQUIRED = {
+    INTERACTIONS: ("user_id", "item_id", "timestamp"),
+    ITEMS: ("item_id", "title"),
+    QUERIES: ("user_id", "item_id", "timestamp", "query"),
+}
 
 
 class DataError(Exception):
@@ -36,6 +44,7 @@ class Dataset:
     name: str
     interactions: pl.DataFrame  # user_id str, item_id str, timestamp int64 s, rating float32 or null
     items: pl.DataFrame  # item_id str, title str (clean, not empty); further columns are attributes
+    queries: pl.DataFrame | None = None  # user_id, item_id, timestamp, query str (lower case, not empty)
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,7 @@ class Dropped:
     interactions_repeated: int
     items_without_title: int
     items_repeated: int
+    queries: int = 0  # incomplete, without item or repeated
 
 
 def load_dataset(path: Path) -> Dataset:
@@ -55,8 +65,18 @@ def load_dataset(path: Path) -> Dataset:
     if not path.is_dir():
         raise DataError(f"{path}: no such directory; a data set is a directory with {INTERACTIONS} and {ITEMS}")
     manifest = _read_manifest(path)
-    frames = [read_parquet(path / name) for name in (INTERACTIONS, ITEMS)]
-    return clean_dataset(str(manifest.get("name", path.resolve().name)), frames[0], frames[1])[0]
+    interactions, queries = read_events(path)
+    name = str(manifest.get("name", path.resolve().name))
+    return clean_dataset(name, interactions, read_parquet(path / ITEMS), queries)[0]
+
+
+def read_events(path: Path) -> tuple[pl.DataFrame, pl.DataFrame | None]:
+    """The interactions in a directory, and its queries if it has any. Raises DataError."""
+    queries = read_parquet(path / QUERIES) if (path / QUERIES).exists() else None
+    if queries is None or (path / INTERACTIONS).exists():
+        return read_parquet(path / INTERACTIONS), queries
+    _require_columns(queries, QUERIES)
+    return queries.select(REQUIRED[INTERACTIONS]), queries
 
 
 def save_dataset(
@@ -67,29 +87,34 @@ def save_dataset(
     Raises DataError if `path` holds raw data, which would be overwritten.
     """
     path = Path(path)
-    if (path / INTERACTIONS).exists() and not (path / MANIFEST).exists():
+    is_raw = (path / INTERACTIONS).exists() or (path / QUERIES).exists()
+    if is_raw and not (path / MANIFEST).exists():
         raise DataError(f"{path}: holds raw data, which would be overwritten; choose another directory")
     path.mkdir(parents=True, exist_ok=True)
-    with _partial_files(path) as partial:
-        dataset.interactions.write_parquet(partial[INTERACTIONS], compression="zstd")
-        dataset.items.write_parquet(partial[ITEMS], compression="zstd")
+    frames = {INTERACTIONS: dataset.interactions, ITEMS: dataset.items}
+    frames |= {} if dataset.queries is None else {QUERIES: dataset.queries}
+    with _partial_files(path, [*frames, MANIFEST]) as partial:
+        for name, frame in frames.items():
+            frame.write_parquet(partial[name], compression="zstd")
         manifest = {
             "format_version": FORMAT_VERSION,
             "name": dataset.name,
             "source": dict(source or {}),
             "stats": dataset_stats(dataset),
             "dropped": asdict(dropped) if dropped else {},
-            "sha256": {name: _sha256(partial[name]) for name in (INTERACTIONS, ITEMS)},
+            "sha256": {name: _sha256(partial[name]) for name in frames},
         }
         text = json.dumps(manifest, indent=2, ensure_ascii=False)
         partial[MANIFEST].write_text(text + "\n", encoding="utf-8")
-        for name in (INTERACTIONS, ITEMS, MANIFEST):
+        for name in (*frames, MANIFEST):
             os.replace(partial[name], path / name)
     return manifest
 
 
-def clean_dataset(name: str, interactions: pl.DataFrame, items: pl.DataFrame) -> tuple[Dataset, Dropped]:
-    """Cleans two frames with the required columns, and counts the removed rows. Raises DataError."""
+def clean_dataset(
+    name: str, interactions: pl.DataFrame, items: pl.DataFrame, queries: pl.DataFrame | None = None
+) -> tuple[Dataset, Dropped]:
+    """Cleans frames with the required columns, and counts the removed rows. Raises DataError."""
     _require_columns(interactions, INTERACTIONS)
     _require_columns(items, ITEMS)
     known = _clean_items(items)
@@ -97,7 +122,8 @@ def clean_dataset(name: str, interactions: pl.DataFrame, items: pl.DataFrame) ->
     complete = typed.filter(pl.all_horizontal(pl.col(*REQUIRED[INTERACTIONS]).is_not_null()))
     titled = complete.join(known.select("item_id"), on="item_id", how="semi")
     ordered = _in_history_order(titled)
-    _refuse_milliseconds(ordered)
+    _refuse_milliseconds(ordered, INTERACTIONS)
+    asked = None if queries is None else _clean_queries(queries, known)
     distinct_items = items["item_id"].n_unique()
     dropped = Dropped(
         interactions_incomplete=typed.height - complete.height,
@@ -105,10 +131,11 @@ def clean_dataset(name: str, interactions: pl.DataFrame, items: pl.DataFrame) ->
         interactions_repeated=titled.height - ordered.height,
         items_without_title=distinct_items - known.height,
         items_repeated=items.height - distinct_items,
+        queries=0 if queries is None or asked is None else queries.height - asked.height,
     )
     if ordered.is_empty():
         raise DataError(f"{name}: none of {interactions.height} interactions is left; removed: {asdict(dropped)}")
-    return Dataset(name, ordered, known), dropped
+    return Dataset(name, ordered, known, asked), dropped
 
 
 def dataset_stats(dataset: Dataset) -> dict[str, int]:
@@ -120,6 +147,7 @@ def dataset_stats(dataset: Dataset) -> dict[str, int]:
         "interactions": events.height,
         "first_timestamp": first,
         "last_timestamp": last,
+        **({} if dataset.queries is None else {"queries": dataset.queries.height}),
     }
 
 
@@ -137,6 +165,26 @@ def _clean_items(items: pl.DataFrame) -> pl.DataFrame:
         .sort("item_id")
         .select("item_id", "title", pl.exclude("item_id", "title"))
     )
+
+
+def _clean_queries(frame: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
+    """Sorted by user, time, query and item. Text is lower case, one line, and at most `MAX_QUERY_LENGTH` long."""
+    _require_columns(frame, QUERIES)
+    text = pl.col("query").cast(pl.String).map_elements(_clean_query, return_dtype=pl.String)
+    columns = [_text(frame, "user_id"), _text(frame, "item_id"), _seconds(frame).alias("timestamp"), text]
+    asked = (
+        frame.select(*columns)
+        .filter(pl.all_horizontal(pl.all().is_not_null()) & (pl.col("query") != ""))
+        .join(items.select("item_id"), on="item_id", how="semi")
+        .unique()
+        .sort("user_id", "timestamp", "query", "item_id")
+    )
+    _refuse_milliseconds(asked, QUERIES)
+    return asked
+
+
+def _clean_query(text: str) -> str:
+    return clean_title(text)[:MAX_QUERY_LENGTH].strip().lower()
 
 
 def _typed_interactions(frame: pl.DataFrame) -> pl.DataFrame:
@@ -177,11 +225,11 @@ def _in_history_order(frame: pl.DataFrame) -> pl.DataFrame:
     return distinct.with_columns(pl.Series("tie", keys, dtype=pl.String)).sort(ORDER).drop("tie")
 
 
-def _refuse_milliseconds(interactions: pl.DataFrame) -> None:
-    late = interactions.filter(pl.col("timestamp") >= MAX_TIMESTAMP_S).height
+def _refuse_milliseconds(events: pl.DataFrame, file: str) -> None:
+    late = events.filter(pl.col("timestamp") >= MAX_TIMESTAMP_S).height
     if late:
         raise DataError(
-            f"{INTERACTIONS}: {late} of {interactions.height} timestamps are after the year 5138; "
+            f"{file}: {late} of {events.height} timestamps are after the year 5138; "
             "they look like milliseconds, but seconds are expected: divide by 1000"
         )
 
@@ -212,7 +260,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         sums = dict(manifest["sha256"])
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file}: not a data set's manifest; prepare again or remove the file") from error
-    for name in (INTERACTIONS, ITEMS):
+    for name in (INTERACTIONS, ITEMS, QUERIES):
         if (path / name).exists() and _sha256(path / name) != sums.get(name):
             raise DataError(f"{path / name}: changed since prepared; prepare again, or remove {MANIFEST} to accept")
     return manifest
@@ -224,8 +272,8 @@ def _sha256(file: Path) -> str:
 
 
 @contextlib.contextmanager
-def _partial_files(path: Path) -> Iterator[dict[str, Path]]:
-    partial = {name: path / f".{name}.{os.getpid()}.partial" for name in (INTERACTIONS, ITEMS, MANIFEST)}
+def _partial_files(path: Path, names: Iterable[str]) -> Iterator[dict[str, Path]]:
+    partial = {name: path / f".{name}.{os.getpid()}.partial" for name in names}
     try:
         yield partial
     finally:

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 import polars as pl
 from tqdm import tqdm
 
-from training.data.dataset import INTERACTIONS, ITEMS, REQUIRED, DataError, read_parquet
+from training.data.dataset import INTERACTIONS, ITEMS, REQUIRED, DataError, read_events, read_parquet
 
 TOLERATED_LINES, TOLERATED_SHARE = 10, 0.1
 CHUNK_ROWS = 500_000
@@ -41,6 +41,7 @@ class RawData:
     items: pl.DataFrame
     broken_lines: int
     first_broken: str
+    queries: pl.DataFrame | None = None
 
 
 class _ParsedFile(NamedTuple):
@@ -60,7 +61,8 @@ def read_source(format: str, source: Path) -> RawData:
 
 
 def _read_parquet_source(source: Path) -> RawData:
-    return RawData(read_parquet(source / INTERACTIONS), read_parquet(source / ITEMS), 0, "")
+    interactions, queries = read_events(source)
+    return RawData(interactions, read_parquet(source / ITEMS), 0, "", queries)
 
 
 def _read_csv_source(source: Path) -> RawData:

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model_store.voices.candidates import Said, find_candidates
+from model_store.voices.candidates import find_candidates
+from model_store.voices.mixtures import Mixtures
 from model_store.voices.voices import Voices
 from training.data.splits import Target
 from training.items.pasts import Pasts
@@ -86,19 +87,19 @@ def _ranks(voices: Voices, pasts: Pasts, targets: Sequence[Target]) -> Iterator[
     forecast, bar = popular_forecast(voices), progress(total=len(targets), desc="ranks", unit="target")
     for start in range(0, len(targets), _BATCH):
         part = targets[start : start + _BATCH]
-        said = voices.listen(forecast(part), [pasts.past(target) for target in part])
+        mixtures = voices.mix(forecast(part), [pasts.past(target) for target in part])
         for row, target in enumerate(part):
-            yield *voted_ranks(voices, said, row, pasts=pasts, target=target), *_plain_ranks(voices, pasts, target)
+            yield *voted_ranks(voices, mixtures, row, pasts=pasts, target=target), *_plain_ranks(voices, pasts, target)
         bar.update(len(part))
     bar.close()
 
 
 @torch.no_grad()
-def voted_ranks(voices: Voices, said: Said, row: int, pasts: Pasts, target: Target) -> tuple[float, float]:
+def voted_ranks(voices: Voices, mixtures: Mixtures, row: int, pasts: Pasts, target: Target) -> tuple[float, float]:
     """Without and with older events. Of equal scores the mixture decides, so a ranking that has learned nothing is that
     of the mixture.
     """
-    found, combiner = find_candidates(said, row, pasts.allowed(target)), voices.combiner
+    found, combiner = find_candidates(mixtures, row, pasts.allowed(target)), voices.combiner
     place = np.flatnonzero(found.tokens == pasts.truth(target))
     if not len(place):
         return float(MISSED), float(MISSED)
@@ -106,9 +107,9 @@ def voted_ranks(voices: Voices, said: Said, row: int, pasts: Pasts, target: Targ
     alone = both = combiner.of_window(window)
     if found.older is not None:
         both = alone + combiner.of_memory(window, torch.from_numpy(found.older))
-    mixtures = said.window[row, found.tokens], found.mixture
+    shares = mixtures.window[row, found.tokens], found.mixture
     first, second = (
-        rank_of(scores.numpy(), mixture, int(place[0])) for scores, mixture in zip((alone, both), mixtures, strict=True)
+        rank_of(scores.numpy(), share, int(place[0])) for scores, share in zip((alone, both), shares, strict=True)
     )
     return first, second
 
@@ -154,9 +155,9 @@ def num_affordable(voices: Voices, pasts: Pasts, targets: Sequence[Target], seco
     """About how many targets `measure` gets through in so many seconds, never fewer than it needs at least."""
     sample = targets[:_TIMED_TARGETS]
     forecast, started = popular_forecast(voices), time.monotonic()
-    said = voices.listen(forecast(sample), [pasts.past(target) for target in sample])
+    mixtures = voices.mix(forecast(sample), [pasts.past(target) for target in sample])
     for row, target in enumerate(progress(sample, desc="speed", unit="target")):
-        find_candidates(said, row, pasts.allowed(target))
+        find_candidates(mixtures, row, pasts.allowed(target))
     each = _COST * (time.monotonic() - started) / len(sample)
     return max(FEWEST_TARGETS, int(max(seconds, 0.0) / each))
 

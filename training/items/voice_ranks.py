@@ -35,9 +35,9 @@ def _all(
 ) -> Iterator[tuple[Candidates, int]]:
     for start in range(0, len(targets), _BATCH):
         part = targets[start : start + _BATCH]
-        said = voices.listen(forecast(part), [pasts.past(target) for target in part])
+        mixtures = voices.mix(forecast(part), [pasts.past(target) for target in part])
         for row, target in enumerate(part):
-            yield find_candidates(said, row, pasts.allowed(target)), pasts.truth(target)
+            yield find_candidates(mixtures, row, pasts.allowed(target)), pasts.truth(target)
 
 
 @torch.no_grad()
@@ -85,7 +85,7 @@ def voice_shares(
     kept, window, older, popularity = 0.0, np.zeros(len(voices.channels)), np.zeros(len(voices.channels)), 0.0
     for start in range(0, len(targets), _BATCH):
         part = targets[start : start + _BATCH]
-        first, second = voices.listen(forecast(part), [pasts.past(target) for target in part]).weights
+        first, second = voices.mix(forecast(part), [pasts.past(target) for target in part]).weights
         below = second.overall[:, [FORECAST]]  # the share of the window
         kept += float((below * first.overall[:, [FORECAST]]).sum())
         popularity += float((below * first.overall[:, [POPULARITY]]).sum() + second.overall[:, POPULARITY].sum())

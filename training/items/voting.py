@@ -3,8 +3,8 @@
 In: valid targets, `Voices` before training, the language model's forecast of each target. Out: the voices, trained in
 four steps. Each step leaves the results of the steps before as they are:
 
-    1. the gate of the window     what the events of the window say beside the language model
-    2. the gate of older events   what older events say beside all this
+    1. the gate of the window     what the events of the window add to the language model
+    2. the gate of older events   what older events add to both
     3. the ranking of the window  candidates in order, without older events
     4. the ranking of memory      what older events add to the scores
 
@@ -96,7 +96,7 @@ def train_voices(
 
 
 def _window_mixture(voices: Voices, pasts: Pasts, forecast: Forecast) -> Forecast:
-    return lambda targets: voices.listen(forecast(targets), [pasts.past(target) for target in targets]).window
+    return lambda targets: voices.mix(forecast(targets), [pasts.past(target) for target in targets]).window
 
 
 # ---- steps 1 and 2
@@ -107,26 +107,26 @@ def make_examples(
 ) -> Examples:
     transposed = {name: table.T.tocsr() for name, table in voices.tables.items()}
     described = voices.describe([pasts.past(target) for target in targets], is_older=is_older)
-    truth, hidden = np.zeros((2, *described.speaks.shape), dtype=np.float32)
+    truth, hidden = np.zeros((2, *described.can_vote.shape), dtype=np.float32)
     overall = np.zeros((2, len(targets), 2), dtype=np.float32)
-    bar = progress(total=len(targets), desc="what voices say", unit="target")
+    bar = progress(total=len(targets), desc="shares of the voices", unit="target")
     for start in range(0, len(targets), _BATCH):
         part = targets[start : start + _BATCH]
         for row, (target, own) in enumerate(zip(part, forecast(part), strict=True), start):
             items = np.array([pasts.truth(target)]), pasts.hidden(target)
             for which, (found, tokens) in enumerate(zip((truth, hidden), items, strict=True)):
-                found[row] = _said(voices, transposed, described.tokens[row], tokens)
+                found[row] = _shares(voices, transposed, described.tokens[row], tokens)
                 overall[which, row] = own[tokens].sum(), voices.popularity[tokens].sum()
         bar.update(len(part))
     bar.close()
     shares = [
-        Shares(torch.from_numpy(overall[n]), torch.from_numpy(part) * described.speaks)
+        Shares(torch.from_numpy(overall[n]), torch.from_numpy(part) * described.can_vote)
         for n, part in enumerate((truth, hidden))
     ]
     return Examples(described, shares[0], shares[1], len(voices))
 
 
-def _said(
+def _shares(
     voices: Voices, transposed: Mapping[str, sparse.csr_matrix], tokens: NDArray[np.int64], items: NDArray[np.int64]
 ) -> NDArray[np.float32]:
     """(n, C) the probability that each channel of each event gives to `items` together."""
@@ -151,10 +151,10 @@ def gate_loss(gate: Gate, examples: Examples) -> Tensor:
 
 
 def _fit_gate(gate: Gate, teach: Examples, judge: Examples) -> Taught:
-    speaks = teach.described.speaks.any(dim=2)
-    if not speaks.any():
+    can_vote = teach.described.can_vote.any(dim=2)
+    if not can_vote.any():
         return Taught(0.0, 0.0, 0)
-    gate.standard_events.fit(teach.described.events[speaks])
+    gate.standard_events.fit(teach.described.events[can_vote])
     gate.standard_queries.fit(teach.described.queries)
     return _fit(
         gate,
@@ -218,9 +218,9 @@ def candidates_of(voices: Voices, pasts: Pasts, targets: Sequence[Target], forec
     bar = progress(total=len(targets), desc="candidates", unit="target")
     for start in range(0, len(targets), _BATCH):
         part = targets[start : start + _BATCH]
-        said = voices.listen(forecast(part), [pasts.past(target) for target in part])
+        mixtures = voices.mix(forecast(part), [pasts.past(target) for target in part])
         for row, target in enumerate(part):
-            found = find_candidates(said, row, pasts.allowed(target))
+            found = find_candidates(mixtures, row, pasts.allowed(target))
             places = np.flatnonzero(found.tokens == pasts.truth(target))
             kept += [(found, int(place)) for place in places]
         bar.update(len(part))

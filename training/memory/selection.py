@@ -1,7 +1,7 @@
 """Which retriever is chosen, and whether it pays: by what the memories that it picks add together, on valid targets.
 
 In: trained retrievers, numbers of memories, annotations, a backbone. Out: gains of every candidate. Ranks are
-those that are served, voices included, because memory may only repeat what other voices already say. Gains
+those that are served, voices included, because memory may only repeat what other voices already give. Gains
 in log-probability and in rank are separate: memory can make a model less certain, and so every true title more likely,
 without moving one of them up.
 """

@@ -38,7 +38,7 @@ _SCORED = 256  # targets whose scores of all items are in memory at a time
 _TOKENS_PER_BATCH = 4096  # tokens of the prompts; beams need a multiple of their memory
 
 RankedLists = list[list[int]]  # for each target, rows of Split.item_ids, best first
-Heard = Literal["all", "window", "nothing"]  # the events that voices read; "nothing": the language model alone
+Voters = Literal["all", "window", "none"]  # the events that vote; "none": the language model alone
 T = TypeVar("T")
 
 
@@ -170,12 +170,12 @@ class Evaluation:
         mask[self._to_bundle[self.hidden(target)]] = False
         return mask
 
-    def past(self, target: Target, heard: Heard = "all") -> PastRows | None:
-        """The newest events before the target, as many as voices read; None where nothing is heard."""
+    def past(self, target: Target, voters: Voters = "all") -> PastRows | None:
+        """The newest events before the target, as many as voices read; None where no event votes."""
         spec = self.bundle.manifest.voices
-        if heard == "nothing" or spec is None:
+        if voters == "none" or spec is None:
             return None
-        length = spec.recent_length if heard == "window" else self.past_length or spec.past_length
+        length = spec.recent_length if voters == "window" else self.past_length or spec.past_length
         history = self.split.histories[target.user]
         span = slice(max(0, target.position - length), target.position)
         times: list[int] = history.timestamps[span].tolist()
@@ -193,17 +193,17 @@ class Evaluation:
 
     # ---- lists
 
-    def rank_with_memory(self, choose: ChooseMemories, label: str, *, heard: Heard = "all") -> RankedLists:
-        """What the bundle ranks from the window, the states of `choose`, and the events that voices have `heard`.
+    def rank_with_memory(self, choose: ChooseMemories, label: str, *, voters: Voters = "all") -> RankedLists:
+        """What the bundle ranks from the window, the states of `choose`, and the events that vote.
 
         `label` names the progress bar.
         """
 
         def remember(place: int) -> Memory:
             chosen = choose(self.examples[place])
-            return Memory(self.own_states(place), chosen, self.past(self.targets[place], heard))
+            return Memory(self.own_states(place), chosen, self.past(self.targets[place], voters))
 
-        return self.rank(remember, label, with_voices=heard != "nothing")
+        return self.rank(remember, label, with_voices=voters != "none")
 
     def rank(self, remember: Callable[[int], Memory], label: str, *, with_voices: bool = True) -> RankedLists:
         """What the bundle ranks from the window, and from what `remember` gives for the n-th target."""

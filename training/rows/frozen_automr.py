@@ -49,9 +49,9 @@ class Candidate(NamedTuple):
 
 def frozen_automr(evaluation: Evaluation, seed: int) -> RankedLists:
     if not is_memory_tuned(evaluation.bundle):
-        return evaluation.rank_with_memory(retriever_choice, "automr", heard="nothing")
+        return evaluation.rank_with_memory(retriever_choice, "automr", voters="none")
     bundle = evaluation.compute_once(("automr", seed), lambda: train_frozen_automr(evaluation, seed))
-    return evaluation.as_read_by(bundle).rank_with_memory(retriever_choice, "automr", heard="nothing")
+    return evaluation.as_read_by(bundle).rank_with_memory(retriever_choice, "automr", voters="none")
 
 
 def train_frozen_automr(evaluation: Evaluation, seed: int) -> Bundle:

@@ -56,7 +56,7 @@ def _line(context: StudyContext, targets: Sequence[Target]) -> dict[str, Value]:
     evaluation = context.evaluation(context.base.bundle, targets)
     popular = metrics_by_target(predict(evaluation, "popularity", 0), targets, evaluation.split)[METRIC]
     rows = {
-        "no memory": ndcg(evaluation, "none", no_memory, heard="window"),
+        "no memory": ndcg(evaluation, "none", no_memory, voters="window"),
         "popularity": popular,
         "retrieved": ndcg(evaluation, "retrieved", retriever_choice),
     }

@@ -21,7 +21,7 @@ from training import pipeline
 from training.data.splits import Target, sample_targets
 from training.lm.windows import Windows
 from training.memory.judges import targets_of, user_parts
-from training.rows.evaluation import Evaluation, Heard, cached_json, make_evaluation
+from training.rows.evaluation import Evaluation, Voters, cached_json, make_evaluation
 from training.rows.latency import latency_summary, time_row
 from training.rows.memory_choices import ChooseMemories, random_choice
 from training.rows.row_metrics import metrics_by_target
@@ -140,14 +140,14 @@ def with_windows(evaluation: Evaluation, windows: Windows) -> Evaluation:
 # --- measurements -------------------------------------------------------------------------------------------------
 
 
-def ndcg(evaluation: Evaluation, name: str, choose: ChooseMemories, *, heard: Heard = "all") -> NDArray[np.float64]:
+def ndcg(evaluation: Evaluation, name: str, choose: ChooseMemories, *, voters: Voters = "all") -> NDArray[np.float64]:
     """(targets,) NDCG@10, cached as `name`. The name must differ for other memories, bundles or rules of choice.
 
-    `choose` picks the states; `heard` are the events that voices read, where the bundle has voices.
+    `choose` picks the states; `voters` are the events that vote, where the bundle has voices.
     """
 
     def compute() -> list[float]:
-        lists = evaluation.rank_with_memory(choose, name, heard=heard)
+        lists = evaluation.rank_with_memory(choose, name, voters=voters)
         metrics = metrics_by_target(lists, evaluation.targets, evaluation.split)
         return [float(value) for value in metrics[METRIC]]
 

@@ -77,7 +77,7 @@ def _line(
     evaluation = replace(evaluation, past_length=past_length)
     name = f"{size}-{past_length or 'all'}"
     rows = {
-        "no memory": ndcg(evaluation, "none", no_memory, heard="window"),
+        "no memory": ndcg(evaluation, "none", no_memory, voters="window"),
         "retrieved": ndcg(evaluation, f"retrieved-{name}", retriever_choice),
     }
     times = milliseconds(evaluation, f"latency-{name}", context.time_targets)

@@ -52,7 +52,7 @@ def _line(context: StudyContext, targets: Sequence[Target], change: ChangeHistor
     inputs = Inputs(context.inputs.dataset, split, fingerprint(split))
     evaluation = context.evaluation(context.base.bundle, new_targets, inputs)
     rows = {
-        "no memory": ndcg(evaluation, "none", no_memory, heard="window"),
+        "no memory": ndcg(evaluation, "none", no_memory, voters="window"),
         "random": random_ndcg(evaluation, "random", evaluation.bundle.manifest.retriever.top_k),
         "retrieved": ndcg(evaluation, "retrieved", retriever_choice),
     }

@@ -30,8 +30,8 @@ _BATCH = 64
 PARTS = ("window", "older")
 
 
-class Heard(NamedTuple):
-    """A data set whose voices are asked."""
+class VoicedData(NamedTuple):
+    """A data set and the bundle whose voices were trained on it."""
 
     name: str
     bundle: Bundle
@@ -65,18 +65,18 @@ def run(context: StudyContext) -> StudyResult:
     )
 
 
-def _own(context: StudyContext) -> Heard:
+def _own(context: StudyContext) -> VoicedData:
     split, recipe = context.inputs.split, get_recipe(context.recipe_name)
-    return Heard(context.inputs.dataset.name, context.base.bundle, split, recipe, context.seed)
+    return VoicedData(context.inputs.dataset.name, context.base.bundle, split, recipe, context.seed)
 
 
-def _opened(context: StudyContext, bundle_path: Path, data: Path) -> Heard:
+def _opened(context: StudyContext, bundle_path: Path, data: Path) -> VoicedData:
     bundle = Bundle.open(bundle_path, device=pick_device(context.device))
     provenance = bundle.manifest.provenance
     if not {"recipe", "cut", "seed"} <= provenance.keys():
         raise StageError(f"{bundle_path}: the manifest does not tell how it was made; make it with training.pipeline")
     inputs: Inputs = load_inputs(data, provenance["cut"])
-    return Heard(inputs.dataset.name, bundle, inputs.split, get_recipe(provenance["recipe"]), provenance["seed"])
+    return VoicedData(inputs.dataset.name, bundle, inputs.split, get_recipe(provenance["recipe"]), provenance["seed"])
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
@@ -84,30 +84,30 @@ def _distinct(names: Sequence[str]) -> list[str]:
     return [name if names.count(name) == 1 else f"{name} {place}" for place, name in enumerate(names, 1)]
 
 
-def voices_of(heard: Heard) -> Voices:
+def voices_of(voiced: VoicedData) -> Voices:
     """Raises StageError."""
-    if heard.bundle.voices is None:
-        raise StageError(f"the bundle of {heard.name} has no voices: its vocabulary is text, or they were turned off")
-    return heard.bundle.voices
+    if voiced.bundle.voices is None:
+        raise StageError(f"the bundle of {voiced.name} has no voices: its vocabulary is text, or they were turned off")
+    return voiced.bundle.voices
 
 
-def judging_targets(heard: Heard) -> tuple[list[Target], str]:
+def judging_targets(voiced: VoicedData) -> tuple[list[Target], str]:
     """Valid targets of users from whom the weights were not learned, and who these users are."""
-    teach, judge = learning_targets(heard.split, heard.recipe, len(voices_of(heard)), heard.seed)
+    teach, judge = learning_targets(voiced.split, voiced.recipe, len(voices_of(voiced)), voiced.seed)
     taught, ended = ({target.user for target in part} for part in (teach, judge))
-    fresh = [target for target in heard.split.valid if target.user not in taught | ended]
+    fresh = [target for target in voiced.split.valid if target.user not in taught | ended]
     if fresh:
         return fresh, "users who did not take part in the training of the voices"
-    ending = [target for target in heard.split.valid if target.user not in taught]
+    ending = [target for target in voiced.split.valid if target.user not in taught]
     if ending:
         return ending, "users who ended the training of the voices"
-    return list(heard.split.valid), "the user who taught the voices, because there is only one"
+    return list(voiced.split.valid), "the user who taught the voices, because there is only one"
 
 
-def shares_by_voice(heard: Heard, targets: Sequence[Target]) -> dict[str, dict[str, NDArray[np.float64]]]:
+def shares_by_voice(voiced: VoicedData, targets: Sequence[Target]) -> dict[str, dict[str, NDArray[np.float64]]]:
     """Voice → part → (targets,) the weight of the voice in the mixture. The language model has no older part."""
-    voices, manifest = voices_of(heard), heard.bundle.manifest
-    pasts = Pasts(heard.split, _tokens(heard), length=manifest.voices.past_length if manifest.voices else 1)
+    voices, manifest = voices_of(voiced), voiced.bundle.manifest
+    pasts = Pasts(voiced.split, _tokens(voiced), length=manifest.voices.past_length if manifest.voices else 1)
     parts = [_weights(voices, pasts, targets[start : start + _BATCH]) for start in range(0, len(targets), _BATCH)]
     window, older = (np.concatenate(part) for part in zip(*parts, strict=True))
     found = {"language model": {"window": window[:, FORECAST]}}
@@ -116,9 +116,9 @@ def shares_by_voice(heard: Heard, targets: Sequence[Target]) -> dict[str, dict[s
     return found
 
 
-def _tokens(heard: Heard) -> NDArray[np.int64]:
-    rows = heard.bundle.catalogue.rows
-    return heard.bundle.tokens_of(np.array([rows[item_id] for item_id in heard.split.item_ids], dtype=np.int64))
+def _tokens(voiced: VoicedData) -> NDArray[np.int64]:
+    rows = voiced.bundle.catalogue.rows
+    return voiced.bundle.tokens_of(np.array([rows[item_id] for item_id in voiced.split.item_ids], dtype=np.int64))
 
 
 def _weights(

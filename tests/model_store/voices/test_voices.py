@@ -38,8 +38,8 @@ def forecasts(count: int) -> NDArray[np.float32]:
 @given(st.lists(events, min_size=1, max_size=4))
 def test_the_mixtures_are_distributions(pasts: list[list[tuple[int, int]]]) -> None:
     """All rows of the ring have a neighbour, so no weight is lost."""
-    said = small_voices(NUM_ITEMS).listen(forecasts(len(pasts)), [past_of(pairs) for pairs in pasts])
-    for mixture in (said.window, said.mixture):
+    mixtures = small_voices(NUM_ITEMS).mix(forecasts(len(pasts)), [past_of(pairs) for pairs in pasts])
+    for mixture in (mixtures.window, mixtures.whole):
         np.testing.assert_allclose(mixture.sum(axis=1), 1, atol=1e-4)
         assert (mixture >= 0).all()
 
@@ -59,17 +59,17 @@ def test_the_order_inside_a_basket_means_nothing(pairs: list[tuple[int, int]], r
     unique = sorted(set(pairs))
     mixed = list(unique)
     random.shuffle(mixed)  # type: ignore[attr-defined]
-    found = [voices.listen(FORECAST, [past_of(some)]).mixture for some in (unique, mixed)]
+    found = [voices.mix(FORECAST, [past_of(some)]).whole for some in (unique, mixed)]
     np.testing.assert_allclose(found[0], found[1], atol=1e-5)
 
 
 @given(events)
 def test_without_older_events_memory_adds_nothing(pairs: list[tuple[int, int]]) -> None:
     voices = small_voices(NUM_ITEMS, recent_length=16)
-    found = find_candidates(voices.listen(FORECAST, [past_of(pairs)]), 0, None)
+    found = find_candidates(voices.mix(FORECAST, [past_of(pairs)]), 0, None)
     assert found.older is None
-    said = voices.listen(FORECAST, [past_of(pairs)])
-    np.testing.assert_allclose(said.mixture, said.mixture[:1])
+    mixtures = voices.mix(FORECAST, [past_of(pairs)])
+    np.testing.assert_allclose(mixtures.whole, mixtures.whole[:1])
 
 
 def test_older_events_change_the_scores() -> None:
@@ -91,11 +91,11 @@ def test_events_beyond_the_length_of_a_past_are_not_read() -> None:
 def test_an_item_comes_back_once_and_not_while_it_lies_in_the_basket() -> None:
     past = past_of([(1, 3), (2, 3), (2, 4), (40, 5)])  # item 5 is in the basket of the request
     voices = small_voices(NUM_ITEMS, recent_length=12)
-    speaks = voices.describe([past], is_older=False).speaks[0, :, voices.channels.index(RETURN)]
-    by_event = dict(zip(zip(past.timestamps // 86_400, past.tokens, strict=True), speaks.tolist(), strict=True))
+    can_vote = voices.describe([past], is_older=False).can_vote[0, :, voices.channels.index(RETURN)]
+    by_event = dict(zip(zip(past.timestamps // 86_400, past.tokens, strict=True), can_vote.tolist(), strict=True))
     assert by_event == {(1, 3): False, (2, 3): True, (2, 4): True, (40, 5): False}
     never = small_voices(NUM_ITEMS, has_returns=False).describe([past], is_older=False)
-    assert not never.speaks[..., -1].any()
+    assert not never.can_vote[..., -1].any()
 
 
 def test_the_numbers_of_an_event() -> None:
@@ -114,8 +114,8 @@ def test_the_numbers_of_an_event() -> None:
 
 @given(st.lists(st.integers(1, NUM_ITEMS), unique=True, max_size=NUM_ITEMS), events)
 def test_candidates_are_among_the_allowed_items(allowed: list[int], pairs: list[tuple[int, int]]) -> None:
-    said = small_voices(NUM_ITEMS).listen(FORECAST, [past_of(pairs)])
-    found = find_candidates(said, 0, np.sort(np.array(allowed, dtype=np.int64)))
+    mixtures = small_voices(NUM_ITEMS).mix(FORECAST, [past_of(pairs)])
+    found = find_candidates(mixtures, 0, np.sort(np.array(allowed, dtype=np.int64)))
     assert sorted(allowed) == found.tokens.tolist(), "fewer items than candidates: all of them are ranked"
     assert len(found.tokens) <= 2 * NUM_CANDIDATES and np.isfinite(found.window).all()
 
@@ -129,7 +129,7 @@ def test_a_title_that_was_added_later_is_ranked_by_the_forecast() -> None:
 
 
 def test_a_reason_names_the_event_behind_the_voice() -> None:
-    """The neighbour of item 9 is item 10 (see `ring`), and nothing else speaks for it but forecast and popularity."""
+    """The neighbour of item 9 is item 10 (see `ring`), and only forecast and popularity give to it too."""
     voices = small_voices(NUM_ITEMS, recent_length=2)
     with torch.no_grad():
         voices.gates[0].overall.bias.fill_(-30.0)

@@ -51,7 +51,7 @@ def token(service: Service, title: str) -> int:
 
 
 def shift_tokens(service: Service, by: int = 3) -> None:
-    """As if this process had heard of other titles before."""
+    """As if this process had been told of other titles before."""
     for number in range(by):
         service.bundle.prompt.title_tokens(f"known to this process alone {number}")
 

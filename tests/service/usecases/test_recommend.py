@@ -1,4 +1,4 @@
-"""What may be shown, and what is said when not everything is known: the use case with real parts."""
+"""What may be shown, and what the answer reports when not everything is known: the use case with real parts."""
 
 import asyncio
 import random

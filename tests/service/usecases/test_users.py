@@ -86,6 +86,6 @@ async def test_forgetting_an_event_derives_memory_anew(service: Service) -> None
     assert kept.is_valid.all()
     for each, fingerprint in zip(remembered, kept.fingerprints, strict=True):
         assert fingerprint.tobytes() == expected[each.event.event_id][1]
-    assert "i4" in await service.seen("u"), "e011 speaks of the same item"
+    assert "i4" in await service.seen("u"), "e011 is of the same item"
     await service.users.forget_event("u", "e011")
     assert "i4" not in await service.seen("u")

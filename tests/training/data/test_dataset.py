@@ -15,6 +15,7 @@ from training.data.dataset import (
     INTERACTIONS,
     ITEMS,
     MANIFEST,
+    QUERIES,
     DataError,
     clean_dataset,
     dataset_stats,
@@ -198,3 +199,50 @@ def test_a_broken_manifest_is_an_error(tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text("[]")
     with pytest.raises(DataError, match=r"dataset.json: not a data set's manifest"):
         load_dataset(tmp_path)
+
+
+QUERY_COLUMNS = ["user_id", "item_id", "timestamp", "query"]
+
+
+def queries_frame(rows: list[tuple[str, str, int, str | None]]) -> pl.DataFrame:
+    return pl.DataFrame(rows, schema=QUERY_COLUMNS, orient="row")
+
+
+def test_queries_are_cleaned_and_survive_a_round_trip(tmp_path: Path) -> None:
+    rows: list[tuple[str, str, int, str | None]] = [
+        ("u", "i1", 2, "  Dark\nJazz "),
+        ("u", "i1", 2, "dark jazz"),  # repeated
+        ("u", "gone", 2, "x"),
+        ("u", "i2", 1, None),
+        ("u", "i2", 1, " "),
+        ("a", "i2", 1, "y" * 600),
+    ]
+    dataset, dropped = clean_dataset("x", frame([("u", "i1", 1, None)]), pl.DataFrame(TITLES), queries_frame(rows))
+    assert dataset.queries is not None
+    assert dataset.queries.select(QUERY_COLUMNS).rows() == [("a", "i2", 1, "y" * 500), ("u", "i1", 2, "dark jazz")]
+    assert dropped.queries == 4
+    save_dataset(dataset, tmp_path / "data", dropped=dropped)
+    loaded = load_dataset(tmp_path / "data")
+    assert loaded.queries is not None and loaded.queries.equals(dataset.queries)
+    assert loaded.interactions.equals(dataset.interactions)
+
+
+def test_without_interactions_the_choices_after_queries_are_the_interactions(tmp_path: Path) -> None:
+    queries_frame([("u", "i1", 1, "jazz"), ("u", "i1", 1, "folk"), ("u", "i2", 2, "jazz")]).write_parquet(
+        tmp_path / QUERIES
+    )
+    pl.DataFrame(TITLES).write_parquet(tmp_path / ITEMS)
+    dataset = load_dataset(tmp_path)
+    assert dataset.interactions.select("user_id", "item_id", "timestamp").rows() == [("u", "i1", 1), ("u", "i2", 2)]
+    with pytest.raises(DataError, match="holds raw data"):
+        save_dataset(dataset, tmp_path)
+
+
+def test_changed_queries_are_noticed(tmp_path: Path) -> None:
+    made = clean_dataset(
+        "x", frame([("u", "i1", 1, None)]), pl.DataFrame(TITLES), queries_frame([("u", "i1", 1, "jazz")])
+    )[0]
+    save_dataset(made, tmp_path / "data")
+    queries_frame([("u", "i1", 1, "folk")]).write_parquet(tmp_path / "data" / QUERIES)
+    with pytest.raises(DataError, match="changed since prepared"):
+        load_dataset(tmp_path / "data")

@@ -129,10 +129,10 @@ def test_equal_scores_are_ranked_by_the_second_number_and_full_ties_count_half(p
 def test_voices_before_training_rank_by_their_mixture() -> None:
     voices, pasts = opened(split := buying_again())
     target = split.valid[0]
-    said = voices.listen(voices.popularity[None], [pasts.past(target)])
+    mixtures = voices.mix(voices.popularity[None], [pasts.past(target)])
     allowed, truth = pasts.allowed(target), pasts.truth(target)
     for rank, mixture in zip(
-        voted_ranks(voices, said, 0, pasts, target), (said.window[0], said.mixture[0]), strict=True
+        voted_ranks(voices, mixtures, 0, pasts, target), (mixtures.window[0], mixtures.whole[0]), strict=True
     ):
         assert (mixture[allowed] > mixture[truth]).sum() <= rank <= (mixture[allowed] >= mixture[truth]).sum() - 1
 

@@ -1,4 +1,4 @@
-"""The voices find what is true of a world: items that come back every few weeks, and silence where none does."""
+"""The voices find what is true of a world: items that come back every few weeks, and no weight where none does."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -66,7 +66,7 @@ def test_what_comes_back_every_few_weeks_is_found() -> None:
     assert total == pytest.approx(1, abs=0.01)
 
 
-def test_where_nothing_comes_back_the_voice_of_return_is_silent() -> None:
+def test_where_nothing_comes_back_the_voice_of_return_has_no_weight() -> None:
     split = communities(num_users=80)
     voices, pasts, judge = trained(split)
     assert not voices.spec.has_returns
@@ -100,7 +100,7 @@ def test_the_loss_is_the_likelihood_among_the_items_that_may_be_shown() -> None:
     rows = np.random.default_rng(0).dirichlet(np.ones(len(split.item_ids) + 1), len(targets)).astype(np.float32)
     examples = make_examples(voices, pasts, targets, lambda wanted: rows[: len(wanted)], is_older=False)
     found = gate_loss(voices.gates[False], examples).detach().numpy()
-    mixture = voices.listen(rows, [pasts.past(target) for target in targets]).window
+    mixture = voices.mix(rows, [pasts.past(target) for target in targets]).window
     for row, target in enumerate(targets):
         allowed = 1 - mixture[row, pasts.hidden(target)].sum()
         wanted = mixture[row, pasts.truth(target)]

@@ -63,10 +63,10 @@ def test_the_shares_of_all_voices_sum_to_one(speaking: StudyContext) -> None:
 def test_the_shares_are_those_of_the_mixture(speaking: StudyContext) -> None:
     """As the certificate of the stage has them, on the same targets."""
     bundle = speaking.base.bundle
-    heard = voices.Heard("shop", bundle, SPLIT, recipes.get_recipe("tiny-voices"), 0)
+    voiced = voices.VoicedData("shop", bundle, SPLIT, recipes.get_recipe("tiny-voices"), 0)
     assert bundle.voices is not None
-    _, judge = learning_targets(SPLIT, heard.recipe, len(bundle.voices), 0)
-    found = voices.shares_by_voice(heard, judge)
+    _, judge = learning_targets(SPLIT, voiced.recipe, len(bundle.voices), 0)
+    found = voices.shares_by_voice(voiced, judge)
     expected = bundle.manifest.provenance["voices"]["shares"]
     for part in voices.PARTS:
         means = {name: shares[part].mean() for name, shares in found.items() if name in expected[part]}
@@ -77,10 +77,10 @@ def test_the_shares_are_those_of_the_mixture(speaking: StudyContext) -> None:
 
 def test_nobody_whose_targets_taught_the_voices_is_asked(speaking: StudyContext) -> None:
     recipe = recipes.get_recipe("tiny-voices")
-    heard = voices.Heard("shop", speaking.base.bundle, SPLIT, recipe, 0)
-    teach, judge = learning_targets(SPLIT, recipe, len(voices.voices_of(heard)), 0)
+    voiced = voices.VoicedData("shop", speaking.base.bundle, SPLIT, recipe, 0)
+    teach, judge = learning_targets(SPLIT, recipe, len(voices.voices_of(voiced)), 0)
     taught, ended = ({target.user for target in part} for part in (teach, judge))
-    found, whose = voices.judging_targets(heard)
+    found, whose = voices.judging_targets(voiced)
     assert found and not {target.user for target in found} & taught
     fresh = {target.user for target in SPLIT.valid} - taught - ended
     assert whose.startswith("users who did not" if fresh else "users who ended")
@@ -97,9 +97,9 @@ def test_several_bundles_have_columns_of_their_own(speaking: StudyContext, data:
 
 
 def test_a_bundle_without_voices_cannot_be_asked(speaking: StudyContext) -> None:
-    silent = replace(speaking.base.bundle, voices=None)
+    without = replace(speaking.base.bundle, voices=None)
     with pytest.raises(StageError, match="has no voices"):
-        voices.voices_of(voices.Heard("shop", silent, SPLIT, recipes.get_recipe("tiny-voices"), 0))
+        voices.voices_of(voices.VoicedData("shop", without, SPLIT, recipes.get_recipe("tiny-voices"), 0))
 
 
 def test_without_memory_is_without_older_events_too(speaking: StudyContext) -> None:
@@ -108,6 +108,6 @@ def test_without_memory_is_without_older_events_too(speaking: StudyContext) -> N
     assert evaluation.bundle.voices is not None
     line = cold.run(speaking).lines["21–50"]
     assert line.keys() >= {"no memory", "retrieved"}
-    window = ndcg(evaluation, "window", no_memory, heard="window")
-    silent = replace(evaluation, past_length=evaluation.recent_length)
-    assert ndcg(silent, "cut", no_memory).tolist() == window.tolist()
+    window = ndcg(evaluation, "window", no_memory, voters="window")
+    shortened = replace(evaluation, past_length=evaluation.recent_length)
+    assert ndcg(shortened, "cut", no_memory).tolist() == window.tolist()

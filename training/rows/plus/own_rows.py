@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from model_store.bundle import Bundle
-from training.rows.evaluation import Evaluation, Heard, Rank
+from training.rows.evaluation import Evaluation, Rank, Voters
 from training.rows.memory_choices import (
     ChooseMemories,
     best_single_choice,
@@ -29,9 +29,9 @@ def has_voices(bundle: Bundle) -> bool:
     return bundle.voices is not None
 
 
-def _generated(name: str, choice: Callable[[Evaluation], ChooseMemories], heard: Heard = "all") -> Rank:
-    """The bundle with the states of `choice`, and the events that voices have `heard`."""
-    return lambda evaluation, seed: evaluation.rank_with_memory(choice(evaluation), name, heard=heard)
+def _generated(name: str, choice: Callable[[Evaluation], ChooseMemories], voters: Voters = "all") -> Rank:
+    """The bundle with the states of `choice`, where the events `voters` vote."""
+    return lambda evaluation, seed: evaluation.rank_with_memory(choice(evaluation), name, voters=voters)
 
 
 def _always(choose: ChooseMemories) -> Callable[[Evaluation], ChooseMemories]:
@@ -62,12 +62,12 @@ OWN_ROWS: dict[str, EvaluationRow] = {
     "generator_alone": EvaluationRow(
         "AutoMR +'s generator alone",
         "the language model that was tuned to read memory, with the window only: no memory, no other voices",
-        _generated("generator_alone", _always(no_memory), "nothing"),
+        _generated("generator_alone", _always(no_memory), "none"),
     ),
     "automr_plus_lm": EvaluationRow(
         "AutoMR + without voices",
         "its language model with the states that the retriever picks, without the other voices",
-        _generated("automr_plus_lm", _always(retriever_choice), "nothing"),
+        _generated("automr_plus_lm", _always(retriever_choice), "none"),
     ),
     **{f"voice_{channel}": _voice_row(channel) for channel in _CHANNELS},
     "mixture": EvaluationRow(

@@ -50,10 +50,10 @@ def voice_scorer(evaluation: Evaluation, channel: str) -> Scorer:
 
     def score(targets: Sequence[Target]) -> NDArray[np.float32]:
         found = np.zeros((len(targets), len(tokens)), dtype=np.float32)
-        silent = np.zeros((len(targets), len(voices)), dtype=np.float32)
-        said = voices.listen(silent, [past_of_target(evaluation, target) for target in targets])
-        kept = said.weights[1].overall[:, FORECAST].tolist()  # the share of the window in the mixture
-        for row, (recent, older) in enumerate(zip(said.recent, said.older, strict=True)):
+        no_forecast = np.zeros((len(targets), len(voices)), dtype=np.float32)
+        mixtures = voices.mix(no_forecast, [past_of_target(evaluation, target) for target in targets])
+        kept = mixtures.weights[1].overall[:, FORECAST].tolist()  # the share of the window in the mixture
+        for row, (recent, older) in enumerate(zip(mixtures.recent, mixtures.older, strict=True)):
             votes = older.channel(place, len(voices)) + kept[row] * recent.channel(place, len(voices))
             found[row, known] = votes[tokens[known]]
         return found

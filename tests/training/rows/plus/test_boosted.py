@@ -31,8 +31,8 @@ def test_a_line_of_the_table_is_what_a_candidate_has_when_it_is_ranked(evaluatio
     voices, targets = evaluation.voices, [target for target in TARGETS if target.position > 3]
     pasts = Pasts(SPLIT, evaluation.tokens, length=12)
     table, is_truth = boosted._table(candidates_of(voices, pasts, targets, flat_forecast))
-    said = voices.listen(flat_forecast(targets), [pasts.past(target) for target in targets])
-    found = [find_candidates(said, row, pasts.allowed(target)) for row, target in enumerate(targets)]
+    mixtures = voices.mix(flat_forecast(targets), [pasts.past(target) for target in targets])
+    found = [find_candidates(mixtures, row, pasts.allowed(target)) for row, target in enumerate(targets)]
     lines = np.concatenate([boosted.features(each, voices.combiner.num_older) for each in found])
     np.testing.assert_array_equal(table, lines)
     tokens = np.concatenate([each.tokens for each in found])
@@ -41,8 +41,8 @@ def test_a_line_of_the_table_is_what_a_candidate_has_when_it_is_ranked(evaluatio
 
 def test_users_without_older_events_have_zeros(evaluation: Evaluation) -> None:
     pasts, target = Pasts(SPLIT, evaluation.tokens, length=12), Target(0, 2)
-    said = evaluation.voices.listen(flat_forecast([target]), [pasts.past(target)])
-    candidates = find_candidates(said, 0, None)
+    mixtures = evaluation.voices.mix(flat_forecast([target]), [pasts.past(target)])
+    candidates = find_candidates(mixtures, 0, None)
     num_older = evaluation.voices.combiner.num_older
     assert candidates.older is None
     assert not boosted.features(candidates, num_older)[:, -num_older:].any()

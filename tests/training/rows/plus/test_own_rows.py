@@ -63,10 +63,10 @@ def changed_history(target: Target, **arrays: Any) -> Split:
     return replace(SPLIT, histories=histories)
 
 
-# ---- silent voices
+# ---- voices without weight
 
 
-def silent_voices() -> Voices:
+def voices_without_weight() -> Voices:
     """All weight is the language model's, and candidates are ranked by its forecast."""
     voices = small_voices(len(TITLES))
     for network in (*voices.gates, voices.combiner):
@@ -81,9 +81,9 @@ def silent_voices() -> Voices:
     return voices
 
 
-def test_a_bundle_whose_voices_are_silent_ranks_as_its_language_model(tmp_path: Path) -> None:
-    silent = small_evaluation(bundle_with_voices(tmp_path / "bundle", silent_voices()), tmp_path / "cache")
-    with_states, alone = predict(silent, "automr_plus_lm", 0), predict(silent, "generator_alone", 0)
+def test_a_bundle_whose_voices_have_no_weight_ranks_as_its_language_model(tmp_path: Path) -> None:
+    unweighted = small_evaluation(bundle_with_voices(tmp_path / "bundle", voices_without_weight()), tmp_path / "cache")
+    with_states, alone = predict(unweighted, "automr_plus_lm", 0), predict(unweighted, "generator_alone", 0)
     for row, expected in {
         "automr_plus": with_states,
         "state_memory": with_states,
@@ -91,7 +91,7 @@ def test_a_bundle_whose_voices_are_silent_ranks_as_its_language_model(tmp_path: 
         "voice_memory": alone,
         "no_memory": alone,
     }.items():
-        assert predict(silent, row, 0) == expected, row
+        assert predict(unweighted, row, 0) == expected, row
     assert with_states != alone, "states change nothing, so the test proves nothing"
 
 
@@ -219,7 +219,7 @@ def test_the_mixture_ranks_by_the_mixture(evaluation: Evaluation, monkeypatch: p
 
     def spy(self: Voices, *args: Any) -> Voting:
         voting = vote(self, *args)
-        found.extend(voting.said.mixture)
+        found.extend(voting.mixtures.whole)
         return voting
 
     monkeypatch.setattr(Voices, "vote", spy)

@@ -1,0 +1,59 @@
+"""The mixture of all voices: for each query a distribution over items, without older events and with them.
+
+In: the language model's forecast, described pasts and the weights of their voices. Out: `Mixtures`.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_store.voices.gate import FORECAST, POPULARITY, Weights
+from model_store.voices.past import Described
+from model_store.voices.tables import KnownItems
+from model_store.voices.votes import Votes
+
+
+class Mixtures(NamedTuple):
+    """The mixtures of a batch of B queries over V' ≥ V items, and what they are made of.
+
+    `window` (B, V') is the mixture without older events, `whole` the one with them: there the first takes the place of
+    the language model. `recent` and `older`: for each query the votes of the events of the window, and of older events.
+    `described` and `weights`: of the window, and of older events.
+    """
+
+    known: KnownItems
+    forecast: NDArray[np.float32]
+    recent: list[Votes]
+    older: list[Votes]
+    window: NDArray[np.float32]
+    whole: NDArray[np.float32]
+    described: tuple[Described, Described]
+    weights: tuple[Weights, Weights]
+
+    @classmethod
+    def of(
+        cls,
+        known: KnownItems,
+        forecast: NDArray[np.float32],
+        described: tuple[Described, Described],
+        weights: tuple[Weights, Weights],
+    ) -> "Mixtures":
+        recent, older = (
+            [Votes.of(known, tokens, own) for tokens, own in zip(part.tokens, weighed.events.numpy(), strict=True)]
+            for part, weighed in zip(described, weights, strict=True)
+        )
+        window = _mixed(known, forecast, weights[0], recent)
+        whole = _mixed(known, window, weights[1], older)
+        return cls(known, forecast, recent, older, window, whole, described, weights)
+
+
+def _mixed(
+    known: KnownItems, forecast: NDArray[np.float32], weights: Weights, votes: Sequence[Votes]
+) -> NDArray[np.float32]:
+    found: NDArray[np.float32] = weights.overall[:, [FORECAST]].numpy() * forecast
+    shares = weights.overall[:, POPULARITY].numpy()
+    for row, (own, share) in enumerate(zip(votes, shares, strict=True)):
+        found[row, : known.num_tokens] += share * known.popularity + own.sums(known.num_tokens)
+    return found
