@@ -100,6 +100,7 @@ def test_every_removed_row_is_counted_once() -> None:
         "interactions_repeated": 1,
         "items_without_title": 1,
         "items_repeated": 1,
+        "queries": 0,
     }
 
 
