@@ -64,6 +64,12 @@ class Metrics:
         self.stale_states_total = self._counter(
             "stale_states_total", "Stored states that were encoded again because their window had changed"
         )
+        self.live_counts_changed_total = self._counter(
+            "live_counts_changed_total", "Live counts that events changed, by the worker in this process"
+        )
+        self.live_counts_age_seconds = self._gauge(
+            "live_counts_age_seconds", "Since this process last looked for new live counts"
+        )
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

@@ -72,7 +72,9 @@ async def open_kernel(settings: Settings, metrics: Metrics, *, spawn: Spawn = sp
         items = Items(view, engine, store)
         stack.push_async_callback(items.stop)
         await items.start()
-        yield Kernel(view, store, engine, items, Worker(view, engine, store, items, metrics))
+        counts_events = settings.live_half_life_days > 0
+        worker = Worker(view, engine, store, items, metrics, counts_events=counts_events)
+        yield Kernel(view, store, engine, items, worker)
 
 
 @asynccontextmanager

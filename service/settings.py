@@ -67,6 +67,9 @@ class Settings(BaseSettings):
     window_cache_mib: int = Field(
         default=256, ge=0, le=1 << 20, description="cache of encoded recent windows, in MiB, 0 = no cache"
     )
+    live_half_life_days: float = Field(
+        default=30.0, ge=0, le=3650, description="days after which a live event counts half, 0 = they are not counted"
+    )
     deadline_ms: int = Field(
         default=2000, ge=1, le=60_000, description="deadline of a recommendation that sets none, in ms"
     )

@@ -24,6 +24,7 @@ from redis.exceptions import RedisClusterException, RedisError
 
 from service.errors import BadRequest, StartupError, StoreCorrupt, StoreUnavailable
 from service.store import scripts
+from service.store.counts import COUNT, KEPT_DAYS, Counts, decode_counts, decode_days
 from service.store.events import (
     Deleted,
     Event,
@@ -43,7 +44,19 @@ from service.store.events import (
     read_cursor,
     read_json,
 )
-from service.store.keys import ALL_EVENTS, ENCODE, GROUP, ITEMS, ITEMS_VERSION, user_keys, user_of, user_prefix
+from service.store.keys import (
+    ALL_EVENTS,
+    DAY_PREFIX,
+    DAYS,
+    ENCODE,
+    GROUP,
+    ITEMS,
+    ITEMS_VERSION,
+    count_keys,
+    user_keys,
+    user_of,
+    user_prefix,
+)
 
 log = structlog.get_logger("service.store.client")
 
@@ -160,8 +173,10 @@ class MemoryStore:
         return UserCounts(*sizes)
 
     async def forget_user(self, user_id: str) -> Deleted:
-        """Deletes every key of the user, of all spaces, atomically."""
-        return Deleted(*await self._script(scripts.FORGET_USER, user_keys(user_id), user_prefix(user_id)))
+        """Deletes every key of the user, of all spaces, atomically; then takes the user out of the live counts."""
+        deleted = Deleted(*await self._script(scripts.FORGET_USER, user_keys(user_id), user_prefix(user_id)))
+        await self.count({user_id: b""})
+        return deleted
 
     async def forget_event(self, user_id: str, event_id: str) -> bool:
         """Deletes an event and its states. False if it is unknown.
@@ -187,6 +202,28 @@ class MemoryStore:
         return [
             Saved(*answer) for answer in await self._run([_save_states_command(each, space, limit) for each in states])
         ]
+
+    # ---- live counts, see `counts.py`
+
+    async def count(self, records: Mapping[str, bytes]) -> list[int]:
+        """Replaces what each user adds to the live counts; returns how many counts of each have changed.
+
+        The events may change meanwhile: when a count has changed, compare `log_digests` with what the record was made
+        from, and count again if they differ. So the last one who counts a user has seen the newest events.
+        """
+        args = DAY_PREFIX, KEPT_DAYS
+        return await self._run([_eval(COUNT, count_keys(user_id), *args, body) for user_id, body in records.items()])
+
+    async def log_digests(self, user_ids: Sequence[str], limit: int) -> list[bytes]:
+        """`Recalled.log_digest` of each user."""
+        return await self._run([_eval(scripts.DIGEST, user_keys(user_id), limit) for user_id in user_ids])
+
+    async def counted_days(self) -> dict[int, int]:
+        """Day → number of changes of its counts."""
+        return decode_days(await self._call("HGETALL", DAYS))
+
+    async def counts_of(self, day: int) -> Counts:
+        return decode_counts(await self._call("HGETALL", f"{DAY_PREFIX}{day}"))
 
     # ---- the encode queue: every entry is delivered at least once
 

@@ -12,9 +12,15 @@
     automr:items                      HASH    item_id -> JSON, the catalogue overlay       items changed since the
                                                                                            bundle was built
     automr:items:version              STRING  number of changes of the overlay             one
+    automr:{+live}:of:<uid>           STRING  cells: what the user adds to the live counts 21 bytes for each; at most
+                                              (see `counts.py`)                            1,100 cells
+    automr:{+live}:day:<day>          HASH    digests of two items, 16 bytes -> number     cells of all users
+                                              of users
+    automr:{+live}:days               HASH    day -> number of changes of its counts       newest `KEPT_DAYS`
 
 No key expires. <uid> is percent-quoted, so every user id gives a valid key. The braces make it the hash tag, so all
-keys of a user are in one slot of Redis Cluster.
+keys of a user are in one slot of Redis Cluster. Live counts are in another slot; no user has the tag "+live", because
+"+" is quoted.
 """
 
 from urllib.parse import quote, unquote
@@ -23,6 +29,7 @@ from service.errors import BadRequest
 
 ENCODE, GROUP = "automr:encode", "encoders"
 ITEMS, ITEMS_VERSION = "automr:items", "automr:items:version"
+DAYS, DAY_PREFIX = "automr:{+live}:days", "automr:{+live}:day:"
 ALL_EVENTS = "automr:{*}:events"  # a pattern for SCAN
 
 
@@ -30,7 +37,16 @@ def user_prefix(user_id: str) -> str:
     """Start of every key of this user. Raises `BadRequest` for an empty id: "{}" is no hash tag."""
     if not user_id:
         raise BadRequest("user_id must not be empty")
-    return f"automr:{{{quote(user_id, safe='', errors='surrogatepass')}}}:"
+    return f"automr:{{{_quoted(user_id)}}}:"
+
+
+def count_keys(user_id: str) -> list[str]:
+    """KEYS of COUNT: what the user adds to the live counts, and the days."""
+    return [f"automr:{{+live}}:of:{_quoted(user_id)}", DAYS]
+
+
+def _quoted(user_id: str) -> str:
+    return quote(user_id, safe="", errors="surrogatepass")
 
 
 def user_of(events_key: bytes) -> str:

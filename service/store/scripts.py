@@ -99,6 +99,9 @@ return {ids, hmget(KEYS[1], ids), records, log_digest(members), ARGV[3] == '1' a
 """
 )
 
+# ARGV: limit  ->  log digest of the newest `limit` events
+DIGEST = _LOG + "return log_digest(redis.call('ZREVRANGE', KEYS[2], 0, ARGV[1] - 1))"
+
 # ARGV: limit, timestamp, member of the last event shown ('' for both: start at the newest)  ->  members, bodies, score
 # of the last event of this page; newest first, with one member more than the limit when another page follows. Compares
 # members byte by byte, because Lua's < on strings depends on the server's locale.

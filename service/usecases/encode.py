@@ -1,15 +1,15 @@
-"""Keeps the stored states right: the same as if all states were computed again from the event log (a backfill).
+"""Keeps stored states and live counts right: the same as if all were computed again from the event log (a backfill).
 
 A worker takes users from the encode queue and reconciles them: states that are missing or stale are made anew from the
-log. So retries, late events and crashes all end in the same memory. Any number of workers may run, in servers or on
-their own.
+log, and so is what the user adds to the live counts. So retries, late events and crashes all end in the same memory and
+counts. Any number of workers may run, in servers or on their own.
 """
 
 import asyncio
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from service.logs import RepeatedWarnings
 from service.metrics import Metrics
 from service.store.client import CLAIM_AFTER_MS, MemoryStore
 from service.store.events import Recalled, Saved, UserStates
+from service.usecases.counting import NUM_COUNTED, record_of
 from service.usecases.items import Items, cancel_and_wait
 from service.usecases.timeline import MissingState, Timeline, events_with_states
 
@@ -50,8 +51,19 @@ class UserWork(NamedTuple):
 class Worker:
     """For one event loop."""
 
-    def __init__(self, view: BundleView, engine: Engine, store: MemoryStore, items: Items, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        view: BundleView,
+        engine: Engine,
+        store: MemoryStore,
+        items: Items,
+        metrics: Metrics,
+        *,
+        counts_events: bool = True,
+    ) -> None:
         self.view, self.engine, self.store, self.items, self.metrics = view, engine, store, items, metrics
+        self._counts_events = counts_events
+        self._num_recalled = max(events_with_states(view), NUM_COUNTED)
         self._consumer = f"{socket.gethostname()}-{os.getpid()}"
 
     async def run(self) -> None:
@@ -120,27 +132,52 @@ class Worker:
         return sum([await self.reconcile(users) for users in _rounds(sorted(set(user_ids)))])
 
     async def reconcile(self, user_ids: Collection[str]) -> int:
-        """Makes the missing states of these users, all windows together; returns how many states were written.
+        """Makes the missing states of these users and counts their events; returns how many states were written.
 
         Looks again at a user whose log changed until the states were written: events that came meanwhile make some of
         these states stale, and the last writer must see that. A changed catalogue has the same effect.
         """
-        space, limit = self.view.manifest.space, events_with_states(self.view)
         waiting, num_written = list(user_ids), 0
         while waiting:
             catalogue = self.view.catalogue
-            recalled = zip(waiting, await self.store.recall_many(waiting, space, limit), strict=True)
-            work = [each for pair in recalled if (each := await self._work_of(*pair)).missing]
+            found = await self.store.recall_many(waiting, self.view.manifest.space, self._num_recalled)
+            recalled = dict(zip(waiting, found, strict=True))
+            counted = await self._count(recalled)
+            work = [each for pair in recalled.items() if (each := await self._work_of(*pair)).missing]
             saved = await self._encode(work)
             is_same = self.view.catalogue is catalogue
-            pairs = zip(work, saved, strict=True)
-            waiting = [
+            again = {
                 each.user_id
-                for each, now in pairs
+                for each, now in zip(work, saved, strict=True)
                 if now.num_states and not (is_same and now.log_digest == each.log_digest)
-            ]
+            }
+            again |= await self._changed_since({user_id: recalled[user_id].log_digest for user_id in counted - again})
+            waiting = [user_id for user_id in waiting if user_id in again]
             num_written += sum(each.num_states for each in saved)
         return num_written
+
+    async def _count(self, recalled: Mapping[str, Recalled]) -> set[str]:
+        """Brings the live counts up to date; returns the users whose counts have changed."""
+        if not self._counts_events:
+            return set()
+        records = {}
+        for user_id, each in recalled.items():
+            await asyncio.sleep(0)  # lets requests run between two users
+            records[user_id] = record_of([part.event for part in each.events], self._is_new)
+        changes = dict(zip(records, await self.store.count(records), strict=True))
+        self.metrics.live_counts_changed_total.inc(sum(changes.values()))
+        return {user_id for user_id, num_changed in changes.items() if num_changed}
+
+    def _is_new(self, item_id: str) -> bool:
+        """Whether the tables of the voices know nothing of an item; without voices nobody asks for pairs."""
+        catalogue = self.view.catalogue
+        row = catalogue.rows.get(item_id)
+        return self.view.manifest.voices is not None and (row is None or not catalogue.popularity[row])
+
+    async def _changed_since(self, digests: Mapping[str, bytes]) -> set[str]:
+        """The users whose events are no longer those of `digests`."""
+        now = await self.store.log_digests(list(digests), self._num_recalled) if digests else []
+        return {user_id for (user_id, digest), newer in zip(digests.items(), now, strict=True) if newer != digest}
 
     async def _work_of(self, user_id: str, recalled: Recalled) -> UserWork:
         await asyncio.sleep(0)  # lets requests run between two users
@@ -161,7 +198,7 @@ class Worker:
             UserStates(user.user_id, {each.event.event_id: next(records) for each in user.missing}, user.num_kept)
             for user in work
         ]
-        return await self.store.save_states(self.view.manifest.space, saves, events_with_states(self.view))
+        return await self.store.save_states(self.view.manifest.space, saves, self._num_recalled)
 
 
 async def backfill(worker: Worker) -> dict[str, int]:

@@ -131,8 +131,8 @@ class Service:
 
 
 def settings_for(bundle: Path, url: str, **settings: Any) -> Settings:
-    """Encoding happens when the test calls for it, unless the test says otherwise."""
-    chosen = {"threads": 1, "encode_in_process": False} | settings
+    """Encoding happens when the test calls for it, and live events are not counted, unless the test says otherwise."""
+    chosen = {"threads": 1, "encode_in_process": False, "live_half_life_days": 0} | settings
     return Settings.from_env({}, bundle=bundle, store=url, **chosen)
 
 

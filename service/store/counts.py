@@ -1,0 +1,104 @@
+"""Live counts in Redis: how many users had an item, or two items near each other, on each day.
+
+A *cell* is 21 bytes: the day (5 digits, days since 1970) and the `item_digest` of two items; two equal digests count
+one item. The record of a user is the sorted cells that the newest events of this user give (see
+`usecases/counting.py`). The hash of a day holds, for each pair of digests, the number of users whose record has this
+cell.
+
+A record is replaced as a whole, and the counts follow by the difference, in one script. So the counts are always those
+of the records: a retry, a late event or a deleted event cannot count twice or get lost. Knows no client.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.store.events import DIGEST_BYTES
+
+KEPT_DAYS = 180  # up to the newest day that was counted; older days are deleted
+SECONDS_PER_DAY = 86_400
+_LAST_DAY = 99_999
+_PAIR_BYTES = 2 * DIGEST_BYTES
+
+# KEYS: record of the user, days. ARGV: prefix of the hashes of days, days that are kept, the new record  ->  number of
+# counts that changed. `days` maps each day that has counts to the number of changes of its hash. The newest day decides
+# which days are too old, not the clock, so that the counts follow from the events alone.
+COUNT = """
+local CELL, DAY = 21, 5
+local prefix, num_kept, new = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local old = redis.call('GET', KEYS[1]) or ''
+if old == new then return 0 end
+local function day_of(cell) return tonumber(string.sub(cell, 1, DAY)) end
+local step, newest = {}, 0
+for i = 1, #old - CELL + 1, CELL do step[string.sub(old, i, i + CELL - 1)] = -1 end
+for i = 1, #new, CELL do
+  local cell = string.sub(new, i, i + CELL - 1)
+  step[cell] = (step[cell] or 0) + 1
+  newest = math.max(newest, day_of(cell))
+end
+local days = redis.call('HKEYS', KEYS[2])
+for _, day in ipairs(days) do newest = math.max(newest, tonumber(day)) end
+for _, day in ipairs(days) do
+  if tonumber(day) <= newest - num_kept then
+    redis.call('UNLINK', prefix .. day)
+    redis.call('HDEL', KEYS[2], day)
+  end
+end
+local num_changed, changed_days = 0, {}
+for cell, by in pairs(step) do
+  local day = day_of(cell)
+  if by ~= 0 and day > newest - num_kept then
+    local key, pair = prefix .. day, string.sub(cell, DAY + 1)
+    if redis.call('HINCRBY', key, pair, by) <= 0 then redis.call('HDEL', key, pair) end
+    num_changed = num_changed + 1
+    changed_days[day] = true
+  end
+end
+for day in pairs(changed_days) do redis.call('HINCRBY', KEYS[2], day, 1) end
+if new == '' then redis.call('DEL', KEYS[1]) else redis.call('SET', KEYS[1], new) end
+return num_changed
+"""
+
+
+class Counts(NamedTuple):
+    """`pairs` (n, 2) uint64: item digests, equal for the count of one item. `counts` (n,)."""
+
+    pairs: NDArray[np.uint64]
+    counts: NDArray[np.float64]
+
+    def of_items(self) -> "Counts":
+        return self._where(self.pairs[:, 0] == self.pairs[:, 1])
+
+    def of_pairs(self) -> "Counts":
+        return self._where(self.pairs[:, 0] != self.pairs[:, 1])
+
+    def _where(self, mask: NDArray[np.bool_]) -> "Counts":
+        return Counts(self.pairs[mask], self.counts[mask])
+
+
+def day_of(timestamp: int) -> int:
+    return timestamp // SECONDS_PER_DAY
+
+
+def cell(day: int, first: bytes, second: bytes) -> bytes | None:
+    """None for a day that no honest event has. The order of the two digests does not matter."""
+    return b"%05d" % day + min(first, second) + max(first, second) if 0 <= day <= _LAST_DAY else None
+
+
+def record(cells: Iterable[bytes | None]) -> bytes:
+    """A user counts once for each cell, however often it comes."""
+    return b"".join(sorted({each for each in cells if each is not None}))
+
+
+def decode_counts(found: Mapping[bytes, bytes]) -> Counts:
+    """The hash of one day. Fields that are not ours are left out."""
+    own = {pair: count for pair, count in found.items() if len(pair) == _PAIR_BYTES and count.isdigit()}
+    pairs = np.frombuffer(b"".join(own), dtype="<u8").reshape(-1, 2)
+    return Counts(pairs, np.array(list(map(int, own.values())), dtype=np.float64))
+
+
+def decode_days(found: Mapping[bytes, bytes]) -> dict[int, int]:
+    """Day → number of changes of its counts."""
+    return {int(day): int(changes) for day, changes in found.items() if day.isdigit() and changes.isdigit()}
