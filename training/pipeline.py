@@ -98,7 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="data set directory; without it the recipe `demo` makes its own")
     parser.add_argument("--out", type=Path, required=True, help="the bundle to write")
     parser.add_argument("--recipe", choices=sorted(RECIPES), help="named settings (cpu-small; with --model, lora)")
-    parser.add_argument("--model", help="checkpoint folder or hub name; without it a small model is made here")
+    parser.add_argument(
+        "--model", help="checkpoint folder, GGUF file, hub name or `smollm2`; without it a small model is made here"
+    )
     parser.add_argument("--cut", default="time", choices=("time", "leave-one-out"), help="how data is cut (time)")
     parser.add_argument("--work", type=Path, help="intermediate results (default OUT.work)")
     parser.add_argument("--seed", type=int, default=0)

@@ -16,7 +16,9 @@ from training.run.recipes import get_recipe
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = stage_parser(__doc__ or "")
-    parser.add_argument("--model", help="checkpoint folder or hub name; without it a small model is made here")
+    parser.add_argument(
+        "--model", help="checkpoint folder, GGUF file, hub name or `smollm2`; without it a small model is made here"
+    )
 
     def stage(arguments: argparse.Namespace) -> dict[str, Any]:
         _, split, fingerprint = load_inputs(arguments.data, arguments.cut)

@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help=f"a name in training/run/recipes.py (the bundle's own, or cpu-small; without --data {_SMALL_RECIPE})",
     )
     parser.add_argument(
-        "--model", help="checkpoint folder or hub name; without it small models are trained from scratch"
+        "--model", help="checkpoint folder, GGUF file, hub name or `smollm2`; without it small models are made here"
     )
     parser.add_argument("--bundle", type=Path, help="finished bundle of --data, used instead of training one")
     parser.add_argument("--bundle-work", type=Path, help="directory of the bundle's stages (BUNDLE.work)")

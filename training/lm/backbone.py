@@ -25,6 +25,7 @@ from model_store.lm.checkpoint import load_lm
 from model_store.lm.split_lm import SplitLM
 from model_store.manifest import BackboneSpec, PromptSpec, Vocabulary
 from model_store.text.prompt import Prompt
+from training.lm.gguf import checkpoint_folder, gguf_file, gguf_identity
 from training.lm.item_tokens import LearnedItemEmbedding, save_item_model
 from training.run.recipes import BackboneShape, Recipe
 from training.run.stage import StageError, digest, read_certificate
@@ -92,14 +93,15 @@ def new_model(shape: BackboneShape, vocab_size: int) -> PreTrainedModel:
 
 
 def pretrained(name: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Loads a checkpoint by folder or hub name, in bf16 on a GPU. Reads safetensors only and never runs its code.
+    """Loads a checkpoint by folder, GGUF file or hub name, in bf16 on a GPU.
 
-    Raises StageError.
+    Reads safetensors and GGUF only and never runs code of a checkpoint. Raises StageError.
     """
+    folder = checkpoint_folder(name)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, use_safetensors=True, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, use_safetensors=True, dtype=dtype)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise StageError(f"--model {name}: not a checkpoint that can be loaded ({reason})") from error
@@ -127,7 +129,12 @@ def with_adapters(model: nn.Module, recipe: Recipe) -> Any:
 
 
 def checkpoint_identity(name: str) -> str:
-    """For a folder a digest of its files' names, sizes and times; for a hub name the name itself."""
+    """For a GGUF file a digest of its content, for a folder a digest of its files' names, sizes and times.
+
+    For a hub name the name itself. Raises StageError.
+    """
+    if file := gguf_file(name):
+        return gguf_identity(file)
     if not Path(name).is_dir():
         return name
     files = sorted(path for path in Path(name).iterdir() if path.is_file())

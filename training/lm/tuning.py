@@ -188,10 +188,10 @@ def _fit(
 
 
 def _base_model(recipe: Recipe, model_name: str | None) -> str:
-    """A name for people. A folder is named by its last part, so that bundles contain no path of this machine."""
+    """A name for people. A folder or file is named by its last part, so that bundles contain no path of this machine."""
     if model_name is None:
         return f"llama-{recipe.shape.num_layers}x{recipe.shape.hidden_size} from scratch"
-    return Path(model_name).resolve().name if Path(model_name).is_dir() else model_name
+    return Path(model_name).resolve().name if Path(model_name).exists() else model_name
 
 
 def _adapters(recipe: Recipe, model_name: str | None) -> list[str]:

@@ -1,0 +1,44 @@
+"""The real SmolLM2, from its package to answers. Not among `make test`: it needs 93 MB and minutes. `make smollm2`."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model_store.answers import Query
+from model_store.bundle import Bundle
+from model_store.inference import recommend
+from tests.training.small import TINY, shop
+from training.data.dataset import save_dataset
+from training.lm.backbone import pretrained
+from training.pipeline import main
+from training.run import recipes
+
+PROMPT, NEXT = "The capital of France is", " Paris"
+
+
+def test_the_checkpoint_knows_what_the_model_knows() -> None:
+    model, tokenizer = pretrained("smollm2", torch.device("cpu"))
+    assert model.config.num_hidden_layers == 30 and model.config.vocab_size == len(tokenizer) == 49_152
+    tokens = tokenizer(PROMPT, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    with torch.inference_mode():
+        best = int(model(input_ids=tokens).logits[0, -1].argmax())
+    assert tokenizer.decode([best]) == NEXT
+
+
+def test_it_is_tuned_and_answers_with_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(
+        recipes.RECIPES, "short", replace(TINY, sft_batch_blocks=2, annotate_targets=8, valid_targets=4)
+    )
+    save_dataset(shop(), tmp_path / "shop")
+    arguments = ["--data", str(tmp_path / "shop"), "--out", str(tmp_path / "bundle")]
+    assert main([*arguments, "--recipe", "short", "--model", "smollm2"]) == 0
+    bundle = Bundle.open(tmp_path / "bundle")
+    assert bundle.manifest.backbone.base_model == "smollm2"
+    titles = [item.title for item in bundle.catalogue.items]
+    memory = np.random.default_rng(0).normal(size=(4, bundle.lm.hidden_size)).astype(np.float16)
+    query = Query(bundle.prompt.tokens(titles[:3]), memory, np.ones(len(titles), bool), 4)
+    (answer,) = recommend(bundle, [query])
+    assert [item.source for item in answer.items] == ["generated"] * 4
