@@ -19,6 +19,7 @@ from service.store.events import Event
 from service.usecases.encode import backfill
 from service.usecases.ingest import Outcome, Wait
 from service.usecases.items import cancel_and_wait
+from service.watchdog import end_within
 
 log = structlog.get_logger("service.commands")
 
@@ -29,16 +30,36 @@ _LINES_PER_SUBMIT = 500
 
 
 async def run_worker(settings: Settings) -> None:
-    """Runs until SIGTERM or Ctrl-C. Entries that it has not finished go to another worker."""
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    """Runs until SIGTERM, SIGHUP or Ctrl-C. Entries that it has not finished go to another worker."""
+    stop = _stop_signal(within_s=settings.drain_s)
     async with open_kernel(settings, Metrics()) as kernel:
         work = asyncio.create_task(kernel.worker.run())
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
         await cancel_and_wait(work)
+
+
+def _stop_signal(*, within_s: float) -> asyncio.Event:
+    """Is set at the first signal; the second one, or `within_s` seconds, ends the process at once.
+
+    SIGHUP stays ignored where it is (nohup).
+    """
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+
+    def on_signal(number: signal.Signals) -> None:
+        end_within(within_s)
+        for each in numbers:
+            loop.remove_signal_handler(each)
+        stop.set()
+        log.info("stopping", signal=number.name, within_s=within_s)
+
+    for number in numbers:
+        loop.add_signal_handler(number, on_signal, number)
+    return stop
 
 
 async def run_backfill(settings: Settings) -> dict[str, int]:

@@ -22,6 +22,8 @@ from service.usecases.items import Items
 from service.usecases.recommend import Recommender
 from service.usecases.users import Users
 
+_LAST_JOBS_S = 2.0  # requests have ended before the engine stops; only jobs of background work can be left
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -67,7 +69,7 @@ async def open_kernel(settings: Settings, metrics: Metrics, *, spawn: Spawn = sp
         store = await MemoryStore.connect(url, timeout_s=settings.store_timeout_s)
         stack.push_async_callback(store.close)
         engine = Engine(view, settings, metrics, spawn)
-        stack.push_async_callback(engine.stop, settings.drain_s)
+        stack.push_async_callback(engine.stop, _LAST_JOBS_S)
         await engine.start()
         items = Items(view, engine, store)
         stack.push_async_callback(items.stop)

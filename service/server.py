@@ -1,4 +1,4 @@
-"""Runs the application under uvicorn: shows a banner when ready, finishes requests on SIGTERM or Ctrl-C, exits with 0.
+"""Runs the application under uvicorn and shows a banner when ready. How it ends: `http/stopping.py`.
 
 The port is bound before the bundle is loaded, so that a busy port is reported at once.
 """
@@ -7,14 +7,12 @@ import asyncio
 import gc
 import json
 import shlex
-import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import structlog
@@ -25,6 +23,7 @@ from service.app import ResourcesFactory, begin_drain, create_app
 from service.commands import import_file
 from service.errors import ServiceError, SettingsError, StartupError
 from service.http.protocol import SheddingProtocol, counting
+from service.http.stopping import Server
 from service.metrics import Metrics
 from service.resources import Resources, open_resources
 from service.settings import Settings
@@ -55,9 +54,8 @@ def serve(
         access_log=False,
         http=partial(SheddingProtocol, shed=lambda: _sheds(app), count=counting(app.state.metrics)),  # type: ignore[arg-type]
         server_header=False,
-        timeout_graceful_shutdown=settings.drain_s,
     )
-    server = Server(config, on_stop=lambda: begin_drain(app))
+    server = Server(config, on_stop=lambda: begin_drain(app), lame_duck_s=settings.lame_duck_s, stop_s=settings.drain_s)
     if with_banner:
         server.on_ready = lambda address: _show_banner(app.state.resources, address)
 
@@ -76,27 +74,6 @@ def serve(
 def _sheds(app: FastAPI) -> bool:
     resources: Resources = app.state.resources
     return resources.engine.admission.sheds()
-
-
-class Server(uvicorn.Server):
-    """Uvicorn with another end: the first signal ends readiness, the second one forces the exit, the exit code is 0."""
-
-    def __init__(self, config: uvicorn.Config, *, on_stop: Callable[[], None]) -> None:
-        super().__init__(config)
-        self.on_stop = on_stop
-        self.on_ready: Callable[[str], Awaitable[None]] | None = None
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started and self.on_ready and sockets:
-            host, port = sockets[0].getsockname()[:2]
-            await self.on_ready(f"http://{_bracketed(host)}:{port}")
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        log.info("stopping", signal=signal.Signals(sig).name, forced=self.should_exit)
-        self.on_stop()
-        self.force_exit = self.should_exit
-        self.should_exit = True
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
@@ -164,10 +141,6 @@ async def _some_item(resources: Resources, user_id: str) -> str:
 
 def _quoted(body: dict[str, Any]) -> str:
     return shlex.quote(json.dumps(body, ensure_ascii=False))
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 def _importing(factory: ResourcesFactory, path: Path | None) -> ResourcesFactory:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -80,13 +80,25 @@ class Settings(BaseSettings):
     store_timeout_s: float = Field(
         default=1.0, gt=0, le=60, description="time limit of one call to the memory store, in seconds"
     )
-    drain_s: int = Field(default=20, ge=0, le=3600, description="time for unfinished requests at shutdown, in seconds")
+    lame_duck_s: float = Field(
+        default=5.0, ge=0, le=3600, description="seconds after SIGTERM in which requests are answered, but not /readyz"
+    )
+    drain_s: float = Field(
+        default=20.0, ge=1, le=3600, description="time from the signal to the end of the process at most, in seconds"
+    )
     encode_in_process: bool = Field(default=True, description="encode memory inside the server (false: run workers)")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least severe log level"
     )
     log_format: Literal["json", "console"] = Field(default="json", description="log lines: json or console")
     fsync: Literal["always", "everysec"] = Field(default="always", description="when the embedded store syncs to disk")
+
+    @field_validator("drain_s")
+    @classmethod
+    def _longer_than_lame_duck(cls, drain_s: float, others: ValidationInfo) -> float:
+        if drain_s <= others.data.get("lame_duck_s", 0):
+            raise ValueError(f"must be longer than {variable('lame_duck_s')}, which is a part of it")
+        return drain_s
 
     @field_validator("store")
     @classmethod

@@ -1,5 +1,6 @@
 """ASGI middleware, the outermost first: AccessLog (ids, log, metrics), RequireKey (API keys), BodyLimit (size)."""
 
+import asyncio
 import time
 from collections.abc import Callable
 
@@ -7,7 +8,7 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.auth import OPEN_PATHS, Keys, presented_key
-from service.errors import PayloadTooLarge, ServiceError, Unauthorized, status_of
+from service.errors import Draining, PayloadTooLarge, ServiceError, Unauthorized, status_of
 from service.http.problems import KEY_ID, REQUEST_ID, from_service_error, internal
 from service.logs import RepeatedWarnings, request_context, request_id_from
 from service.metrics import Metrics
@@ -57,6 +58,12 @@ class AccessLog:
             if status:  # the answer has begun: the server closes the connection
                 raise
             await internal(scope)(scope, receive, send_named)
+        except asyncio.CancelledError:  # the service stops, and the time for its last requests is over
+            if status:
+                raise
+            await from_service_error(scope, Draining("The service stopped before the answer was ready."))(
+                scope, receive, send_named
+            )
         finally:
             self._account(scope, status, time.perf_counter() - started)
 

@@ -18,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from service.errors import Overloaded
 from service.http.middleware import warn_of_refusal
 from service.http.problems import REQUEST_ID, from_service_error
+from service.http.stopping import CONNECTION_CLOSE
 from service.logs import request_id_from
 from service.metrics import Metrics
 
@@ -65,9 +66,11 @@ class SheddingProtocol(HttpToolsProtocol):
         request_id = request_id_from(presented.decode("latin-1")) if presented else os.urandom(16).hex()
         escaped = json.dumps(request_id)[1:-1] if presented else request_id
         body = escaped.encode().join(self._body)
-        keeps_alive = self.parser.should_keep_alive()
-        end = b"" if keeps_alive else b"connection: close\r\n"
-        end += b"".join(b"%b: %b\r\n" % field for field in self.server_state.default_headers)
+        headers = self.server_state.default_headers
+        is_stopping = CONNECTION_CLOSE in headers
+        keeps_alive = self.parser.should_keep_alive() and not is_stopping
+        end = b"" if keeps_alive or is_stopping else b"connection: close\r\n"
+        end += b"".join(b"%b: %b\r\n" % field for field in headers)
         fields = b"x-request-id: %b\r\ncontent-length: %d\r\n%b\r\n" % (request_id.encode(), len(body), end)
         self.transport.write(self._head + fields + body)
         self._count()

@@ -1,14 +1,16 @@
 """The service as a process: banner, shutdown, exit codes, messages on stderr."""
 
 import os
+import random
 import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx2
@@ -18,9 +20,11 @@ from service.errors import StartupError
 from service.server import bound_socket
 
 ROOT = Path(__file__).resolve().parents[2]
+ONE_EVENT = {"interactions": [{"user_id": "u", "item_id": "i", "timestamp": 1}]}
 ENVIRONMENT = {name: text for name, text in os.environ.items() if not name.startswith("AUTOMR_")}
 PROGRAM = """
 import asyncio
+import os
 from service import logs
 from service.server import serve
 from service.settings import Settings
@@ -29,24 +33,25 @@ from tests.service import standins
 answer = standins.Recommender.recommend
 
 async def slowly(self, request):
-    print("asked", flush=True)
-    await asyncio.sleep(0.5)
+    if request.user_id == "u":  # not the banner's
+        print("asked", flush=True)
+        await asyncio.sleep(0.5)
     return await answer(self, request)
 
 standins.Recommender.recommend = slowly
-logs.configure()
-settings = Settings.from_env({}, port=0)
+settings = Settings.from_env({"AUTOMR_LAME_DUCK_S": "0"} | dict(os.environ), port=0)
+logs.configure(level=settings.log_level)
 raise SystemExit(serve(settings, with_banner=True, resources_factory=standins.open_standins))
 """
 
 
 @contextmanager
-def running() -> Iterator[tuple[subprocess.Popen[str], str]]:
+def running(program: str = PROGRAM, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server with stand-ins, and its address from the banner."""
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM],
+        [sys.executable, "-c", program],
         cwd=ROOT,
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | environment,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -62,7 +67,7 @@ def running() -> Iterator[tuple[subprocess.Popen[str], str]]:
             process.kill()
 
 
-@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_stopped_server_finishes_its_requests(stop: signal.Signals) -> None:
     with running() as (process, address):
         answers: list[httpx2.Response] = []
@@ -76,6 +81,121 @@ def test_a_stopped_server_finishes_its_requests(stop: signal.Signals) -> None:
         asking.join()
         assert process.wait(10) == 0
         assert [answer.status_code for answer in answers] == [200]
+        assert process.stderr and f'"signal":"{stop.name}"' in process.stderr.read()
+
+
+def test_a_lame_duck_is_not_ready_but_answers_new_connections_and_closes_them() -> None:
+    with running(AUTOMR_LAME_DUCK_S="3") as (process, address):
+        with httpx2.Client() as client:
+            assert "connection" not in client.get(f"{address}/livez").headers
+            process.send_signal(signal.SIGTERM)
+            while (ready := httpx2.get(f"{address}/readyz")).is_success:
+                time.sleep(0.01)
+            assert ready.status_code == 503
+            kept, new = client.get(f"{address}/livez"), httpx2.post(f"{address}/recommend", json={"user_id": "u"})
+        assert [each.status_code for each in (kept, new)] == [200, 200]
+        assert [each.headers["connection"] for each in (kept, new)] == ["close", "close"]
+        assert process.wait(10) == 0
+
+
+def test_a_request_that_takes_too_long_for_the_stop_is_answered_with_503() -> None:
+    program = PROGRAM.replace("asyncio.sleep(0.5)", "asyncio.sleep(60)")
+    with running(program, AUTOMR_DRAIN_S="2") as (process, address):
+        answers: list[httpx2.Response] = []
+        asking = threading.Thread(
+            target=lambda: answers.append(httpx2.post(f"{address}/recommend", json={"user_id": "u"}, timeout=10))
+        )
+        asking.start()
+        assert process.stdout and any("asked" in line for line in process.stdout)
+        process.send_signal(signal.SIGTERM)
+        asking.join()
+        assert [answer.json()["title"] for answer in answers] == ["Shutting down"]
+        assert process.wait(5) == 0
+
+
+def test_what_hangs_at_the_stop_is_ended_by_force() -> None:
+    program = PROGRAM.replace("await asyncio.sleep(0.5)", "import time; time.sleep(60)")
+    with running(program, AUTOMR_DRAIN_S="1") as (process, address):
+        asking = threading.Thread(target=lambda: post_in_vain(f"{address}/recommend"))
+        asking.start()
+        assert process.stdout and any("asked" in line for line in process.stdout)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(5) == 1
+        assert process.stderr and "in slowly" in process.stderr.read(), "nobody learns what hung"
+        asking.join()
+
+
+def post_in_vain(url: str) -> None:
+    with pytest.raises(httpx2.TransportError):
+        httpx2.post(url, json={"user_id": "u"}, timeout=10)
+
+
+def test_a_stop_ends_by_force_although_nobody_reads_the_log() -> None:
+    program = PROGRAM.replace("await asyncio.sleep(0.5)", "sys.stderr.write('x' * 10**6)")
+    with running(program.replace("import os", "import os, sys"), AUTOMR_DRAIN_S="1") as (process, address):
+        asking = threading.Thread(target=lambda: post_in_vain(f"{address}/recommend"))
+        asking.start()
+        assert process.stdout and any("asked" in line for line in process.stdout)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(5) == -signal.SIGALRM
+        asking.join()
+
+
+def test_a_rolling_restart_under_load_loses_no_request() -> None:
+    answered, lost = rolling_stops(1)
+    assert answered > 100 and not lost
+
+
+def rolling_stops(num_stops: int, *, num_callers: int = 6) -> tuple[int, list[str]]:
+    """Replaces a server `num_stops` times while callers send requests to servers that were ready 0.1 s ago.
+
+    Returns the number of answers with status 200, and what became of the other requests.
+    """
+    serving: dict[str, bool] = {}  # address -> was ready at the last look
+    lost: list[str] = []
+    answered = [0] * num_callers
+    is_over = threading.Event()
+
+    def look() -> None:
+        with httpx2.Client() as client:
+            while not is_over.wait(0.1):
+                for address in list(serving):
+                    try:
+                        serving[address] = client.get(f"{address}/readyz").is_success
+                    except httpx2.TransportError:
+                        serving[address] = False
+
+    def call(caller: int) -> None:
+        with httpx2.Client() as client:
+            while not is_over.is_set():
+                address = random.choice([address for address, is_ready in serving.items() if is_ready])
+                try:
+                    status = client.post(f"{address}/interactions", json=ONE_EVENT).status_code
+                except httpx2.TransportError as error:
+                    lost.append(repr(error))
+                else:
+                    answered[caller] += status == 202
+                    lost.extend([str(status)] if status != 202 else [])
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(num_callers)]
+    threads.append(threading.Thread(target=look))
+    with ExitStack() as stack:
+        process, address = stack.enter_context(running(AUTOMR_LAME_DUCK_S="2", AUTOMR_LOG_LEVEL="error"))
+        serving[address] = True
+        stack.callback(is_over.set)
+        for thread in threads:
+            thread.start()
+        for _ in range(num_stops):
+            successor, its_address = stack.enter_context(running(AUTOMR_LAME_DUCK_S="2", AUTOMR_LOG_LEVEL="error"))
+            serving[its_address] = True
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+            serving.pop(address)
+            process, address = successor, its_address
+        is_over.set()
+        for thread in threads:
+            thread.join()
+    return sum(answered), lost
 
 
 def test_the_second_signal_does_not_wait() -> None:

@@ -70,6 +70,11 @@ def test_secrets_are_shown_nowhere() -> None:
     )
 
 
+def test_the_lame_duck_is_a_part_of_the_stop() -> None:
+    problems = problems_of({"AUTOMR_LAME_DUCK_S": "20", "AUTOMR_DRAIN_S": "20"})
+    assert len(problems) == 1 and problems[0].startswith("AUTOMR_DRAIN_S: must be longer than AUTOMR_LAME_DUCK_S")
+
+
 @pytest.mark.parametrize("url", ["embedded:", "redis://", "localhost:6379", "embedded"])
 def test_the_store_must_be_a_url(url: str) -> None:
     assert "AUTOMR_STORE" in problems_of({"AUTOMR_STORE": url})[0]
