@@ -62,7 +62,7 @@ DOORS = {
     "starlette": HTTP_EDGE,
     "uvicorn": HTTP_EDGE,
     "prometheus_client": ("service.metrics",),
-    "sklearn": ("training.items", "training.rows.plus.boosted"),
+    "sklearn": ("training.items", "training.rows.plus.boosted", "training.words"),
 }
 # The server needs no torch: only the process of the model imports it, directly or through modules of ours.
 HEAVY = ("torch", "transformers", "faiss")

@@ -1,0 +1,116 @@
+"""One function that answers queries in words with the memory of their users.
+
+    search ─► aspects ─► fetch from memory ─► select ─► ideal profile ─► rank
+
+In: `Words`, the part of a bundle for this, and queries. Out: ranked rows, with what was used. `reasoning` says how far
+to go: `off` ranks by the words alone, `retrieve` chooses memories, `full` lets the reasoner write the ideal profile
+too. Not thread-safe, as the index is not.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_store.words.aspects import Aspect, GlobalMemory
+from model_store.words.events import WordEvent
+from model_store.words.evidence import FEATURES, Evidence, LocalMemory, gather
+from model_store.words.index import Rows, Values, WordsIndex
+from model_store.words.memory import Entry, write_memory
+from model_store.words.ranker import Ranker
+from model_store.words.reasoning import ChainReasoner, Profile, Reasoner, fetch, nearest_aspects
+from model_store.words.selector import Question, Selector, entry_features
+from model_store.words.vectors import Vectors
+
+Reasoning = Literal["off", "retrieve", "full"]
+
+
+class WordsQuery(NamedTuple):
+    """`memory`: what is remembered of the user, if anything. `now`: the time of the query in s. `allowed` (N,) bool."""
+
+    text: str
+    now: int
+    memory: LocalMemory | None = None
+    allowed: NDArray[np.bool_] | None = None
+
+
+class WordsAnswer(NamedTuple):
+    """`rows`: catalogue rows, best first, and their scores. `memories`: the chosen entries. `profile` with `full`."""
+
+    rows: Rows
+    scores: Values
+    aspects: list[Aspect]
+    fetched: list[Entry]
+    memories: list[Entry]
+    profile: Profile | None
+
+
+@dataclass(frozen=True)
+class Words:
+    """Everything in a bundle that answers queries in words. See `files.py` for saving and opening."""
+
+    index: WordsIndex
+    aspects: GlobalMemory
+    selector: Selector
+    ranker: Ranker
+
+    def remember(self, events: Sequence[WordEvent]) -> LocalMemory:
+        """The local memory of one user, from all events that may be known."""
+        return self.read(write_memory(events, self.index, self.index.encoder.encode))
+
+    def read(self, entries: Sequence[Entry]) -> LocalMemory:
+        """Local memory of entries that were written earlier by the same bundle."""
+        return LocalMemory(entries, self.index.encoder.dimension)
+
+    def answer(
+        self,
+        queries: Sequence[WordsQuery],
+        k: int,
+        *,
+        reasoning: Reasoning = "retrieve",
+        reasoner: Reasoner | None = None,
+    ) -> list[WordsAnswer]:
+        """At most `k` items for each query. The texts of all queries are embedded in one batch."""
+        vectors = self.index.encoder.encode([query.text for query in queries])
+        policy = reasoner or ChainReasoner()
+        pairs = zip(queries, vectors, strict=True)
+        return [self._answer(query, vector, k, reasoning, policy) for query, vector in pairs]
+
+    def _answer(
+        self, query: WordsQuery, vector: Vectors, k: int, reasoning: Reasoning, policy: Reasoner
+    ) -> WordsAnswer:
+        memory = query.memory if query.memory is not None and reasoning != "off" else self.read([])
+        aspects = nearest_aspects(query.text, vector, self.aspects, policy) if reasoning != "off" else []
+        question, pool, evidence = self.consider(query, vector, memory, aspects)
+        places = self.selector.choose(entry_features(question, memory, pool)) if pool else []
+        memories = [memory.entries[pool[place]] for place in places]
+        features, profile = evidence.with_chosen(places), None
+        if reasoning == "full":
+            profile = policy.profile(query.text, aspects, memories)
+            if profile.is_free:
+                ideal = self.index.encoder.encode([profile.text])[0]
+                features[FEATURES.index("profile")] = self.index.vectors[evidence.rows] @ ideal
+        rows, scores = _best(evidence.rows, self.ranker.scores(features, evidence.context), query.allowed, k)
+        return WordsAnswer(rows, scores, aspects, [memory.entries[place] for place in pool], memories, profile)
+
+    def consider(
+        self, query: WordsQuery, vector: Vectors, memory: LocalMemory, aspects: Sequence[Aspect]
+    ) -> tuple[Question, list[int], Evidence]:
+        """The question, the places of the entries that it fetches, and the evidence on all candidates."""
+        found = self.index.find(query.text, vector)
+        named = np.array([aspect.embedding for aspect in aspects], dtype=np.float32).reshape(len(aspects), len(vector))
+        question = Question(query.text, vector, named, found, query.now)
+        pool = fetch(question, memory)
+        entries = [memory.entries[place] for place in pool]
+        evidence = gather(self.index, query.text, vector, found=found, memory=memory, pool=entries, aspects=named)
+        return question, pool, evidence
+
+
+def _best(rows: Rows, scores: Values, allowed: NDArray[np.bool_] | None, k: int) -> tuple[Rows, Values]:
+    """The `k` largest scores; of equal ones the first row."""
+    if allowed is not None:
+        rows, scores = rows[allowed[rows]], scores[allowed[rows]]
+    order = np.argsort(-scores, kind="stable")[:k]
+    return rows[order], scores[order]

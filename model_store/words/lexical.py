@@ -1,0 +1,54 @@
+"""BM25 over the texts of items (the library bm25s, which scores all items when the index is made).
+
+In: the terms of each item, or saved arrays. Out: a score for every item. Immutable; thread-safe.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import bm25s
+import numpy as np
+from numpy.typing import NDArray
+
+_PARTS = ("data", "indices", "indptr")
+_NOTHING = "="  # the term of an item without words; no query has it
+
+
+class Lexicon:
+    """The scores of all pairs of terms and items, as a sparse matrix."""
+
+    def __init__(self, engine: bm25s.BM25, num_items: int) -> None:
+        self._engine = engine
+        self.num_items = num_items
+
+    @classmethod
+    def build(cls, texts: Sequence[Sequence[str]], *, saturation: float = 1.5, length: float = 0.75) -> Self:
+        """`texts`: the terms of each item. `saturation` is k1 of BM25, `length` is b."""
+        engine = bm25s.BM25(k1=saturation, b=length, backend="numpy")
+        engine.index([list(text) or [_NOTHING] for text in texts], show_progress=False)
+        return cls(engine, len(texts))
+
+    def scores(self, terms: Sequence[str]) -> NDArray[np.float32]:
+        """(N,) zero where an item has none of the terms."""
+        known = [term for term in terms if term in self._engine.vocab_dict and term != _NOTHING]
+        if not known:
+            return np.zeros(self.num_items, dtype=np.float32)
+        return np.asarray(self._engine.get_scores(known), dtype=np.float32)
+
+    def terms(self) -> list[str]:
+        """All terms, by their number."""
+        numbered = sorted((number, term) for term, number in self._engine.vocab_dict.items() if term)
+        return [term for _, term in numbered]
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What `from_arrays` needs beside the terms."""
+        return {f"lexicon.{part}": np.asarray(self._engine.scores[part]) for part in _PARTS}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], terms: Sequence[str], num_items: int) -> Self:
+        """Raises KeyError where an array is missing."""
+        engine = bm25s.BM25(backend="numpy")
+        engine.scores = {part: arrays[f"lexicon.{part}"] for part in _PARTS} | {"num_docs": num_items}
+        engine.vocab_dict = {term: number for number, term in enumerate(terms)}
+        engine.nonoccurrence_array = None  # of variants of BM25 that score absent terms
+        return cls(engine, num_items)

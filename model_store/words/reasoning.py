@@ -1,0 +1,77 @@
+"""Reasoning about a query: which global aspects matter, which memories these fetch, and the ideal item.
+
+    query → nearest global aspects → aspects that matter → entries of local memory for each → ideal profile
+
+`Reasoner` is the interface of a policy; a language model may replace `ChainReasoner`, which is deterministic: it takes
+the nearest aspects that many people share, and describes the ideal item by the chosen memories.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from model_store.words.aspects import Aspect, GlobalMemory
+from model_store.words.evidence import LocalMemory
+from model_store.words.memory import Entry
+from model_store.words.selector import Question, own_words
+from model_store.words.vectors import Vectors
+
+NUM_SHOWN, NUM_CHOSEN = 8, 3  # global aspects that a policy reads, and at most names
+ENTRIES_PER_PROBE = 4
+_COUNT_WEIGHT, _LEVEL_WEIGHT = 0.02, {"record": 0.0, "pattern": 0.05, "profile": 0.0}
+
+
+class Profile(NamedTuple):
+    """The ideal item in words. `is_free`: its text is embedded; otherwise the mean of the chosen memories is used."""
+
+    text: str
+    is_free: bool = False
+
+
+class Reasoner(Protocol):
+    """A policy. Must not change its arguments; may be slow."""
+
+    def aspects(self, query: str, shown: Sequence[tuple[Aspect, float]]) -> list[Aspect]:
+        """At most `NUM_CHOSEN` of the shown aspects, each with its cosine to the query, that matter for it."""
+        ...
+
+    def profile(self, query: str, aspects: Sequence[Aspect], chosen: Sequence[Entry]) -> Profile:
+        """The ideal item for the query, from the memories that the selector chose."""
+        ...
+
+
+class ChainReasoner:
+    """Deterministic; takes microseconds."""
+
+    def aspects(self, query: str, shown: Sequence[tuple[Aspect, float]]) -> list[Aspect]:
+        ranked = sorted(shown, key=lambda pair: -pair[1] - _COUNT_WEIGHT * np.log(pair[0].num_users))
+        return [aspect for aspect, _ in ranked[:NUM_CHOSEN]]
+
+    def profile(self, query: str, aspects: Sequence[Aspect], chosen: Sequence[Entry]) -> Profile:
+        wishes = ", ".join(dict.fromkeys(aspect.name for aspect in aspects))
+        memories = "; ".join(entry.text for entry in chosen)
+        return Profile(f"{query}{f', {wishes}' if wishes else ''}{f'; like {memories}' if memories else ''}")
+
+
+def fetch(question: Question, memory: LocalMemory, per_probe: int = ENTRIES_PER_PROBE) -> list[int]:
+    """Places of entries that the query and each of its aspects fetch from memory; the pool of the selector.
+
+    Probes: the words of the query, its vector, and each aspect beside the query. Ascending, without repeats.
+    """
+    if not len(memory):
+        return []
+    cosine = memory.embeddings @ question.vector
+    prior = np.array(
+        [_COUNT_WEIGHT * np.log1p(entry.count) + _LEVEL_WEIGHT[entry.level] for entry in memory.entries],
+        dtype=np.float32,
+    )
+    probes = [own_words(question.text, memory), cosine + prior]
+    probes += [cosine + memory.embeddings @ aspect + prior for aspect in question.aspects]
+    best = [np.argsort(-scores, kind="stable")[:per_probe] for scores in probes]
+    return sorted({int(place) for places in best for place in places})
+
+
+def nearest_aspects(query: str, vector: Vectors, known: GlobalMemory, reasoner: Reasoner) -> list[Aspect]:
+    """The aspects that the policy names among those nearest to the query."""
+    return reasoner.aspects(query, known.nearest(vector, NUM_SHOWN)) if len(known) else []
