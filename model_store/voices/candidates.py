@@ -49,74 +49,61 @@ class Candidates(NamedTuple):
 
 def find_candidates(mixtures: Mixtures, row: int, allowed: NDArray[np.int64] | None) -> Candidates:
     """The best items of both mixtures among the tokens `allowed` (a,), in ascending order."""
+    window, whole = mixtures.window[row], mixtures.whole[row]
     if allowed is None:
-        allowed = np.arange(mixtures.whole.shape[1])
+        allowed = np.arange(len(whole))
     has_older = bool(mixtures.described[1].can_vote[row].any())
-    proposals = [mixtures.window[row], mixtures.whole[row]] if has_older else [mixtures.window[row]]
-    tokens = np.unique(np.concatenate([_best(mixture, allowed) for mixture in proposals]))
+    tokens = _best((window, whole) if has_older else (window,), allowed)
     return Candidates(
         tokens,
-        mixtures.whole[row, tokens],
+        whole[tokens],
         _window_features(mixtures, row, tokens),
-        _older_features(mixtures, row, tokens) if has_older else None,
+        _features(mixtures.older[row], (), mixtures.described[1], row, tokens) if has_older else None,
     )
 
 
-def _best(mixture: NDArray[np.float32], allowed: NDArray[np.int64]) -> NDArray[np.int64]:
+def _best(mixtures: Sequence[NDArray[np.float32]], allowed: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those of `allowed` that are among the best of any mixture."""
     if len(allowed) <= NUM_CANDIDATES:
         return allowed
-    scores = mixture[allowed]
-    return allowed[np.argpartition(-scores, NUM_CANDIDATES)[:NUM_CANDIDATES]]
+    is_best = np.zeros(len(allowed), dtype=bool)
+    for mixture in mixtures:
+        is_best[np.argpartition(-mixture[allowed], NUM_CANDIDATES)[:NUM_CANDIDATES]] = True
+    return allowed[is_best]
 
 
 def _window_features(mixtures: Mixtures, row: int, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-    known, is_known = mixtures.known, tokens < mixtures.known.num_tokens
-    inside = np.where(is_known, tokens, 0)
-    popularity = np.where(is_known, known.popularity[inside], 0)
-    rate = np.where(is_known, known.facts.return_rate[inside], 0)
-    columns = [
-        *np.log(votes_at(mixtures, mixtures.recent[row], tokens) + _NO_VOTE).T,
+    known = mixtures.known
+    inside, is_known = np.minimum(tokens, known.num_tokens - 1), tokens < known.num_tokens
+    columns = (
         np.log(mixtures.window[row, tokens] + _NO_FORECAST),
-        np.log(popularity + _NO_VOTE),
-        np.log(rate + _NO_RATE),
+        np.log(known.popularity[inside] * is_known + _NO_VOTE),
+        np.log(known.facts.return_rate[inside] * is_known + _NO_RATE),
         np.log(mixtures.forecast[row, tokens] + _NO_FORECAST),
-    ]
-    return _joined(columns, _returns(mixtures.described[0], row, tokens), mixtures.described[0], row)
+    )
+    return _features(mixtures.recent[row], columns, mixtures.described[0], row, tokens)
 
 
-def _older_features(mixtures: Mixtures, row: int, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-    columns = list(np.log(votes_at(mixtures, mixtures.older[row], tokens) + _NO_VOTE).T)
-    return _joined(columns, _returns(mixtures.described[1], row, tokens), mixtures.described[1], row)
-
-
-def _joined(
-    columns: Sequence[NDArray[np.floating]], returns: NDArray[np.float32], described: Described, row: int
+def _features(
+    votes: Votes, columns: Sequence[NDArray[np.float32]], described: Described, row: int, tokens: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    query = np.broadcast_to(described.queries[row].numpy(), (len(returns), len(QUERY_FEATURES)))
-    return np.concatenate([np.stack(columns, axis=1), returns, query], axis=1).astype(np.float32)
-
-
-def votes_at(mixtures: Mixtures, votes: Votes, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(c, C)"""
-    return votes.at(tokens, mixtures.known.num_tokens, len(mixtures.known.channels))
-
-
-def _looked_up(
-    keys: NDArray[np.integer], values: NDArray[np.float32], wanted: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    """The values (n, …) of `wanted` keys, 0 where a key is missing. `keys` (n,) ascend."""
-    found = np.zeros((len(wanted), *values.shape[1:]), dtype=np.float32)
-    if len(keys):
-        places = np.minimum(keys.searchsorted(wanted), len(keys) - 1)
-        is_there = keys[places] == wanted
-        found[is_there] = values[places[is_there]]
-    return found
+    """The votes of each channel, `columns`, what is known of a return, and the numbers of the query."""
+    query = np.broadcast_to(described.queries[row].numpy(), (len(tokens), len(QUERY_FEATURES)))
+    parts = (np.log(votes.at(tokens) + _NO_VOTE), *columns, _returns(described, row, tokens), query)
+    return np.column_stack(parts).astype(np.float32, copy=False)
 
 
 def _returns(described: Described, row: int, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-    """(c, R): whether an item may come back; of its last event the age in baskets and days, count, age by interval."""
-    places = np.flatnonzero(described.can_vote[row, :, -1].numpy())
-    places = places[np.argsort(described.tokens[row, places])]
-    numbers = described.events[row].numpy()[places][:, _OF_RETURNS]
-    facts = np.concatenate([np.ones((len(places), 1), np.float32), numbers], axis=1)
-    return _looked_up(described.tokens[row, places], facts, tokens)
+    """(c, R): whether an item may come back; of its last event the age in baskets and days, count, age by interval.
+
+    Zeros for an item that cannot. `tokens` ascend.
+    """
+    found = np.zeros((len(tokens), _NUM_OF_RETURNS), dtype=np.float32)
+    events = np.flatnonzero(described.can_vote[row, :, -1].numpy())
+    own = described.tokens[row, events]
+    places = np.searchsorted(tokens, own)
+    is_candidate = np.append(tokens, -1)[places] == own
+    places, events = places[is_candidate], events[is_candidate]
+    found[places, 0] = 1
+    found[places, 1:] = described.events[row].numpy()[events][:, _OF_RETURNS]
+    return found

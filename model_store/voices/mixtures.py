@@ -55,5 +55,5 @@ def _mixed(
     found: NDArray[np.float32] = weights.overall[:, [FORECAST]].numpy() * forecast
     shares = weights.overall[:, POPULARITY].numpy()
     for row, (own, share) in enumerate(zip(votes, shares, strict=True)):
-        found[row, : known.num_tokens] += share * known.popularity + own.sums(known.num_tokens)
+        found[row, : known.num_tokens] += share * known.popularity + own.by_channel.sum(axis=0)
     return found

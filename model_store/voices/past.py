@@ -1,5 +1,8 @@
 """A user's events as the voices read them, and the numbers that describe each event.
 
+In: pasts of a batch, facts of the items. Out: `Described` for the window of each past, and for its older events. The
+numbers of the window come from the window alone, those of older events from the whole past.
+
 Events of one time are a basket: their order means nothing. So an age is counted in events of strictly later baskets,
 and all events of a basket have equal numbers unless their items differ.
 """
@@ -16,6 +19,7 @@ from model_store.manifest import VoicesSpec
 
 _SECONDS_PER_DAY = 86_400
 _LEAST_RATE = 1e-4  # of coming back, inside a logarithm
+_NONE = np.zeros(0, dtype=np.int64)
 
 EVENT_FEATURES = (
     "age_in_events", "age_in_baskets", "age_in_days", "is_in_basket", "count", "is_latest", "popularity",
@@ -24,8 +28,7 @@ EVENT_FEATURES = (
 )  # fmt: skip
 QUERY_FEATURES = ("num_events", "days_since_last", "repeated_share")
 RETURN = "return"  # the channel that points at the item itself
-_OF_QUERY = [EVENT_FEATURES.index(name) for name in QUERY_FEATURES]
-_IN_BASKET, _IS_RECENT = EVENT_FEATURES.index("is_in_basket"), EVENT_FEATURES.index("is_recent")
+_IN_BASKET, _IS_LATEST = EVENT_FEATURES.index("is_in_basket"), EVENT_FEATURES.index("is_latest")
 
 
 class ItemFacts(NamedTuple):
@@ -50,75 +53,11 @@ class Past(NamedTuple):
     timestamps: NDArray[np.int64]  # (n,)
     now: int
 
-    def at(self, places: NDArray[np.int64]) -> "Past":
-        return Past(self.tokens[places], self.timestamps[places], self.now)
-
-
-def describe(past: Past, facts: ItemFacts, num_recent: int) -> NDArray[np.float32]:
-    """(n, F) the columns of `EVENT_FEATURES` for each event. The newest `num_recent` events are the window."""
-    num_events = len(past.tokens)
-    if not num_events:
-        return np.zeros((0, len(EVENT_FEATURES)), dtype=np.float32)
-    basket = np.unique(past.timestamps, return_inverse=True)[1]
-    is_recent = np.arange(num_events) >= num_events - num_recent
-    num_in_basket = np.bincount(basket)
-    num_later = num_events - np.cumsum(num_in_basket)
-    in_basket = past.timestamps >= past.now
-    days = np.maximum(past.now - past.timestamps, 0) / _SECONDS_PER_DAY
-    _, whose, counts = np.unique(past.tokens, return_inverse=True, return_counts=True)
-    interval = facts.interval[past.tokens]
-    columns = (
-        np.log1p(num_later[basket]),
-        np.log1p(len(num_in_basket) - basket - in_basket.any()),
-        np.log1p(days),
-        in_basket,
-        np.log(counts[whose]),
-        is_latest(past.tokens),
-        np.log1p(facts.popularity[past.tokens]),
-        np.log(facts.return_rate[past.tokens] + _LEAST_RATE),
-        np.log1p(days) - interval,
-        np.full(num_events, np.log1p(num_events)),
-        is_recent,
-        np.full(num_events, np.log1p(days[-1])),
-        np.full(num_events, 1 - len(counts) / num_events),
-        np.log1p(_overlap(past.tokens, basket, is_recent)),
-        np.log1p(days) - _own_interval(days, whose, interval),
-    )
-    return np.stack(columns, axis=1).astype(np.float32)
-
-
-def _overlap(tokens: NDArray[np.int64], basket: NDArray[np.int64], is_recent: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """(n,) how many items of the window lie in the basket of each event: what was bought together may be so again."""
-    shared = np.isin(tokens, tokens[is_recent]) & ~is_recent
-    counts: NDArray[np.float64] = np.bincount(basket, weights=shared)[basket].astype(np.float64)
-    return counts
-
-
-def _own_interval(
-    days: NDArray[np.float64], whose: NDArray[np.int64], interval: NDArray[np.float32]
-) -> NDArray[np.float64]:
-    """(n,) mean of log(1 + days) between this user's events of the item, with that of all users as one more value."""
-    order = np.lexsort((-days, whose))  # by item, oldest first
-    same = whose[order][1:] == whose[order][:-1]
-    gaps = np.log1p((days[order][:-1] - days[order][1:])[same])
-    num_items = int(whose.max()) + 1
-    count = np.bincount(whose[order][1:][same], minlength=num_items)
-    total = np.bincount(whose[order][1:][same], weights=gaps, minlength=num_items)
-    own = (total[whose] + interval) / (count[whose] + 1)
-    return own
-
-
-def is_latest(tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """(n,) whether an event is the last one of its item."""
-    latest = np.zeros(len(tokens), dtype=bool)
-    latest[len(tokens) - 1 - np.unique(tokens[::-1], return_index=True)[1]] = True
-    return latest
-
 
 class Described(NamedTuple):
-    """Pasts of a batch as the networks read them, padded on the right.
+    """One half of the pasts of a batch, the window or the older events, as a gate reads it; padded on the right.
 
-    `places` (B, n): of the events in the past. `can_vote` (B, n, C): which channels of which events may count; none of
+    `places` (B, n): of the events in the past. `can_vote` (B, n, C): which channels of which events may count, none of
     padding.
     """
 
@@ -132,36 +71,146 @@ class Described(NamedTuple):
     def numbers(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.events, self.queries, self.can_vote
 
-    def without_recent(self) -> "Described":
-        """The events of the window cannot vote."""
-        return self._replace(can_vote=self.can_vote & (self.events[..., _IS_RECENT, None] == 0))
 
+class _Events(NamedTuple):
+    """Events of B pasts, one past after the other, each oldest first: arrays (E,), but for `nows` (B,).
 
-def describe_all(
-    pasts: Sequence[Past], length: int, facts: ItemFacts, has_row: NDArray[np.bool_], spec: VoicesSpec
-) -> Described:
-    """The newest `length` events of each past, without those of items that the tables do not know.
-
-    `has_row` (V, C − 1): whether a table has neighbours of an item.
+    `past`: the number of the past. `is_recent`: whether an event is in the window.
     """
-    kept = [_known_places(past, length, len(has_row)) for past in pasts]
-    width = max(map(len, kept), default=0)
-    tokens, places = np.zeros((2, len(kept), width), dtype=np.int64)
-    events = np.zeros((len(kept), width, len(EVENT_FEATURES)), dtype=np.float32)
-    can_vote = np.zeros((len(kept), width, has_row.shape[1] + 1), dtype=bool)
-    queries = np.zeros((len(kept), len(QUERY_FEATURES)), dtype=np.float32)
-    for row, own_places in enumerate(kept):
-        if size := len(own_places):
-            past = pasts[row].at(own_places)
-            tokens[row, :size], places[row, :size] = past.tokens, own_places
-            events[row, :size] = own = describe(past, facts, spec.recent_length)
-            queries[row] = own[-1, _OF_QUERY]
-            can_vote[row, :size, :-1] = has_row[past.tokens]
-            # An item comes back once: at its last event, and not while it lies in the current basket.
-            can_vote[row, :size, -1] = spec.has_returns & is_latest(past.tokens) & (own[:, _IN_BASKET] == 0)
-    return Described(tokens, places, *map(torch.from_numpy, (events, queries, can_vote)))
+
+    past: NDArray[np.int64]
+    places: NDArray[np.int64]
+    tokens: NDArray[np.int64]
+    timestamps: NDArray[np.int64]
+    is_recent: NDArray[np.bool_]
+    nows: NDArray[np.int64]
+
+    def at(self, kept: NDArray[np.bool_]) -> "_Events":
+        return self._replace(
+            past=self.past[kept],
+            places=self.places[kept],
+            tokens=self.tokens[kept],
+            timestamps=self.timestamps[kept],
+            is_recent=self.is_recent[kept],
+        )
 
 
-def _known_places(past: Past, length: int, num_tokens: int) -> NDArray[np.int64]:
-    start = max(0, len(past.tokens) - length)
-    return start + np.flatnonzero(past.tokens[start:] < num_tokens)
+def describe(
+    pasts: Sequence[Past], facts: ItemFacts, has_row: NDArray[np.bool_], spec: VoicesSpec
+) -> tuple[Described, Described]:
+    """The window of each past, which is its newest `recent_length` events, and the events before, to `past_length`.
+
+    Events of items that the tables do not know are left out; every other one is in one half. `has_row` (V, C − 1):
+    whether a table has neighbours of an item.
+    """
+    events = _known_events(pasts, spec, len(has_row))
+    window, is_older = events.at(events.is_recent), ~events.is_recent
+    numbers, queries = _numbers(window, facts)
+    described = _padded(window, numbers, queries, has_row, spec)
+    numbers, queries = _numbers(events, facts)
+    return described, _padded(events.at(is_older), numbers[is_older], queries, has_row, spec)
+
+
+def _known_events(pasts: Sequence[Past], spec: VoicesSpec, num_tokens: int) -> _Events:
+    ends = np.array([len(past.tokens) for past in pasts], dtype=np.int64)
+    lengths = np.minimum(ends, spec.past_length)
+    number = np.repeat(np.arange(len(pasts)), lengths)
+    age = np.cumsum(lengths)[number] - np.arange(len(number))  # in events of the past; 1 for the newest
+    events = _Events(
+        past=number,
+        places=ends[number] - age,
+        tokens=np.concatenate([_NONE, *(past.tokens[-spec.past_length :] for past in pasts)]),
+        timestamps=np.concatenate([_NONE, *(past.timestamps[-spec.past_length :] for past in pasts)]),
+        is_recent=age <= spec.recent_length,
+        nows=np.array([past.now for past in pasts], dtype=np.int64),
+    )
+    return events.at(events.tokens < num_tokens)
+
+
+def _numbers(events: _Events, facts: ItemFacts) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(E, F) the columns of `EVENT_FEATURES` for each event, and (B, Q) those of `QUERY_FEATURES` for each past."""
+    past, tokens, nows = events.past, events.tokens, events.nows
+    queries = np.zeros((len(nows), len(QUERY_FEATURES)), dtype=np.float32)
+    if not len(tokens):
+        return np.zeros((0, len(EVENT_FEATURES)), dtype=np.float32), queries
+    lengths = np.bincount(past, minlength=len(nows))
+    newest = np.cumsum(lengths) - 1  # place of the newest event of each past; without meaning if there is none
+
+    # Baskets of all pasts, in the order of the events.
+    starts = np.flatnonzero(_is_new(past) | _is_new(events.timestamps))
+    owner, times = past[starts], events.timestamps[starts]
+    basket = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(past)))
+    days = np.maximum(nows[owner] - times, 0) / _SECONDS_PER_DAY
+    is_current = times >= nows[owner]
+    newest_basket = basket[newest]
+    num_later = newest[owner] + 1 - np.append(starts[1:], len(past))
+    baskets_later = newest_basket[owner] + 1 - np.arange(len(starts)) - is_current[newest_basket][owner]
+
+    # Items of all pasts: events of one item and past are neighbours in `order`, oldest first.
+    order = np.argsort(past * len(facts.popularity) + tokens, kind="stable")
+    is_first = _is_new(past[order]) | _is_new(tokens[order])
+    item, is_latest = np.empty_like(order), np.empty_like(is_first)
+    item[order], is_latest[order] = np.cumsum(is_first) - 1, np.append(is_first[1:], True)
+    counts = np.bincount(item)
+    gaps = np.zeros(len(order))
+    gaps[1:] = np.log1p(np.where(is_first[1:], 0, -np.diff(days[basket[order]])))
+    interval = facts.interval[tokens]
+    # Mean of log(1 + days) between this user's events of the item, with that of all users as one more value.
+    own_interval = (np.bincount(item[order], weights=gaps)[item] + interval) / counts[item]
+
+    # How many items of the window lie in a basket: what was bought together may be so again.
+    in_window = np.zeros(len(counts), dtype=bool)
+    in_window[item[events.is_recent]] = True
+    overlap = np.bincount(basket, weights=in_window[item] & ~events.is_recent)
+
+    log_days = np.log1p(days)
+    num_items = np.bincount(past[order[is_first]], minlength=len(nows))
+    has_events = lengths > 0
+    queries[has_events] = np.stack(
+        [np.log1p(lengths), log_days[newest_basket], 1 - num_items / np.maximum(lengths, 1)], axis=1
+    )[has_events]
+    columns = (
+        np.log1p(num_later)[basket],
+        np.log1p(baskets_later)[basket],
+        log_days[basket],
+        is_current[basket],
+        np.log(counts)[item],
+        is_latest,
+        np.log1p(facts.popularity[tokens]),
+        np.log(facts.return_rate[tokens] + _LEAST_RATE),
+        log_days[basket] - interval,
+        queries[past, 0],
+        events.is_recent,
+        queries[past, 1],
+        queries[past, 2],
+        np.log1p(overlap)[basket],
+        log_days[basket] - own_interval,
+    )
+    return np.stack(columns, axis=1).astype(np.float32), queries
+
+
+def _is_new(keys: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether an element differs from the one before it; the first does."""
+    found = np.ones(len(keys), dtype=bool)
+    np.not_equal(keys[1:], keys[:-1], out=found[1:])
+    return found
+
+
+def _padded(
+    events: _Events,
+    numbers: NDArray[np.float32],
+    queries: NDArray[np.float32],
+    has_row: NDArray[np.bool_],
+    spec: VoicesSpec,
+) -> Described:
+    lengths = np.bincount(events.past, minlength=len(events.nows))
+    shape = len(lengths), int(lengths.max(initial=0))
+    where = events.past, np.arange(len(events.past)) - (np.cumsum(lengths) - lengths)[events.past]
+    tokens, places = np.zeros((2, *shape), dtype=np.int64)
+    padded = np.zeros((*shape, len(EVENT_FEATURES)), dtype=np.float32)
+    can_vote = np.zeros((*shape, has_row.shape[1] + 1), dtype=bool)
+    tokens[where], places[where], padded[where] = events.tokens, events.places, numbers
+    # An item comes back once: at its last event, and not while it lies in the current basket.
+    returns = (numbers[:, _IS_LATEST] == 1) & (numbers[:, _IN_BASKET] == 0) & spec.has_returns
+    can_vote[where] = np.column_stack([has_row[events.tokens], returns])
+    return Described(tokens, places, *map(torch.from_numpy, (padded, queries, can_vote)))

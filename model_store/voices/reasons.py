@@ -4,7 +4,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.answers import Reason
-from model_store.voices.candidates import votes_at
 from model_store.voices.gate import FORECAST, POPULARITY
 from model_store.voices.mixtures import Mixtures
 from model_store.voices.past import RETURN
@@ -38,26 +37,19 @@ def _given(mixtures: Mixtures, row: int, tokens: NDArray[np.int64]) -> NDArray[n
     kept = older["overall"][FORECAST]  # the share of the whole window in the mixture
     popular = (kept * window["overall"][POPULARITY] + older["overall"][POPULARITY]) * popularity
     rows = [kept * window["overall"][FORECAST] * mixtures.forecast[row, tokens], popular]
-    recent, older_votes = (votes_at(mixtures, part[row], tokens).T for part in (mixtures.recent, mixtures.older))
-    rows += [*(kept * recent), *older_votes]
+    rows += [*(kept * mixtures.recent[row].at(tokens).T), *mixtures.older[row].at(tokens).T]
     return np.stack(rows).astype(np.float32)
 
 
 def _event(mixtures: Mixtures, row: int, half: int, channel: int, token: int) -> int | None:
     """The place in the past of the event that gives most to `token` in one channel."""
-    described, weights = mixtures.described[half], mixtures.weights[half].events[row, :, channel].numpy()
-    own = described.tokens[row, : len(weights)]
-    name = mixtures.known.channels[channel]
-    near = own == token if name == RETURN else _column(mixtures, name, own, token)
-    given = weights * near
-    if not given.any():
-        return None
-    return int(described.places[row, given.argmax()])
-
-
-def _column(mixtures: Mixtures, name: str, own: NDArray[np.int64], token: int) -> NDArray[np.float32]:
-    found: NDArray[np.float32] = mixtures.known.table(name)[own][:, [token]].toarray()[:, 0]
-    return found
+    described = mixtures.described[half]
+    if mixtures.known.channels[channel] == RETURN:
+        own = np.flatnonzero((described.tokens[row] == token) & described.can_vote[row, :, channel].numpy())
+        event = int(own[0]) if len(own) else None
+    else:
+        event = (mixtures.recent, mixtures.older)[half][row].event_behind(channel, token)
+    return None if event is None else int(described.places[row, event])
 
 
 def shares_of_events(voting: Voting, row: int, num_events: int) -> NDArray[np.float32]:
@@ -66,6 +58,7 @@ def shares_of_events(voting: Voting, row: int, num_events: int) -> NDArray[np.fl
     window, older = voting.mixtures.weights
     kept = float(older.overall[row, FORECAST])
     for described, weights, scale in zip(voting.mixtures.described, (window, older), (kept, 1.0), strict=True):
-        total = weights.events[row].sum(dim=1).numpy()
-        np.add.at(found, described.places[row][total > 0], scale * total[total > 0])
+        total = weights.events[row].numpy().sum(axis=1)
+        votes = total > 0
+        found[described.places[row, votes]] = scale * total[votes]
     return found

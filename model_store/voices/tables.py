@@ -37,7 +37,8 @@ def read_table(name: str, arrays: Mapping[str, NDArray[np.generic]]) -> sparse.c
 class KnownItems:
     """What is known of V items (tokens): facts, popularity, and for each channel with a table the near items.
 
-    The tables are one array: row t of table c begins at `starts[c · V + t]`. `popularity` (V,): shares of all events.
+    `near` has all tables in one matrix, so that one look-up finds the rows of several: row c · V + t holds row t of
+    table c, in the columns from c · V on. `popularity` (V,): shares of all events.
     """
 
     def __init__(self, facts: ItemFacts, tables: Mapping[str, sparse.csr_matrix]) -> None:
@@ -45,9 +46,13 @@ class KnownItems:
         self.facts, self.names = facts, tuple(tables)
         self.popularity = (facts.popularity / max(float(facts.popularity.sum()), 1.0)).astype(np.float32)
         lengths = np.concatenate([np.diff(table.indptr) for table in tables.values()])
-        self.starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-        self.near = np.concatenate([table.indices.astype(np.int32) for table in tables.values()])
-        self.nearness = np.concatenate([table.data.astype(np.float32) for table in tables.values()])
+        starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        columns = [
+            table.indices.astype(np.int32) + place * self.num_tokens for place, table in enumerate(tables.values())
+        ]
+        values = np.concatenate([table.data.astype(np.float32) for table in tables.values()])
+        size = len(tables) * self.num_tokens
+        self.near = sparse.csr_matrix((values, np.concatenate(columns), starts), (size, size))
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -58,22 +63,14 @@ class KnownItems:
         """V"""
         return len(self.popularity)
 
-    def spans(
-        self, tables: NDArray[np.int64], tokens: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Where rows begin and end: pairs of the number of a table and a token."""
-        rows = tables * self.num_tokens + tokens
-        return self.starts[rows], self.starts[rows + 1]
-
     def table(self, name: str) -> sparse.csr_matrix:
-        """(V, V); shares memory with the arrays."""
+        """(V, V)"""
         first = self.names.index(name) * self.num_tokens
-        starts = self.starts[first : first + self.num_tokens + 1]
-        part, size = slice(starts[0], starts[-1]), self.num_tokens
-        return sparse.csr_matrix((self.nearness[part], self.near[part], starts - starts[0]), (size, size))
+        own = slice(first, first + self.num_tokens)
+        return self.near[own, own]
 
     @cached_property
     def has_row(self) -> NDArray[np.bool_]:
         """(V, C − 1) whether an item has neighbours in a table."""
-        lengths = np.diff(self.starts).reshape(len(self.names), self.num_tokens)
+        lengths = np.diff(self.near.indptr).reshape(len(self.names), self.num_tokens)
         return (lengths > 0).T.copy()

@@ -26,7 +26,7 @@ from model_store.voices.candidates import Candidates, find_candidates, num_older
 from model_store.voices.combiner import Combiner
 from model_store.voices.gate import Gate, Weights
 from model_store.voices.mixtures import Mixtures
-from model_store.voices.past import EVENT_FEATURES, QUERY_FEATURES, Described, ItemFacts, Past, describe_all
+from model_store.voices.past import EVENT_FEATURES, QUERY_FEATURES, Described, ItemFacts, Past, describe
 from model_store.voices.tables import KnownItems, read_table, table_arrays
 
 _BELOW = 1e-6  # how far items that are no candidates stay below the last candidate, in nats
@@ -81,11 +81,9 @@ class Voices:
     def channels(self) -> tuple[str, ...]:
         return self.known.channels
 
-    def describe(self, pasts: Sequence[Past], *, is_older: bool) -> Described:
-        """The window of each past, or (`is_older`) the whole of it, where the events of the window cannot vote."""
-        length = self.spec.past_length if is_older else self.spec.recent_length
-        described = describe_all(pasts, length, self.facts, self.known.has_row, self.spec)
-        return described.without_recent() if is_older else described
+    def describe(self, pasts: Sequence[Past]) -> tuple[Described, Described]:
+        """The window of each past, and its older events."""
+        return describe(pasts, self.facts, self.known.has_row, self.spec)
 
     @torch.inference_mode()
     def weigh(self, described: Described, *, is_older: bool) -> Weights:
@@ -94,7 +92,7 @@ class Voices:
 
     def mix(self, forecast: NDArray[np.float32], pasts: Sequence[Past]) -> Mixtures:
         """`forecast` (B, V') are the language model's probabilities of all items, V' ≥ V."""
-        described = self.describe(pasts, is_older=False), self.describe(pasts, is_older=True)
+        described = self.describe(pasts)
         weights = self.weigh(described[0], is_older=False), self.weigh(described[1], is_older=True)
         return Mixtures.of(self.known, forecast, described, weights)
 

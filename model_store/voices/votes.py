@@ -1,9 +1,10 @@
-"""The votes of one user's events by channel: entries (channel, token, value), gathered from all tables at once."""
+"""The votes of one user's events: what each channel gives to each item."""
 
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 from model_store.voices.tables import KnownItems
 
@@ -11,44 +12,44 @@ NEGLIGIBLE = 1e-5  # a voice with less weight is left out: so are most of many o
 
 
 class Votes(NamedTuple):
-    """Entries of equal length; a token may have several, which add up."""
+    """`by_channel` (C, V): what each channel gives to each of V items, all events together.
 
+    The other arrays are of P pairs of an event and a channel with a table in which it votes: the number of the channel,
+    the place of the event, the weight of the pair, and its row of the table (see `KnownItems.near`). The pairs of a
+    channel are neighbours.
+    """
+
+    by_channel: NDArray[np.float32]
     channels: NDArray[np.int64]
-    tokens: NDArray[np.int64]
-    values: NDArray[np.float64]
+    events: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    rows: sparse.csr_matrix
 
     @classmethod
     def of(cls, known: KnownItems, tokens: NDArray[np.int64], weights: NDArray[np.float32]) -> "Votes":
         """`tokens` (n,) of the events and the `weights` (n, C) of their channels, the last of which is `return`."""
-        events, channels = np.nonzero(weights[:, :-1] > NEGLIGIBLE)
-        starts, stops = known.spans(channels, tokens[events])
-        lengths = stops - starts
-        ends = np.cumsum(lengths)
-        places = np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(starts - ends + lengths, lengths)
+        channels, events = np.nonzero(weights.T[:-1] > NEGLIGIBLE)
+        rows, own = known.near[channels * known.num_tokens + tokens[events]], weights[events, channels]
+        by_channel = np.zeros((weights.shape[1], known.num_tokens), dtype=np.float32)
+        by_channel[:-1] = (rows.T @ own).reshape(-1, known.num_tokens)
         back = np.flatnonzero(weights[:, -1] > NEGLIGIBLE)
-        return cls(
-            np.concatenate([np.repeat(channels, lengths), np.full(len(back), weights.shape[1] - 1)]),
-            np.concatenate([known.near[places], tokens[back]]),
-            np.concatenate([known.nearness[places] * np.repeat(weights[events, channels], lengths), weights[back, -1]]),
-        )
+        by_channel[-1, tokens[back]] = weights[back, -1]  # an item comes back once
+        return cls(by_channel, channels, events, own, rows)
 
-    def sums(self, num_tokens: int) -> NDArray[np.float64]:
-        """(num_tokens,) all channels together."""
-        found: NDArray[np.float64] = np.bincount(self.tokens, self.values, num_tokens).astype(np.float64)
-        return found
+    def at(self, wanted: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(c, C) what each channel gives to the tokens `wanted` (c,); zeros from V on."""
+        last = self.by_channel.shape[1] - 1
+        found = self.by_channel[:, np.minimum(wanted, last)]
+        found[:, wanted > last] = 0
+        return found.T
 
-    def channel(self, number: int, num_tokens: int) -> NDArray[np.float64]:
-        """(num_tokens,) what one channel gives."""
-        own = self.channels == number
-        found: NDArray[np.float64] = np.bincount(self.tokens[own], self.values[own], num_tokens).astype(np.float64)
-        return found
-
-    def at(self, wanted: NDArray[np.int64], num_tokens: int, num_channels: int) -> NDArray[np.float64]:
-        """(c, num_channels) what each channel gives to the tokens `wanted`, all different."""
-        place_of = np.full(max(num_tokens, int(wanted.max(initial=-1)) + 1), -1, dtype=np.int64)
-        place_of[wanted] = np.arange(len(wanted))
-        places = place_of[self.tokens]
-        is_wanted = places >= 0
-        cells = places[is_wanted] * num_channels + self.channels[is_wanted]
-        found = np.bincount(cells, self.values[is_wanted], len(wanted) * num_channels)
-        return found.reshape(len(wanted), num_channels).astype(np.float64)
+    def event_behind(self, channel: int, token: int) -> int | None:
+        """The place of the event that gives most to a token in a channel with a table; None if none does."""
+        column = channel * self.by_channel.shape[1] + token
+        first, last = self.rows.indptr[np.searchsorted(self.channels, [channel, channel + 1])]
+        entries = first + np.flatnonzero(self.rows.indices[first:last] == column)
+        if not len(entries):
+            return None
+        pairs = np.searchsorted(self.rows.indptr, entries, side="right") - 1
+        best = pairs[(self.rows.data[entries] * self.weights[pairs]).argmax()]
+        return int(self.events[best])

@@ -106,7 +106,7 @@ def make_examples(
     voices: Voices, pasts: Pasts, targets: Sequence[Target], forecast: Forecast, *, is_older: bool
 ) -> Examples:
     transposed = {name: table.T.tocsr() for name, table in voices.tables.items()}
-    described = voices.describe([pasts.past(target) for target in targets], is_older=is_older)
+    described = voices.describe([pasts.past(target) for target in targets])[is_older]
     truth, hidden = np.zeros((2, *described.can_vote.shape), dtype=np.float32)
     overall = np.zeros((2, len(targets), 2), dtype=np.float32)
     bar = progress(total=len(targets), desc="shares of the voices", unit="target")

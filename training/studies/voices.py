@@ -126,9 +126,8 @@ def _weights(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(targets, 2 + C) of the window and of older events: language model, popularity, channels."""
     found = []
-    for is_older in (False, True):
-        described = voices.describe([pasts.past(target) for target in targets], is_older=is_older)
-        weights = voices.weigh(described, is_older=is_older)
+    for is_older, described in enumerate(voices.describe([pasts.past(target) for target in targets])):
+        weights = voices.weigh(described, is_older=bool(is_older))
         found.append(np.concatenate([weights.overall.numpy(), weights.events.sum(dim=1).numpy()], axis=1))
     kept = found[1][:, [FORECAST]]  # the share of the window
     return (kept * found[0]).astype(np.float64), found[1].astype(np.float64)

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from model_store.errors import BundleCorrupt
 from model_store.voices.candidates import NUM_CANDIDATES, find_candidates
-from model_store.voices.past import EVENT_FEATURES, RETURN, Past, describe, is_latest
+from model_store.voices.past import EVENT_FEATURES, RETURN, Past
 from model_store.voices.reasons import reasons, shares_of_events
 from model_store.voices.tables import normalised, read_table, table_arrays
 from model_store.voices.voices import Voices, all_scores
@@ -88,27 +88,41 @@ def test_events_beyond_the_length_of_a_past_are_not_read() -> None:
     np.testing.assert_array_equal(found[0], found[1])
 
 
+@given(st.lists(st.lists(st.tuples(st.integers(0, 30), st.integers(1, NUM_ITEMS + 5)), max_size=16), max_size=3))
+def test_every_known_event_of_a_past_is_in_exactly_one_half(pasts: list[list[tuple[int, int]]]) -> None:
+    """The window has the newest events whatever their items are; items above `NUM_ITEMS` have no row in the tables."""
+    read = [past_of(pairs) for pairs in pasts]
+    window, older = small_voices(NUM_ITEMS, recent_length=3, past_length=10).describe(read)
+    near = [half.can_vote[:, :, 0].numpy() for half in (window, older)]
+    for row, past in enumerate(read):
+        first = len(past.tokens) - 3
+        places = [
+            half.places[row, can_vote[row]].tolist() for half, can_vote in zip((window, older), near, strict=True)
+        ]
+        known = [place for place in range(max(0, first - 7), len(past.tokens)) if past.tokens[place] <= NUM_ITEMS]
+        assert places == [[place for place in known if place >= first], [place for place in known if place < first]]
+
+
 def test_an_item_comes_back_once_and_not_while_it_lies_in_the_basket() -> None:
     past = past_of([(1, 3), (2, 3), (2, 4), (40, 5)])  # item 5 is in the basket of the request
     voices = small_voices(NUM_ITEMS, recent_length=12)
-    can_vote = voices.describe([past], is_older=False).can_vote[0, :, voices.channels.index(RETURN)]
+    can_vote = voices.describe([past])[0].can_vote[0, :, voices.channels.index(RETURN)]
     by_event = dict(zip(zip(past.timestamps // 86_400, past.tokens, strict=True), can_vote.tolist(), strict=True))
     assert by_event == {(1, 3): False, (2, 3): True, (2, 4): True, (40, 5): False}
-    never = small_voices(NUM_ITEMS, has_returns=False).describe([past], is_older=False)
+    never = small_voices(NUM_ITEMS, has_returns=False).describe([past])[0]
     assert not never.can_vote[..., -1].any()
 
 
 def test_the_numbers_of_an_event() -> None:
     past = past_of([(10, 1), (20, 2), (20, 3), (40, 1)])
-    voices = small_voices(NUM_ITEMS)
-    found = describe(past, voices.facts, num_recent=2)
+    found = small_voices(NUM_ITEMS, recent_length=4).describe([past])[0].events[0].numpy()
     number = {name: found[:, place] for place, name in enumerate(EVENT_FEATURES)}
     np.testing.assert_allclose(np.expm1(number["age_in_events"]), [3, 1, 1, 0], atol=1e-5)
     np.testing.assert_allclose(np.expm1(number["age_in_baskets"]), [2, 1, 1, 0], atol=1e-5)
     np.testing.assert_allclose(np.expm1(number["age_in_days"]), [30, 20, 20, 0], rtol=1e-5)
     assert number["is_in_basket"].tolist() == [0, 0, 0, 1]
-    assert number["is_recent"].tolist() == [0, 0, 1, 1]
-    assert is_latest(past.tokens).tolist() == [False, True, True, True]
+    assert number["is_recent"].tolist() == [1, 1, 1, 1]
+    assert number["is_latest"].tolist() == [0, 1, 1, 1]
     np.testing.assert_allclose(np.exp(number["count"]), [2, 1, 1, 2], rtol=1e-5)
 
 

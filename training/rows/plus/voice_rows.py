@@ -54,7 +54,7 @@ def voice_scorer(evaluation: Evaluation, channel: str) -> Scorer:
         mixtures = voices.mix(no_forecast, [past_of_target(evaluation, target) for target in targets])
         kept = mixtures.weights[1].overall[:, FORECAST].tolist()  # the share of the window in the mixture
         for row, (recent, older) in enumerate(zip(mixtures.recent, mixtures.older, strict=True)):
-            votes = older.channel(place, len(voices)) + kept[row] * recent.channel(place, len(voices))
+            votes = older.by_channel[place] + kept[row] * recent.by_channel[place]
             found[row, known] = votes[tokens[known]]
         return found
 
