@@ -9,10 +9,12 @@
     │   └── UnknownUser
     ├── PayloadTooLarge               the body is larger than the limit
     ├── ClientGone                    the caller closed the connection
+    ├── RequestTimeout                the request did not arrive whole in time
     ├── Overloaded(retry_after_s)     the answer would come too late: try later
     ├── Unavailable
     │   ├── NotReady                  loading or warming up
     │   ├── Draining                  shutting down
+    │   ├── TooManyConnections
     │   ├── StoreUnavailable          the memory store does not answer
     │   └── ModelUnavailable          the process of the model is starting, or has ended
     ├── ModelFailed                   the model could not compute a job
@@ -81,6 +83,10 @@ class ClientGone(ServiceError):
     title = "Client closed the request"
 
 
+class RequestTimeout(ServiceError):
+    title = "Request timeout"
+
+
 class Overloaded(ServiceError):
     title = "Overloaded"
 
@@ -101,6 +107,10 @@ class NotReady(Unavailable):
 
 class Draining(Unavailable):
     title = "Shutting down"
+
+
+class TooManyConnections(Unavailable):
+    title = "Too many connections"
 
 
 class StoreUnavailable(Unavailable):
@@ -155,6 +165,7 @@ STATUS: Mapping[type[Exception], int] = {
     NotFound: 404,
     PayloadTooLarge: 413,
     ClientGone: CLIENT_CLOSED_REQUEST,
+    RequestTimeout: 408,
     Overloaded: 429,
     Unavailable: 503,
     StoreCorrupt: 500,

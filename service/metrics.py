@@ -24,6 +24,7 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry if registry is not None else CollectorRegistry()
         self._requests()
+        self._connections()
         self._recommendations()
         self._memory()
 
@@ -36,6 +37,15 @@ class Metrics:
         self.ready = self._gauge("ready", "1 when the service is ready for requests")
         self.warmup_seconds = self._gauge("warmup_seconds", "Time from start to ready")
         self.bundle_info = self._gauge("bundle_info", "The bundle that is served; always 1", "bundle", "space")
+
+    def _connections(self) -> None:
+        self.connections = self._gauge("connections", "Open connections of callers")
+        self.max_connections = self._gauge("max_connections", "Connections over this number are refused")
+        self.closed_connections_total = self._counter(
+            "closed_connections_total", "Connections that the service closed because of their number or time", "reason"
+        )
+        self.open_files = self._gauge("open_files", "Open files of the process, every 10 s")
+        self.max_open_files = self._gauge("max_open_files", "Open files that the system allows")
 
     def _recommendations(self) -> None:
         self.stage_seconds = self._histogram("stage_seconds", "Time of one stage of a recommendation", SECONDS, "stage")

@@ -22,6 +22,7 @@ from fastapi import FastAPI
 from service.app import ResourcesFactory, begin_drain, create_app
 from service.commands import import_file
 from service.errors import ServiceError, SettingsError, StartupError
+from service.http.connections import ConnectionLimits, raise_file_limit
 from service.http.protocol import SheddingProtocol, counting
 from service.http.stopping import Server
 from service.metrics import Metrics
@@ -47,13 +48,19 @@ def serve(
     if import_path is not None and not import_path.is_file():
         raise SettingsError([f"--import: there is no file {import_path}"])
     app = create_app(settings, _importing(resources_factory, import_path))
+    metrics: Metrics = app.state.metrics
+    limits = ConnectionLimits(
+        metrics, most=settings.max_connections, receive_s=settings.receive_timeout_s, max_files=raise_file_limit()
+    )
+    protocol = partial(SheddingProtocol, shed=lambda: _sheds(app), count=counting(metrics), limits=limits)
     config = uvicorn.Config(
         app,
         lifespan="off",  # run here: uvicorn would log the error of a failed start and exit
         log_config=None,
         access_log=False,
-        http=partial(SheddingProtocol, shed=lambda: _sheds(app), count=counting(app.state.metrics)),  # type: ignore[arg-type]
+        http=protocol,  # type: ignore[arg-type]
         server_header=False,
+        timeout_keep_alive=settings.keep_alive_s,
     )
     server = Server(config, on_stop=lambda: begin_drain(app), lame_duck_s=settings.lame_duck_s, stop_s=settings.drain_s)
     if with_banner:
@@ -63,7 +70,11 @@ def serve(
         async with app.router.lifespan_context(app):
             gc.collect()
             gc.freeze()  # objects of the start live on; a full collection over them takes 0.3 s
-            await server.serve(sockets=[listener, *(listener.dup() for _ in range(_NUM_LISTENERS - 1))])
+            watching = asyncio.create_task(limits.watch(server.server_state.connections), name="connections")
+            try:
+                await server.serve(sockets=[listener, *(listener.dup() for _ in range(_NUM_LISTENERS - 1))])
+            finally:
+                watching.cancel()
 
     runner = asyncio.Runner(loop_factory=config.get_loop_factory())
     with bound_socket(settings.host, settings.port) as listener, runner:

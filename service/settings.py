@@ -77,6 +77,15 @@ class Settings(BaseSettings):
         default=30.0, gt=0, le=3600, description="deadline of POST /interactions with `wait: visible`, in seconds"
     )
     max_body_bytes: int = Field(default=1 << 20, ge=1024, description="largest request body, in bytes")
+    max_connections: int = Field(
+        default=4096, ge=1, le=1_000_000, description="connections of callers; more are refused with 503"
+    )
+    receive_timeout_s: float = Field(
+        default=20.0, gt=0, le=3600, description="time in which a request must arrive whole, in seconds"
+    )
+    keep_alive_s: int = Field(
+        default=75, ge=1, le=3600, description="time after which an unused connection is closed, in seconds"
+    )
     store_timeout_s: float = Field(
         default=1.0, gt=0, le=60, description="time limit of one call to the memory store, in seconds"
     )

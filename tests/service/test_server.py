@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -203,6 +204,31 @@ def test_the_second_signal_does_not_wait() -> None:
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGTERM)
         assert process.wait(5) == 0
+
+
+def test_more_silent_connections_than_files_do_not_keep_a_caller_out() -> None:
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, allowed[1]), allowed[1]))
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (128, 256))"
+    with ExitStack() as stack:
+        process, address = stack.enter_context(running(limit + PROGRAM))
+        host, port = address.removeprefix("http://").split(":")
+        for _ in range(300):
+            stack.enter_context(socket.create_connection((host, int(port))))
+        deadline = time.monotonic() + 10
+        while not is_alive(address):
+            assert time.monotonic() < deadline, "an outage"
+        metrics = httpx2.get(f"{address}/metrics").text
+        assert "automr_max_open_files 256.0" in metrics and 'closed_connections_total{reason="silent"}' in metrics
+        process.kill()
+        assert process.stderr and '"event":"connections closed"' in process.stderr.read()
+
+
+def is_alive(address: str) -> bool:
+    try:
+        return httpx2.get(f"{address}/livez").is_success
+    except httpx2.TransportError:
+        return False
 
 
 def service(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

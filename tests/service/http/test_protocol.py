@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import uvicorn
 
+from service.http.connections import ConnectionLimits
 from service.http.protocol import SheddingProtocol, counting
 from service.metrics import Metrics
 
@@ -39,19 +40,21 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 
 @asynccontextmanager
 async def connected(
-    shed: Shed, *, keep_alive_s: int = 60
+    shed: Shed, *, keep_alive_s: int = 60, most: int = 9, receive_s: float = 60.0
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     config = uvicorn.Config(echo, lifespan="off", log_config=None, access_log=False, timeout_keep_alive=keep_alive_s)
     config.load()
     state = uvicorn.server.ServerState()
-    make = partial(
-        SheddingProtocol, config=config, server_state=state, app_state={}, shed=shed, count=counting(shed.metrics)
-    )
+    limits = ConnectionLimits(shed.metrics, most=most, receive_s=receive_s)
+    parts = {"config": config, "server_state": state, "app_state": {}, "limits": limits}
+    make = partial(SheddingProtocol, **parts, shed=shed, count=counting(shed.metrics))
+    watching = asyncio.create_task(limits.watch(state.connections))
     server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
     reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
     try:
         yield reader, writer
     finally:
+        watching.cancel()
         writer.close()
         server.close()
 
@@ -155,3 +158,70 @@ async def test_an_idle_connection_is_closed_although_the_body_came_late() -> Non
         writer.write(BODY)
         async with asyncio.timeout(5):
             assert await reader.read() == b""
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET", HEAD, HEAD + b"\r\n" + BODY[:-1]])
+async def test_a_connection_whose_request_does_not_come_whole_is_closed(sent: bytes) -> None:
+    shed = Shed()
+    shed.is_on = False
+    async with connected(shed, receive_s=0.1) as (reader, writer):
+        writer.write(sent)
+        if sent:
+            status, fields, body = await answer(reader)
+            assert (status, fields["connection"], json.loads(body)["title"]) == (408, "close", "Request timeout")
+        async with asyncio.timeout(5):
+            assert await reader.read() == b""
+    assert closed(shed, "late" if sent else "silent") == 1
+
+
+@pytest.mark.parametrize("sent", [b"\r\n", HEAD])
+async def test_a_connection_that_had_an_answer_is_closed_when_the_next_request_does_not_come_whole(sent: bytes) -> None:
+    """A byte stops the timer of uvicorn, so a caller could keep the connection for ever."""
+    shed = Shed()
+    async with connected(shed, receive_s=0.1) as (reader, writer):
+        writer.write(HEAD + b"\r\n" + BODY)
+        assert (await answer(reader))[0] == 429
+        writer.write(sent)
+        async with asyncio.timeout(5):
+            assert await reader.read() == b""
+
+
+async def test_a_request_in_work_and_an_idle_connection_are_not_late() -> None:
+    shed = Shed()
+    shed.is_on = False
+    async with connected(shed, receive_s=0.1) as (reader, writer):
+        for _ in range(2):
+            writer.write(HEAD + b"\r\n" + BODY)
+            assert (await answer(reader))[0] == 200
+            await asyncio.sleep(1.5)
+
+
+async def test_silent_connections_over_the_bound_are_closed_soon_and_requests_are_refused() -> None:
+    shed = Shed()
+    shed.is_on = False
+    async with connected(shed, most=1) as (reader, writer):
+        other_reader, other_writer = await asyncio.open_connection(*writer.get_extra_info("peername"))
+        other_writer.write(HEAD + b"\r\n" + BODY)
+        status, fields, body = await answer(other_reader)
+        assert (status, fields["connection"], json.loads(body)["title"]) == (503, "close", "Too many connections")
+        assert int(fields["retry-after"]) >= 1 and await other_reader.read() == b""
+        other_writer.close()
+        async with asyncio.timeout(5):
+            assert await reader.read() == b"", "a silent connection kept others out"
+    assert closed(shed, "refused") == closed(shed, "silent") == 1
+
+
+async def test_far_too_many_connections_are_dropped() -> None:
+    shed = Shed()
+    async with connected(shed, most=1) as (_, writer):
+        address = writer.get_extra_info("peername")
+        others = [await asyncio.open_connection(*address) for _ in range(70)]
+        async with asyncio.timeout(5):
+            assert await others[-1][0].read() == b""
+        assert closed(shed, "dropped") == 71 - 65
+        for _, other in others:
+            other.close()
+
+
+def closed(shed: Shed, reason: str) -> float | None:
+    return shed.metrics.registry.get_sample_value("automr_closed_connections_total", {"reason": reason})
