@@ -53,6 +53,13 @@ def _clean_title(text: str) -> str:
     return title
 
 
+def _clean_query(text: str) -> str:
+    query = clean_title(text)  # the same rule: one line of visible characters
+    if not query:
+        raise ValueError("must contain a visible character")
+    return query
+
+
 def _scalar_or_list(value: Any) -> Scalar | list[Scalar]:
     if not isinstance(value, list):
         return _scalar(value)
@@ -66,6 +73,7 @@ ItemId = UserId
 EventId = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_visible)]
 EventType = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_visible)]
 Title = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_clean_title)]
+Query = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_clean_query)]
 Timestamp = Annotated[int, Field(ge=0, description="Unix time, seconds"), AfterValidator(_plausible_time)]
 Name = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_visible)]
 Values = Annotated[Scalar | list[Scalar], PlainValidator(_scalar_or_list, json_schema_input_type=Scalar | list[Scalar])]

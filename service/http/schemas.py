@@ -14,6 +14,7 @@ from service.http.fields import (
     FieldError,
     ItemId,
     Name,
+    Query,
     Schema,
     Timestamp,
     Title,
@@ -124,6 +125,7 @@ class Interaction(Schema):
     timestamp: Timestamp
     type: EventType = "view"
     value: float | None = None
+    query: Query | None = Field(default=None, description="what the user wrote before they chose the item")
 
 
 class InteractionsRequest(Schema):
@@ -152,6 +154,7 @@ class UserEvent(ResponseSchema):
     timestamp: int
     type: str
     value: float | None
+    query: str | None
 
 
 class Counts(ResponseSchema):

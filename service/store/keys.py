@@ -2,7 +2,7 @@
 
     key                               type    holds                                        bound
     automr:{<uid>}:events             HASH    event_id -> JSON item_id, timestamp, type,   number of events;
-                                              value                                        source of truth
+                                              value, query                                 source of truth
     automr:{<uid>}:order              ZSET    "<tie_key>:<event_id>" by timestamp          number of events
     automr:{<uid>}:seen               STRING  `item_digest` of each event, 8 bytes each    number of events
     automr:{<uid>}:states:<space>     HASH    sha1(event_id)[:20] -> state record, bytes   newest `keep` events

@@ -22,6 +22,7 @@ class TitledEvent(NamedTuple):
     timestamp: int
     type: str
     value: float | None
+    query: str | None
 
 
 class UserPage(NamedTuple):
@@ -79,7 +80,9 @@ class Users:
     def _titled(self, events: Sequence[Event]) -> list[TitledEvent]:
         titles = self.view.catalogue.titles([event.item_id for event in events])
         return [
-            TitledEvent(event.event_id, event.item_id, title or None, event.timestamp, event.type, event.value)
+            TitledEvent(
+                event.event_id, event.item_id, title or None, event.timestamp, event.type, event.value, event.query
+            )
             for event, title in zip(events, titles, strict=True)
         ]
 

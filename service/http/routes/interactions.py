@@ -46,4 +46,4 @@ def event_or_reason(element: Any) -> Event | str:
     except ValidationError as error:
         return reason(error)
     facts = (interaction.user_id, interaction.item_id, interaction.timestamp, interaction.type)
-    return Event(interaction.event_id or derived_event_id(*facts), *facts, interaction.value)
+    return Event(interaction.event_id or derived_event_id(*facts), *facts, interaction.value, interaction.query)

@@ -21,6 +21,7 @@ EVENTS = st.builds(
     timestamp=st.integers(-(2**53), 2**53),
     type=st.text(max_size=5),
     value=st.none() | st.integers(-9, 9) | st.floats(allow_nan=False, allow_infinity=False),
+    query=st.none() | st.text(max_size=5),
 )
 BAD = st.sampled_from(
     [
@@ -52,6 +53,15 @@ def test_decoding_many_events_equals_decoding_each(stored: list[tuple[bytes, byt
     found = decode_events("u", [event_id for event_id, _ in stored], [body for _, body in stored])
     assert found == [decode_event("u", *pair) for pair in stored]
     assert all(type(event) is Event for event in found if event is not None)
+
+
+def test_events_that_were_stored_before_there_were_queries_are_read() -> None:
+    old = b'{"item_id":"i","timestamp":1,"type":"view","value":null}'
+    assert (
+        decode_events("u", [b"e"], [old]) == [Event("e", "u", "i", 1)] and encode_event(Event("e", "u", "i", 1)) == old
+    )
+    foreign = old.replace(b'"value":null', b'"value":null,"query":[1]')
+    assert decode_events("u", [b"e"], [foreign]) == [Event("e", "u", "i", 1)], "a query that is no text is no query"
 
 
 def test_a_time_that_a_score_cannot_hold_is_not_read() -> None:

@@ -30,7 +30,10 @@ async def test_pages_show_everything_once_newest_first(service: Service) -> None
 
 
 async def test_an_export_has_every_event_whole(service: Service) -> None:
-    sent = [interaction(number, "someone", type="buy", value=number / 2) for number in range(12)]
+    sent = [
+        interaction(number, "someone", type="buy", value=number / 2, query=f"a gift, no. {number} ☕")
+        for number in range(12)
+    ]
     await service.submit(sent, "durable")
     rows = [{"user_id": "someone", **row._asdict()} async for row in service.users.export("someone")]
     assert rows == [each | {"title": TITLES[number % 7]} for number, each in reversed(list(enumerate(sent)))]
