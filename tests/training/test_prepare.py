@@ -1,6 +1,5 @@
 """Raw formats are converted to data sets; broken lines are counted, other errors write nothing."""
 
-import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -8,53 +7,14 @@ from typing import Any
 import polars as pl
 import pytest
 
-from training.data.dataset import Dataset, load_dataset
+from tests.training.raw_files import RawFiles, rows, titles
+from training.data.dataset import load_dataset
 from training.prepare import main
-
-Row = tuple[str, str, int, float | None]
-
-
-class RawFiles:
-    """A directory of raw files, and `training.prepare` run on it."""
-
-    def __init__(self, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.source, self.out, self.capsys = path / "raw", path / "books", capsys
-        self.source.mkdir()
-        self.errors = ""
-
-    def put(self, name: str, *lines: str, encoding: str = "utf-8") -> None:
-        content = "".join(f"{line}\n" for line in lines).encode(encoding)
-        (self.source / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
-
-    def prepare(self, format: str) -> tuple[Dataset, dict[str, Any]]:
-        code = main(["--format", format, "--source", str(self.source), "--out", str(self.out)])
-        captured = self.capsys.readouterr()
-        self.errors = captured.err
-        assert code == 0, captured.err
-        assert captured.out.count("\n") == 1, "stdout is one line of JSON"
-        return load_dataset(self.out), json.loads(captured.out)
-
-    def refuse(self, format: str) -> str:
-        """Runs the program, which must fail; returns its line on stderr."""
-        code = main(["--format", format, "--source", str(self.source), "--out", str(self.out)])
-        captured = self.capsys.readouterr()
-        assert code == 2 and captured.out == ""
-        assert not self.out.exists(), "something was written"
-        assert captured.err.startswith("error: ") and captured.err.count("\n") == 1, captured.err
-        return captured.err
 
 
 @pytest.fixture
 def raw_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> RawFiles:
     return RawFiles(tmp_path, capsys)
-
-
-def rows(dataset: Dataset) -> list[Row]:
-    return dataset.interactions.rows()
-
-
-def titles(dataset: Dataset) -> dict[str, str]:
-    return dict(dataset.items.select("item_id", "title").rows())
 
 
 def test_parquet(raw_files: RawFiles) -> None:
@@ -90,24 +50,28 @@ def test_csv_written_by_a_spreadsheet(raw_files: RawFiles) -> None:
 
 
 def test_broken_lines_are_counted_and_the_first_is_shown(raw_files: RawFiles) -> None:
-    raw_files.put("interactions.csv", "user_id,item_id,timestamp", "u1,i1,7", "u1,i1", "u1,i1,soon", "u1,i1,1e400")
+    lines = ["u1,i1,7", "u1,i1", "", "u1,i1,8,9", "u1,i1,soon", "u1,i1,1e400"]
+    raw_files.put("interactions.csv", "user_id,item_id,timestamp", *lines)
     raw_files.put("items.csv", "item_id,title", "i1,One")
-    dataset, summary = raw_files.prepare("csv")
+    dataset, summary = raw_files.prepare("csv", "--max-dropped", "1")
     assert len(rows(dataset)) == 1
-    assert summary["dropped"]["broken_lines"] == 3
-    assert "3 broken lines" in raw_files.errors and "interactions.csv line 3: 2 fields instead of 3" in raw_files.errors
+    assert (summary["dropped"]["broken_lines"], summary["dropped"]["interactions_incomplete"]) == (2, 2)
+    assert raw_files.notes["broken_lines"] == (2, "interactions.csv line 3: 2 fields instead of 3")
+    assert raw_files.notes["times_that_cannot_be_read"] == (2, "interactions: timestamp: soon")
+    assert "broken lines: 2, the first: interactions.csv line 3" in raw_files.errors
 
 
 def test_a_file_of_broken_lines_is_refused(raw_files: RawFiles) -> None:
-    raw_files.put("interactions.csv", "user_id,item_id,timestamp", "u,i1,1", *["u,i1,2020-01-01"] * 11)
+    raw_files.put("interactions.csv", "user_id,item_id,timestamp", "u,i1,1", *["u,i1,soon"] * 11)
     raw_files.put("items.csv", "item_id,title", "i1,One")
     error = raw_files.refuse("csv")
-    assert "11 of 12 lines cannot be read" in error and "interactions.csv line 3" in error
+    assert "11 of 12 interactions (91.7%) are left out" in error and "times that cannot be read: 11" in error
 
 
 def test_a_missing_csv_column_is_named(raw_files: RawFiles) -> None:
-    raw_files.put("interactions.csv", "user,item_id,timestamp", "u1,i1,7")
-    assert "interactions.csv line 1: column user_id is missing (found: user, item_id" in raw_files.refuse("csv")
+    raw_files.put("interactions.csv", "customer,item_id,timestamp", "u1,i1,7")
+    raw_files.put("items.csv", "item_id,title", "i1,One")
+    assert "interactions.csv line 1: column user_id is missing (found: customer, item_id" in raw_files.refuse("csv")
 
 
 @pytest.mark.parametrize(
@@ -177,13 +141,15 @@ def test_amazon_2018(raw_files: RawFiles, ending: str) -> None:
         {"asin": "B9", "title": "Nobody reviewed this"},
     ]
     raw_files.put(f"meta_Books.{ending}", *map(json.dumps, meta))
-    dataset, summary = raw_files.prepare("amazon")
+    dataset, summary = raw_files.prepare("amazon", "--max-dropped", "1")
     assert rows(dataset) == [("A1", "B1", 1500000000, 5.0)]
     assert dataset.items.to_dicts() == [
         {"item_id": "B1", "title": "Pride & Prejudice", "categories": ["Books", "Arts & Photography"]}
     ]
     assert summary["dropped"]["interactions_without_item"] == 3
     assert summary["dropped"]["items_without_title"] == 2
+    assert raw_files.notes["items_without_review"] == (1, f"meta_Books.{ending}: B9")
+    assert raw_files.notes["titles_that_are_javascript"][0] == 1
 
 
 def test_amazon_2023_has_milliseconds_and_parent_asins(raw_files: RawFiles) -> None:
@@ -209,24 +175,34 @@ def test_amazon_of_several_categories(raw_files: RawFiles) -> None:
         "7",
         "null",
         '{"user_id": "A1"}',
-        review_2018("B1", unixReviewTime="soon"),
-        review_2018("B1", unixReviewTime=10**30),
         review_2018("B1", reviewerID=None),
-        review_2018("B1", overall="good"),
+        review_2018("B1", reviewerID=["A1"]),
+        review_2018("B1", reviewerID="\ud800"),
+        review_2018("B1", overall=[5]),
     ],
 )
 def test_a_broken_review_is_one_broken_line(raw_files: RawFiles, line: str) -> None:
     raw_files.put("Books.json", review_2018("B1"), line)
     raw_files.put("meta_Books.json", json.dumps({"asin": "B1", "title": "One"}))
-    dataset, summary = raw_files.prepare("amazon")
+    dataset, summary = raw_files.prepare("amazon", "--max-dropped", "1")
     assert (len(rows(dataset)), summary["dropped"]["broken_lines"]) == (1, 1)
-    assert "Books.json line 2: " in raw_files.errors
+    assert "Books.json line 2: " in raw_files.notes["broken_lines"][1]
+
+
+@pytest.mark.parametrize("time", ["soon", 10**30])
+def test_a_review_without_a_time_is_incomplete(raw_files: RawFiles, time: Any) -> None:
+    raw_files.put("Books.json", review_2018("B1"), review_2018("B1", unixReviewTime=time))
+    raw_files.put("meta_Books.json", json.dumps({"asin": "B1", "title": "One"}))
+    _, summary = raw_files.prepare("amazon", "--max-dropped", "1")
+    assert summary["dropped"]["interactions_incomplete"] == 1
+    assert raw_files.notes["times_that_cannot_be_read"] == (1, f"interactions: timestamp: {time}")
 
 
 def test_lone_surrogates_are_replaced(raw_files: RawFiles) -> None:
-    raw_files.put("Books.json", review_2018("B1", reviewerID="\ud800"))
+    raw_files.put("Books.json", review_2018("B1"))
     raw_files.put("meta_Books.json", json.dumps({"asin": "B1", "title": "One \udc00 Two", "category": "\ud800"}))
     assert titles(raw_files.prepare("amazon")[0]) == {"B1": "One ? Two"}
+    assert raw_files.notes["titles_with_half_characters"] == (1, "meta_Books.json: B1: One ? Two")
 
 
 def test_an_incomplete_download_is_refused(raw_files: RawFiles) -> None:
@@ -248,7 +224,7 @@ def test_titles_of_other_items_only_are_an_error(raw_files: RawFiles) -> None:
     assert "none of 1 interactions is left" in raw_files.refuse("amazon")
 
 
-@pytest.mark.parametrize("format", ["parquet", "csv", "movielens", "amazon"])
+@pytest.mark.parametrize("format", ["parquet", "csv", "movielens", "amazon", "recbole"])
 def test_an_empty_directory_is_refused(raw_files: RawFiles, format: str) -> None:
     assert "raw" in raw_files.refuse(format)
 
@@ -274,8 +250,14 @@ def test_a_failed_run_leaves_the_earlier_data_set(raw_files: RawFiles) -> None:
     assert load_dataset(raw_files.out).interactions.equals(before.interactions)
 
 
-def test_long_files_are_read_in_chunks(raw_files: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.data.sources.CHUNK_ROWS", 7)
+def test_long_files_are_read_in_pieces(raw_files: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.data.raw.text_files.BLOCK_BYTES", 7)
+    monkeypatch.setattr("training.data.raw.json_lines.CHUNK_ROWS", 7)
     raw_files.put("interactions.csv", "user_id,item_id,timestamp", *[f"u,i1,{n}" for n in range(100)])
-    raw_files.put("items.csv", "item_id,title", "i1,One")
+    raw_files.put("items.csv", "item_id,title", *[f'i{n},"{n},\n""ü"""' for n in range(1, 50)])
+    dataset, _ = raw_files.prepare("csv")
+    assert [row[2] for row in rows(dataset)] == list(range(100))
+    assert titles(dataset) == {f"i{n}": f'{n}, "ü"' for n in range(1, 50)}
+    (raw_files.source / "interactions.csv").unlink()
+    raw_files.put("events.jsonl", *[json.dumps({"userId": "u", "item": "i1", "time": n}) for n in range(100)])
     assert [row[2] for row in rows(raw_files.prepare("csv")[0])] == list(range(100))

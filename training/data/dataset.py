@@ -13,28 +13,36 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import polars as pl
-import polars.selectors as cs
 
-from model_store.text.history import clean_title, tie_key
+from training.data.cleaning import clean_interactions, clean_items, clean_queries, read_events, unify_ids
+from training.data.columns import EVENT_ROLES, ITEM_ROLES, QUERY_ROLES, ColumnNames, require_columns, with_roles
+from training.data.faults import DataError, Notes
+from training.data.ids import read_ids
+from training.data.times import SECONDS, TimeFormat
+
+__all__ = [
+    "INTERACTIONS",
+    "ITEMS",
+    "MANIFEST",
+    "QUERIES",
+    "DataError",
+    "Dataset",
+    "Dropped",
+    "clean_dataset",
+    "dataset_stats",
+    "load_dataset",
+    "read_tables",
+    "save_dataset",
+]
 
 INTERACTIONS, ITEMS, MANIFEST = "interactions.parquet", "items.parquet", "dataset.json"
 QUERIES = "queries.parquet"
-MAX_QUERY_LENGTH = 500  # characters; the rest is cut off
 FORMAT_VERSION = 1
-MAX_TIMESTAMP_S = 100_000_000_000  # the year 5138; anything later is milliseconds instead of seconds
-ORDER = ["user_id", "timestamp", "tie", "item_id"]
-REQUIRED = {
-    INTERACTIONS: ("user_id", "item_id", "timestamp"),
-    ITEMS: ("item_id", "title"),
-    QUERIES: ("user_id", "item_id", "timestamp", "query"),
-}
-
-
-class DataError(Exception):
-    """The user's data is wrong. The message says where, what, how many rows, and what to do."""
+REQUIRED = {INTERACTIONS: EVENT_ROLES, ITEMS: ITEM_ROLES, QUERIES: QUERY_ROLES}
 
 
 @dataclass(frozen=True)
@@ -65,18 +73,26 @@ def load_dataset(path: Path) -> Dataset:
     if not path.is_dir():
         raise DataError(f"{path}: no such directory; a data set is a directory with {INTERACTIONS} and {ITEMS}")
     manifest = _read_manifest(path)
-    interactions, queries = read_events(path)
-    name = str(manifest.get("name", path.resolve().name))
-    return clean_dataset(name, interactions, read_parquet(path / ITEMS), queries)[0]
+    return clean_dataset(str(manifest.get("name", path.resolve().name)), *read_tables(path))[0]
 
 
-def read_events(path: Path) -> tuple[pl.DataFrame, pl.DataFrame | None]:
-    """The interactions in a directory, and its queries if it has any. Raises DataError."""
-    queries = read_parquet(path / QUERIES) if (path / QUERIES).exists() else None
+def read_tables(
+    path: Path, columns: ColumnNames = MappingProxyType({})
+) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame | None]:
+    """Interactions, items, and queries if there are any, with the names of their roles. Raises DataError.
+
+    Without a file of interactions, the choices after queries are the interactions.
+    """
+    queries, interactions = None, None
+    if (path / QUERIES).exists():
+        queries = with_roles(read_parquet(path / QUERIES), QUERIES, QUERY_ROLES, columns)
     if queries is None or (path / INTERACTIONS).exists():
-        return read_parquet(path / INTERACTIONS), queries
-    _require_columns(queries, QUERIES)
-    return queries.select(REQUIRED[INTERACTIONS]), queries
+        interactions = with_roles(read_parquet(path / INTERACTIONS), INTERACTIONS, EVENT_ROLES, columns)
+    items = with_roles(read_parquet(path / ITEMS), ITEMS, ITEM_ROLES, columns)
+    if queries is not None and interactions is None:
+        interactions = queries.select(EVENT_ROLES)
+    assert interactions is not None
+    return interactions, items, queries
 
 
 def save_dataset(
@@ -112,30 +128,41 @@ def save_dataset(
 
 
 def clean_dataset(
-    name: str, interactions: pl.DataFrame, items: pl.DataFrame, queries: pl.DataFrame | None = None
+    name: str,
+    interactions: pl.DataFrame,
+    items: pl.DataFrame,
+    queries: pl.DataFrame | None = None,
+    *,
+    notes: Notes | None = None,
+    times: TimeFormat = SECONDS,
 ) -> tuple[Dataset, Dropped]:
-    """Cleans frames with the required columns, and counts the removed rows. Raises DataError."""
-    _require_columns(interactions, INTERACTIONS)
-    _require_columns(items, ITEMS)
-    known = _clean_items(items)
-    typed = _typed_interactions(interactions)
-    complete = typed.filter(pl.all_horizontal(pl.col(*REQUIRED[INTERACTIONS]).is_not_null()))
-    titled = complete.join(known.select("item_id"), on="item_id", how="semi")
-    ordered = _in_history_order(titled)
-    _refuse_milliseconds(ordered, INTERACTIONS)
-    asked = None if queries is None else _clean_queries(queries, known)
-    distinct_items = items["item_id"].n_unique()
+    """Cleans frames with the required columns, and counts the removed rows. Raises DataError.
+
+    `notes` takes the first example of everything that is removed or changed. `times` says how times are written.
+    """
+    notes = Notes() if notes is None else notes
+    tables = {INTERACTIONS: interactions} | ({} if queries is None else {QUERIES: queries})
+    for place, frame in (tables | {ITEMS: items}).items():
+        require_columns(place, frame.columns, {role: role for role in frame.columns}, REQUIRED[place])
+    events = [read_events(place.removesuffix(".parquet"), frame, notes, times) for place, frame in tables.items()]
+    item_ids, events = unify_ids(read_ids(items["item_id"], "items: item_id", notes), "items", events, notes)
+    known = clean_items(items, item_ids, "items", notes)
+    cleaned = clean_interactions(events[0], known.items["item_id"], notes)
+    asked = None if queries is None else clean_queries(events[1], known.items["item_id"], notes)
     dropped = Dropped(
-        interactions_incomplete=typed.height - complete.height,
-        interactions_without_item=complete.height - titled.height,
-        interactions_repeated=titled.height - ordered.height,
-        items_without_title=distinct_items - known.height,
-        items_repeated=items.height - distinct_items,
+        interactions_incomplete=cleaned.num_incomplete,
+        interactions_without_item=cleaned.num_without_item,
+        interactions_repeated=cleaned.num_repeated,
+        items_without_title=known.num_without_title,
+        items_repeated=known.num_repeated,
         queries=0 if queries is None or asked is None else queries.height - asked.height,
     )
-    if ordered.is_empty():
-        raise DataError(f"{name}: none of {interactions.height} interactions is left; removed: {asdict(dropped)}")
-    return Dataset(name, ordered, known, asked), dropped
+    if cleaned.events.is_empty():
+        first = "; ".join(map(str, notes))
+        raise DataError(
+            f"{name}: none of {interactions.height} interactions is left; removed: {asdict(dropped)}; {first}"
+        )
+    return Dataset(name, cleaned.events, known.items, asked), dropped
 
 
 def dataset_stats(dataset: Dataset) -> dict[str, int]:
@@ -149,96 +176,6 @@ def dataset_stats(dataset: Dataset) -> dict[str, int]:
         "last_timestamp": last,
         **({} if dataset.queries is None else {"queries": dataset.queries.height}),
     }
-
-
-def _clean_items(items: pl.DataFrame) -> pl.DataFrame:
-    """Keeps the first row of each id. Attributes become values that JSON can hold."""
-    return (
-        items.with_columns(
-            _text(items, "item_id"),
-            pl.col("title").cast(pl.String).map_elements(clean_title, return_dtype=pl.String),
-            cs.temporal().cast(pl.String),
-            (cs.float() - cs.by_name("title", "item_id")).fill_nan(None),
-        )
-        .filter(pl.col("item_id").is_not_null() & pl.col("title").is_not_null() & (pl.col("title") != ""))
-        .unique("item_id", keep="first", maintain_order=True)
-        .sort("item_id")
-        .select("item_id", "title", pl.exclude("item_id", "title"))
-    )
-
-
-def _clean_queries(frame: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
-    """Sorted by user, time, query and item. Text is lower case, one line, and at most `MAX_QUERY_LENGTH` long."""
-    _require_columns(frame, QUERIES)
-    text = pl.col("query").cast(pl.String).map_elements(_clean_query, return_dtype=pl.String)
-    columns = [_text(frame, "user_id"), _text(frame, "item_id"), _seconds(frame).alias("timestamp"), text]
-    asked = (
-        frame.select(*columns)
-        .filter(pl.all_horizontal(pl.all().is_not_null()) & (pl.col("query") != ""))
-        .join(items.select("item_id"), on="item_id", how="semi")
-        .unique()
-        .sort("user_id", "timestamp", "query", "item_id")
-    )
-    _refuse_milliseconds(asked, QUERIES)
-    return asked
-
-
-def _clean_query(text: str) -> str:
-    return clean_title(text)[:MAX_QUERY_LENGTH].strip().lower()
-
-
-def _typed_interactions(frame: pl.DataFrame) -> pl.DataFrame:
-    has_rating = "rating" in frame.columns
-    rating = pl.col("rating").cast(pl.Float32, strict=False).fill_nan(None) if has_rating else pl.lit(None)
-    return frame.select(
-        _text(frame, "user_id"),
-        _text(frame, "item_id"),
-        _seconds(frame).alias("timestamp"),
-        rating.cast(pl.Float32).alias("rating"),
-    )
-
-
-def _text(frame: pl.DataFrame, column: str) -> pl.Expr:
-    """Ids as text. A float column loses its ".0", so that 17.0 matches the "17" of the other file. "" becomes null."""
-    whole = pl.col(column).cast(pl.Int64, strict=False) if frame.schema[column].is_float() else pl.col(column)
-    text = whole.cast(pl.String)
-    return pl.when(text != "").then(text).alias(column)
-
-
-def _seconds(frame: pl.DataFrame) -> pl.Expr:
-    if frame.schema["timestamp"].is_temporal():
-        return pl.col("timestamp").cast(pl.Datetime("us")).dt.epoch("s")
-    number = pl.col("timestamp").cast(pl.Float64, strict=False).fill_nan(None)
-    return number.floor().cast(pl.Int64, strict=False)
-
-
-def _in_history_order(frame: pl.DataFrame) -> pl.DataFrame:
-    """Sorted by user, time, tie key. Of rows with equal (user, item, time) the one with the best rating stays."""
-    distinct = frame.sort("rating", descending=True, nulls_last=True).unique(
-        ["user_id", "item_id", "timestamp"], keep="first", maintain_order=True
-    )
-    tied = distinct.select(pl.struct("user_id", "timestamp").is_duplicated()).to_series()
-    keys = [
-        tie_key(user, item) if is_tied else ""
-        for user, item, is_tied in zip(distinct["user_id"], distinct["item_id"], tied, strict=True)
-    ]
-    return distinct.with_columns(pl.Series("tie", keys, dtype=pl.String)).sort(ORDER).drop("tie")
-
-
-def _refuse_milliseconds(events: pl.DataFrame, file: str) -> None:
-    late = events.filter(pl.col("timestamp") >= MAX_TIMESTAMP_S).height
-    if late:
-        raise DataError(
-            f"{file}: {late} of {events.height} timestamps are after the year 5138; "
-            "they look like milliseconds, but seconds are expected: divide by 1000"
-        )
-
-
-def _require_columns(frame: pl.DataFrame, file: str) -> None:
-    missing = [column for column in REQUIRED[file] if column not in frame.columns]
-    if missing:
-        found = ", ".join(frame.columns) or "none"
-        raise DataError(f"{file}: column {', '.join(missing)} is missing (found: {found}); rename or add it")
 
 
 def read_parquet(file: Path) -> pl.DataFrame:
