@@ -9,6 +9,7 @@ too. Not thread-safe, as the index is not.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -20,11 +21,12 @@ from model_store.words.evidence import FEATURES, Evidence, LocalMemory, gather
 from model_store.words.index import Rows, Values, WordsIndex
 from model_store.words.memory import Entry, write_memory
 from model_store.words.ranker import Ranker
-from model_store.words.reasoning import ChainReasoner, Profile, Reasoner, fetch, nearest_aspects
+from model_store.words.reasoning import ChainReasoner, Profile, Reasoner, fetch, fetch_for_aspects, nearest_aspects
 from model_store.words.selector import Question, Selector, entry_features
 from model_store.words.vectors import Vectors
 
 Reasoning = Literal["off", "retrieve", "full"]
+MAX_ALLOWED = 1000  # if no more items are allowed, all of them are candidates, whatever the words find
 
 
 class WordsQuery(NamedTuple):
@@ -37,7 +39,10 @@ class WordsQuery(NamedTuple):
 
 
 class WordsAnswer(NamedTuple):
-    """`rows`: catalogue rows, best first, and their scores. `memories`: the chosen entries. `profile` with `full`."""
+    """`rows`: catalogue rows, best first, and their scores. `memories`: the chosen entries. `profile` with `full`.
+
+    `for_aspects`: the entries that each aspect fetched. `timings_s`: seconds of each stage; `embed` is of the batch.
+    """
 
     rows: Rows
     scores: Values
@@ -45,6 +50,8 @@ class WordsAnswer(NamedTuple):
     fetched: list[Entry]
     memories: list[Entry]
     profile: Profile | None
+    for_aspects: list[list[Entry]]
+    timings_s: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -73,33 +80,51 @@ class Words:
         reasoner: Reasoner | None = None,
     ) -> list[WordsAnswer]:
         """At most `k` items for each query. The texts of all queries are embedded in one batch."""
+        watch = _Watch()
         vectors = self.index.encoder.encode([query.text for query in queries])
+        watch.lap("embed")
         policy = reasoner or ChainReasoner()
         pairs = zip(queries, vectors, strict=True)
-        return [self._answer(query, vector, k, reasoning, policy) for query, vector in pairs]
+        return [self._answer(query, vector, k, reasoning, policy, watch=_Watch(watch.laps)) for query, vector in pairs]
 
     def _answer(
-        self, query: WordsQuery, vector: Vectors, k: int, reasoning: Reasoning, policy: Reasoner
+        self, query: WordsQuery, vector: Vectors, k: int, reasoning: Reasoning, policy: Reasoner, *, watch: "_Watch"
     ) -> WordsAnswer:
         memory = query.memory if query.memory is not None and reasoning != "off" else self.read([])
         aspects = nearest_aspects(query.text, vector, self.aspects, policy) if reasoning != "off" else []
+        watch.lap("reason")
         question, pool, evidence = self.consider(query, vector, memory, aspects)
+        watch.lap("search")
         places = self.selector.choose(entry_features(question, memory, pool)) if pool else []
         memories = [memory.entries[pool[place]] for place in places]
+        fetched = [[memory.entries[place] for place in each] for each in fetch_for_aspects(question, memory)]
         features, profile = evidence.with_chosen(places), None
         if reasoning == "full":
             profile = policy.profile(query.text, aspects, memories)
             if profile.is_free:
                 ideal = self.index.encoder.encode([profile.text])[0]
                 features[FEATURES.index("profile")] = self.index.vectors[evidence.rows] @ ideal
+        watch.lap("reason")
         rows, scores = _best(evidence.rows, self.ranker.scores(features, evidence.context), query.allowed, k)
-        return WordsAnswer(rows, scores, aspects, [memory.entries[place] for place in pool], memories, profile)
+        watch.lap("rank")
+        return WordsAnswer(
+            rows=rows,
+            scores=scores,
+            aspects=aspects,
+            fetched=[memory.entries[place] for place in pool],
+            memories=memories,
+            profile=profile,
+            for_aspects=fetched,
+            timings_s=watch.laps,
+        )
 
     def consider(
         self, query: WordsQuery, vector: Vectors, memory: LocalMemory, aspects: Sequence[Aspect]
     ) -> tuple[Question, list[int], Evidence]:
         """The question, the places of the entries that it fetches, and the evidence on all candidates."""
         found = self.index.find(query.text, vector)
+        if query.allowed is not None and np.count_nonzero(query.allowed) <= MAX_ALLOWED:
+            found = found._replace(rows=np.union1d(found.rows, np.flatnonzero(query.allowed)))
         named = np.array([aspect.embedding for aspect in aspects], dtype=np.float32).reshape(len(aspects), len(vector))
         question = Question(query.text, vector, named, found, query.now)
         pool = fetch(question, memory)
@@ -114,3 +139,16 @@ def _best(rows: Rows, scores: Values, allowed: NDArray[np.bool_] | None, k: int)
         rows, scores = rows[allowed[rows]], scores[allowed[rows]]
     order = np.argsort(-scores, kind="stable")[:k]
     return rows[order], scores[order]
+
+
+class _Watch:
+    """Seconds of stages, from the start or the last mark. `laps`: those of earlier stages."""
+
+    def __init__(self, laps: dict[str, float] | None = None) -> None:
+        self.laps = dict(laps or {})
+        self._last = perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = perf_counter()
+        self.laps[name] = self.laps.get(name, 0.0) + now - self._last
+        self._last = now

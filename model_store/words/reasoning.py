@@ -13,6 +13,7 @@ import numpy as np
 
 from model_store.words.aspects import Aspect, GlobalMemory
 from model_store.words.evidence import LocalMemory
+from model_store.words.index import Values
 from model_store.words.memory import Entry
 from model_store.words.selector import Question, own_words
 from model_store.words.vectors import Vectors
@@ -61,15 +62,28 @@ def fetch(question: Question, memory: LocalMemory, per_probe: int = ENTRIES_PER_
     """
     if not len(memory):
         return []
-    cosine = memory.embeddings @ question.vector
-    prior = np.array(
-        [_COUNT_WEIGHT * np.log1p(entry.count) + _LEVEL_WEIGHT[entry.level] for entry in memory.entries],
-        dtype=np.float32,
-    )
-    probes = [own_words(question.text, memory), cosine + prior]
-    probes += [cosine + memory.embeddings @ aspect + prior for aspect in question.aspects]
-    best = [np.argsort(-scores, kind="stable")[:per_probe] for scores in probes]
-    return sorted({int(place) for places in best for place in places})
+    probes = [own_words(question.text, memory), _likeness(question, memory)]
+    best = [_best(scores, per_probe) for scores in probes]
+    best += fetch_for_aspects(question, memory, per_probe)
+    return sorted({place for places in best for place in places})
+
+
+def fetch_for_aspects(question: Question, memory: LocalMemory, per_probe: int = ENTRIES_PER_PROBE) -> list[list[int]]:
+    """For each aspect the places of the entries that it fetches beside the query, best first."""
+    likeness = _likeness(question, memory)
+    return [_best(likeness + memory.embeddings @ aspect, per_probe) for aspect in question.aspects]
+
+
+def _likeness(question: Question, memory: LocalMemory) -> Values:
+    """(n,) cosine of each entry to the query, and a little for many events and for patterns."""
+    prior = [_COUNT_WEIGHT * np.log1p(entry.count) + _LEVEL_WEIGHT[entry.level] for entry in memory.entries]
+    likeness: Values = memory.embeddings @ question.vector + np.array(prior, dtype=np.float32)
+    return likeness
+
+
+def _best(scores: Values, count: int) -> list[int]:
+    best: list[int] = np.argsort(-scores, kind="stable")[:count].tolist()
+    return best
 
 
 def nearest_aspects(query: str, vector: Vectors, known: GlobalMemory, reasoner: Reasoner) -> list[Aspect]:
