@@ -1,7 +1,8 @@
 """The JSON bodies of requests and answers, as documented in /docs. Strict: no coercion, no unknown fields, no NaN.
 
 A request is a `Schema`: its error report names the field and the reason, never the value. A `ResponseSchema` can be
-made from an object of a use case: `UserPage.model_validate(page)` reads its attributes.
+made from an object of a use case: `UserPage.model_validate(page)` reads its attributes. The report of a long list names
+its first wrong element only: thousands of reports would take longer than the request.
 """
 
 from typing import Any, Literal
@@ -44,7 +45,10 @@ class RecommendRequest(Schema):
     )
     explain: bool = Field(default=True, description="say why each item is there, and list the older events that count")
     recent: list[RecentItem] = Field(
-        default=[], max_length=100, description="items of this session, oldest first, in addition to the stored events"
+        default=[],
+        max_length=100,
+        fail_fast=True,
+        description="items of this session, oldest first, in addition to the stored events",
     )
     candidates: list[ItemId] | None = Field(
         default=None, min_length=1, max_length=1000, description="recommend only these"
@@ -234,7 +238,7 @@ class NewItem(ItemBody):
 
 
 class ItemsRequest(Schema):
-    items: list[NewItem] = Field(min_length=1, max_length=500)
+    items: list[NewItem] = Field(min_length=1, max_length=500, fail_fast=True)
 
 
 class ItemsResponse(ResponseSchema):

@@ -9,7 +9,7 @@ from model_store.text.history import derived_event_id
 from service.errors import AllRejected
 from service.http.body import JsonRoute, json_response
 from service.http.dependencies import ResourcesDep, while_connected
-from service.http.fields import reason
+from service.http.fields import reason, unknown_fields
 from service.http.schemas import Interaction, InteractionResult, InteractionsRequest, InteractionsResponse
 from service.store.events import Event
 
@@ -41,6 +41,8 @@ async def add_interactions(body: InteractionsRequest, request: Request, resource
 
 def event_or_reason(element: Any) -> Event | str:
     """The event of one JSON element, or why it is refused."""
+    if isinstance(element, dict) and len(element) > len(Interaction.model_fields):
+        return unknown_fields(name for name in element if name not in Interaction.model_fields)
     try:
         interaction = Interaction.model_validate(element)
     except ValidationError as error:

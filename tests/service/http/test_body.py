@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from pydantic import BaseModel, ValidationError
 from service.errors import BadRequest, ClientGone, Overloaded
 from service.http.body import parse_body
 from service.http.dependencies import while_connected
+from service.http.fields import field_errors
+from service.http.routes.interactions import event_or_reason
 from service.http.schemas import InteractionsRequest, ItemBody, ItemPatch, ItemsRequest, RecommendRequest
 from tests.service.standins import Shell, shell
 
@@ -182,3 +185,60 @@ async def test_the_watch_ends_with_the_work() -> None:
 async def fail() -> None:
     await asyncio.sleep(0)
     raise ValueError("of its own")
+
+
+MIB = 1 << 20
+GOOD = {"items": [{"item_id": f"i{n}", "title": "t", "attributes": {f"name-{m}": "x" * 26 for m in range(50)}}
+                  for n in range(500)]}  # fmt: skip
+STRAY = {f"f{number:06}": 1 for number in range(70_000)}
+COSTLY: list[tuple[type[BaseModel], Any]] = [
+    (RecommendRequest, STRAY),
+    (RecommendRequest, {"recent": [STRAY]}),
+    (RecommendRequest, {"filter": STRAY}),
+    (RecommendRequest, {"recent": [dict.fromkeys(list(STRAY)[:60], 1)] * 1000}),
+    (RecommendRequest, {"candidates": [1] * 300_000}),
+    (ItemsRequest, {"items": [{"attributes": dict.fromkeys(list(STRAY)[:50])}] * 500}),
+    (ItemsRequest, {"items": [dict.fromkeys(list(STRAY)[:60], 1)] * 1000}),
+    (InteractionsRequest, {"interactions": [STRAY]}),
+    (InteractionsRequest, {"interactions": [dict.fromkeys(list(STRAY)[:64], 1)] * 500}),
+    (InteractionsRequest, {"interactions": [[]] * 250_000}),
+    (InteractionsRequest, {"interactions": [[[]] * 1000] * 250}),
+]
+
+
+@pytest.mark.parametrize("model, value", COSTLY)
+def test_a_bad_body_costs_no_more_than_a_good_one(model: type[BaseModel], value: Any) -> None:
+    assert cpu_s(model, value) < cpu_s(ItemsRequest, GOOD)
+
+
+def test_the_same_unknown_field_many_times_costs_no_more_than_a_good_body() -> None:
+    body = b'{"k": 1' + b', "x": 1' * 120_000 + b"}"
+    assert cpu_s(RecommendRequest, body) < cpu_s(ItemsRequest, GOOD)
+
+
+def cpu_s(model: type[BaseModel], value: Any) -> float:
+    """CPU time to read the body and to report what is wrong with it; the least of three."""
+    body = value if isinstance(value, bytes) else json.dumps(value).encode()
+    assert len(body) <= MIB
+    times = []
+    for _ in range(3):
+        started = time.thread_time()
+        try:
+            read = parse_body(model, body)
+        except RequestValidationError as error:
+            field_errors(error.errors())
+        else:
+            if isinstance(read, InteractionsRequest):
+                assert all(isinstance(event_or_reason(each), str) for each in read.interactions)
+        times.append(time.thread_time() - started)
+    return min(times)
+
+
+def test_a_field_that_is_too_large_is_named() -> None:
+    assert problem(json.dumps({"recent": [STRAY]}).encode()).startswith("('body', 'recent', 0): has 70000 members")
+
+
+def test_an_unknown_field_of_an_interaction_is_named() -> None:
+    known = {"user_id": "u", "item_id": "i", "timestamp": 1, "type": "t", "value": 1.0, "event_id": "e"}
+    assert event_or_reason(known | {"colour": 1}) == "colour: Extra inputs are not permitted"
+    assert event_or_reason({"colour": 1} | dict(list(known.items())[:5])) == "colour: Extra inputs are not permitted"
