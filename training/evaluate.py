@@ -55,7 +55,7 @@ from training.run.stage import StageError, digest
 ORACLE = "oracle"
 _NOT_SHOWN = ("inputs", "backbone", "prompt", "vocabulary")
 _OF_VOICES = (
-    "memory_scale",
+    "memory_use",
     "targets",
     "valid_ndcg@10_window",
     "valid_ndcg@10_memory",

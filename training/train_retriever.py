@@ -35,9 +35,10 @@ from training.memory.learning import (
     measure_retrieval,
     save_retriever,
 )
-from training.memory.selection import MemoryGains, ServedRanking, is_significant, standard_error, valid_gains
+from training.memory.selection import MemoryGains, ServedRanking, is_significant, valid_gains
 from training.run.device import pick_device
 from training.run.inputs import load_inputs
+from training.run.metrics import standard_error
 from training.run.program import run_program, stage_parser
 from training.run.recipes import Recipe, get_recipe
 from training.run.stage import begin, digest, finish, is_done, read_certificate

@@ -2,7 +2,8 @@
 
 In: a data set, a backbone. Out: `voices.safetensors` and a certificate. Tables of near items and facts of items come
 from the train period; the networks that weigh them are trained on sampled valid targets. Three quarters of their users
-teach; one quarter ends the training and chooses how much memory counts (0, ¼, ½, ¾ or all of what was learned).
+teach; one quarter ends the training and chooses how memory is used: how much of what was learned (0, ¼, ½, ¾ or all),
+and how much less an item of older events counts, so that new items are ranked no worse (`voice_ranks.MemoryUse`).
 Only the item vocabulary has voices; with the vocabulary "titles" the certificate has no tables.
 
 The certificate says what memory adds on the users who did not teach: `valid_ndcg@10_window`, `valid_ndcg@10_memory` and
@@ -18,7 +19,7 @@ import numpy as np
 
 from training.data.splits import Split
 from training.items.voice_files import VOICES_FILE
-from training.items.voice_ranks import choose_memory_scale, memory_facts, voice_shares
+from training.items.voice_ranks import choose_memory_use, memory_facts, voice_shares
 from training.items.voice_setup import learning_targets, untrained
 from training.items.voting import train_voices
 from training.lm.backbone import open_backbone
@@ -29,7 +30,7 @@ from training.run.program import main_after_backbone
 from training.run.recipes import Recipe
 from training.run.stage import atomic_file, begin, digest, finish, is_done, read_certificate
 
-_VERSION = 2
+_VERSION = 3
 
 
 def stage_key(fingerprint: str, upstream: dict[str, Any], recipe: Recipe, seed: int) -> str:
@@ -52,10 +53,10 @@ def run(
     teach, judge = learning_targets(split, recipe, len(voices), seed)
     forecast = cached_forecast(backbone, Windows(split, backbone.prompt, recipe.max_memory), [*teach, *judge])
     steps = train_voices(voices, pasts, teach, judge, forecast, seed=seed)
-    scale = choose_memory_scale(voices, pasts, judge, forecast)
+    use = choose_memory_use(voices, pasts, judge, forecast)
     facts = {
         "spec": voices.spec.model_dump(),
-        "memory_scale": scale,
+        "memory_use": use._asdict(),
         "targets": {"teach": len(teach), "judge": len(judge)},
         **memory_facts(voices, pasts, judge, forecast),
         "shares": voice_shares(voices, pasts, judge, forecast),

@@ -38,6 +38,11 @@ def num_older_features(num_tables: int) -> int:
     return num_tables + 1 + _NUM_OF_RETURNS + len(QUERY_FEATURES)
 
 
+def return_column(num_tables: int) -> int:
+    """The column of `Candidates.older` that is 1 for an item that the user had in older events and may come back to."""
+    return num_tables + 1
+
+
 class Candidates(NamedTuple):
     """The candidates of one query: `tokens` and `mixture` (c,), and features; `older` None without older events."""
 

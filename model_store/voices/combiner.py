@@ -37,6 +37,11 @@ class Rankers(nn.Module):
         for parameter in (self.linear.weight, self.linear.bias, self.last):
             parameter.mul_(factor)
 
+    @torch.no_grad()
+    def add(self, feature: int, weight: float) -> None:
+        """Adds `weight` times a feature to all scores, up to a constant."""
+        self.linear.weight[:, feature] += weight * self.standard.scale[feature]
+
 
 class Combiner(nn.Module):
     """`num_window` and `num_older`: the number of features of each kind."""
@@ -56,3 +61,8 @@ class Combiner(nn.Module):
         """m: what older events add to the scores."""
         scores: Tensor = self.memory(torch.cat([window, older], dim=-1)).mean(dim=-1)
         return scores
+
+    def use_memory(self, scale: float, discount: float, *, column: int) -> None:
+        """Multiplies m by `scale`, then subtracts `discount` times a column of the features of older events."""
+        self.memory.scale(scale)
+        self.memory.add(self.window.linear.in_features + column, -discount)

@@ -271,7 +271,7 @@ def test_without_voices_rows_that_differ_in_them_are_the_same_row(make_bundle: C
 
 CERTIFICATE = {
     "spec": {},
-    "memory_scale": 0.75,
+    "memory_use": {"scale": 0.75, "discount": 0.25},
     "targets": {"teach": 30, "judge": 10},
     "valid_ndcg@10_window": 0.25,
     "valid_ndcg@10_memory": 0.375,

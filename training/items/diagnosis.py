@@ -77,7 +77,7 @@ def _measure_half(
     ranks = np.array(list(_ranks(voices, pasts, targets)))  # (targets, 4)
     return Measured(
         np.array([target.user for target in targets]),
-        np.array([had_before(pasts, target) for target in targets]),
+        np.array([pasts.had_truth(target) for target in targets]),
         *ndcg(ranks.T),
     )
 
@@ -124,11 +124,6 @@ def rank_of(scores: NDArray[np.float32], second: NDArray[np.float32], place: int
 def popular_forecast(voices: Voices) -> Forecast:
     """Popularity in the place of the language model."""
     return lambda targets: np.repeat(voices.popularity[None], len(targets), axis=0)
-
-
-def had_before(pasts: Pasts, target: Target) -> bool:
-    earlier = pasts.split.histories[target.user].items[: target.position]
-    return bool((pasts.tokens[earlier] == pasts.truth(target)).any())
 
 
 def _plain_ranks(voices: Voices, pasts: Pasts, target: Target) -> tuple[float, float]:

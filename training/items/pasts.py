@@ -27,6 +27,11 @@ class Pasts:
     def truth(self, target: Target) -> int:
         return int(self.tokens[self.split.histories[target.user].items[target.position]])
 
+    def had_truth(self, target: Target) -> bool:
+        """Whether the user had the true item before."""
+        earlier = self.split.histories[target.user].items[: target.position]
+        return bool((self.tokens[earlier] == self.truth(target)).any())
+
     def hidden(self, target: Target) -> NDArray[np.int64]:
         """Tokens that may not be shown, but for the truth: what lies in the current basket, and where users of the data
         do not come back to items, all that the user had.

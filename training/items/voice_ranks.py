@@ -1,33 +1,49 @@
-"""How voices rank on some targets: NDCG@10 with and without memory, how much memory counts, and each voice's share.
+"""How voices rank on some targets: NDCG@10 with and without memory, how memory is used, and each voice's share.
 
 In: trained voices, pasts, targets, the language model's forecast. Out: numbers of a certificate.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from itertools import product
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model_store.voices.candidates import Candidates, find_candidates
+from model_store.voices.candidates import Candidates, find_candidates, return_column
 from model_store.voices.gate import FORECAST, POPULARITY
 from model_store.voices.voices import Voices
 from training.data.splits import Target
 from training.items.pasts import Pasts
 from training.items.voting import Forecast
-from training.run.metrics import MISSED, ndcg, paired_bootstrap
+from training.run.metrics import MISSED, ndcg, paired_bootstrap, standard_error
 
-SCALES = (0.0, 0.25, 0.5, 0.75, 1.0)
+_SCALES = (0.25, 0.5, 0.75, 1.0)
+_DISCOUNTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # nats
+_LEAST_GAIN = 0.8
 _BATCH = 128
 
 
+class MemoryUse(NamedTuple):
+    """How what memory adds to the scores is used: multiplied by `scale`, and less `discount` for items of older events.
+
+    A list has ten places. Items that may come back take places of new ones, and the discount returns some of them.
+    """
+
+    scale: float
+    discount: float
+
+
+NO_MEMORY, ALL_MEMORY = MemoryUse(0.0, 0.0), MemoryUse(1.0, 0.0)
+
+
 def ranks(
-    voices: Voices, pasts: Pasts, targets: Sequence[Target], forecast: Forecast, scales: Sequence[float]
+    voices: Voices, pasts: Pasts, targets: Sequence[Target], forecast: Forecast, uses: Sequence[MemoryUse]
 ) -> NDArray[np.float64]:
-    """(scales, targets) the rank of the truth from 0, where memory's part of the scores is multiplied by a scale."""
-    found = [_ranks(voices, candidates, truth, scales) for candidates, truth in _all(voices, pasts, targets, forecast)]
-    return np.array(found, dtype=np.float64).reshape(len(targets), len(scales)).T
+    """(uses, targets) the rank of the truth from 0."""
+    found = [_ranks(voices, candidates, truth, uses) for candidates, truth in _all(voices, pasts, targets, forecast)]
+    return np.array(found, dtype=np.float64).reshape(len(targets), len(uses)).T
 
 
 def _all(
@@ -41,17 +57,17 @@ def _all(
 
 
 @torch.no_grad()
-def _ranks(voices: Voices, candidates: Candidates, truth: int, scales: Sequence[float]) -> list[float]:
+def _ranks(voices: Voices, candidates: Candidates, truth: int, uses: Sequence[MemoryUse]) -> list[float]:
     places = np.flatnonzero(candidates.tokens == truth)
     if not len(places):
-        return [float(MISSED)] * len(scales)
+        return [float(MISSED)] * len(uses)
     window = torch.from_numpy(candidates.window)
     alone = voices.combiner.of_window(window)
-    added = torch.zeros_like(alone)
+    added = is_back = torch.zeros_like(alone)
     if candidates.older is not None:
-        added = voices.combiner.of_memory(window, torch.from_numpy(candidates.older))
-    scores = [alone + scale * added for scale in scales]
-    return [_rank(each, int(places[0])) for each in scores]
+        older = torch.from_numpy(candidates.older)
+        added, is_back = voices.combiner.of_memory(window, older), older[:, return_column(len(voices.spec.tables))]
+    return [_rank(alone + use.scale * added - use.discount * is_back, int(places[0])) for use in uses]
 
 
 def _rank(scores: torch.Tensor, place: int) -> float:
@@ -60,16 +76,37 @@ def _rank(scores: torch.Tensor, place: int) -> float:
     return float((scores > own).sum()) + (float((scores == own).sum()) - 1) / 2
 
 
-def choose_memory_scale(voices: Voices, pasts: Pasts, targets: Sequence[Target], forecast: Forecast) -> float:
-    """The scale with the best NDCG@10, of equals the smallest. The networks are changed by it."""
-    gained = ndcg(ranks(voices, pasts, targets, forecast, SCALES)).mean(axis=1)
-    scale = SCALES[int(gained.argmax())]
-    voices.combiner.memory.scale(scale)
-    return scale
+def choose_memory_use(voices: Voices, pasts: Pasts, targets: Sequence[Target], forecast: Forecast) -> MemoryUse:
+    """Chooses how memory is used by NDCG@10, of equals the first. The networks are changed by it.
+
+    Where users come back to items, the ranking of items that are new to a user must not suffer: of the uses that reach
+    `_LEAST_GAIN` of the largest gain, the best one with which new items gain a standard error or more is taken, and if
+    there is none, the best one for new items.
+    """
+    discounts = _DISCOUNTS if voices.spec.has_returns else _DISCOUNTS[:1]
+    uses = [NO_MEMORY, *(MemoryUse(*pair) for pair in product(_SCALES, discounts))]
+    found = ndcg(ranks(voices, pasts, targets, forecast, uses))
+    gains = found - found[0]
+    chosen = uses[best_for_all(gains, targets, np.array([not pasts.had_truth(target) for target in targets]))]
+    voices.combiner.use_memory(*chosen, column=return_column(len(voices.spec.tables)))
+    return chosen
+
+
+def best_for_all(gains: NDArray[np.float64], targets: Sequence[Target], is_new: NDArray[np.bool_]) -> int:
+    """`gains` (uses, targets). A row of `gains`."""
+    means = gains.mean(axis=1)
+    if is_new.all() or not is_new.any():
+        return int(means.argmax())
+    users = [target.user for target, new in zip(targets, is_new, strict=True) if new]
+    enough = np.flatnonzero(means >= _LEAST_GAIN * means.max())
+    unhurt = [at for at in enough if gains[at, is_new].mean() >= standard_error(gains[at, is_new], users)]
+    if unhurt:
+        return int(unhurt[means[unhurt].argmax()])
+    return int(enough[gains[enough][:, is_new].mean(axis=1).argmax()])
 
 
 def memory_facts(voices: Voices, pasts: Pasts, targets: Sequence[Target], forecast: Forecast) -> dict[str, Any]:
-    window, memory = ndcg(ranks(voices, pasts, targets, forecast, (0.0, 1.0)))
+    window, memory = ndcg(ranks(voices, pasts, targets, forecast, (NO_MEMORY, ALL_MEMORY)))
     drawn = paired_bootstrap({"window": window, "memory": memory}, np.array([target.user for target in targets]))
     return {
         "valid_ndcg@10_window": round(drawn.means["window"], 4),

@@ -27,7 +27,7 @@ from training.lm.states import States
 from training.lm.windows import Example, Windows, encode_examples
 from training.memory.annotations import Annotation
 from training.memory.learning import collate
-from training.run.metrics import ndcg
+from training.run.metrics import ndcg, standard_error
 from training.run.stage import progress
 
 _BATCH = 64
@@ -139,13 +139,6 @@ def _forecasts(
             gained = np.full(len(rows), np.nan)
         found |= zip(zip(rows, places, strict=True), np.stack([log_probs.cpu().numpy(), gained], axis=1), strict=True)
     return found
-
-
-def standard_error(gains: NDArray[np.float64], users: Sequence[int]) -> float:
-    """Of the mean of `gains` (T,), with targets clustered by user. There must be targets."""
-    whose = np.unique(np.array(users), return_inverse=True)[1]
-    sums = np.bincount(whose, weights=gains - gains.mean())
-    return float(np.sqrt((sums**2).sum()) / len(gains))
 
 
 def is_significant(gains: NDArray[np.float64], users: Sequence[int]) -> bool:

@@ -191,11 +191,12 @@ def voice_table(voices: Mapping[str, Any]) -> Table:
 
 def voice_sentences(voices: Mapping[str, Any]) -> list[str]:
     window, memory = (voices[f"valid_ndcg@10_{part}"] for part in ("window", "memory"))
-    targets, gain = voices["targets"], _difference(voices["memory_minus_window"])
+    targets, use, gain = voices["targets"], voices["memory_use"], _difference(voices["memory_minus_window"])
     return [
         f"The weights were learned from {targets['teach']} targets of the valid period and judged on {targets['judge']}"
         " targets of other users; the table shows the latter.",
-        f"Of what older events were taught to add to the scores, {100 * voices['memory_scale']:g} % are used.",
+        f"Of what older events were taught to add to the scores, {100 * use['scale']:g} % are used, less"
+        f" {use['discount']:g} for items that the user had in older events, so that new items are ranked no worse.",
         f"On the judging targets, older events change the NDCG@10 of the voices from {window:.4f} to {memory:.4f}, by"
         f" {gain.text} {gain.small}. These users ended the training, so this is no test.",
     ]

@@ -109,6 +109,13 @@ def paired_bootstrap(
     return Bootstrap(dict(zip(columns, means, strict=True)), dict(zip(columns, drawn.T, strict=True)), level)
 
 
+def standard_error(gains: np.ndarray, users: Sequence[int]) -> float:
+    """Of the mean of `gains` (T,), with targets clustered by user. There must be targets."""
+    whose = np.unique(np.array(users), return_inverse=True)[1]
+    sums = np.bincount(whose, weights=gains - gains.mean())
+    return float(np.sqrt((sums**2).sum()) / len(gains))
+
+
 def rank_correlation(scores: np.ndarray, gains: np.ndarray) -> float:
     """Spearman's ρ of two (M,) arrays; NaN if all values of one are equal."""
     if np.ptp(scores) == 0 or np.ptp(gains) == 0:

@@ -8,11 +8,20 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from model_store.voices.candidates import return_column
 from model_store.voices.voices import Voices
 from tests.training.worlds import communities, world
 from training.data.splits import History, Split, Target
 from training.items.pasts import Pasts
-from training.items.voice_ranks import choose_memory_scale, memory_facts, ranks, voice_shares
+from training.items.voice_ranks import (
+    ALL_MEMORY,
+    NO_MEMORY,
+    MemoryUse,
+    best_for_all,
+    memory_facts,
+    ranks,
+    voice_shares,
+)
 from training.items.voice_setup import split_by_user, untrained
 from training.items.voting import gate_loss, make_examples, train_voices
 from training.run.metrics import ndcg
@@ -56,14 +65,39 @@ def trained(split: Split, seed: int = 0, recipe: Recipe = RECIPE) -> tuple[Voice
 def test_what_comes_back_every_few_weeks_is_found() -> None:
     split = weekly()
     voices, pasts, judge = trained(split)
-    choose_memory_scale(voices, pasts, judge, forecast)
-    window, memory = ndcg(ranks(voices, pasts, split.test, forecast, (0.0, 1.0))).mean(axis=1)
+    window, memory = ndcg(ranks(voices, pasts, split.test, forecast, (NO_MEMORY, ALL_MEMORY))).mean(axis=1)
     assert memory > 1.5 * window, f"memory was not found: {window:.3f} → {memory:.3f}"
     shares = voice_shares(voices, pasts, judge, forecast)
     assert shares["older"]["return"] > 0.1, shares
     assert memory_facts(voices, pasts, judge, forecast)["memory_minus_window"][1] > 0
     total = sum(shares["overall"].values()) + sum(shares["window"].values()) + sum(shares["older"].values())
     assert total == pytest.approx(1, abs=0.01)
+
+
+GAINS = np.array([[0, 0, 0, 0], [5, 5, -2, -2], [3, 3, -1, 0.9], [3, 3, 0.5, 0.7], [1, 1, 1, 1]]) / 10
+
+
+@pytest.mark.parametrize(
+    ("gains", "chosen"),
+    [
+        (GAINS, 3),  # the best of those with which new items gain
+        (GAINS[:3], 2),  # none of them: the best for new items that keeps four fifths of the gain
+        (GAINS[[0, 1, 4]], 1),  # that would cost a third of the gain
+        (-GAINS, 0),
+    ],
+)
+def test_new_items_are_ranked_no_worse_where_that_costs_little(gains: NDArray[np.float64], chosen: int) -> None:
+    targets, is_new = [Target(user, 9) for user in range(4)], np.array([False, False, True, True])
+    assert best_for_all(gains, targets, is_new) == chosen
+
+
+def test_the_chosen_use_is_part_of_the_networks() -> None:
+    split = weekly(num_users=30)
+    voices, pasts, judge = trained(split)
+    use = MemoryUse(0.5, 0.75)
+    expected = ranks(voices, pasts, judge, forecast, [use])
+    voices.combiner.use_memory(*use, column=return_column(len(voices.spec.tables)))
+    assert np.array_equal(expected, ranks(voices, pasts, judge, forecast, [ALL_MEMORY]))
 
 
 def test_where_nothing_comes_back_the_voice_of_return_has_no_weight() -> None:

@@ -29,7 +29,6 @@ from training.memory.selection import (
     is_significant,
     joint_gains,
     padded_memory,
-    standard_error,
     valid_gains,
 )
 
@@ -188,14 +187,6 @@ def test_a_gain_is_significant_beyond_two_standard_errors_by_user() -> None:
     lucky = np.where(users == 0, 100.0, 0.0)  # a gain of one user in a hundred is within the standard error
     assert not is_significant(lucky - 0.02, users.tolist())
     assert not is_significant(np.ones(0), []) and not is_significant(np.ones(5), [3] * 5), "nobody to tell the error"
-
-
-def test_the_standard_error_is_that_of_users() -> None:
-    rng = np.random.default_rng(0)
-    users = np.repeat(np.arange(200), 5)
-    drawn = [rng.normal(size=200)[users] for _ in range(200)]
-    errors = [standard_error(gains, users.tolist()) for gains in drawn]
-    assert np.mean(errors) == pytest.approx(np.std([gains.mean() for gains in drawn]), rel=0.15)
 
 
 def test_no_targets_have_no_gains(made: tuple[Backbone, AnnotationSet]) -> None:

@@ -25,7 +25,7 @@ RUN = {
 
 
 VOICES = {
-    "memory_scale": 0.75,
+    "memory_use": {"scale": 0.75, "discount": 0.25},
     "targets": {"teach": 30, "judge": 10},
     "valid_ndcg@10_window": 0.25,
     "valid_ndcg@10_memory": 0.375,

@@ -15,6 +15,7 @@ from training.run.metrics import (
     rank_correlation,
     rank_in_list,
     ranks_to_metrics,
+    standard_error,
     title_rank_in_list,
 )
 
@@ -228,3 +229,11 @@ def test_rank_correlation_depends_on_the_order_only() -> None:
     assert rank_correlation(scores, np.exp(scores)) == pytest.approx(1)
     assert rank_correlation(scores, -scores) == pytest.approx(-1)
     assert np.isnan(rank_correlation(np.ones(1), np.ones(1)))
+
+
+def test_the_standard_error_is_that_of_users() -> None:
+    rng = np.random.default_rng(0)
+    users = np.repeat(np.arange(200), 5)
+    drawn = [rng.normal(size=200)[users] for _ in range(200)]
+    errors = [standard_error(gains, users.tolist()) for gains in drawn]
+    assert np.mean(errors) == pytest.approx(np.std([gains.mean() for gains in drawn]), rel=0.15)
