@@ -40,6 +40,20 @@ class Query:
     past: PastRows | None = None
 
 
+class RowCounts(NamedTuple):
+    """Decayed numbers of live events: `counts` (n,) of catalogue `rows` (n,), `pair_counts` (p,) of `pairs` (p, 2)."""
+
+    rows: NDArray[np.int64]
+    counts: NDArray[np.float64]
+    pairs: NDArray[np.int64]
+    pair_counts: NDArray[np.float64]
+
+    def by_row(self, num_items: int) -> NDArray[np.float64]:
+        """(num_items,) the numbers of events."""
+        found: NDArray[np.float64] = np.bincount(self.rows, self.counts, num_items).astype(np.float64)
+        return found
+
+
 class Ranked(NamedTuple):
     """One item of an answer.
 

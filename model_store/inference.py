@@ -216,7 +216,7 @@ def _representative(bundle: Bundle, allowed: AllowedItems, title: ScoredTitle) -
     if len(rows) == 1:  # the usual case
         return rows.item()
     rows = np.sort(rows)
-    return int(rows[np.argmax(bundle.catalogue.popularity[rows])])
+    return int(rows[np.argmax(bundle.catalogue.popularity_of(rows))])
 
 
 def _nearest(bundle: Bundle, query: Query, ranked: list[Ranked]) -> list[Ranked]:

@@ -19,6 +19,7 @@ from service.store.embedded import EmbeddedServer
 from service.usecases.encode import Worker
 from service.usecases.ingest import Ingest
 from service.usecases.items import Items
+from service.usecases.live import LiveCounts
 from service.usecases.recommend import Recommender
 from service.usecases.users import Users
 
@@ -49,6 +50,7 @@ class Resources:
     ingest: Ingest
     users: Users
     recommender: Recommender
+    live_counts: LiveCounts
     loaded_at: str
 
 
@@ -88,6 +90,10 @@ async def open_resources(settings: Settings, metrics: Metrics, *, spawn: Spawn =
         ingest = Ingest(view, store, kernel.items, kernel.worker, metrics)
         stack.push_async_callback(ingest.stop)
         await ingest.start(with_worker=settings.encode_in_process)
+        half_life_days = settings.live_half_life_days
+        live_counts = LiveCounts(view, engine, store, kernel.items, metrics, half_life_days=half_life_days)
+        stack.push_async_callback(live_counts.stop)
+        await live_counts.start()
         deadline_ms = settings.deadline_ms
         recommender = Recommender(view, engine, store, metrics, default_deadline_ms=deadline_ms)
         stack.push_async_callback(recommender.stop)
@@ -102,5 +108,6 @@ async def open_resources(settings: Settings, metrics: Metrics, *, spawn: Spawn =
             ingest=ingest,
             users=Users(view, store),
             recommender=recommender,
+            live_counts=live_counts,
             loaded_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )

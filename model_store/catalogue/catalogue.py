@@ -157,6 +157,17 @@ class Catalogue:
     def _changed_postings(self) -> Postings:
         return postings_of(self.items.changed)
 
+    def popularity_of(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(n,) interactions in training and since then."""
+        found: NDArray[np.float64] = self.popularity[rows] + self._columns.live[rows]
+        return found
+
+    def with_live(self, live: NDArray[np.float64]) -> "Catalogue":
+        """A new snapshot with other numbers (n,) of events since training, by row; 0 for the rows from n on."""
+        padded = np.zeros(len(self))
+        padded[: len(live)] = live
+        return Catalogue(self.items, self._prompt, self._columns.recounted(padded))
+
     def with_items(self, changes: Iterable[Item]) -> "Catalogue":
         """A new snapshot with `changes`. Known items keep their row and popularity; new items are added at the end.
 

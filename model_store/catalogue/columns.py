@@ -3,7 +3,7 @@
 import json
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, Self
 
@@ -28,7 +28,8 @@ class Columns:
 
     rows: dict[str, int]  # item id → row
     popularity: NDArray[np.int64]  # (N,) interactions in training
-    by_popularity: NDArray[np.int32]  # (N,) rows, the most popular first, the lower row if tied
+    live: NDArray[np.float64]  # (N,) events since training; not saved
+    by_popularity: NDArray[np.int32]  # (N,) rows by popularity + live, the highest first, the lower row if tied
     availability: Availability
     postings: Callable[[], Postings]
     trie: Trie | None  # None without a prompt
@@ -40,7 +41,8 @@ class Columns:
         return cls(
             rows={item.item_id: row for row, item in enumerate(items)},
             popularity=popularity,
-            by_popularity=np.argsort(-popularity, kind="stable").astype(np.int32),
+            live=np.zeros(len(items)),
+            by_popularity=_falling(popularity),
             availability=Availability.none().replaced(np.arange(len(items)), items),
             postings=cache(lambda: postings_of(dict(enumerate(items)))),
             trie=None if prompt is None else Trie(_paths([item.title for item in items], prompt)),
@@ -54,11 +56,16 @@ class Columns:
         return Columns(
             rows=self.rows | {item.item_id: row for row, item in added.items()} if added else self.rows,
             popularity=np.append(self.popularity, popularity) if added else self.popularity,
+            live=np.append(self.live, np.zeros(len(popularity))) if added else self.live,
             by_popularity=self._by_popularity_with(popularity) if added else self.by_popularity,
             availability=self.availability.replaced(rows, new.values()),
             postings=self.postings,
             trie=None if prompt is None or self.trie is None else _trie_with(self.trie, old, new, prompt),
         )
+
+    def recounted(self, live: NDArray[np.float64]) -> "Columns":
+        """A copy with other numbers `live` (N,) of events since training."""
+        return replace(self, live=live, by_popularity=_falling(self.popularity + live))
 
     def _by_popularity_with(self, added: NDArray[np.int64]) -> NDArray[np.int32]:
         order = np.argsort(-added, kind="stable")
@@ -66,9 +73,10 @@ class Columns:
         places = [place(-count) for count in added[order].tolist()]
         return np.insert(self.by_popularity, places, (len(self.popularity) + order).astype(np.int32))
 
-    def _unpopularity_at(self, place: int) -> int:
+    def _unpopularity_at(self, place: int) -> float:
         """Minus the popularity at a place of `by_popularity`: in ascending order, as bisect needs."""
-        return -int(self.popularity[self.by_popularity[place]])
+        row = self.by_popularity[place]
+        return -float(self.popularity[row] + self.live[row])
 
     def arrays(self, titles: Sequence[str], prompt: Prompt) -> dict[str, NDArray[Any]]:
         """The columns as arrays for a file; `read` is the inverse.
@@ -103,7 +111,12 @@ class Columns:
         if lengths | ({len(paths)} if paths is not None else set()) != {len(rows)}:
             raise ValueError("columns of different lengths")
         trie = None if paths is None else Trie(paths)
-        return cls(rows, popularity, by_popularity, availability, lambda: postings, trie)
+        live = np.zeros(len(rows))
+        return cls(rows, popularity, live, by_popularity, availability, lambda: postings, trie)
+
+
+def _falling(values: NDArray[np.number]) -> NDArray[np.int32]:
+    return np.argsort(-values, kind="stable").astype(np.int32)
 
 
 def postings_of(items: Mapping[int, Item]) -> Postings:

@@ -50,6 +50,10 @@ class ItemVocabulary:
         """The number of tokens, with the one that begins a prompt."""
         return 1 + len(self._titles)
 
+    def titled(self) -> list[tuple[int, str]]:
+        """Pairs of a token and its title."""
+        return list(enumerate(self._titles, start=1))
+
     def known(self, title: str) -> int | None:
         """The token of a title, None if it has none yet."""
         return self._tokens.get(title)

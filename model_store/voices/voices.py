@@ -9,6 +9,7 @@ by what each voice gives to them. Immutable.
 """
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -27,8 +28,9 @@ from model_store.voices.combiner import Combiner
 from model_store.voices.gate import Gate, Weights
 from model_store.voices.mixtures import Mixtures
 from model_store.voices.past import EVENT_FEATURES, QUERY_FEATURES, Described, ItemFacts, Past, describe
-from model_store.voices.tables import KnownItems, read_table, table_arrays
+from model_store.voices.tables import KnownItems, Tables, read_table, table_arrays
 
+_NEAR_SUMS = "near.sums"  # of the file; earlier versions did not write it
 _BELOW = 1e-6  # how far items that are no candidates stay below the last candidate, in nats
 
 
@@ -51,16 +53,21 @@ class Voices:
         *,
         gates: tuple[Gate, Gate] | None = None,
         combiner: Combiner | None = None,
+        near_sums: NDArray[np.float32] | None = None,
     ) -> None:
-        """`gates` of the window and of older events; without them and a combiner, networks before training."""
-        self.spec, self.known = spec, KnownItems(facts, tables)
+        """`gates` of the window and of older events; without them and a combiner, networks before training.
+
+        `near_sums` (V,): what the rows of the table `near` summed to before they were normalised.
+        """
+        self.spec, self.near_sums = spec, near_sums
+        self.known = KnownItems(facts, Tables(tables))
         sizes = len(EVENT_FEATURES), len(QUERY_FEATURES), len(self.known.channels)
         self.gates = gates or (Gate(*sizes), Gate(*sizes))
         num_tables = len(tables)
         self.combiner = combiner or Combiner(num_window_features(num_tables), num_older_features(num_tables))
 
     def __len__(self) -> int:
-        """V: the number of tokens that have facts and rows."""
+        """V', the number of tokens that have facts: those of training, V, and those of items that came later."""
         return self.known.num_tokens
 
     @property
@@ -70,16 +77,22 @@ class Voices:
     @property
     def tables(self) -> Mapping[str, sparse.csr_matrix]:
         """Channel → (V, V)"""
-        return {name: self.known.table(name) for name in self.known.names}
+        return {name: self.known.tables.table(name) for name in self.known.tables.names}
 
     @property
     def popularity(self) -> NDArray[np.float32]:
-        """(V,) shares of all events."""
+        """(V',) shares of all events."""
         return self.known.popularity
 
     @property
     def channels(self) -> tuple[str, ...]:
         return self.known.channels
+
+    def with_known(self, known: KnownItems) -> Self:
+        """These voices with other knowledge of the items; the networks are shared."""
+        voices = copy(self)
+        voices.known = known
+        return voices
 
     def describe(self, pasts: Sequence[Past]) -> tuple[Described, Described]:
         """The window of each past, and its older events."""
@@ -126,6 +139,8 @@ class Voices:
         arrays: dict[str, NDArray[Any]] = {f"facts.{name}": part for name, part in self.facts._asdict().items()}
         for name, table in self.tables.items():
             arrays |= table_arrays(name, table)
+        if self.near_sums is not None:
+            arrays[_NEAR_SUMS] = self.near_sums
         for name, network in self._networks().items():
             arrays |= {f"{name}/{key}": tensor.numpy(force=True) for key, tensor in network.state_dict().items()}
         save_file(arrays, file)
@@ -136,7 +151,8 @@ class Voices:
         try:
             arrays = load_file(file)
             facts = ItemFacts(*(arrays[f"facts.{name}"] for name in ItemFacts._fields))
-            voices = cls(spec, facts, {name: read_table(name, arrays) for name in spec.tables})
+            tables = {name: read_table(name, arrays) for name in spec.tables}
+            voices = cls(spec, facts, tables, near_sums=arrays.get(_NEAR_SUMS))
             for name, network in voices._networks().items():
                 network.load_state_dict(
                     {key: torch.from_numpy(arrays[f"{name}/{key}"]) for key in network.state_dict()}

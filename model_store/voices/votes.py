@@ -15,7 +15,7 @@ class Votes(NamedTuple):
     """`by_channel` (C, V): what each channel gives to each of V items, all events together.
 
     The other arrays are of P pairs of an event and a channel with a table in which it votes: the number of the channel,
-    the place of the event, the weight of the pair, and its row of the table (see `KnownItems.near`). The pairs of a
+    the place of the event, the weight of the pair, and its row of the table (see `KnownItems.rows`). The pairs of a
     channel are neighbours.
     """
 
@@ -29,7 +29,7 @@ class Votes(NamedTuple):
     def of(cls, known: KnownItems, tokens: NDArray[np.int64], weights: NDArray[np.float32]) -> "Votes":
         """`tokens` (n,) of the events and the `weights` (n, C) of their channels, the last of which is `return`."""
         channels, events = np.nonzero(weights.T[:-1] > NEGLIGIBLE)
-        rows, own = known.near[channels * known.num_tokens + tokens[events]], weights[events, channels]
+        rows, own = known.rows(channels, tokens[events]), weights[events, channels]
         by_channel = np.zeros((weights.shape[1], known.num_tokens), dtype=np.float32)
         by_channel[:-1] = (rows.T @ own).reshape(-1, known.num_tokens)
         back = np.flatnonzero(weights[:, -1] > NEGLIGIBLE)

@@ -10,32 +10,38 @@ import contextlib
 import itertools
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from model_store.answers import Answer, PastRows
+from model_store.answers import Answer, PastRows, RowCounts
 from model_store.catalogue.items import Item
 from model_store.files import identity_of
 from model_store.view import BundleView
 from service.engine.admission import Admission
 from service.engine.messages import (
+    AskWords,
     Batch,
     Cancel,
     ChangedItem,
+    CountItems,
     Encode,
     Encoded,
     Expired,
     Failed,
     FindSimilar,
+    MemoryEntry,
+    MemoryRead,
     ModelOptions,
     PutItems,
+    ReadMemory,
     Recommend,
     Recommended,
     Result,
     SimilarFound,
+    WordsAnswered,
 )
 from service.engine.process import ModelProcess, Spawn, spawn
 from service.errors import DeadlineExceeded, Draining, ModelFailed, ModelUnavailable, Overloaded, StartupError
@@ -68,6 +74,7 @@ class Engine:
         self._ids = itertools.count()
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._is_closed = False
+        self._counts: RowCounts | None = None
         self._counted = {"hit": 0, "miss": 0}
         metrics.queue_depth.set_function(lambda: len(self._waiting))
         metrics.expected_wait_seconds.set_function(lambda: self.admission.expected_wait_s)
@@ -125,11 +132,8 @@ class Engine:
             past_times=list(past.timestamps) if past else [],
             now=past.now if past else 0,
         )
-        self.admission.num_at_model += 1
-        try:
+        with self.admission.at_model():
             found: Recommended = await self._ask(asked)
-        finally:
-            self.admission.num_at_model -= 1
         return Answer(
             items=found.items,
             chosen=tuple(found.chosen),
@@ -147,6 +151,50 @@ class Engine:
     async def put_items(self, items: Sequence[Item]) -> None:
         """Adds or changes items in the model's catalogue and index."""
         await self._ask(PutItems(next(self._ids), [_changed(item) for item in items]))
+
+    async def count_items(self, counts: RowCounts) -> None:
+        """Replaces the live counts of the model, also of one that is started again."""
+        self._counts = counts
+        await self._ask(_counting(next(self._ids), counts))
+
+    async def answer_words(
+        self,
+        query: str,
+        past: PastRows,
+        queries: list[str],
+        allowed: NDArray[np.bool_],
+        *,
+        reasoning: Literal["off", "retrieve", "full"],
+        num_results: int,
+        deadline: float,
+    ) -> WordsAnswered:
+        """For a bundle with words. `queries`: what the user wrote for each event of the past, "" for nothing.
+
+        Raises as `recommend` does.
+        """
+        asked = AskWords(
+            id=next(self._ids),
+            query=query,
+            reasoning=reasoning,
+            num_results=num_results,
+            now=past.now,
+            deadline=deadline,
+            rows=list(past.rows),
+            times=list(past.timestamps),
+            queries=queries,
+            allowed=np.packbits(allowed).tobytes(),
+            num_items=len(allowed),
+        )
+        with self.admission.at_model():
+            found: WordsAnswered = await self._ask(asked)
+        return found
+
+    async def read_memory(self, past: PastRows, queries: list[str]) -> list[MemoryEntry]:
+        """The local memory in words, as `answer_words` makes it."""
+        found: MemoryRead = await self._ask(
+            ReadMemory(next(self._ids), list(past.rows), list(past.timestamps), queries)
+        )
+        return found.entries
 
     async def similar(self, row: int, num_results: int, allowed: NDArray[np.bool_]) -> list[tuple[int, float]]:
         """(row, L2 distance) of the allowed items whose titles are nearest to that of `row`, nearest first."""
@@ -187,7 +235,7 @@ class Engine:
         self._last_batch_at = time.monotonic()
         if batch.num_jobs:
             self._metrics.batch_size.observe(batch.num_jobs)
-        if batch.kind == "recommend":
+        if batch.kind in ("recommend", "words"):
             self.admission.model_pace.observe(batch.num_jobs, batch.seconds)
         self._count_cache(batch)
         for result in batch.results:
@@ -211,13 +259,13 @@ class Engine:
         self._metrics.window_cache_bytes.set(batch.cache_bytes)
 
     async def _open(self) -> None:
-        """Starts a process. It is used when it knows the items that changed since the bundle was built."""
+        """Starts a process. It is used when it knows what changed since the bundle was built."""
         process = await ModelProcess.start(self._options, self._spawn)
         reading = asyncio.create_task(process.batches(self._on_batch), name="model-results")
         try:
             if process.ready.bundle != identity_of(self._view.manifest):
                 raise StartupError("the bundle was replaced while it was served; start the service again")
-            await self._put_changed_items(process, reading)
+            await self._bring_up_to_date(process, reading)
         except BaseException:
             reading.cancel()
             await process.stop(0)
@@ -226,17 +274,21 @@ class Engine:
         self._counted = {"hit": 0, "miss": 0}
         log.info("engine ready", device=process.ready.device, threads=process.ready.threads)
 
-    async def _put_changed_items(self, process: ModelProcess, reading: "asyncio.Task[None]") -> None:
+    async def _bring_up_to_date(self, process: ModelProcess, reading: "asyncio.Task[None]") -> None:
         changed = self._view.catalogue.items.changed
-        if not changed:
-            return
-        message = PutItems(next(self._ids), [_changed(changed[row]) for row in sorted(changed)])
+        if changed:
+            items = [_changed(changed[row]) for row in sorted(changed)]
+            await self._tell(PutItems(next(self._ids), items), process, reading)
+        if self._counts is not None:
+            await self._tell(_counting(next(self._ids), self._counts), process, reading)
+
+    async def _tell(self, message: PutItems | CountItems, process: ModelProcess, reading: "asyncio.Task[None]") -> None:
         future = self._waiting[message.id] = asyncio.get_running_loop().create_future()
         process.send(message)
         await asyncio.wait({future, reading}, return_when=asyncio.FIRST_COMPLETED)
         self._waiting.pop(message.id, None)
         if not future.done() or future.exception() is not None:
-            raise StartupError("the process of the model could not take in the changed items")
+            raise StartupError("the process of the model could not take in what has changed")
 
     async def _supervise(self) -> None:
         """When the process ends or hangs, fails the jobs under way and starts it again."""
@@ -286,6 +338,16 @@ def _options(settings: Settings) -> ModelOptions:
         window_cache_mib=settings.window_cache_mib,
         log_level=settings.log_level,
         log_format=settings.log_format,
+    )
+
+
+def _counting(number: int, counts: RowCounts) -> CountItems:
+    return CountItems(
+        id=number,
+        rows=counts.rows.astype("<i8", copy=False).tobytes(),
+        counts=counts.counts.astype("<f8", copy=False).tobytes(),
+        pairs=counts.pairs.astype("<i8", copy=False).tobytes(),
+        pair_counts=counts.pair_counts.astype("<f8", copy=False).tobytes(),
     )
 
 

@@ -21,7 +21,7 @@ import structlog
 import torch
 from transformers.utils import logging as transformers_logging
 
-from model_store.answers import PastRows, Query
+from model_store.answers import PastRows, Query, RowCounts
 from model_store.bundle import Bundle
 from model_store.catalogue.items import Item
 from model_store.errors import ModelStoreError
@@ -30,22 +30,28 @@ from model_store.inference import embed, encode, recommend
 from model_store.lm.precision import set_precision
 from model_store.lm.prepacked import prepack_matrices
 from model_store.lm.window_cache import WindowCache
+from model_store.text.prompt import ItemPrompt
+from model_store.voices.live import LiveItems, TokenCounts
 from service import logs
 from service.engine.admission import Pace
 from service.engine.batching import Batcher, Job
 from service.engine.messages import (
+    AskWords,
     Batch,
     Broken,
     Cancel,
+    CountItems,
     Encode,
     Encoded,
     Expired,
     Failed,
     FindSimilar,
     Frames,
+    ItemsCounted,
     ItemsPut,
     ModelOptions,
     PutItems,
+    ReadMemory,
     Ready,
     Recommend,
     Recommended,
@@ -56,15 +62,25 @@ from service.engine.messages import (
     to_model,
     unpack_rows,
 )
+from service.engine.words import WordsRunner
 
 log = structlog.get_logger("service.engine.model")
 
 _RECEIVE_BYTES = 1 << 20
 _SMALL_MODEL = 2**24  # parameters; for smaller models, sharing a product among cores costs more than it saves
 _TITLES_PER_CALL = 64
+_WORDS_COST = 2048  # tokens: four queries in words in a batch
 _NICENESS = 5  # the server goes first: its work is short, and it feeds the model
 _WARM_BATCHES = (1, 4)
-_KINDS: dict[type, str] = {Recommend: "recommend", Encode: "encode", PutItems: "put", FindSimilar: "similar"}
+_KINDS: dict[type, str] = {
+    Recommend: "recommend",
+    Encode: "encode",
+    PutItems: "put",
+    CountItems: "count",
+    FindSimilar: "similar",
+    AskWords: "words",
+    ReadMemory: "memory",
+}
 
 
 class CannotServe(Exception):
@@ -79,13 +95,18 @@ class Model:
         self.windows = WindowCache(
             options.window_cache_mib * 2**20, keeps_keys_values=bundle.manifest.vocabulary == "titles"
         )
+        self.live = live_items(bundle)
         self.num_threads = options.threads or _default_threads(bundle)
         self._runners: dict[str, Callable[[Sequence[Any]], list[Result]]] = {
             "recommend": self._recommend,
             "encode": self._encode,
             "put": self._put,
+            "count": self._count,
             "similar": self._find_similar,
         }
+        self.words = None if bundle.words is None else WordsRunner(bundle.words)
+        if self.words is not None:
+            self._runners |= {"words": self.words.answer, "memory": self.words.read_memory}
 
     @classmethod
     def open(cls, options: ModelOptions) -> "Model":
@@ -120,6 +141,8 @@ class Model:
         )
         for size in _WARM_BATCHES:
             recommend(self.bundle, [query] * size)
+        if self.words is not None:
+            self.words.warm_up(rows.tolist())
         return Ready(str(self.bundle.lm.device), self.num_threads, identity_of(manifest))
 
     def job(self, message: Work, arrived_at: float) -> Job[Work]:
@@ -131,6 +154,8 @@ class Model:
             num_memories = len(message.memory) // (2 * self.bundle.lm.hidden_size)
             cost += num_memories + self.bundle.manifest.generation.num_beams
             deadline = message.deadline
+        if isinstance(message, AskWords):
+            cost, deadline = _WORDS_COST, message.deadline
         if isinstance(message, PutItems):
             cost = len(message.items)
         return Job(message.id, _KINDS[type(message)], message, cost, deadline, arrived_at)
@@ -182,7 +207,30 @@ class Model:
     def _put(self, asked: Sequence[PutItems]) -> list[Result]:
         for each in asked:
             put_items(self.bundle, [Item(**msgspec.structs.asdict(item)) for item in each.items])
+        self._add_titles([item.title for each in asked for item in each.items])
         return [ItemsPut(each.id) for each in asked]
+
+    def _add_titles(self, titles: Sequence[str]) -> None:
+        if self.live is not None:
+            self.live.add_titles({self.bundle.prompt.title_tokens(title)[0]: title for title in titles})
+            self._renew_voices(self.live)
+
+    def _count(self, asked: Sequence[CountItems]) -> list[Result]:
+        """Each message replaces the counts, so only the last one matters."""
+        newest = asked[-1]
+        rows, pairs = (np.frombuffer(part, dtype="<i8") for part in (newest.rows, newest.pairs))
+        counts, pair_counts = (np.frombuffer(part, dtype="<f8") for part in (newest.counts, newest.pair_counts))
+        if self.live is not None:
+            tokens, near = self.bundle.tokens_of(rows), self.bundle.tokens_of(pairs).reshape(-1, 2)
+            self.live.count(TokenCounts(tokens, counts, near, pair_counts))
+            self._renew_voices(self.live)
+        by_row = RowCounts(rows, counts, pairs.reshape(-1, 2), pair_counts).by_row(len(self.bundle.catalogue))
+        self.bundle.catalogue = self.bundle.catalogue.with_live(by_row)
+        return [ItemsCounted(each.id) for each in asked]
+
+    def _renew_voices(self, live: LiveItems) -> None:
+        if self.bundle.voices is not None:
+            self.bundle.voices = self.bundle.voices.with_known(live.known())
 
     def _find_similar(self, asked: Sequence[FindSimilar]) -> list[Result]:
         return [self._similar_to(each) for each in asked]
@@ -194,6 +242,15 @@ class Model:
         rows, distances = (part[0] for part in index.search(vector, min(asked.num_results, len(index)), allowed))
         found = rows >= 0
         return SimilarFound(asked.id, rows[found].tolist(), distances[found].tolist())
+
+
+def live_items(bundle: Bundle) -> LiveItems | None:
+    """What the voices learn of items from now on; None for a bundle without voices."""
+    if bundle.voices is None or not isinstance(bundle.prompt, ItemPrompt):
+        return None
+    num_trained = bundle.voices.known.num_tokens
+    titles = [pair for pair in bundle.prompt.vocabulary.titled() if pair[0] < num_trained]
+    return LiveItems(bundle.voices.known, bundle.voices.near_sums, titles)
 
 
 def put_items(bundle: Bundle, items: Sequence[Item]) -> None:
@@ -230,7 +287,7 @@ class Loop:
                 results += self.model.run(kind, [job.payload for job in jobs])
                 ended_at = time.monotonic()
                 seconds = ended_at - began_at
-                if kind == "recommend":
+                if kind in ("recommend", "words"):
                     self.pace.observe(len(jobs), seconds)
             self._send(kind, len(jobs), seconds, results)
 

@@ -68,15 +68,6 @@ class Counts(NamedTuple):
     pairs: NDArray[np.uint64]
     counts: NDArray[np.float64]
 
-    def of_items(self) -> "Counts":
-        return self._where(self.pairs[:, 0] == self.pairs[:, 1])
-
-    def of_pairs(self) -> "Counts":
-        return self._where(self.pairs[:, 0] != self.pairs[:, 1])
-
-    def _where(self, mask: NDArray[np.bool_]) -> "Counts":
-        return Counts(self.pairs[mask], self.counts[mask])
-
 
 def day_of(timestamp: int) -> int:
     return timestamp // SECONDS_PER_DAY

@@ -14,7 +14,9 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import structlog
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from model_store.catalogue.items import Item, clean
@@ -123,6 +125,15 @@ class Items:
     async def delete(self, item_id: str) -> None:
         """Raises UnknownItem."""
         await self._change({item_id: lambda: Change(replace(self._known(item_id), hidden=True), is_deleted=True)})
+
+    async def recount(self, live: NDArray[np.float64]) -> None:
+        """Replaces the numbers of events since training, by catalogue row: they order popular items."""
+
+        async def recount() -> None:
+            async with self._changing:
+                self.view.catalogue = await asyncio.to_thread(self.view.catalogue.with_live, live)
+
+        await self._undisturbed(recount())
 
     async def neighbors(self, item_id: str, k: int) -> list[Neighbor]:
         """The available items whose titles are nearest, nearest first. Raises UnknownItem."""

@@ -32,14 +32,19 @@ class SeenRows:
 
         `catalogue` is the one of the last call, or has new items at its end.
         """
-        self._follow(catalogue)
         wanted = _read(seen[: len(seen) // DIGEST_BYTES * DIGEST_BYTES])
         if len(self._digests) > _NUM_CACHED:
             wanted = np.sort(wanted)  # then neighbours are looked up next to each other
-        places = np.searchsorted(self._digests, wanted)
-        known = places < len(self._digests)
-        places, wanted = places[known], wanted[known]
-        return self._rows[places[self._digests[places] == wanted]]
+        rows = self.rows_of(wanted, catalogue)
+        return rows[rows >= 0]
+
+    def rows_of(self, digests: NDArray[np.uint64], catalogue: Catalogue) -> NDArray[np.int64]:
+        """(n,) the row of each digest (n,), −1 where the item is not known. `catalogue` as in `of`."""
+        self._follow(catalogue)
+        if not len(self._digests):
+            return np.full(len(digests), -1)
+        places = np.minimum(np.searchsorted(self._digests, digests), len(self._digests) - 1)
+        return np.where(self._digests[places] == digests, self._rows[places], -1)
 
     def with_session(self, seen: NDArray[np.int64], item_ids: Sequence[str], catalogue: Catalogue) -> NDArray[np.int64]:
         """`seen` and the rows of the items of the session; unknown items are left out."""

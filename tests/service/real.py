@@ -40,6 +40,7 @@ from service.store.events import Event
 from service.usecases.encode import Worker
 from service.usecases.ingest import Ingest, Outcome
 from service.usecases.items import Items
+from service.usecases.live import LiveCounts
 from service.usecases.recommend import Recommendation, Recommender
 from service.usecases.seen import SeenRows
 from service.usecases.timeline import Timeline, events_with_states, window_fingerprint
@@ -93,6 +94,7 @@ class Service:
     worker: Worker
     recommender: Recommender
     users: Users
+    live_counts: LiveCounts
     metrics: Metrics
 
     @property
@@ -147,6 +149,7 @@ def parts_of(resources: Resources, thread: ModelThread | None) -> Service:
         worker=resources.ingest.worker,
         recommender=resources.recommender,
         users=resources.users,
+        live_counts=resources.live_counts,
         metrics=resources.metrics,
     )
 

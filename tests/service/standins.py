@@ -160,7 +160,7 @@ class Shell:
 def resources(settings: Settings, metrics: Metrics) -> Resources:
     parts: dict[str, Any] = {
         "view": view(), "store": Store(), "engine": Engine(), "items": Items(), "ingest": Ingest(), "users": Users(),
-        "recommender": Recommender(),
+        "recommender": Recommender(), "live_counts": None,
     }  # fmt: skip
     return Resources(settings=settings, metrics=metrics, loaded_at="2026-01-01T00:00:00+00:00", **parts)
 

@@ -8,7 +8,8 @@ and facts of the items. Channels, each from the events that a user has in common
     linear   EASE (Steck, WWW 2019): a linear model of all items of a user, which subtracts what other items explain
     alike    similar titles; the only table that knows items without events
 
-A count c(i, j) becomes c / (√n_i √n_j + shrinkage), and each row keeps its largest entries. Events of one time and user
+A count c(i, j) becomes c / (√n_i √n_j + shrinkage), and each row keeps its largest entries; the voices divide a row by
+its sum. Events of one time and user
 are a basket: their order means nothing.
 """
 
@@ -18,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from model_store.voices.live import NEAR_SHRINKAGE
 from model_store.voices.past import ItemFacts
-from model_store.voices.tables import normalised
 from training.data.splits import Split
 from training.items.co_occurrence import keep_largest
 from training.items.likeness import alike_items, most_popular_of_titles
@@ -27,7 +28,7 @@ from training.run.stage import progress
 
 SPAN = 20  # events
 NUM_NEAR = 200  # entries of a row
-SHRINKAGE = {"near": 5.0, "follow": 1.0}
+SHRINKAGE = {"near": NEAR_SHRINKAGE, "follow": 1.0}
 LINEAR_ITEMS, LINEAR_RIDGE = 9000, 200.0  # the most popular items only: the model inverts a matrix of this size
 _PRIOR_EVENTS = 5.0  # weight of the mean of all items in the facts of one item
 _SECONDS_PER_DAY = 86_400
@@ -56,7 +57,7 @@ class TrainEvents(NamedTuple):
 
 
 def channel_tables(split: Split, tokens: NDArray[np.int64]) -> dict[str, sparse.csr_matrix]:
-    """Channel → (V, V) rows that sum to one or zero, where V is the largest token + 1."""
+    """Channel → (V, V), where V is the largest token + 1. The rows are not normalised yet."""
     events = TrainEvents.of(split)
     makers = {"near": near_items, "follow": following_items, "linear": linear_items}
     found = {
@@ -64,7 +65,7 @@ def channel_tables(split: Split, tokens: NDArray[np.int64]) -> dict[str, sparse.
         for name in progress(makers, desc="tables of near items", unit="table")
     }
     found["alike"] = alike_items(split)
-    return {name: normalised(over_tokens(table, tokens, split.popularity)) for name, table in found.items()}
+    return {name: over_tokens(table, tokens, split.popularity) for name, table in found.items()}
 
 
 def near_items(events: TrainEvents, popularity: NDArray[np.int64]) -> sparse.csr_matrix:

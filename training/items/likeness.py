@@ -5,8 +5,6 @@ words and runs of up to three words (Salton and Buckley 1988). An item that nobo
 and most of what is new is such an item; its title is known from the first day.
 """
 
-import re
-import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,16 +12,13 @@ from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from model_store.voices.similar_titles import LONGEST_RUN, MOST_TITLES, NUM_ALIKE, words_of
 from training.data.splits import Split
 from training.items.co_occurrence import keep_largest
 from training.run.stage import progress
 
-NUM_ALIKE = 50
-LONGEST_RUN = 3
-# A term in a single title links nothing. A term in very many titles tells little and takes most of the time.
-FEWEST_TITLES, MOST_TITLES = 2, 500
+FEWEST_TITLES = 2  # a term in a single title links nothing
 _BLOCK = 1024  # titles compared with all others at a time
-_WRITTEN_WITHOUT_SPACES = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]")  # Thai, Lao, kana, Han
 
 
 def likeness(titles: Sequence[str]) -> sparse.csr_matrix:
@@ -40,7 +35,7 @@ def likeness(titles: Sequence[str]) -> sparse.csr_matrix:
 def tf_idf(titles: Sequence[str]) -> sparse.csr_matrix:
     """(T, terms) float32, rows of length 1, or of zeros where a title shares no term with another."""
     vectorizer = TfidfVectorizer(
-        tokenizer=_words,
+        tokenizer=words_of,
         token_pattern=None,
         lowercase=False,
         ngram_range=(1, LONGEST_RUN),
@@ -54,17 +49,6 @@ def tf_idf(titles: Sequence[str]) -> sparse.csr_matrix:
         return sparse.csr_matrix(vectorizer.fit_transform(titles))
     except ValueError:  # scikit-learn's way to say that no term is left
         return sparse.csr_matrix((len(titles), 1), dtype=np.float32)
-
-
-def _words(title: str) -> list[str]:
-    """Runs of letters, their marks and digits, case-folded. In scripts without spaces each character is a word."""
-    plain = unicodedata.normalize("NFKC", title.casefold())
-    kept = "".join(sign if sign.isalnum() or _is_mark(sign) else " " for sign in plain)
-    return _WRITTEN_WITHOUT_SPACES.sub(r" \g<0> ", kept).split()
-
-
-def _is_mark(sign: str) -> bool:
-    return unicodedata.category(sign).startswith("M")
 
 
 def _nearest_others(block: sparse.csr_matrix, first: int) -> sparse.csr_matrix:

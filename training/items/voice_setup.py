@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from model_store.manifest import VoicesSpec
+from model_store.voices.tables import normalised, row_sums
 from model_store.voices.voices import Voices
 from training.data.splits import Split, Target, sample_targets
 from training.items.channels import channel_tables, item_facts
@@ -30,7 +31,13 @@ def untrained(split: Split, tokens: NDArray[np.int64], recipe: Recipe, seed: int
         has_returns=split.has_repeats,
     )
     torch.manual_seed(seed)  # of the first weights
-    return Voices(spec, item_facts(split, tokens), tables), Pasts(split, tokens, length=spec.past_length)
+    voices = Voices(
+        spec,
+        item_facts(split, tokens),
+        {name: normalised(table) for name, table in tables.items()},
+        near_sums=row_sums(tables["near"]),
+    )
+    return voices, Pasts(split, tokens, length=spec.past_length)
 
 
 def learning_targets(split: Split, recipe: Recipe, num_tokens: int, seed: int) -> tuple[list[Target], list[Target]]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from model_store.voices.tables import normalised
 from tests.training.worlds import chain, world
 from training.data.splits import History, Split
 from training.items.channels import TrainEvents, channel_tables, following_items, item_facts, near_items, over_tokens
@@ -24,7 +25,7 @@ def with_times(split: Split, times: list[list[int]]) -> Split:
 
 def test_tables_are_distributions_over_tokens_and_the_chain_is_found() -> None:
     split = chain()
-    tables = channel_tables(split, np.arange(1, 41))
+    tables = {name: normalised(table) for name, table in channel_tables(split, np.arange(1, 41)).items()}
     for name, table in tables.items():
         sums = np.asarray(table.sum(axis=1)).ravel()
         assert table.shape == (41, 41) and np.isin(sums.round(4), (0, 1)).all(), name

@@ -1,0 +1,130 @@
+"""Follows the live counts of the store and gives them to the model, so that popularity and near items stay up to date.
+
+    p(item) and what goes together  =  of training  +  Σ_day 2^(−(newest day − day) / half-life) · count of the day
+
+Each server looks for days whose counts have changed, loads these, and sends the sums to its model. The newest day that
+was counted is "now", so sums follow from the events alone. Knows no HTTP.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from model_store.answers import RowCounts
+from model_store.catalogue.catalogue import Catalogue
+from model_store.view import BundleView
+from service.engine.engine import Engine
+from service.errors import ModelFailed, ModelUnavailable, StoreUnavailable
+from service.logs import RepeatedWarnings
+from service.metrics import Metrics
+from service.store.client import MemoryStore
+from service.store.counts import Counts
+from service.usecases.items import Items, cancel_and_wait
+from service.usecases.seen import SeenRows
+
+log = structlog.get_logger("service.usecases.live")
+repeated = RepeatedWarnings(log)
+
+_LOOK_EVERY_S = 5.0
+
+
+class LiveCounts:
+    """For one event loop."""
+
+    def __init__(
+        self,
+        view: BundleView,
+        engine: Engine,
+        store: MemoryStore,
+        items: Items,
+        metrics: Metrics,
+        *,
+        half_life_days: float,
+    ) -> None:
+        """`half_life_days` 0: live counts are not used."""
+        self.view, self.engine, self.store, self.items = view, engine, store, items
+        self._half_life_days = half_life_days
+        self._rows = SeenRows(view.catalogue)
+        self._changes: dict[int, int] = {}  # of the days that are loaded
+        self._days: dict[int, Counts] = {}
+        self._num_items = 0  # of the catalogue for which the model has counts
+        self._looked_at = time.monotonic()
+        self._looking = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+        if half_life_days:
+            metrics.live_counts_age_seconds.set_function(lambda: time.monotonic() - self._looked_at)
+
+    async def start(self) -> None:
+        if self._half_life_days:
+            self._task = asyncio.create_task(self._follow(), name="live-counts")
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            await cancel_and_wait(self._task)
+
+    async def catch_up(self) -> None:
+        """Loads the days that changed. Costs one read of the store when there are none.
+
+        Raises StoreUnavailable, ModelUnavailable or ModelFailed; the next call repeats what was not done.
+        """
+        async with self._looking:
+            changes = await self.store.counted_days()
+            catalogue = self.view.catalogue
+            if changes != self._changes or (changes and len(catalogue) != self._num_items):
+                await self._load(changes)
+                counts = await asyncio.to_thread(self._sums, catalogue)
+                await self.items.recount(counts.by_row(len(catalogue)))
+                await self.engine.count_items(counts)
+                self._changes, self._num_items = changes, len(catalogue)
+            self._looked_at = time.monotonic()
+
+    async def _load(self, changes: Mapping[int, int]) -> None:
+        for day in self._days.keys() - changes.keys():
+            del self._days[day]
+        for day, number in changes.items():
+            if self._changes.get(day) != number:
+                self._days[day] = await self.store.counts_of(day)
+
+    def _sums(self, catalogue: Catalogue) -> RowCounts:
+        """Counts of items that the catalogue does not know are left out."""
+        pairs, counts = decayed(self._days, self._half_life_days)
+        rows = self._rows.rows_of(pairs.ravel(), catalogue).reshape(-1, 2)
+        is_known = (rows >= 0).all(axis=1)
+        rows, counts = rows[is_known], counts[is_known]
+        is_item = rows[:, 0] == rows[:, 1]
+        return RowCounts(rows[is_item, 0], counts[is_item], rows[~is_item], counts[~is_item])
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                await self.catch_up()
+            except StoreUnavailable:
+                repeated.warning("store away, live counts are loaded later")
+            except (ModelUnavailable, ModelFailed):
+                repeated.warning("model away, live counts are loaded later")
+            except Exception:  # go on: a replica that stops following would serve old counts unnoticed
+                log.exception("loading live counts failed, trying again")
+            await asyncio.sleep(_LOOK_EVERY_S)
+
+
+def decayed(days: Mapping[int, Counts], half_life_days: float) -> Counts:
+    """The sum over days, where a count halves with each half-life before the newest day."""
+    if not days:
+        return Counts(np.zeros((0, 2), dtype=np.uint64), np.zeros(0))
+    newest = max(days)
+    pairs = np.concatenate([part.pairs for part in days.values()])
+    counts = np.concatenate([part.counts * 2.0 ** ((day - newest) / half_life_days) for day, part in days.items()])
+    return _summed(pairs, counts)
+
+
+def _summed(pairs: NDArray[np.uint64], counts: NDArray[np.float64]) -> Counts:
+    """Equal pairs as one."""
+    order = np.lexsort((pairs[:, 1], pairs[:, 0]))
+    pairs, counts = pairs[order], counts[order]
+    is_first = np.ones(len(pairs), dtype=bool)
+    is_first[1:] = (pairs[1:] != pairs[:-1]).any(axis=1)
+    return Counts(pairs[is_first], np.bincount(np.cumsum(is_first) - 1, counts))

@@ -1,0 +1,219 @@
+"""New items are recommended where they belong: by their words at once, by what users do with them soon after."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+from scipy import sparse
+
+from model_store.catalogue.items import Item
+from model_store.manifest import VoicesSpec
+from model_store.voices.past import ItemFacts
+from model_store.voices.voices import Voices
+from service.store.counts import SECONDS_PER_DAY, Counts
+from service.store.embedded import EmbeddedServer
+from service.usecases.live import decayed
+from service.usecases.recommend import Recommendation
+from tests.conftest import BOTH_VOCABULARIES, write_bundle
+from tests.service.real import NOW, K, Service, ask, interaction, open_service
+
+DAY = SECONDS_PER_DAY
+TITLES = [
+    "JUMBO BAG TOYS",
+    *(f"{noun} number {size}" for noun in ("Plate", "Lamp", "Chair", "Rug") for size in range(8)),
+]
+TOYS, LAMP = "i0", "i9"
+
+
+def voices_that_follow_the_mixture() -> Voices:
+    """Tables of the trained items; all channels weigh alike, and the ranking is that of the mixture."""
+    size = len(TITLES) + 1
+    empty = sparse.csr_matrix((size, size), dtype=np.float32)
+    near = sparse.csr_matrix((np.ones(1, np.float32), ([10], [11])), (size, size))
+    spec = VoicesSpec(tables=("near", "alike"), recent_length=K, past_length=12, has_returns=False)
+    facts = ItemFacts(np.append(0, np.full(size - 1, 9)).astype(np.float32), *np.full((2, size), 0.2, np.float32))
+    voices = Voices(spec, facts, {"near": near, "alike": empty}, near_sums=np.full(size, 0.4, np.float32))
+    of_mixture = 3  # after the two tables and returns
+    with torch.no_grad():
+        voices.combiner.window.linear.weight[:, of_mixture] = 1
+        for gate in voices.gates:
+            gate.overall.bias.zero_()
+    return voices
+
+
+@pytest.fixture(scope="module")
+def shop_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("shop") / "tiny"
+    write_bundle(path, vocabulary="items", titles=TITLES, voices=voices_that_follow_the_mixture())
+    return path
+
+
+@pytest.fixture
+async def shop(shop_path: Path, valkey: EmbeddedServer, raw: Redis) -> AsyncIterator[Service]:
+    async with open_service(shop_path, valkey.url, live_half_life_days=30) as opened:
+        yield opened
+
+
+async def buy(service: Service, user: str, *items: str, day: int = 0) -> None:
+    await service.submit(
+        [
+            interaction(number, user, item_id=item, event_id=f"{user}{item}{day}", timestamp=NOW + day * DAY + number)
+            for number, item in enumerate(items)
+        ],
+        "durable",
+    )
+    await service.work_off()
+    await service.live_counts.catch_up()
+
+
+async def after(service: Service, *items: str, k: int = 10) -> Recommendation:
+    answer = await ask(service, k=k, recent=[{"item_id": item} for item in items], timestamp=NOW + 9 * DAY)
+    assert answer.fallback is None
+    return answer
+
+
+def ids(answer: Recommendation) -> list[str]:
+    return [item.item_id for item in answer.items]
+
+
+def voice(answer: Recommendation, item_id: str) -> str:
+    return next(item.reason.voice for item in answer.items if item.item_id == item_id and item.reason)
+
+
+# ---- words
+
+
+async def test_a_new_title_is_recommended_after_titles_that_share_its_words(shop: Service) -> None:
+    before = ids(await after(shop, TOYS))
+    await shop.items.put(Item("daisy", "JUMBO BAG PURPLE DAISY"))
+    answer = await after(shop, TOYS)
+    assert "daisy" in ids(answer)[:3] and voice(answer, "daisy") == "alike"
+    reason = answer.items[ids(answer).index("daisy")].reason
+    assert reason is not None and reason.item_id == TOYS
+    other = await after(shop, "daisy")
+    assert ids(other)[0] == TOYS and voice(other, TOYS) == "alike", "and they after it"
+    assert "daisy" not in ids(await after(shop, LAMP, k=3))
+    assert [item for item in ids(answer) if item != "daisy"] == before[:9], "others keep their order"
+
+
+async def test_a_replica_and_a_restart_know_the_new_title(
+    shop: Service, shop_path: Path, valkey: EmbeddedServer
+) -> None:
+    await shop.items.put_many([Item("daisy", "JUMBO BAG PURPLE DAISY"), Item("rose", "JUMBO BAG ROSE")])
+    await buy(shop, "u", LAMP, "rose")
+    async with open_service(shop_path, valkey.url, live_half_life_days=30) as other:
+        await other.live_counts.catch_up()
+        for items in ([TOYS], ["daisy"], ["rose"], [LAMP]):
+            one, two = await after(shop, *items), await after(other, *items)
+            assert ids(one) == ids(two) and [item.reason for item in one.items] == [item.reason for item in two.items]
+
+
+# ---- what goes together
+
+
+async def test_a_new_item_is_recommended_after_what_it_was_bought_with(shop: Service) -> None:
+    await shop.items.put(Item("fresh", "Something Else Entirely"))
+    assert "fresh" not in ids(await after(shop, LAMP))[:3]
+    for number in range(5):
+        await buy(shop, f"user{number}", LAMP, "fresh")
+    answer = await after(shop, LAMP)
+    assert "fresh" in ids(answer)[:3] and voice(answer, "fresh") == "near"
+    answer = await after(shop, "fresh")
+    assert ids(answer)[0] == LAMP and voice(answer, LAMP) == "near"
+    assert voice(await after(shop, "i30", k=50), "fresh") != "near", "it was not bought with this one"
+    for number in range(5):
+        await shop.users.forget(f"user{number}")
+    await shop.live_counts.catch_up()
+    assert voice(await after(shop, LAMP, k=50), "fresh") != "near", "counts of users who left are gone"
+
+
+async def test_counts_reach_an_item_that_is_known_later(shop: Service, shop_path: Path, valkey: EmbeddedServer) -> None:
+    async with open_service(shop_path, valkey.url, live_half_life_days=30) as other:
+        await shop.items.put(Item("fresh", "Something Else Entirely"))
+        await buy(shop, "u", LAMP, "fresh")
+        await other.live_counts.catch_up()
+        await other.items.catch_up()
+        await other.live_counts.catch_up()
+        assert ids(await after(other, LAMP)) == ids(await after(shop, LAMP))
+
+
+async def test_the_model_has_its_counts_again_after_it_died(shop: Service) -> None:
+    await shop.items.put(Item("fresh", "Something Else Entirely"))
+    for number in range(5):
+        await buy(shop, f"user{number}", LAMP, "fresh")
+    expected = await after(shop, LAMP)
+    first = shop.engine._running()
+    await first.stop(5)
+    while not shop.engine.is_ready or shop.engine._running() is first:
+        await asyncio.sleep(0.05)
+    assert ids(await after(shop, LAMP)) == ids(expected)
+
+
+# ---- popularity
+
+
+@BOTH_VOCABULARIES
+async def test_popular_items_follow_live_events(
+    make_bundle: Callable[..., Path], valkey: EmbeddedServer, raw: Redis
+) -> None:
+    async with open_service(make_bundle(), valkey.url, live_half_life_days=30) as service:
+        await service.items.put(Item("fresh", "Something Else Entirely"))
+        assert ids(await ask(service, k=2)) == ["i0", "i1"], "the most popular in training: 20 and 19 events"
+        for number in range(21):
+            await buy(service, f"user{number}", "fresh", *(["i1"] if number < 3 else []))
+        answer = await ask(service, k=3)
+        assert answer.fallback == "cold_start" and ids(answer) == ["i1", "fresh", "i0"]
+        assert service.model.bundle.catalogue.most_popular(np.ones(21, dtype=bool), 3) == [1, 20, 0]
+        await service.items.put(Item("newer", "Newer"))
+        assert ids(await ask(service, k=50))[-1] == "newer"
+
+
+async def test_an_event_counts_half_after_a_half_life(shop: Service) -> None:
+    await buy(shop, "u", "i1", "i2")
+    await buy(shop, "v", "i2", day=30)
+    live = shop.view.catalogue.popularity_of(np.arange(4)) - shop.view.catalogue.popularity[:4]
+    np.testing.assert_allclose(live, [0, 0.5, 1.5, 0])
+
+
+@given(
+    st.lists(st.tuples(st.integers(19_000, 19_200), st.integers(0, 3), st.integers(0, 3)), max_size=30),
+    st.sampled_from([1.0, 30.0]),
+)
+def test_sums_of_days_are_sums_of_events_and_halve_together(
+    events: list[tuple[int, int, int]], half_life: float
+) -> None:
+    days = {
+        day: Counts(
+            np.array([pair[1:] for pair in events if pair[0] == day], dtype=np.uint64),
+            np.ones(sum(pair[0] == day for pair in events)),
+        )
+        for day in {event[0] for event in events}
+    }
+    pairs, counts = decayed(days, half_life)
+    newest = max(days, default=0)
+    expected: dict[tuple[int, int], float] = {}
+    for day, one, other in events:
+        expected[one, other] = expected.get((one, other), 0) + 0.5 ** ((newest - day) / half_life)
+    assert dict(zip(map(tuple, pairs.tolist()), counts.tolist(), strict=True)) == pytest.approx(expected)
+    later = decayed({**days, newest + round(half_life): Counts(np.zeros((0, 2), np.uint64), np.zeros(0))}, half_life)
+    np.testing.assert_allclose(later.counts, counts / 2)
+
+
+async def test_half_life_0_neither_counts_nor_looks(shop_path: Path, valkey: EmbeddedServer, raw: Redis) -> None:
+    async with open_service(shop_path, valkey.url, live_half_life_days=0) as service:
+        await service.submit([interaction(1)], "visible")
+        await service.work_off()
+        assert await service.store.counted_days() == {} and service.live_counts._task is None
+
+
+async def test_the_age_of_the_counts_is_shown(shop: Service) -> None:
+    await shop.live_counts.catch_up()
+    assert shop.metric("live_counts_age_seconds") < 1
+    shop.live_counts._looked_at -= 100
+    assert shop.metric("live_counts_age_seconds") >= 100
