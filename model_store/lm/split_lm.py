@@ -176,11 +176,11 @@ def _probe_whole(model: PreTrainedModel) -> Tensor:
 
 def _halves(model: PreTrainedModel, split_layer: int) -> tuple[PreTrainedModel, PreTrainedModel]:
     base = cast(PreTrainedModel, model.base_model)
-    layers = _layers(base)
+    layers = layers_of(base)
     bottom = _slice(base, 0, split_layer)
     setattr(bottom, _name_among(base, _FINAL_NORMS), nn.Identity())
     top_base = _slice(base, split_layer, len(layers))
-    for module in _layers(top_base).modules():
+    for module in layers_of(top_base).modules():
         index = getattr(module, "layer_idx", None)
         if isinstance(index, int):
             vars(module)["layer_idx"] = index - split_layer
@@ -207,7 +207,7 @@ def _slice(base: PreTrainedModel, start: int, stop: int) -> PreTrainedModel:
     """A shallow copy of `base` with layers[start:stop]. Everything else is shared."""
     part = _shallow(base)
     part.config = _slice_config(base.config, start, stop)
-    setattr(part, _name_among(base, _LAYERS), _Layers(list(_layers(base))[start:stop]))
+    setattr(part, _name_among(base, _LAYERS), _Layers(list(layers_of(base))[start:stop]))
     return part
 
 
@@ -236,9 +236,16 @@ def _slice_config(config: PretrainedConfig, start: int, stop: int) -> Pretrained
     return part
 
 
-def _layers(base: nn.Module) -> nn.ModuleList:
+def layers_of(base: nn.Module) -> nn.ModuleList:
+    """The layers of a base model, under whatever name the architecture has. Raises UnsupportedBackbone."""
     layers: nn.ModuleList = getattr(base, _name_among(base, _LAYERS))
     return layers
+
+
+def final_norm_of(base: nn.Module) -> nn.Module:
+    """The norm after the last layer of a base model. Raises UnsupportedBackbone."""
+    norm: nn.Module = getattr(base, _name_among(base, _FINAL_NORMS))
+    return norm
 
 
 def _name_among(base: nn.Module, names: Sequence[str]) -> str:

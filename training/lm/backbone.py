@@ -92,13 +92,15 @@ def new_model(shape: BackboneShape, vocab_size: int) -> PreTrainedModel:
     return model
 
 
-def pretrained(name: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Loads a checkpoint by folder, GGUF file or hub name, in bf16 on a GPU.
+def pretrained(
+    name: str, device: torch.device, *, in_float32: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Loads a checkpoint by folder, GGUF file or hub name, in bf16 on a GPU unless `in_float32`.
 
     Reads safetensors and GGUF only and never runs code of a checkpoint. Raises StageError.
     """
     folder = checkpoint_folder(name)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = torch.bfloat16 if device.type == "cuda" and not in_float32 else torch.float32
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, use_safetensors=True, dtype=dtype)
@@ -142,8 +144,9 @@ def checkpoint_identity(name: str) -> str:
 
 
 def prompt_spec(recipe: Recipe, *, is_pretrained: bool) -> PromptSpec:
-    """Prompts have an instruction (`head`) only if a pretrained checkpoint reads titles as text."""
-    text = {} if is_pretrained and recipe.vocabulary == "titles" else {"head": ""}
+    """Prompts have an instruction (`head`) only if a pretrained checkpoint reads titles in its own tokens."""
+    reads_text = is_pretrained and recipe.vocabulary == "titles" and not recipe.catalogue_tokens
+    text = {} if reads_text else {"head": ""}
     return PromptSpec(recent_length=recipe.recent_length, max_title_tokens=recipe.max_title_tokens, **text)
 
 

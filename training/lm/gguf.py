@@ -1,9 +1,9 @@
 """GGUF files as ordinary checkpoints: `--model smollm2` and `--model path/to/file.gguf`.
 
 In: a GGUF file. Out: a folder with safetensors and tokenizer, in float32, because GGUF quantises matrices and training
-needs numbers with gradients. The folder is made once, in `CACHE`, and found again by the SHA-256 of the file. It appears
-by one rename; processes that convert the same file at the same time do no harm. Nothing is downloaded, and no code of a
-file runs. transformers reads the files and decides which architectures are possible.
+needs numbers with gradients. The folder is made once, in `CACHE`, and found again by the SHA-256 of the file. One
+rename completes it, so it is whole or absent, also if several processes convert the same file. Nothing is downloaded,
+and no code of a file runs. transformers reads the files and decides which architectures are possible.
 """
 
 import hashlib

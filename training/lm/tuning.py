@@ -1,8 +1,9 @@
 """Supervised tuning of the language model on next titles (BIGRec, arXiv 2308.08434, step 1), with memory.
 
 In: a split, a recipe. Out: a backbone directory. Without a checkpoint a small Llama and its tokenizer are made from the
-catalogue and all weights are trained; a pretrained checkpoint gets LoRA adapters, which are merged at the end. The
-training sequences are described in `packing.py`, the losses in `objectives.py`.
+catalogue and all weights are trained. A pretrained checkpoint is made smaller (`smaller.py`) if the recipe says so, and
+gets LoRA adapters, which are merged at the end, or is trained as a whole. The training sequences are described in
+`packing.py`, the losses in `objectives.py`.
 """
 
 from pathlib import Path
@@ -29,6 +30,7 @@ from training.lm.backbone import (
 )
 from training.lm.item_tokens import add_item_vectors, make_item_model, piece_tokenizer
 from training.lm.objectives import training_loss, validation
+from training.lm.smaller import collaborative_vectors, keep_first_layers, learn_embeddings, use_vocabulary
 from training.lm.windows import Windows
 from training.run.device import pick_device, seed_everything
 from training.run.distributed import is_main, on_main, wait_for_main
@@ -55,12 +57,12 @@ class TunableModel(NamedTuple):
 def make_model(
     split: Split, recipe: Recipe, model_name: str | None, device: torch.device, *, seed: int = 0
 ) -> TunableModel:
-    """A model to tune: made from scratch, or, with `model_name`, a pretrained checkpoint with adapters."""
+    """A model to tune: made from scratch, or, with `model_name`, a pretrained checkpoint."""
     if model_name is None:
         tokenizer = _tokenizer(split, recipe)
         model, adapted = new_model(recipe.shape, len(tokenizer)), None
     else:
-        model, tokenizer, adapted = _adapted(model_name, recipe, device)
+        model, tokenizer, adapted = _adapted(model_name, split, recipe, device, seed)
     spec = prompt_spec(recipe, is_pretrained=model_name is not None)
     prompt: Prompt
     if recipe.vocabulary == "titles":
@@ -95,11 +97,25 @@ def _tokenizer(split: Split, recipe: Recipe) -> PreTrainedTokenizerBase:
 
 
 def _adapted(
-    model_name: str, recipe: Recipe, device: torch.device
+    model_name: str, split: Split, recipe: Recipe, device: torch.device, seed: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Any]:
-    model, tokenizer = pretrained(model_name, device)
+    """The checkpoint as the recipe wants it, its tokenizer, and the peft model; None if all weights are trained."""
+    model, tokenizer = pretrained(model_name, device, in_float32=recipe.tunes_all)
+    if recipe.keep_layers:
+        keep_first_layers(model, recipe.keep_layers)
+    if recipe.catalogue_tokens:
+        own = new_tokenizer(split.titles, split.popularity.tolist(), recipe.catalogue_tokens)
+        vectors = None
+        if recipe.collaborative_start:
+            vectors = collaborative_vectors(split, own, model.config.hidden_size, seed)
+        use_vocabulary(model, tokenizer, own, vectors)
+        tokenizer = own
+    if recipe.tunes_all:
+        return model, tokenizer, None
     adapted = with_adapters(model, recipe)
     base: Any = adapted.get_base_model()
+    if recipe.catalogue_tokens:
+        learn_embeddings(base)
     return base, tokenizer, adapted
 
 
@@ -112,7 +128,8 @@ def stage_key(fingerprint: str, recipe: Recipe, model_name: str | None, seed: in
     memory = [recipe.memory_share, recipe.memory_from, recipe.memory_sizes]
     retrieved = [recipe.memory_retrieved_share, recipe.top_ks] if recipe.memory_share else []
     training = [_VERSION, recipe.sft, recipe.sft_batch_blocks, recipe.sft_valid_targets, memory, retrieved]
-    source = [recipe.lora_rank, checkpoint_identity(model_name)] if model_name else recipe.shape
+    shrunk = [recipe.keep_layers, recipe.catalogue_tokens, recipe.tunes_all]
+    source = [recipe.lora_rank, checkpoint_identity(model_name), shrunk] if model_name else recipe.shape
     prompts = [prompt_spec(recipe, is_pretrained=model_name is not None), recipe.max_memory]
     tokens = [recipe.vocabulary, recipe.dropout, recipe.max_softmax_items, recipe.softmax_popular]
     tokens += [recipe.softmax_sampled, recipe.collaborative_start]
@@ -188,12 +205,16 @@ def _fit(
 
 
 def _base_model(recipe: Recipe, model_name: str | None) -> str:
-    """A name for people. A folder or file is named by its last part, so that bundles contain no path of this machine."""
+    """A name for people. A folder or file is named by its last part: bundles contain no path of this machine."""
     if model_name is None:
         return f"llama-{recipe.shape.num_layers}x{recipe.shape.hidden_size} from scratch"
     return Path(model_name).resolve().name if Path(model_name).exists() else model_name
 
 
 def _adapters(recipe: Recipe, model_name: str | None) -> list[str]:
-    lora = [f"lora-{recipe.lora_rank} merged"] if model_name else []
-    return lora + (["memory-aware"] if recipe.memory_share else [])
+    changes = []
+    if model_name:
+        changes += [f"first {recipe.keep_layers} layers"] if recipe.keep_layers else []
+        changes += [f"{recipe.catalogue_tokens} tokens of the catalogue"] if recipe.catalogue_tokens else []
+        changes += ["all weights tuned" if recipe.tunes_all else f"lora-{recipe.lora_rank} merged"]
+    return changes + (["memory-aware"] if recipe.memory_share else [])

@@ -5,6 +5,7 @@
 `cpu-small`  real data on two cores in under an hour; item vocabulary, which does better on the valid period
 `cpu-small-titles`  the same with the paper's vocabulary, where titles are written token by token
 `gpu`        item vocabulary with a larger model made from scratch, for one or more GPUs
+`smollm2`    the first layers of SmolLM2 (`--model smollm2`) with tokens of the catalogue, on two cores in an hour
 `lora`       a pretrained checkpoint (`--model`) with LoRA as in BIGRec; needs a GPU
 """
 
@@ -31,7 +32,7 @@ class Recipe:
     shape: BackboneShape = field(default_factory=BackboneShape)
     vocabulary: Vocabulary = "titles"  # or "items": one token per title
     dropout: float = 0.0  # of item embeddings and of the input of the head
-    collaborative_start: bool = True  # without a checkpoint, item vectors start from co-occurrence
+    collaborative_start: bool = True  # item vectors, or new tokens of a checkpoint, start from co-occurrence
     max_softmax_items: int = 12_000  # above, the loss is over the most popular items and a sample of the rest
     softmax_popular: int = 1000
     softmax_sampled: int = 2048
@@ -82,6 +83,11 @@ class Recipe:
     # another process uses one of the cores, all threads wait for that core at every step (measured: 20 times slower).
     num_threads: int = 0
     synthetic_users: int = 0  # readers of the synthetic data that the pipeline makes without --data; 0: it needs --data
+
+    # Of a pretrained checkpoint (training/lm/smaller.py).
+    keep_layers: int | None = None  # its first layers; None = all
+    catalogue_tokens: int = 0  # tokens made from the titles, at most so many, instead of its own; titles are then short
+    tunes_all: bool = False  # all weights instead of adapters
     lora_rank: int = 8
 
 
@@ -159,6 +165,19 @@ RECIPES: dict[str, Recipe] = {
         annotate_batch=128,
         label_temperatures=(0.03, 0.1, 0.3, 1.0),
         retriever=Schedule(max_steps=5000, learning_rate=1e-3, evaluate_every=200, patience=5),
+    ),
+    "smollm2": Recipe(
+        split_layer=1,
+        keep_layers=6,
+        catalogue_tokens=16_000,
+        tunes_all=True,
+        sft=Schedule(max_steps=1000, learning_rate=1e-3, evaluate_every=150),
+        sft_batch_blocks=16,
+        memory_share=0.5,
+        memory_from=700,
+        memory_sizes=(1, 4, 16),
+        annotate_targets=300,
+        valid_targets=150,
     ),
     "lora": Recipe(
         sft=Schedule(max_steps=5000, learning_rate=1e-4, warmup_steps=20, evaluate_every=250, patience=5),
