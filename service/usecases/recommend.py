@@ -25,7 +25,15 @@ from numpy.typing import NDArray
 from model_store.answers import GROUNDED, Answer, PastRows, Ranked, popular
 from model_store.view import BundleView
 from service.engine.engine import Engine
-from service.errors import DeadlineExceeded, ModelFailed, ModelUnavailable, ServiceError, StoreCorrupt, StoreUnavailable
+from service.errors import (
+    DeadlineExceeded,
+    Draining,
+    ModelFailed,
+    ModelUnavailable,
+    Overloaded,
+    StoreCorrupt,
+    StoreUnavailable,
+)
 from service.logs import RepeatedWarnings
 from service.metrics import Metrics
 from service.store.client import MemoryStore
@@ -130,7 +138,19 @@ class Recommender:
             failure = "deadline"
         except (ModelFailed, ModelUnavailable):
             failure = "engine_error"
-        recommendation = self._answer(request, context or self._context(request), answer, failure)
+        except (Overloaded, Draining):
+            raise
+        except Exception:
+            log.exception("the engine failed")
+            failure = "engine_error"
+        context = context or self._context(request)
+        try:
+            recommendation = self._answer(request, context, answer, failure)
+        except Exception:
+            if answer is None:
+                raise
+            log.exception("the engine failed")  # its answer cannot be shown
+            recommendation = self._answer(request, context, None, "engine_error")
         return self._timed(recommendation, {**timings_s, "total": time.perf_counter() - started})
 
     def _deadline(self, request: Request) -> float:
@@ -147,6 +167,9 @@ class Recommender:
                 request.user_id, self.view.manifest.space, self._num_events, num_states=self._num_states
             )
         except (StoreUnavailable, StoreCorrupt):
+            return self._context(request, fallback="memory_unavailable")
+        except Exception:
+            log.exception("a user cannot be read")
             return self._context(request, fallback="memory_unavailable")
         context = self._context(request, events, self._seen_rows.of(digests, self.view.catalogue))
         if context.known.is_incomplete:
@@ -168,21 +191,12 @@ class Recommender:
         return Context(known, seen, fallback)
 
     async def _ask_model(self, request: Request, context: Context, deadline: float) -> Answer:
-        """Encode, retrieve, combine, generate, ground: one job for the model, in a batch with others.
-
-        Raises ServiceError only.
-        """
+        """Encode, retrieve, combine, generate, ground: one job for the model, in a batch with others."""
         known = context.known
-        try:
-            allowed = self._allowed(request, context)
-            return await self.engine.recommend(
-                known.recent, known.memory.states, allowed, request.k, deadline=deadline, past=known.past
-            )
-        except ServiceError:
-            raise
-        except Exception as error:
-            log.exception("the engine failed")
-            raise ModelFailed("The engine failed.") from error
+        allowed = self._allowed(request, context)
+        return await self.engine.recommend(
+            known.recent, known.memory.states, allowed, request.k, deadline=deadline, past=known.past
+        )
 
     def _allowed(self, request: Request, context: Context) -> NDArray[np.bool_]:
         """(N,) what may be shown: available, among the candidates, matching the filter, not seen.

@@ -1,6 +1,7 @@
 """What may be shown, and what the answer reports when not everything is known: the use case with real parts."""
 
 import asyncio
+import dataclasses
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from redis.asyncio import Redis
 
 from model_store.manifest import RetrieverSpec
 from service.engine.messages import Result
+from service.errors import ServiceError
 from service.store.embedded import EmbeddedServer
 from service.usecases.recommend import Recommendation, Request
 from service.usecases.timeline import SessionItem
@@ -230,6 +232,37 @@ async def test_an_unexpected_error_of_the_engine_is_a_fallback_too(
 
     monkeypatch.setattr(service.engine, "recommend", fail)
     assert (await ask(service, user_id="u", k=3)).fallback == "engine_error"
+
+
+@pytest.mark.parametrize("error", [TypeError("a fault"), OSError("a fault"), ServiceError("a fault"), KeyError("i1")])
+@pytest.mark.parametrize("part, fallback", [
+    ("engine.recommend", "engine_error"), ("store.recall_and_seen", "memory_unavailable")
+])  # fmt: skip
+async def test_whatever_error_a_part_raises_the_answer_is_a_fallback(
+    service: Service, monkeypatch: pytest.MonkeyPatch, part: str, fallback: str, error: Exception
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise error
+
+    await service.submit(history(5), "visible")
+    owner, _, name = part.partition(".")
+    monkeypatch.setattr(getattr(service, owner), name, fail)
+    answer = await ask(service, user_id="u", k=3)
+    assert (answer.fallback, len(answer.items)) == (fallback, 3)
+
+
+async def test_an_answer_of_the_engine_that_cannot_be_shown_becomes_a_fallback(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recommend = service.engine.recommend
+
+    async def with_nonsense(*args: Any, **options: Any) -> Any:
+        return dataclasses.replace(await recommend(*args, **options), chosen=(999,))
+
+    await service.submit(history(5), "visible")
+    monkeypatch.setattr(service.engine, "recommend", with_nonsense)
+    answer = await ask(service, user_id="u", k=3)
+    assert (answer.fallback, len(answer.items), answer.memory) == ("engine_error", 3, [])
 
 
 async def test_a_slow_store_does_not_tighten_admission(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
