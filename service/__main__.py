@@ -100,12 +100,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_flags(serve, "bundle", "store", "host", "port", "device", "threads")
     serve.add_argument("--allow-anonymous", action="store_true", default=None, help=_help("allow_anonymous"))
     import_help = "store these interactions first; repeating it changes nothing"
-    serve.add_argument("--import", dest="import_path", type=Path, metavar="FILE.jsonl", help=import_help)
+    serve.add_argument("--import", dest="import_path", type=Path, metavar="FILE", help=import_help)
     serve.add_argument("--banner", action="store_true", help="print example commands even if stdout is no terminal")
     worker = _command(commands, "worker", _worker, "encode memory for servers that do not do so")
     backfill = _command(commands, "backfill", _backfill, "encode the memory of every user for this bundle")
     import_ = _command(commands, "import", _import, "store a file of interactions")
-    import_.add_argument("file", type=Path, metavar="FILE.jsonl", help="one interaction per line")
+    import_.add_argument("file", type=Path, metavar="FILE", help="JSON lines or CSV, also as .gz")
     for offline in (worker, backfill, import_):
         _add_flags(offline, "bundle", "store", "device", "threads")
     _command(commands, "keys", _keys, "make an API key")

@@ -1,16 +1,17 @@
 """The commands beside `serve`: an encode worker, a backfill of all users, the import of a file of interactions."""
 
 import asyncio
-import json
 import signal
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import structlog
 
 from service.errors import SettingsError
+from service.event_files import read_interactions
 from service.http.routes.interactions import event_or_reason
 from service.metrics import Metrics
 from service.resources import open_kernel, open_resources
@@ -75,15 +76,15 @@ async def run_import(settings: Settings, path: Path) -> int:
 
 
 async def import_file(submit: Submit, path: Path) -> int:
-    """Sends the interactions of a file, one JSON object per line; returns their number when memory holds them.
+    """Sends the interactions of a file (see `event_files`); returns their number when memory holds them.
 
-    Repeating it changes nothing. Raises SettingsError with the line number at the first line that is not JSON or is
+    Repeating it changes nothing. Raises SettingsError with the line number at the first line that cannot be read or is
     rejected; earlier lines may be stored by then.
     """
     num_events = 0
-    with path.open("rb") as file:
-        for lines in _pieces(enumerate(file, start=1), _LINES_PER_SUBMIT):
-            events = {number: event_or_reason(_parse(path, number, line)) for number, line in lines if line.strip()}
+    with closing(read_interactions(path)) as interactions:
+        for lines in _pieces(interactions, _LINES_PER_SUBMIT):
+            events = {number: event_or_reason(fields) for number, fields in lines}
             for number, outcome in zip(events, await submit(list(events.values()), "visible"), strict=True):
                 if outcome.status == "rejected":
                     raise SettingsError([f"{path}:{number}: {outcome.reason}"])
@@ -96,10 +97,3 @@ def _pieces(elements: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(elements)
     while piece := list(islice(iterator, size)):
         yield piece
-
-
-def _parse(path: Path, number: int, line: bytes) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise SettingsError([f"{path}:{number}: not JSON: {error}"]) from None

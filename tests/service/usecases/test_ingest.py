@@ -320,6 +320,49 @@ async def test_a_file_is_imported_and_may_be_imported_again(service: Service, tm
             await import_file(service.ingest.submit, file)
 
 
+async def test_an_export_and_a_table_are_imported(service: Service, tmp_path: Path) -> None:
+    """The same events as an export, as CSV, and as CSV of a spreadsheet: each of them is stored once."""
+    import gzip
+    import json
+    from datetime import UTC, datetime
+
+    events = [{name: each[name] for name in ("user_id", "item_id", "timestamp")} for each in history(3)]
+    times = [datetime.fromtimestamp(each["timestamp"], UTC) for each in events]
+    table = "".join(f"{each['user_id']},{each['item_id']},{each['timestamp']},\n" for each in events)
+    sheet = "".join(
+        f'NULL; {time:%Y-%m-%dT%H:%M:%S+00:00};"{each["item_id"]}";{each["user_id"]};x\r\n'
+        for each, time in zip(events, times, strict=True)
+    )
+    files = {
+        "export.jsonl": "".join(
+            json.dumps(each | {"title": "Title", "type": "view", "value": None}) + "\n" for each in events
+        ).encode(),
+        "table.csv.gz": gzip.compress(f"user_id,item_id,timestamp,value\n{table}".encode()),
+        "sheet.csv": f"Rating;Timestamp;itemId;User_ID;note\r\n{sheet}".encode("utf-8-sig"),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        assert await import_file(service.ingest.submit, tmp_path / name) == 3
+        assert (await service.store.counts("u", service.space)).events == 3, name
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"u,i1,soon", ":2: timestamp"),
+        (b"u,i1", ":2: 2 fields instead of 3"),
+        (b'u,"i1,1500000000', ":2: unexpected end of data"),
+        (b",i1,1500000000", ":2: user_id"),
+        (b"\xff,i1,1500000000", "not UTF-8"),
+    ],
+)
+async def test_a_wrong_line_of_a_table_is_named(service: Service, tmp_path: Path, line: bytes, message: str) -> None:
+    file = tmp_path / "events.csv"
+    file.write_bytes(b"user_id,item_id,timestamp\n" + line + b"\n")
+    with pytest.raises(SettingsError, match=message):
+        await import_file(service.ingest.submit, file)
+
+
 async def test_entries_are_renewed_while_a_round_lasts(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """A round may take longer than the time after which other workers claim entries."""
     monkeypatch.setattr("service.store.client.CLAIM_AFTER_MS", 200)
