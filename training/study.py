@@ -8,6 +8,7 @@
     noise      random interactions in the histories, and incomplete histories
     cold       users with few interactions
     voices     how much each voice of a bundle counts, from the window and from older events
+    collective what followed similar windows of other users, beside the language model
     transfer   a retriever of one data set on another
     all        each of them
 
@@ -30,7 +31,7 @@ from training.run.inputs import load_inputs
 from training.run.program import run_program
 from training.run.recipes import RECIPES, get_recipe
 from training.run.stage import StageError
-from training.studies import cold, labels, layer, memory, noise, topk, transfer, unit, voices
+from training.studies import cold, collective, labels, layer, memory, noise, topk, transfer, unit, voices
 from training.studies.context import StudyContext
 from training.studies.result import StudyResult, study_table, write_result
 
@@ -43,6 +44,7 @@ STUDIES: dict[str, Callable[[StudyContext], StudyResult]] = {
     "noise": noise.run,
     "cold": cold.run,
     "voices": voices.run,
+    "collective": collective.run,
     "transfer": transfer.run,
 }
 _SMALL_RECIPE = "study"

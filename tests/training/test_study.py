@@ -51,6 +51,7 @@ LINES = {
     ],
     "noise": ["noise 0%", "noise 10%", "noise 30%", "noise 50%", "kept 100%", "kept 50%", "kept 25%"],
     "cold": ["21–50"],
+    "collective": ["0", "0.05", "0.1", "0.2", "0.4"],
     "transfer": [
         "no memory",
         "random",
