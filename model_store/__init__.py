@@ -5,8 +5,8 @@ between training and serving would make recommendations worse without an error, 
 memory store unreadable. README.md describes the files of a bundle field by field.
 
 Modules and sub-packages in the order of imports. Each imports only those above it, none imports those beside it, and
-nothing is imported from `service` or `training`. Only `lm`, `grounding`, `voices`, `bundle`, `inference`, the search in
-`beams`, and two modules of `memory` load torch or faiss.
+nothing is imported from `service` or `training`. Only `lm`, `grounding`, `voices`, `words`, `bundle`, `inference`, the
+search in `beams`, and two modules of `memory` load torch or faiss.
 
     errors                what can be wrong with a bundle, a language model or a stored state
     memory                memory elements: stored bytes, the retriever, the input of the top half
@@ -18,6 +18,7 @@ nothing is imported from `service` or `training`. Only `lm`, `grounding`, `voice
     grounding             the index of title embeddings
     answers, files        queries and answers as plain values; names and checksums of the files of a bundle
     voices                distributions over the next item from a user's events, beside the language model
+    words                 queries in words, ranked with local and global memory
     view                  an opened bundle without networks: manifest, catalogue, codec
     bundle                an opened bundle with all parts; the writer of bundles
     inference             encode → retrieve → combine → generate → ground, for batches

@@ -1,6 +1,6 @@
 """An opened bundle with its networks, and the writer of a new bundle.
 
-`Bundle` adds to `BundleView` the language model, the retriever, the title index and the voices. Opening
+`Bundle` adds to `BundleView` the language model, the retriever, the title index, the voices and the words. Opening
 verifies every file; writing is atomic. Nothing is unpickled. See `files.py` for the files.
 """
 
@@ -29,6 +29,7 @@ from model_store.files import (
     MANIFEST,
     RETRIEVER,
     VOICES,
+    WORDS,
     describe_files,
     read_manifest,
     verify_files,
@@ -43,6 +44,8 @@ from model_store.memory.retriever import Retriever
 from model_store.text.prompt import ItemPrompt, Prompt
 from model_store.view import BundleView, open_catalogue
 from model_store.voices.voices import Voices
+from model_store.words.answer import Words
+from model_store.words.files import open_words
 
 
 @dataclass
@@ -54,6 +57,7 @@ class Bundle(BundleView):
     retriever: Retriever
     index: ItemIndex
     voices: Voices | None = None
+    words: Words | None = None
 
     @classmethod
     def open(cls, path: Path | str, *, device: torch.device | str = "cpu") -> Self:
@@ -77,6 +81,7 @@ class Bundle(BundleView):
             catalogue=open_catalogue(path, manifest, prompt),
             index=ItemIndex.load(path / INDEX),
             voices=Voices.load(path / VOICES, manifest.voices) if manifest.voices else None,
+            words=open_words(path / WORDS) if manifest.words else None,
         )
         bundle._check_sizes(path)
         bundle._check_window(path)
@@ -91,6 +96,10 @@ class Bundle(BundleView):
         if len(self.index) != len(self.catalogue):
             raise BundleCorrupt(
                 f"{path}: the catalogue has {len(self.catalogue)} items, but the index has {len(self.index)} vectors"
+            )
+        if self.words is not None and len(self.words.index) != len(self.catalogue):
+            raise BundleCorrupt(
+                f"{path}: the catalogue has {len(self.catalogue)} items, but the words have {len(self.words.index)}"
             )
         if self.voices is not None:
             self._check_voices(path, self.voices)
@@ -175,6 +184,15 @@ class BundleWriter:
 
     def add_voices(self, voices: Voices) -> None:
         voices.save(self._draft / VOICES)
+
+    def add_words(self, directory: Path) -> None:
+        """Copy a directory that `words.files.save_words` wrote."""
+        shutil.copytree(directory, self._draft / WORDS)
+
+    def add_all_but_words(self, bundle: Path) -> None:
+        """Copy the other files of a finished bundle."""
+        left_out = shutil.ignore_patterns(MANIFEST, WORDS)
+        shutil.copytree(bundle, self._draft, ignore=left_out, dirs_exist_ok=True)
 
     def finish(self, manifest: Manifest) -> Manifest:
         """Fill in `files`, check the space and move the bundle to its path. Returns the manifest as written."""

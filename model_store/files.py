@@ -7,6 +7,7 @@
     items.safetensors      columns computed from the catalogue, memory-mapped when the bundle is opened (optional)
     items.faiss            title embeddings; id = row
     voices.safetensors     tables of near items and the networks that weigh them (item vocabulary, optional)
+    words/                 what answers queries in words (optional, see words/files.py)
 
 README.md describes each file. Loads neither torch nor a tokenizer.
 """
@@ -25,7 +26,8 @@ from model_store.manifest import FORMAT_VERSION, FileEntry, Manifest, space_id
 from model_store.text.vocabulary import TITLES_FILE
 
 MANIFEST, LM, RETRIEVER, ITEMS, INDEX = "manifest.json", "lm", "retriever.safetensors", "items.jsonl", "items.faiss"
-COLUMNS, VOICES = "items.safetensors", "voices.safetensors"
+COLUMNS, VOICES, WORDS = "items.safetensors", "voices.safetensors", "words"
+_WORDS_FILES = ("words.json", "words.safetensors", "dense.faiss", "encoder/encoder.json")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
 _MODEL_FILES = (".safetensors", "config.json", TITLES_FILE, *_TOKENIZER_FILES)
 
@@ -58,6 +60,7 @@ def verify_parts(path: Path, manifest: Manifest) -> None:
     Raises BundleCorrupt.
     """
     needed = {RETRIEVER, ITEMS, INDEX} | ({VOICES} if manifest.voices else set())
+    needed |= {f"{WORDS}/{name}" for name in _WORDS_FILES} if manifest.words else set()
     missing = needed - manifest.files.keys()
     if missing:
         raise BundleCorrupt(

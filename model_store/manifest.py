@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from model_store.memory.codec import StateDtype
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 _OLDER_FIELDS = {"grounding_popularity_gamma", "neighbor_share", "neighbor_half_life"}
 Vocabulary = Literal["titles", "items"]  # a title is several text tokens, or one token (see text/vocabulary.py)
 
@@ -67,6 +67,14 @@ class VoicesSpec(_FrozenModel):
     has_returns: bool = Field(description="whether users of the data come back to items")
 
 
+class WordsSpec(_FrozenModel):
+    """What answers queries in words (see words/)."""
+
+    dimension: int = Field(ge=1, description="of the vectors of texts")
+    num_aspects: int = Field(ge=0, description="of global memory")
+    memory_scale: float = Field(ge=0, le=1, description="how far memory is used; 0 where it did not help")
+
+
 class GenerationSpec(_FrozenModel):
     """The beam search."""
 
@@ -101,6 +109,7 @@ class Manifest(_FrozenModel):
     retriever: RetrieverSpec = RetrieverSpec()
     generation: GenerationSpec = GenerationSpec()
     voices: VoicesSpec | None = Field(default=None, description="item vocabulary only")
+    words: WordsSpec | None = Field(default=None, description="where the data had queries")
     num_items: int
     space: str
     provenance: dict[str, Any] = Field(default_factory=dict, description="how the bundle was made: data, recipe, seeds")

@@ -37,7 +37,7 @@ ARROWS = {
     "model_store.view": "catalogue errors files manifest memory text",
     "model_store.voices": "answers errors manifest",
     "model_store.words": "errors grounding",
-    "model_store.bundle": "catalogue errors files grounding lm manifest memory text view voices",
+    "model_store.bundle": "catalogue errors files grounding lm manifest memory text view voices words",
     "model_store.inference": "answers beams bundle lm memory text voices",
     "service.store": "errors",
     "service.engine": "errors logs metrics settings",

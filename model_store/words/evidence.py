@@ -27,7 +27,7 @@ READ_PART = ("read_near", "read_follow", "read_cosine")
 CHOSEN_PART = ("near", "follow", "profile")
 ASPECTS_PART = ("aspects",)
 FEATURES = (*QUERY_PART, *HISTORY_PART, *READ_PART, *CHOSEN_PART, *ASPECTS_PART)
-CONTEXT = ("always", "history", "known")  # what the weights may depend on
+CONTEXT = ("always", "history", "known", "matched")  # what the weights may depend on
 _FLOOR = np.float32(1e-3)  # of a share, before its logarithm
 _SHARPNESS, _LEAST = 10.0, 0.05  # of the attention to records, by cosine and by words
 _NUM_NEAR, _NUM_NEAR_ENTRY = 200, 40  # candidates near the whole history, and near each entry of the pool
@@ -55,6 +55,15 @@ class LocalMemory:
         shares: Values = (weights / weights.sum()).astype(np.float32)
         return shares
 
+    def own_words(self, query: str) -> Values:
+        """(n,) share of the words of a query in each entry; a word counts by how rare it is among the entries."""
+        totals, norm = np.zeros(len(self), dtype=np.float32), 0.0
+        for word in sorted(set(words_of(query))):
+            has = np.array([word in each for each in self.words], dtype=np.float32)
+            weight = float(np.log((len(self) + 1) / (has.sum() + 1))) if has.any() else 0.0
+            totals, norm = totals + np.float32(weight) * has, norm + weight
+        return totals / np.float32(norm) if norm else totals
+
     def rows_of_scenario(self, query: str) -> set[int]:
         """The items that the user chose after exactly this query."""
         name = " ".join(words_of(query))
@@ -70,13 +79,18 @@ class PoolParts(NamedTuple):
     gram: Values
 
     def chosen(self, places: Sequence[int]) -> Values:
-        """(3, C) the features `CHOSEN_PART` of the mean of some entries; zeros for none."""
+        """(3, C) the features `CHOSEN_PART` of entries, most useful first: each counts half of the one before.
+
+        Zeros for none.
+        """
         if not len(places):
             return np.zeros((len(CHOSEN_PART), self.near.shape[1]), dtype=np.float32)
         picked = list(places)
-        length = np.sqrt(max(float(self.gram[np.ix_(picked, picked)].sum()), 1e-12))
-        near, follow = (np.log(part[picked].mean(axis=0) + _FLOOR) for part in (self.near, self.follow))
-        return np.stack([near, follow, self.cosine[picked].sum(axis=0) / np.float32(length)]).astype(np.float32)
+        weights = np.float32(0.5) ** np.arange(len(picked), dtype=np.float32)
+        weights /= weights.sum()
+        length = np.sqrt(max(float(weights @ self.gram[np.ix_(picked, picked)] @ weights), 1e-12))
+        near, follow = (np.log(weights @ part[picked] + _FLOOR) for part in (self.near, self.follow))
+        return np.stack([near, follow, weights @ self.cosine[picked] / np.float32(length)]).astype(np.float32)
 
 
 class Evidence(NamedTuple):
@@ -88,7 +102,7 @@ class Evidence(NamedTuple):
     pool: PoolParts
 
     def with_chosen(self, places: Sequence[int]) -> Values:
-        """(F, C) the features with some entries of the pool chosen."""
+        """(F, C) the features with some entries of the pool chosen, most useful first."""
         features = self.features.copy()
         first = FEATURES.index(CHOSEN_PART[0])
         features[first : first + len(CHOSEN_PART)] = self.pool.chosen(places)
@@ -134,7 +148,7 @@ def gather(
         values["aspects"] = items @ unit(aspects.mean(axis=0))
     for name, value in values.items():
         features[FEATURES.index(name)] = value
-    return Evidence(rows, features, _context(memory, found), _pool_parts(pool, parts, rows, items))
+    return Evidence(rows, features, _context(query, memory, found), _pool_parts(pool, parts, rows, items))
 
 
 def _candidates(
@@ -159,6 +173,8 @@ def _pool_parts(pool: Sequence[Entry], parts: Sequence[dict[str, Values]], rows:
     return PoolParts(near, follow, embeddings @ items.T, embeddings @ embeddings.T)
 
 
-def _context(memory: LocalMemory, found: Found) -> NDArray[np.float32]:
-    """Between 0 and about 1: one, the length of the history, and how many people asked exactly this."""
-    return np.array([1.0, np.log1p(memory.num_events) / 6, np.log1p(found.asked.sum()) / 6], dtype=np.float32)
+def _context(query: str, memory: LocalMemory, found: Found) -> NDArray[np.float32]:
+    """One; the length of the history; how many people asked exactly this; how well the user's own words match it."""
+    matched = memory.own_words(query).max(initial=0)
+    history, known = np.log1p(memory.num_events) / 6, np.log1p(found.asked.sum()) / 6
+    return np.array([1.0, history, known, matched], dtype=np.float32)

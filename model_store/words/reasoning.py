@@ -15,7 +15,7 @@ from model_store.words.aspects import Aspect, GlobalMemory
 from model_store.words.evidence import LocalMemory
 from model_store.words.index import Values
 from model_store.words.memory import Entry
-from model_store.words.selector import Question, own_words
+from model_store.words.selector import Question
 from model_store.words.vectors import Vectors
 
 NUM_SHOWN, NUM_CHOSEN = 8, 3  # global aspects that a policy reads, and at most names
@@ -62,7 +62,7 @@ def fetch(question: Question, memory: LocalMemory, per_probe: int = ENTRIES_PER_
     """
     if not len(memory):
         return []
-    probes = [own_words(question.text, memory), _likeness(question, memory)]
+    probes = [memory.own_words(question.text), _likeness(question, memory)]
     best = [_best(scores, per_probe) for scores in probes]
     best += fetch_for_aspects(question, memory, per_probe)
     return sorted({place for places in best for place in places})

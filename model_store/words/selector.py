@@ -22,6 +22,7 @@ from model_store.words.vectors import Vectors
 MAX_CHOSEN = 3
 SELECTOR_FEATURES = (
     "is_null", "query_cosine", "aspect_cosine", "own_words", "is_scenario", "lexical", "asked",
+    "cosine_below_best", "words_below_best", "lexical_below_best",
     "age", "count", "share", "utility", "is_record", "is_pattern", "history",
 )  # fmt: skip
 
@@ -54,12 +55,17 @@ def _compared(question: Question, memory: LocalMemory, places: list[int]) -> dic
     name, days = " ".join(words_of(question.text)), [max(question.now - e.t_last, 0) / DAY_S for e in entries]
     lexical, asked = np.log1p(question.found.lexical), np.log1p(question.found.asked)
     counts = np.array([entry.count for entry in entries], dtype=np.float32)
+    cosine, words = vectors @ question.vector, memory.own_words(question.text)[places]
+    relevance = np.array([lexical[list(entry.rows)].mean() / 3 for entry in entries], dtype=np.float32)
     return {
-        "query_cosine": vectors @ question.vector,
+        "query_cosine": cosine,
         "aspect_cosine": (vectors @ question.aspects.T).max(axis=1) if len(question.aspects) else np.zeros(len(places)),
-        "own_words": own_words(question.text, memory)[places],
+        "own_words": words,
         "is_scenario": [float(entry.scenario == name) for entry in entries],
-        "lexical": [lexical[list(entry.rows)].mean() / 3 for entry in entries],
+        "lexical": relevance,
+        "cosine_below_best": cosine - cosine.max(initial=-1),
+        "words_below_best": words - words.max(initial=0),
+        "lexical_below_best": relevance - relevance.max(initial=0),
         "asked": [asked[list(entry.rows)].mean() / 3 for entry in entries],
         "age": np.log1p(days) / 6,
         "count": np.log1p(counts) / 4,
@@ -68,17 +74,6 @@ def _compared(question: Question, memory: LocalMemory, places: list[int]) -> dic
         "is_record": [float(entry.level == "record") for entry in entries],
         "is_pattern": [float(entry.level == "pattern") for entry in entries],
     }
-
-
-def own_words(query: str, memory: LocalMemory) -> Values:
-    """(n,) share of the words of a query in each entry; a word counts by how rare it is among the user's entries."""
-    words, found = set(words_of(query)), memory.words
-    totals, norm = np.zeros(len(found), dtype=np.float32), 0.0
-    for word in sorted(words):
-        has = np.array([word in each for each in found], dtype=np.float32)
-        weight = np.log((len(found) + 1) / (has.sum() + 1)) if has.any() else 0.0
-        totals, norm = totals + np.float32(weight) * has, norm + weight
-    return totals / np.float32(norm) if norm else totals
 
 
 @dataclass(frozen=True)

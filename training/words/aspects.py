@@ -25,6 +25,7 @@ from training.words.split import TRAIN, WordsSplit
 
 MAX_SCENARIOS, ASPECTS_OF_A_SCENARIO = 400, 5
 _MIN_Z, _SIMILAR = 1.96, 3  # significance of a term; similar items per chosen one
+_SHORT_QUERY, _LONG_WORD = 4, 4  # words of a query that is one term; letters of a word of other queries
 _COVERED = 0.5  # share of queries that frequent queries must cover; otherwise queries are clustered
 
 
@@ -83,8 +84,13 @@ def _clusters(by_query: Mapping[str, list[tuple[int, int]]], encoder: TextEncode
 
 
 def _terms(text: ItemText) -> frozenset[str]:
-    """What an aspect may be called: attributes and queries of an item, as one line."""
-    return frozenset(" ".join(words_of(name)) for name in (*text.attributes, *(name for name, _ in text.phrases)))
+    """What an aspect may be called: attributes, short queries as one line, and the words of long queries."""
+    names = [" ".join(words_of(attribute)) for attribute in text.attributes]
+    for phrase, _ in text.phrases:
+        words = words_of(phrase)
+        long_words = [word for word in words if len(word) >= _LONG_WORD]
+        names += [" ".join(words)] if len(words) <= _SHORT_QUERY else long_words
+    return frozenset(names)
 
 
 def _contrast(

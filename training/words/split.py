@@ -90,20 +90,23 @@ class WordsSplit:
         return digest([self.item_ids, self.titles, self.attributes, self.user_ids, self.cuts, events])
 
 
-def words_split(dataset: Dataset) -> WordsSplit:
-    """Raises DataError where the data set has no queries, or a period has none."""
+def words_split(dataset: Dataset, item_ids: Sequence[str] | None = None) -> WordsSplit:
+    """`item_ids`: the order of the rows, all items of the data set; by default that of the data set.
+
+    Raises DataError where the data set has no queries, or a period has none."""
     if dataset.queries is None or dataset.queries.is_empty():
         raise DataError(f"{dataset.name}: no queries; a data set for words has queries.parquet (training.prepare)")
+    items = dataset.items if item_ids is None else _in_order(dataset, item_ids)
     cuts = _cuts(dataset.queries["timestamp"].to_numpy())
     events = _events(dataset)
-    rows = {item: row for row, item in enumerate(dataset.items["item_id"])}
+    rows = {item: row for row, item in enumerate(items["item_id"])}
     user_ids = events["user_id"].unique().sort().to_list()
     times = events["timestamp"].to_numpy()
     split = WordsSplit(
         name=dataset.name,
-        item_ids=dataset.items["item_id"].to_list(),
-        titles=dataset.items["title"].to_list(),
-        attributes=_attributes(dataset.items),
+        item_ids=items["item_id"].to_list(),
+        titles=items["title"].to_list(),
+        attributes=_attributes(items),
         user_ids=user_ids,
         starts=np.searchsorted(events["user_id"].rle_id().to_numpy(), np.arange(len(user_ids) + 1)),
         items=np.array([rows[item] for item in events["item_id"]], dtype=np.int64),
@@ -122,6 +125,12 @@ def sample_query_targets(targets: Sequence[QueryTarget], limit: int, seed: int) 
     """At most `limit` random targets, in order. With the same seed, a smaller sample is part of a larger one."""
     chosen = np.sort(np.random.default_rng(seed).permutation(len(targets))[:limit])
     return [targets[place] for place in chosen]
+
+
+def _in_order(dataset: Dataset, item_ids: Sequence[str]) -> pl.DataFrame:
+    if sorted(item_ids) != dataset.items["item_id"].to_list():
+        raise DataError(f"{dataset.name}: the items are not those of the bundle; build the bundle from this data set")
+    return pl.DataFrame({"item_id": item_ids}).join(dataset.items, on="item_id", how="left", maintain_order="left")
 
 
 def _cuts(times: NDArray[np.int64]) -> tuple[int, int]:
