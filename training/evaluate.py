@@ -270,7 +270,8 @@ def _prepare_command(data: Path) -> list[str]:
         synthetic = {"users": source.get("users"), "seed": source.get("seed"), "out": data}
         return [_command("training.data.synthetic", synthetic)]
     if source.get("format"):
-        return [_command("training.prepare", {"format": source["format"], "source": source.get("path"), "out": data})]
+        prepare = {"format": source["format"], "source": source.get("path"), "out": data}
+        return [_command("training.prepare", prepare | source.get("options", {}))]
     return []
 
 

@@ -18,13 +18,13 @@ import polars as pl
 
 from training.data.cleaning import read_events
 from training.data.columns import parse_columns
-from training.data.dataset import Dataset, Dropped, clean_dataset, dataset_stats, save_dataset
+from training.data.dataset import MAX_DROPPED, Dataset, Dropped, clean_dataset, dataset_stats, save_dataset
 from training.data.faults import DataError, Notes
 from training.data.raw.found import RawData, ReadOptions
 from training.data.raw.sources import READERS, read_source
 from training.data.times import PER_SECOND, TimeFormat
 
-WARN_ABOVE, REFUSE_ABOVE = 0.01, 0.1
+WARN_ABOVE = 0.01
 _PREVIEW_ROWS = 5
 
 FORMATS_HELP = """\
@@ -83,7 +83,7 @@ def prepare(format: str, source: Path, out: Path, options: ReadOptions, max_drop
 
 
 def _flag(max_dropped: float) -> dict[str, str]:
-    return {} if max_dropped == REFUSE_ABOVE else {"max-dropped": str(max_dropped)}
+    return {} if max_dropped == MAX_DROPPED else {"max-dropped": str(max_dropped)}
 
 
 def preview(format: str, source: Path, options: ReadOptions, max_dropped: float) -> None:
@@ -105,8 +105,13 @@ def preview(format: str, source: Path, options: ReadOptions, max_dropped: float)
 def _clean(name: str, raw: RawData, notes: Notes, max_dropped: float) -> tuple[Dataset, Dropped]:
     """Notes go to stderr. Raises DataError, also for what `max_dropped` refuses."""
     dataset, dropped = clean_dataset(name, raw.interactions, raw.items, raw.queries, notes=notes, times=raw.times)
-    lost = raw.broken_interactions + dropped.interactions_incomplete + dropped.interactions_without_item
-    _judge(lost, raw.interactions.height + raw.broken_interactions, "interactions", notes, max_dropped)
+    _judge(
+        raw.broken_interactions + dropped.lost,
+        raw.interactions.height + raw.broken_interactions,
+        "interactions",
+        notes,
+        max_dropped,
+    )
     _judge(raw.broken_items, raw.items.height + raw.broken_items, "lines of items", notes, max_dropped)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
@@ -158,8 +163,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--time-unit", choices=list(PER_SECOND), help="unit of times that are numbers")
     time_format = "format of times that are text, such as '%%m/%%d/%%Y %%H:%%M' (strptime)"
     parser.add_argument("--time-format", metavar="FORMAT", help=time_format)
-    dropped = f"largest share of interactions that may be left out (default {REFUSE_ABOVE})"
-    parser.add_argument("--max-dropped", type=float, default=REFUSE_ABOVE, metavar="SHARE", help=dropped)
+    dropped = f"largest share of interactions that may be left out (default {MAX_DROPPED})"
+    parser.add_argument("--max-dropped", type=float, default=MAX_DROPPED, metavar="SHARE", help=dropped)
     return parser
 
 

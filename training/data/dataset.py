@@ -28,6 +28,7 @@ __all__ = [
     "INTERACTIONS",
     "ITEMS",
     "MANIFEST",
+    "MAX_DROPPED",
     "QUERIES",
     "DataError",
     "Dataset",
@@ -42,6 +43,7 @@ __all__ = [
 INTERACTIONS, ITEMS, MANIFEST = "interactions.parquet", "items.parquet", "dataset.json"
 QUERIES = "queries.parquet"
 FORMAT_VERSION = 1
+MAX_DROPPED = 0.1  # of the interactions; more is a mistake in the data
 REQUIRED = {INTERACTIONS: EVENT_ROLES, ITEMS: ITEM_ROLES, QUERIES: QUERY_ROLES}
 
 
@@ -66,14 +68,28 @@ class Dropped:
     items_repeated: int
     queries: int = 0  # incomplete, without item or repeated
 
+    @property
+    def lost(self) -> int:
+        """Interactions that are gone; of a repeated one, a copy stays."""
+        return self.interactions_incomplete + self.interactions_without_item
+
 
 def load_dataset(path: Path) -> Dataset:
-    """Reads and cleans, so that the directory need not be made by `training.prepare`. Raises DataError."""
+    """Reads and cleans, so that the directory need not be made by `training.prepare`. Raises DataError.
+
+    Cleaning of raw tables removes at most the share `MAX_DROPPED` of the interactions; only `training.prepare` tells
+    which.
+    """
     path = Path(path)
     if not path.is_dir():
         raise DataError(f"{path}: no such directory; a data set is a directory with {INTERACTIONS} and {ITEMS}")
     manifest = _read_manifest(path)
-    return clean_dataset(str(manifest.get("name", path.resolve().name)), *read_tables(path))[0]
+    tables = read_tables(path)
+    dataset, dropped = clean_dataset(str(manifest.get("name", path.resolve().name)), *tables)
+    if not manifest and dropped.lost > MAX_DROPPED * tables[0].height:
+        counted = f"{dropped.lost} of {tables[0].height} interactions would be left out"
+        raise DataError(f"{path}: {counted}; training.prepare --format parquet tells which, and can allow it")
+    return dataset
 
 
 def read_tables(

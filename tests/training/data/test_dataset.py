@@ -173,6 +173,13 @@ def test_raw_data_is_never_overwritten(tmp_path: Path) -> None:
         save_dataset(load_dataset(tmp_path), tmp_path)
 
 
+def test_raw_data_that_would_lose_much_is_refused(tmp_path: Path) -> None:
+    frame([("u", "i1", 1, 2.0), ("u", "i9", 1, 2.0)]).write_parquet(tmp_path / INTERACTIONS)
+    pl.DataFrame(TITLES).write_parquet(tmp_path / ITEMS)
+    with pytest.raises(DataError, match=r"1 of 2 interactions would be left out"):
+        load_dataset(tmp_path)
+
+
 def test_a_prepared_file_that_changed_is_noticed(tmp_path: Path) -> None:
     save_dataset(clean_dataset("x", frame([("u", "i1", 1, None)]), pl.DataFrame(TITLES))[0], tmp_path)
     pl.DataFrame(TITLES).write_parquet(tmp_path / ITEMS, compression="gzip")

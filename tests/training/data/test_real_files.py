@@ -237,10 +237,12 @@ def test_names_of_parquet_columns(raw_files: RawFiles) -> None:
         ("rating=stars", "no file has a column stars"),
     ],
 )
-def test_a_wrong_columns_flag_is_refused(raw_files: RawFiles, flag: str, message: str) -> None:
+@pytest.mark.parametrize("format", ["csv", "parquet"])
+def test_a_wrong_columns_flag_is_refused(raw_files: RawFiles, format: str, flag: str, message: str) -> None:
     put_events(raw_files)
     put_items(raw_files)
-    assert message in raw_files.refuse("csv", "--columns", flag)
+    put_parquet(raw_files, {})
+    assert message in raw_files.refuse(format, "--columns", flag)
 
 
 def test_two_columns_for_one_role_need_a_choice(raw_files: RawFiles) -> None:
@@ -580,3 +582,19 @@ def test_what_the_service_exports(raw_files: RawFiles) -> None:
     ]
     assert titles(dataset) == {"i1": "One", "i2": "Two"}
     assert summary["files"][0]["unused"] == ["event_id", "type"]
+
+
+def test_queries_of_an_export_and_of_a_file_of_their_own(raw_files: RawFiles) -> None:
+    event = {"user_id": "u1", "item_id": "i1", "title": "One", "timestamp": 1500000000}
+    raw_files.put(
+        "events.jsonl", *map(json.dumps, [event | {"query": "A  Gift"}, event | {"timestamp": 1, "query": None}])
+    )
+    dataset, summary = raw_files.prepare("csv")
+    assert dataset.queries is not None and dataset.queries.rows() == [("u1", "i1", 1500000000, "a gift")]
+    assert len(rows(dataset)) == 2 and summary["dropped"]["queries"] == 0
+    (raw_files.source / "events.jsonl").unlink()
+    raw_files.put("queries.csv", "query,user_id,item_id,timestamp", '"a gift, cheap",u1,i1,2017-07-14')
+    put_items(raw_files)
+    dataset, _ = raw_files.prepare("csv")
+    assert dataset.queries is not None and dataset.queries.rows() == [("u1", "i1", 1499990400, "a gift, cheap")]
+    assert rows(dataset) == [("u1", "i1", 1499990400, None)]

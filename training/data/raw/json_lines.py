@@ -53,10 +53,12 @@ def _parsed(text: TextFile, parse: Callable[[dict[str, Any]], T], broken: Counte
         yield found
 
 
-def read_event_lines(text: TextFile, roles: tuple[str, ...], columns: ColumnNames, notes: Notes) -> RawFile:
-    """Events with the keys of `roles`; title and rating if there are any. Other keys are left out."""
+def read_event_lines(
+    text: TextFile, roles: tuple[str, ...], optional: tuple[str, ...], columns: ColumnNames, notes: Notes
+) -> RawFile:
+    """Events with the keys of `roles`, and of `optional` roles if there are any. Other keys are left out."""
     names = _names(text)
-    found = find_columns(text.path.name, names, (*roles, "rating", "title"), columns)
+    found = find_columns(text.path.name, names, (*roles, *optional), columns)
     require_columns(text.path.name, names, found, roles)
 
     def parse(event: dict[str, Any]) -> list[Any]:

@@ -7,21 +7,29 @@ from pathlib import Path
 
 import polars as pl
 
-from training.data.columns import EVENT_ROLES, ITEM_ROLES, find_columns, rename, require_columns
+from training.data.columns import EVENT_ROLES, ITEM_ROLES, QUERY_ROLES, find_columns, rename, require_columns
 from training.data.faults import DataError, Notes
 from training.data.raw.found import RawFile, ReadOptions, compact, note_broken
 from training.data.raw.json_lines import file_facts, read_event_lines, read_item_lines
 from training.data.raw.tables import Quoting, Shape, TableFile
 from training.data.raw.text_files import TextFile
 
+_OPTIONAL = ("rating", "title", "query")
 _NUMBER = re.compile(r"-?\d+([.,]\d+)?")
 
 
 def read_event_file(file: Path, options: ReadOptions, notes: Notes) -> RawFile:
     text = TextFile.open(file, options.encoding, notes)
     if _is_json(text):
-        return read_event_lines(text, EVENT_ROLES, options.columns, notes)
-    return read_named(TableFile.open(text), EVENT_ROLES, ("rating", "title"), options, notes)
+        return read_event_lines(text, EVENT_ROLES, _OPTIONAL, options.columns, notes)
+    return read_named(TableFile.open(text), EVENT_ROLES, _OPTIONAL, options, notes)
+
+
+def read_query_file(file: Path, options: ReadOptions, notes: Notes) -> RawFile:
+    text = TextFile.open(file, options.encoding, notes)
+    if _is_json(text):
+        return read_event_lines(text, QUERY_ROLES, (), options.columns, notes)
+    return read_named(TableFile.open(text), QUERY_ROLES, (), options, notes)
 
 
 def read_item_file(file: Path, options: ReadOptions, notes: Notes) -> RawFile:
