@@ -44,6 +44,7 @@ class LiveItems:
         self._trained, self._near_sums = trained, near_sums
         self._titles = SimilarTitles(_most_popular(titles, trained.facts.popularity))
         self._alike: dict[int, dict[int, float]] = {}  # token → near token → cosine, of what came after training
+        self._alike_sums: dict[int, float] = {}  # of trained rows
         self._alike_rows: dict[int, AddedRow] = {}
         self._near_rows: dict[int, AddedRow] = {}
         self._counts = TokenCounts(*np.zeros((2, 0), dtype=np.int64), np.zeros((0, 2), dtype=np.int64), np.zeros(0))
@@ -56,10 +57,11 @@ class LiveItems:
             if token >= self._trained.num_tokens and token not in self._alike:
                 self._num_tokens = max(self._num_tokens, token + 1)
                 changed |= self._add_title(token, title)
-        for token in changed if ALIKE in self._trained.tables.names else ():
-            near = self._alike[token]
-            row = AddedRow.of(self._alike_sum(token), np.array(list(near)), np.array(list(near.values())))
-            self._alike_rows[token] = row
+        if ALIKE in self._trained.tables.names:
+            self._sum_trained_rows(changed)
+            for token in changed:
+                near, trained = self._alike[token], self._alike_sums.get(token, 0.0)
+                self._alike_rows[token] = AddedRow.of(trained, np.array(list(near)), np.array(list(near.values())))
 
     def count(self, counts: TokenCounts) -> None:
         """Replaces the counts of live events."""
@@ -102,13 +104,14 @@ class LiveItems:
             self._alike[other] = dict(islice(best, NUM_ALIKE))
         return {token, *near} if near else set()
 
-    def _alike_sum(self, token: int) -> float:
-        """What the trained row of a token summed to before it was divided by its sum."""
-        table = self._trained.tables.names.index(ALIKE)
-        if token >= self._trained.num_tokens:
-            return 0.0
-        near = self._trained.tables.rows(np.array([table]), np.array([token]), self._trained.num_tokens)
-        return self._titles.likeness(token, near.indices - table * self._trained.num_tokens)
+    def _sum_trained_rows(self, tokens: set[int]) -> None:
+        """What the trained rows of these tokens summed to before they were divided by their sums, each token once."""
+        size, table = self._trained.num_tokens, self._trained.tables.names.index(ALIKE)
+        wanted = np.array(sorted(token for token in tokens - self._alike_sums.keys() if token < size), dtype=np.int64)
+        if len(wanted):
+            near = self._trained.tables.rows(np.full(len(wanted), table), wanted, size)
+            sums = self._titles.sums(wanted, near[:, table * size : (table + 1) * size])
+            self._alike_sums.update(zip(wanted.tolist(), sums.tolist(), strict=True))
 
     def _rows_of_pairs(self, pairs: NDArray[np.int64], counts: NDArray[np.float64]) -> Iterable[tuple[int, AddedRow]]:
         is_added = (pairs[:, 0] != pairs[:, 1]) & ~self._has_trained_row(pairs).all(axis=1)

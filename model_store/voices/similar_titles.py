@@ -9,7 +9,7 @@ time that does not grow with the catalogue, because a term in more than `MOST_TI
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +47,8 @@ class SimilarTitles:
         """`titles`: pairs of a trained token and its title."""
         pairs = list(titles)
         self._tokens = np.array([token for token, _ in pairs], dtype=np.int64)
-        self._place = {token: place for place, (token, _) in enumerate(pairs)}
+        self._place = np.full(int(self._tokens.max(initial=0)) + 1, -1)  # by token
+        self._place[self._tokens] = np.arange(len(pairs))
         found = [_terms(title) for _, title in pairs]
         owners = np.repeat(np.arange(len(found)), [len(terms) for terms in found])
         codes = np.fromiter((code for terms in found for code in terms), dtype=np.int64)
@@ -81,13 +82,21 @@ class SimilarTitles:
         best = np.lexsort((tokens, -cosines))[:NUM_ALIKE]
         return tokens[best], cosines[best].astype(np.float32)
 
-    def likeness(self, token: int, others: Sequence[int] | NDArray[np.integer]) -> float:
-        """The sum of the cosines of a trained title with trained titles; 0 where it is not known."""
-        place = self._place.get(token)
-        places = [self._place[other] for other in np.asarray(others).tolist() if other in self._place]
-        if place is None or not places:
-            return 0.0
-        return float((self._vectors[places] @ self._vectors[place].T).sum())
+    def sums(self, tokens: NDArray[np.int64], near: sparse.csr_matrix) -> NDArray[np.float64]:
+        """(P,) the sum of the cosines of each trained title with the titles in its row of `near` (P, V).
+
+        A title that is not compared counts nothing, as one of `tokens` (P,) or in a row.
+        """
+        places, columns = self._place_of(tokens), self._place_of(near.indices)
+        shape = len(tokens), self._vectors.shape[0]
+        is_near = sparse.csr_matrix(((columns >= 0).astype(np.float32), np.maximum(columns, 0), near.indptr), shape)
+        products = (is_near @ self._vectors).multiply(self._vectors[np.maximum(places, 0)])
+        return np.where(places >= 0, np.asarray(products.sum(axis=1)).ravel(), 0).astype(np.float64)
+
+    def _place_of(self, tokens: NDArray[np.integer]) -> NDArray[np.int64]:
+        """−1 for a token whose title is not compared."""
+        last = len(self._place) - 1
+        return np.where(tokens <= last, self._place[np.minimum(tokens, last)], -1)
 
     def _vector(self, title: str) -> Vector:
         weights = {term: (1 + np.log(count)) * self._rarity_of(term) for term, count in _terms(title).items()}
