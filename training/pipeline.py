@@ -18,6 +18,7 @@ from training import annotate, build_index, diagnose, train_retriever
 from training import voices as voices_stage
 from training.items.voice_files import read_voices
 from training.lm import tuning
+from training.lm.gguf import SMOLLM2
 from training.run.demo import demo_inputs, write_demo_interactions
 from training.run.distributed import is_main, leave_process_group
 from training.run.inputs import Inputs, load_inputs
@@ -93,11 +94,19 @@ def complete(
     return {"voices": voted, "annotate": annotated, "retriever": trained, "bundle": bundle}
 
 
+def _default_recipe(model: str | None) -> str:
+    if model is None:
+        return "cpu-small"
+    return "smollm2" if model == SMOLLM2 else "lora"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="data set directory; without it the recipe `demo` makes its own")
     parser.add_argument("--out", type=Path, required=True, help="the bundle to write")
-    parser.add_argument("--recipe", choices=sorted(RECIPES), help="named settings (cpu-small; with --model, lora)")
+    parser.add_argument(
+        "--recipe", choices=sorted(RECIPES), help="named settings (cpu-small; with --model, lora or smollm2)"
+    )
     parser.add_argument(
         "--model", help="checkpoint folder, GGUF file, hub name or `smollm2`; without it a small model is made here"
     )
@@ -107,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
     def stage(arguments: argparse.Namespace) -> dict[str, Any]:
-        recipe_name = arguments.recipe or ("lora" if arguments.model else "cpu-small")
+        recipe_name = arguments.recipe or _default_recipe(arguments.model)
         recipe = get_recipe(recipe_name)
         is_demo = arguments.data is None and recipe.synthetic_users > 0
         if arguments.data is None and not is_demo:
