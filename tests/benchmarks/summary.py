@@ -23,6 +23,7 @@ KEPT = ROOT / "var" / "bench"
 Result = Mapping[str, Any]
 BENCHMARKS: dict[str, list[str]] = {
     "engine demo": ["benchmark_engine.py"],
+    "engine smollm2": ["benchmark_engine.py", "--size", "smollm2"],
     "engine 0.5b": ["benchmark_engine.py", "--size", "0.5b"],
     "precision": ["benchmark_precision.py"],
     "annotation": ["benchmark_annotation.py"],
@@ -106,6 +107,13 @@ GOALS = (
         lambda found: found["recommend"]["batch_8"]["times_floor"],
         2,
         unit="×",
+    ),
+    Goal(
+        "one request, 90 memories, 20 beams, the shape of the recipe smollm2, bfloat16, p50",
+        "engine smollm2",
+        lambda found: found["precision"]["bfloat16"]["one_ms"],
+        400,
+        unit="ms",
     ),
     *(
         Goal(f"{precision}: {what}, trained demo", "precision", _agreement(precision, key), at_least=least)

@@ -88,6 +88,7 @@ class Shape:
 
 SHAPES = {
     "demo": Shape("llama", 3, 64, 4, 4, 128, 3000, True, 18, 20, initializer_range=0.125),
+    "smollm2": Shape("llama", 6, 576, 9, 3, 1536, 16_000, True, 300, 20),  # as the recipe of this name makes it
     "0.5b": Shape("qwen2", 24, 896, 14, 2, 4864, 151_936, True, 300, 10),
     "7b": Shape("llama", 32, 4096, 32, 32, 11_008, 32_000, False, 300, 10),
 }
