@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from model_store.catalogue.catalogue import Catalogue
 
-Source = Literal["generated", "grounded", "popular"]
+Source = Literal["generated", "grounded", "popular", "found"]
 GENERATED: Source = "generated"
 GROUNDED: Source = "grounded"
 POPULAR: Source = "popular"
+FOUND: Source = "found"  # for a query in words
 
 
 class PastRows(NamedTuple):
@@ -57,8 +58,8 @@ class RowCounts(NamedTuple):
 class Ranked(NamedTuple):
     """One item of an answer.
 
-    `score`: log-probability of the title, None unless generated. `distance`: L2 distance to the best generated title,
-    None if popular.
+    `score`: log-probability of the title if generated, the ranker's score if found for a query, else None.
+    `distance`: L2 distance to the best generated title, None if popular or found.
     """
 
     row: int

@@ -7,6 +7,7 @@
     ├── NotFound
     │   ├── UnknownItem
     │   └── UnknownUser
+    ├── NoWords                       the served bundle cannot answer queries in words
     ├── PayloadTooLarge               the body is larger than the limit
     ├── ClientGone                    the caller closed the connection
     ├── RequestTimeout                the request did not arrive whole in time
@@ -73,6 +74,10 @@ class UnknownItem(NotFound):
 
 class UnknownUser(NotFound):
     title = "Unknown user"
+
+
+class NoWords(ServiceError):
+    title = "No words in the bundle"
 
 
 class PayloadTooLarge(ServiceError):
@@ -163,6 +168,7 @@ STATUS: Mapping[type[Exception], int] = {
     AllRejected: 422,
     Unauthorized: 401,
     NotFound: 404,
+    NoWords: 409,
     PayloadTooLarge: 413,
     ClientGone: CLIENT_CLOSED_REQUEST,
     RequestTimeout: 408,

@@ -59,6 +59,9 @@ class Metrics:
         self.fallback_total = self._counter("fallback_total", "Answers that were a fallback", "reason")
         self.source_total = self._counter("source_total", "Recommended items by source", "source")
         self.reason_total = self._counter("reason_total", "Recommended items by the voice behind them", "voice")
+        self.queries_total = self._counter(
+            "queries_total", "Requests with a query in words that the model answered, by how far", "level"
+        )
         self.memory_elements = self._histogram("memory_elements", "Memory elements used in an answer", COUNTS)
         self.grounding_distance = self._histogram(
             "grounding_distance", "Distance from a grounded item to the nearest generated title", DISTANCES

@@ -106,7 +106,7 @@ async def open_resources(settings: Settings, metrics: Metrics, *, spawn: Spawn =
             engine=engine,
             items=kernel.items,
             ingest=ingest,
-            users=Users(view, store),
+            users=Users(view, store, engine),
             recommender=recommender,
             live_counts=live_counts,
             loaded_at=datetime.now(UTC).isoformat(timespec="seconds"),

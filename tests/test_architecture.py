@@ -64,9 +64,9 @@ DOORS = {
     "prometheus_client": ("service.metrics",),
     "sklearn": ("training.items", "training.rows.plus.boosted", "training.words"),
 }
-# The server needs no torch: only the process of the model imports it, directly or through modules of ours.
+# The server needs no torch: only the modules of the model's process import it, directly or through modules of ours.
 HEAVY = ("torch", "transformers", "faiss")
-WITH_TORCH = ("service.engine.model",)
+WITH_TORCH = ("service.engine.model", "service.engine.words")
 ENVIRONMENT_READERS = ("service.settings", "service.__main__", "training.run.program")  # the last sets one, for torch
 ENVIRONMENT = ("os.environ", "os.environb", "os.getenv", "os.putenv", "os.unsetenv")
 UNPICKLERS = ("pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "torch.load")

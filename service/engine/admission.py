@@ -197,6 +197,15 @@ class Admission:
             self._young.pop(ticket, None)
             self.server_pace.count_answer()
 
+    @contextmanager
+    def at_model(self) -> Iterator[None]:
+        """Wraps the time for which a request is at the model."""
+        self.num_at_model += 1
+        try:
+            yield
+        finally:
+            self.num_at_model -= 1
+
     def _model_wait_s(self) -> float:
         if not self._num_admitted:
             return 0.0

@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import structlog
@@ -22,6 +22,7 @@ from model_store.files import identity_of
 from model_store.view import BundleView
 from service.engine.admission import Admission
 from service.engine.messages import (
+    AskWords,
     Batch,
     Cancel,
     ChangedItem,
@@ -31,12 +32,16 @@ from service.engine.messages import (
     Expired,
     Failed,
     FindSimilar,
+    MemoryEntry,
+    MemoryRead,
     ModelOptions,
     PutItems,
+    ReadMemory,
     Recommend,
     Recommended,
     Result,
     SimilarFound,
+    WordsAnswered,
 )
 from service.engine.process import ModelProcess, Spawn, spawn
 from service.errors import DeadlineExceeded, Draining, ModelFailed, ModelUnavailable, Overloaded, StartupError
@@ -127,11 +132,8 @@ class Engine:
             past_times=list(past.timestamps) if past else [],
             now=past.now if past else 0,
         )
-        self.admission.num_at_model += 1
-        try:
+        with self.admission.at_model():
             found: Recommended = await self._ask(asked)
-        finally:
-            self.admission.num_at_model -= 1
         return Answer(
             items=found.items,
             chosen=tuple(found.chosen),
@@ -154,6 +156,45 @@ class Engine:
         """Replaces the live counts of the model, also of one that is started again."""
         self._counts = counts
         await self._ask(_counting(next(self._ids), counts))
+
+    async def answer_words(
+        self,
+        query: str,
+        past: PastRows,
+        queries: list[str],
+        allowed: NDArray[np.bool_],
+        *,
+        reasoning: Literal["off", "retrieve", "full"],
+        num_results: int,
+        deadline: float,
+    ) -> WordsAnswered:
+        """For a bundle with words. `queries`: what the user wrote for each event of the past, "" for nothing.
+
+        Raises as `recommend` does.
+        """
+        asked = AskWords(
+            id=next(self._ids),
+            query=query,
+            reasoning=reasoning,
+            num_results=num_results,
+            now=past.now,
+            deadline=deadline,
+            rows=list(past.rows),
+            times=list(past.timestamps),
+            queries=queries,
+            allowed=np.packbits(allowed).tobytes(),
+            num_items=len(allowed),
+        )
+        with self.admission.at_model():
+            found: WordsAnswered = await self._ask(asked)
+        return found
+
+    async def read_memory(self, past: PastRows, queries: list[str]) -> list[MemoryEntry]:
+        """The local memory in words, as `answer_words` makes it."""
+        found: MemoryRead = await self._ask(
+            ReadMemory(next(self._ids), list(past.rows), list(past.timestamps), queries)
+        )
+        return found.entries
 
     async def similar(self, row: int, num_results: int, allowed: NDArray[np.bool_]) -> list[tuple[int, float]]:
         """(row, L2 distance) of the allowed items whose titles are nearest to that of `row`, nearest first."""
@@ -194,7 +235,7 @@ class Engine:
         self._last_batch_at = time.monotonic()
         if batch.num_jobs:
             self._metrics.batch_size.observe(batch.num_jobs)
-        if batch.kind == "recommend":
+        if batch.kind in ("recommend", "words"):
             self.admission.model_pace.observe(batch.num_jobs, batch.seconds)
         self._count_cache(batch)
         for result in batch.results:

@@ -98,13 +98,41 @@ class FindSimilar(Message):
     num_items: int
 
 
+WordsLevel = Literal["lexical", "off", "retrieve", "full"]  # how far a query in words is answered
+
+
+class AskWords(Message):
+    """A query in words. `rows`, `times` and `queries` are those of the user's events, oldest first; "" for no query."""
+
+    id: int
+    query: str
+    reasoning: Literal["off", "retrieve", "full"]
+    num_results: int
+    now: int
+    deadline: float
+    rows: list[int]
+    times: list[int]
+    queries: list[str]
+    allowed: bytes
+    num_items: int
+
+
+class ReadMemory(Message):
+    """The local memory in words of a user with these events, as in `AskWords`."""
+
+    id: int
+    rows: list[int]
+    times: list[int]
+    queries: list[str]
+
+
 class Cancel(Message):
     """The caller of job `id` left."""
 
     id: int
 
 
-Work = Recommend | Encode | PutItems | CountItems | FindSimilar
+Work = Recommend | Encode | PutItems | CountItems | FindSimilar | AskWords | ReadMemory
 
 # ---- from the model
 
@@ -157,6 +185,48 @@ class SimilarFound(Message):
     distances: list[float]
 
 
+class MemoryEntry(msgspec.Struct, array_like=True, gc=False):
+    """A `model_store.words.memory.Entry`; `events`: places of its newest events, newest first."""
+
+    id: str
+    level: Literal["record", "pattern", "profile"]
+    scenario: str
+    text: str
+    events: list[int]
+    count: int
+    t_first: int
+    t_last: int
+
+
+class FetchedAspect(msgspec.Struct, array_like=True, gc=False):
+    """A `model_store.words.aspects.Aspect`, and the ids of the entries that it fetched."""
+
+    name: str
+    scenario: str
+    description: str
+    num_users: int
+    entries: list[str]
+
+
+class WordsAnswered(Message):
+    """`level`: how far the answer went. `fetched`: entries of local memory; `used`: ids of those that were chosen."""
+
+    id: int
+    rows: list[int]
+    scores: list[float]
+    level: WordsLevel
+    aspects: list[FetchedAspect]
+    fetched: list[MemoryEntry]
+    used: list[str]
+    profile: str | None
+    timings_s: dict[str, float]
+
+
+class MemoryRead(Message):
+    id: int
+    entries: list[MemoryEntry]
+
+
 class Expired(Message):
     """The deadline of the job passed, or would have passed, before its answer."""
 
@@ -170,7 +240,7 @@ class Failed(Message):
     reason: str
 
 
-Result = Recommended | Encoded | ItemsPut | ItemsCounted | SimilarFound | Expired | Failed
+Result = Recommended | Encoded | ItemsPut | ItemsCounted | SimilarFound | WordsAnswered | MemoryRead | Expired | Failed
 
 
 class Batch(Message):
@@ -188,7 +258,7 @@ class Batch(Message):
     cache_bytes: int
 
 
-ToModel = Recommend | Encode | PutItems | CountItems | FindSimilar | Cancel
+ToModel = Recommend | Encode | PutItems | CountItems | FindSimilar | AskWords | ReadMemory | Cancel
 ToServer = Ready | Broken | Batch
 
 encoder = msgspec.msgpack.Encoder()

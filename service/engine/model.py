@@ -1,4 +1,4 @@
-"""The process of the model: opens the bundle, runs batches, sends results. The only module of the service with torch.
+"""The process of the model: opens the bundle, runs batches, sends results. With `words.py` the only code with torch.
 
 `process.py` starts it as `python -m service.engine.model FD OPTIONS`. FD is the file descriptor of its end of a socket
 pair; OPTIONS is `ModelOptions` as JSON. It reads all messages that have arrived, forms one batch, runs it, sends its
@@ -36,6 +36,7 @@ from service import logs
 from service.engine.admission import Pace
 from service.engine.batching import Batcher, Job
 from service.engine.messages import (
+    AskWords,
     Batch,
     Broken,
     Cancel,
@@ -50,6 +51,7 @@ from service.engine.messages import (
     ItemsPut,
     ModelOptions,
     PutItems,
+    ReadMemory,
     Ready,
     Recommend,
     Recommended,
@@ -60,12 +62,14 @@ from service.engine.messages import (
     to_model,
     unpack_rows,
 )
+from service.engine.words import WordsRunner
 
 log = structlog.get_logger("service.engine.model")
 
 _RECEIVE_BYTES = 1 << 20
 _SMALL_MODEL = 2**24  # parameters; for smaller models, sharing a product among cores costs more than it saves
 _TITLES_PER_CALL = 64
+_WORDS_COST = 2048  # tokens: four queries in words in a batch
 _NICENESS = 5  # the server goes first: its work is short, and it feeds the model
 _WARM_BATCHES = (1, 4)
 _KINDS: dict[type, str] = {
@@ -74,6 +78,8 @@ _KINDS: dict[type, str] = {
     PutItems: "put",
     CountItems: "count",
     FindSimilar: "similar",
+    AskWords: "words",
+    ReadMemory: "memory",
 }
 
 
@@ -98,6 +104,9 @@ class Model:
             "count": self._count,
             "similar": self._find_similar,
         }
+        self.words = None if bundle.words is None else WordsRunner(bundle.words)
+        if self.words is not None:
+            self._runners |= {"words": self.words.answer, "memory": self.words.read_memory}
 
     @classmethod
     def open(cls, options: ModelOptions) -> "Model":
@@ -132,6 +141,8 @@ class Model:
         )
         for size in _WARM_BATCHES:
             recommend(self.bundle, [query] * size)
+        if self.words is not None:
+            self.words.warm_up(rows.tolist())
         return Ready(str(self.bundle.lm.device), self.num_threads, identity_of(manifest))
 
     def job(self, message: Work, arrived_at: float) -> Job[Work]:
@@ -143,6 +154,8 @@ class Model:
             num_memories = len(message.memory) // (2 * self.bundle.lm.hidden_size)
             cost += num_memories + self.bundle.manifest.generation.num_beams
             deadline = message.deadline
+        if isinstance(message, AskWords):
+            cost, deadline = _WORDS_COST, message.deadline
         if isinstance(message, PutItems):
             cost = len(message.items)
         return Job(message.id, _KINDS[type(message)], message, cost, deadline, arrived_at)
@@ -274,7 +287,7 @@ class Loop:
                 results += self.model.run(kind, [job.payload for job in jobs])
                 ended_at = time.monotonic()
                 seconds = ended_at - began_at
-                if kind == "recommend":
+                if kind in ("recommend", "words"):
                     self.pace.observe(len(jobs), seconds)
             self._send(kind, len(jobs), seconds, results)
 

@@ -59,6 +59,12 @@ class RecommendRequest(Schema):
     deadline_ms: int | None = Field(
         default=None, ge=1, le=60_000, description="answer within this time, with a fallback if need be"
     )
+    query: Query | None = Field(default=None, description="what the user asks for, in words of any language")
+    reasoning: Literal["off", "retrieve", "full"] = Field(
+        default="retrieve",
+        description="with `query`. off: the words alone; retrieve: memories are chosen for the query; full: the ideal "
+        "item is described, too",
+    )
     timestamp: Timestamp | None = Field(
         default=None, description="the time of the request, from which the age of events counts; null: now"
     )
@@ -77,10 +83,12 @@ class RecommendedItem(ResponseSchema):
     rank: int
     item_id: str
     title: str
-    score: float | None = Field(description="log-probability of the title; null when it was not generated")
-    source: Literal["generated", "grounded", "popular"]
+    score: float | None = Field(
+        description="log-probability of the title when generated, score of the ranking when found; otherwise null"
+    )
+    source: Literal["generated", "grounded", "popular", "found"]
     distance: float | None = Field(
-        default=None, description="L2 distance to the nearest generated title; null when popular"
+        default=None, description="L2 distance to the nearest generated title; null when popular or found"
     )
     reason: Reason | None = Field(default=None, description="null when it is not known, or `explain` is false")
 
@@ -100,6 +108,37 @@ class MemoryElement(ResponseSchema):
     )
 
 
+class WordsEntry(ResponseSchema):
+    """An entry of local memory: what the service remembers of the user in words."""
+
+    id: str
+    level: Literal["record", "pattern", "profile"]
+    scenario: str = Field(description="a query of the user, or an attribute of items; empty for the profile")
+    text: str
+    event_ids: list[str] = Field(description="its newest events, newest first")
+    count: int = Field(description="all its events")
+    first: int = Field(description="Unix time of its oldest event, seconds")
+    last: int = Field(description="Unix time of its newest event, seconds")
+
+
+class WordsAspect(ResponseSchema):
+    """What matters to people who ask so, learned from the queries of many."""
+
+    name: str
+    scenario: str
+    description: str
+    num_users: int
+    entries: list[str] = Field(description="ids of the entries that the aspect fetched from memory")
+
+
+class WordsReasoning(ResponseSchema):
+    level: Literal["lexical", "off", "retrieve", "full"] = Field(description="how far the answer went")
+    aspects: list[WordsAspect]
+    fetched: list[WordsEntry] = Field(description="entries that the query and its aspects fetched from memory")
+    used: list[str] = Field(description="ids of the entries that count in the ranking, most useful first")
+    profile: str | None = Field(description="the ideal item in words; null unless `reasoning` is full")
+
+
 class ModelName(ResponseSchema):
     bundle: str
     space: str
@@ -110,10 +149,23 @@ class RecommendResponse(ResponseSchema):
     user_id: str | None
     items: list[RecommendedItem]
     memory: list[MemoryElement]
-    fallback: Literal["cold_start", "memory_unavailable", "deadline", "engine_error"] | None = Field(
+    reasoning: WordsReasoning | None = Field(description="with `query` and `explain`; otherwise null")
+    fallback: (
+        Literal[
+            "cold_start",
+            "memory_unavailable",
+            "deadline",
+            "engine_error",
+            "no_second_round",
+            "no_reasoning",
+            "lexical_only",
+        ]
+        | None
+    ) = Field(
         description="why something is missing: cold_start (no known item of this user: popular items), "
         "memory_unavailable (the store does not answer: `recent` alone is used), deadline, engine_error (the model was "
-        "too slow or failed: popular items); null when nothing is missing"
+        "too slow or failed: popular items), no_second_round, no_reasoning, lexical_only (too little time to reason "
+        "again, to reason at all, for anything but the words of the query); null when nothing is missing"
     )
     model: ModelName
     timings_ms: dict[str, float]
@@ -172,6 +224,11 @@ class UserPage(ResponseSchema):
     recent: list[UserEvent] = Field(description="one page of events, newest first")
     memory: list[MemoryElement]
     next_cursor: str | None
+
+
+class UserMemory(ResponseSchema):
+    user_id: str
+    memory: list[WordsEntry] = Field(description="records, newest first; patterns, most events first; one profile")
 
 
 class ForgottenUser(ResponseSchema):

@@ -3,9 +3,10 @@
     recall → encode → retrieve → combine → generate → ground → answer
 
 `Recommender.recommend` recalls the user from the store, sends one job to the model, and makes the answer. The five
-steps between run in the process of the model, for a batch of users at once: `model_store.inference.recommend`. When the
-store does not answer, nothing is known of the user, time runs out or the model fails, the answer gives the reason and
-contains what is still possible, often popular items.
+steps between run in the process of the model, for a batch of users at once: `model_store.inference.recommend`. A query
+in words is answered there as well, from its words and local memory (`words.py`). When the store does not answer,
+nothing is known of the user, time runs out or the model fails, the answer gives the reason and contains what is still
+possible, often popular items.
 
 Knows neither HTTP nor torch.
 """
@@ -25,11 +26,13 @@ from numpy.typing import NDArray
 from model_store.answers import GROUNDED, Answer, PastRows, Ranked, popular
 from model_store.view import BundleView
 from service.engine.engine import Engine
+from service.engine.messages import WordsAnswered
 from service.errors import (
     DeadlineExceeded,
     Draining,
     ModelFailed,
     ModelUnavailable,
+    NoWords,
     Overloaded,
     StoreCorrupt,
     StoreUnavailable,
@@ -42,11 +45,23 @@ from service.usecases.explain import ShownItem, UsedMemory, show
 from service.usecases.repair import Repair
 from service.usecases.seen import SeenRows
 from service.usecases.timeline import Known, SessionItem, events_needed, events_with_states, known_of
+from service.usecases.words import (
+    NO_WORDS,
+    NUM_EVENTS,
+    Degraded,
+    Reasoning,
+    ShownReasoning,
+    degraded,
+    known_in_words,
+    queries_of,
+    ranked_items,
+    show_reasoning,
+)
 
 log = structlog.get_logger("service.usecases.recommend")
 repeated = RepeatedWarnings(log)
 
-Fallback = Literal["cold_start", "memory_unavailable", "deadline", "engine_error"]
+Fallback = Literal["cold_start", "memory_unavailable", "deadline", "engine_error"] | Degraded
 
 _RESERVE_S = 0.02  # of the time of a request, kept for writing and sending the answer
 _NO_ROWS = np.zeros(0, dtype=np.int64)
@@ -59,6 +74,8 @@ class Request:
     `exclude_seen` None: unless users of the data come back to items. `timestamp`: the time of the request, None for
     now. It is the clock of the past: the age of an event counts from it, and events at this time or later are the
     current basket. Events are read whatever their time, and items are available by the real clock.
+
+    `query`: what the user asks for in words; `reasoning` says how far memory may be used for it.
     """
 
     user_id: str | None = None
@@ -70,6 +87,8 @@ class Request:
     filter: Mapping[str, Any] | None = None
     deadline_ms: int | None = None
     timestamp: int | None = None
+    query: str | None = None
+    reasoning: Reasoning = "retrieve"
 
 
 class ServedModel(NamedTuple):
@@ -90,6 +109,7 @@ class Recommendation:
     fallback: Fallback | None
     model: ServedModel
     timings_ms: dict[str, float]
+    reasoning: ShownReasoning | None = None
 
 
 class Context(NamedTuple):
@@ -116,7 +136,9 @@ class Recommender:
         await self._repair.stop()
 
     async def recommend(self, request: Request) -> Recommendation:
-        """Raises Overloaded and Draining; every other failure becomes a fallback."""
+        """Raises Overloaded, Draining and NoWords; every other failure becomes a fallback."""
+        if request.query is not None and self.view.manifest.words is None:
+            raise NoWords(NO_WORDS)
         deadline = self._deadline(request)
         with self.engine.admission.admitted(deadline):
             return await self._recommend(request, deadline)
@@ -125,13 +147,13 @@ class Recommender:
         started = time.perf_counter()
         timings_s: dict[str, float] = {}
         context: Context | None = None
-        answer: Answer | None = None
+        answer: Answer | WordsAnswered | None = None
         failure: Fallback | None = None
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
                 context = await self._recall(request)
                 timings_s["memory"] = time.perf_counter() - started
-                if context.known.recent:
+                if request.query is not None or context.known.recent:
                     answer = await self._ask_model(request, context, deadline)
                     timings_s |= _timings_of(answer, time.perf_counter() - started - timings_s["memory"])
         except (TimeoutError, DeadlineExceeded):
@@ -158,13 +180,18 @@ class Recommender:
         seconds = (request.deadline_ms or self._default_deadline_ms) / 1000
         return time.monotonic() + seconds - min(_RESERVE_S, seconds / 10)
 
+    def _wanted(self, request: Request) -> tuple[int, int]:
+        """How many events are recalled, and how many of them with states."""
+        return (self._num_events, self._num_states) if request.query is None else (NUM_EVENTS, 0)
+
     async def _recall(self, request: Request) -> Context:
         """Recent window, memory, past and seen items: from the store, with the items of the session among them."""
         if request.user_id is None:
             return self._context(request)
         try:
+            num_events, num_states = self._wanted(request)
             events, digests = await self.store.recall_and_seen(
-                request.user_id, self.view.manifest.space, self._num_events, num_states=self._num_states
+                request.user_id, self.view.manifest.space, num_events, num_states=num_states
             )
         except (StoreUnavailable, StoreCorrupt):
             return self._context(request, fallback="memory_unavailable")
@@ -184,18 +211,32 @@ class Recommender:
         fallback: Fallback | None = None,
     ) -> Context:
         now = int(time.time()) if request.timestamp is None else request.timestamp
-        known = known_of(events, self.view, now, request.recent)
+        know = known_of if request.query is None else known_in_words
+        known = know(events, self.view, now, request.recent)
         if request.recent:
             names = [item.item_id for item in request.recent]
             seen = self._seen_rows.with_session(seen, names, self.view.catalogue)
         return Context(known, seen, fallback)
 
-    async def _ask_model(self, request: Request, context: Context, deadline: float) -> Answer:
-        """Encode, retrieve, combine, generate, ground: one job for the model, in a batch with others."""
+    async def _ask_model(self, request: Request, context: Context, deadline: float) -> Answer | WordsAnswered:
+        """Encode, retrieve, combine, generate, ground: one job for the model, in a batch with others.
+
+        A query in words is another kind of job.
+        """
         known = context.known
         allowed = self._allowed(request, context)
-        return await self.engine.recommend(
-            known.recent, known.memory.states, allowed, request.k, deadline=deadline, past=known.past
+        if request.query is None:
+            return await self.engine.recommend(
+                known.recent, known.memory.states, allowed, request.k, deadline=deadline, past=known.past
+            )
+        return await self.engine.answer_words(
+            request.query,
+            known.past,
+            queries_of(known.past_events),
+            allowed,
+            reasoning=request.reasoning,
+            num_results=request.k,
+            deadline=deadline,
         )
 
     def _allowed(self, request: Request, context: Context) -> NDArray[np.bool_]:
@@ -217,19 +258,28 @@ class Recommender:
         self,
         request: Request,
         context: Context,
-        answer: Answer | None,
+        answer: Answer | WordsAnswered | None,
         failure: Fallback | None,
     ) -> Recommendation:
         """The model's answer; without one, popular items and the reason as `fallback`."""
-        fallback = failure or context.fallback
-        if answer is None:
-            fallback = fallback or "cold_start"
-            ranked = popular(self.view.catalogue, self._allowed(request, context), request.k)
-        else:
+        fallback, catalogue = failure or context.fallback, self.view.catalogue
+        reasoning: ShownReasoning | None = None
+        if isinstance(answer, Answer):
             ranked = answer.items
             self._observe_model(answer)
+            items, memory = show(catalogue, ranked, context.known, answer if request.explain else None)
+        elif answer is not None:
+            fallback = fallback or degraded(request.reasoning, answer.level)
+            ranked = ranked_items(answer, catalogue, self._allowed(request, context), request.k)
+            self.metrics.queries_total.labels(answer.level).inc()
+            items, memory = show(catalogue, ranked, context.known, None)
+            if request.explain:
+                memory, reasoning = show_reasoning(answer, context.known, catalogue)
+        else:
+            fallback = fallback or "cold_start"
+            ranked = popular(catalogue, self._allowed(request, context), request.k)
+            items, memory = show(catalogue, ranked, context.known, None)
         self._observe(ranked, fallback)
-        items, memory = show(self.view.catalogue, ranked, context.known, answer if request.explain else None)
         return Recommendation(
             recommendation_id=secrets.token_hex(16),
             user_id=request.user_id,
@@ -238,6 +288,7 @@ class Recommender:
             fallback=fallback,
             model=ServedModel(self.view.manifest.name, self.view.manifest.space),
             timings_ms={},
+            reasoning=reasoning,
         )
 
     def _timed(self, recommendation: Recommendation, timings_s: Mapping[str, float]) -> Recommendation:
@@ -270,6 +321,6 @@ def _basket(past: PastRows) -> NDArray[np.int64]:
     return basket
 
 
-def _timings_of(answer: Answer, at_model_s: float) -> dict[str, float]:
+def _timings_of(answer: Answer | WordsAnswered, at_model_s: float) -> dict[str, float]:
     """The stages of the model, and `queue`: the rest of the time in which the request was at the model."""
     return {"queue": max(0.0, at_model_s - sum(answer.timings_s.values())), **answer.timings_s}

@@ -29,6 +29,10 @@ class Memory(NamedTuple):
     states: NDArray[np.float16]
 
 
+def empty_memory(view: BundleView) -> Memory:
+    return Memory([], [], np.zeros((0, view.manifest.backbone.hidden_size), dtype=np.float16))
+
+
 class MissingState(NamedTuple):
     """An event whose state is missing or was made from another window, and the titles and fingerprint of its window."""
 
@@ -129,13 +133,13 @@ class Timeline:
         return Known(self.titles[-self._recent_length :], self.memory(), past, events, self.is_incomplete)
 
     def _known_with(self, session: Sequence[SessionItem], now: int) -> Known:
-        times, merged = _merged([*self._beyond, *self.events], session, now)
-        window, length = merged[-self._recent_length :], min(_past_length(self._view), len(merged))
-        past = merged[len(merged) - length :]
+        times, together = merged([*self._beyond, *self.events], session, now)
+        window, length = together[-self._recent_length :], min(_past_length(self._view), len(together))
+        past = together[len(together) - length :]
         return Known(
             recent=self._view.catalogue.titles([each.item_id for each in window]),
             memory=self.memory(num_recent=sum(isinstance(each, Event) for each in window)),
-            past=self._past_rows(past, times[len(merged) - length :], now),
+            past=self._past_rows(past, times[len(together) - length :], now),
             past_events=past,
             is_incomplete=self.is_incomplete,
         )
@@ -181,7 +185,7 @@ class Timeline:
         return slice(max(0, end - self._max_memory), end)
 
 
-def _merged(
+def merged(
     events: Sequence[Event], session: Sequence[SessionItem], now: int
 ) -> tuple[list[int], list[Event | SessionItem]]:
     """Times that do not fall, and the events and items at these times. What is in both counts once, as an event."""

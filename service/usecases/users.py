@@ -1,14 +1,17 @@
 """What the store holds about one user: show it, export it, delete it. Knows no HTTP."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import NamedTuple
 
 from model_store.view import BundleView
-from service.errors import UnknownUser
+from service.engine.engine import Engine
+from service.errors import NoWords, UnknownUser
 from service.store.client import MemoryStore
 from service.store.events import Deleted, Event, UserCounts
 from service.usecases.timeline import Timeline, events_with_states
+from service.usecases.words import NO_WORDS, NUM_EVENTS, ShownEntry, known_in_words, queries_of, show_entries
 
 _EVENTS_PER_PAGE = 500
 
@@ -35,8 +38,8 @@ class UserPage(NamedTuple):
 
 
 class Users:
-    def __init__(self, view: BundleView, store: MemoryStore) -> None:
-        self.view, self.store = view, store
+    def __init__(self, view: BundleView, store: MemoryStore, engine: Engine) -> None:
+        self.view, self.store, self.engine = view, store, engine
 
     async def get(self, user_id: str, cursor: str | None, limit: int) -> UserPage:
         """Raises UnknownUser when the store holds no event, BadRequest for a cursor that this service did not make."""
@@ -50,6 +53,19 @@ class Users:
             raise _unknown()
         memory = Timeline(remembered, self.view).memory().events
         return UserPage(counts, self._titled(events), self._titled(memory), next_cursor)
+
+    async def memory_in_words(self, user_id: str) -> list[ShownEntry]:
+        """Local memory: records (newest first), patterns (most events first), one profile; as a query would read it.
+
+        Raises NoWords and UnknownUser.
+        """
+        if self.view.manifest.words is None:
+            raise NoWords(NO_WORDS)
+        remembered = await self.store.recall(user_id, self.view.manifest.space, NUM_EVENTS)
+        if not remembered:
+            raise _unknown()
+        known = known_in_words(remembered, self.view, int(time.time()))
+        return show_entries(await self.engine.read_memory(known.past, queries_of(known.past_events)), known)
 
     async def forget(self, user_id: str) -> Deleted:
         """Deletes everything, in all spaces. An unknown user is no error, so that the call can be repeated."""

@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 
 from service.http.dependencies import Cursor, EventIdPath, Limit, ResourcesDep, UserIdPath
-from service.http.schemas import ForgottenEvent, ForgottenUser, UserPage
+from service.http.schemas import ForgottenEvent, ForgottenUser, UserMemory, UserPage
 from service.usecases.users import TitledEvent
 
 router = APIRouter(prefix="/users/{user_id}", tags=["users"])
@@ -30,6 +30,13 @@ async def export_user(user_id: UserIdPath, resources: ResourcesDep) -> Streaming
     events = resources.users.export(user_id)
     first = await anext(events)  # before the answer starts: a failure can still become a problem document
     return StreamingResponse(_lines(user_id, first, events), media_type="application/x-ndjson")
+
+
+@router.get("/memory")
+async def get_memory(user_id: UserIdPath, resources: ResourcesDep) -> UserMemory:
+    """What the service remembers of the user in words; computed from the events, as for a query."""
+    entries = await resources.users.memory_in_words(user_id)
+    return UserMemory.model_validate({"user_id": user_id, "memory": entries})
 
 
 @router.delete("")
