@@ -252,6 +252,15 @@ def test_two_columns_for_one_role_need_a_choice(raw_files: RawFiles) -> None:
     assert rows(raw_files.prepare("csv", "--columns", "user_id=User_ID")[0])[0][0] == "b"
 
 
+def test_an_index_without_a_name_is_no_attribute(raw_files: RawFiles) -> None:
+    """As a data frame writes its index."""
+    raw_files.put("interactions.csv", ",user_id,item_id,timestamp", "0,u1,i1,1500000000")
+    raw_files.put("items.csv", ",item_id,title", "0,i1,One")
+    dataset, _ = raw_files.prepare("csv")
+    assert dataset.items.rows() == [("i1", "One")]
+    assert rows(dataset) == [("u1", "i1", 1500000000, None)]
+
+
 def test_a_missing_header_is_an_error_or_has_no_effect(raw_files: RawFiles) -> None:
     raw_files.put("ratings.csv", "7,2,5,978300760", "8,2,4,978300761")
     raw_files.put("movies.csv", "2,Two (1999),Drama", "3,Three (1999),Drama")

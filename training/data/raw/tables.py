@@ -143,6 +143,8 @@ class _Reader:
             quote_char=None if self.quoting == "none" else '"',
             schema=dict.fromkeys((*self.names, _RECORD_END), pl.String),
             truncate_ragged_lines=True,
+            missing_columns="insert",
+            extra_columns="ignore",
             raise_if_empty=False,
         )
         if separator + b" " in records or b" " + separator in records or b" \n" in records or b"\n " in records:
