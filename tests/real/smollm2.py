@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,14 +30,20 @@ def test_the_checkpoint_knows_what_the_model_knows() -> None:
 
 
 def test_it_is_tuned_and_answers_with_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(
-        recipes.RECIPES, "short", replace(TINY, sft_batch_blocks=2, annotate_targets=8, valid_targets=4)
-    )
+    few: dict[str, Any] = {
+        "sft_batch_blocks": 2,
+        "sft_valid_targets": 4,
+        "memory_from": 2,
+        "annotate_targets": 8,
+        "valid_targets": 4,
+    }
+    short = replace(recipes.RECIPES["smollm2"], sft=TINY.sft, retriever=TINY.retriever, **few)
+    monkeypatch.setitem(recipes.RECIPES, "smollm2", short)
     save_dataset(shop(), tmp_path / "shop")
     arguments = ["--data", str(tmp_path / "shop"), "--out", str(tmp_path / "bundle")]
-    assert main([*arguments, "--recipe", "short", "--model", "smollm2"]) == 0
+    assert main([*arguments, "--model", "smollm2"]) == 0
     bundle = Bundle.open(tmp_path / "bundle")
-    assert bundle.manifest.backbone.base_model == "smollm2"
+    assert bundle.manifest.backbone.base_model == "smollm2" and bundle.manifest.backbone.num_layers == 6
     titles = [item.title for item in bundle.catalogue.items]
     memory = np.random.default_rng(0).normal(size=(4, bundle.lm.hidden_size)).astype(np.float16)
     query = Query(bundle.prompt.tokens(titles[:3]), memory, np.ones(len(titles), bool), 4)

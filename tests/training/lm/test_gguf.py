@@ -1,5 +1,6 @@
 """A GGUF file becomes a folder with the same model, once, whole or not at all; errors say what to install."""
 
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -7,10 +8,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from model_store.bundle import Bundle
 from tests.conftest import TITLES
 from tests.training.lm.gguf_files import write_gguf
+from tests.training.small import TINY, shop
+from training.data.dataset import save_dataset
 from training.lm import gguf
 from training.lm.backbone import checkpoint_identity, pretrained
+from training.pipeline import main
+from training.run import recipes
 from training.run.stage import StageError
 
 CPU = torch.device("cpu")
@@ -108,6 +114,19 @@ def test_a_folder_of_the_same_name_goes_first(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "smollm2").mkdir()
     monkeypatch.chdir(tmp_path)
     assert gguf.checkpoint_folder("smollm2") == "smollm2"
+
+
+@pytest.mark.usefixtures("package")
+def test_one_option_makes_a_bundle_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipe of the same name is then the default."""
+    smaller = replace(TINY, keep_layers=3, catalogue_tokens=320, tunes_all=True)
+    monkeypatch.setitem(recipes.RECIPES, "smollm2", smaller)
+    save_dataset(shop(), tmp_path / "shop")
+    out = tmp_path / "bundle"
+    assert main(["--data", str(tmp_path / "shop"), "--out", str(out), "--model", "smollm2"]) == 0
+    manifest = Bundle.open(out).manifest
+    assert manifest.provenance["recipe"] == manifest.backbone.base_model == "smollm2"
+    assert manifest.backbone.num_layers == 3
 
 
 def test_another_file_in_the_package_is_refused(package: Path) -> None:
