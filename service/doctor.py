@@ -65,7 +65,7 @@ async def _store(settings: Settings) -> str:
             backlog = await store.backlog()
         finally:
             await store.close()
-    return f"{settings.store_shown} answers, encode queue {backlog}"
+    return f"{settings.store_shown} answers and takes writes, encode queue {backlog}"
 
 
 async def _port(settings: Settings) -> str:

@@ -39,7 +39,7 @@ ARROWS = {
     "model_store.words": "errors grounding",
     "model_store.bundle": "catalogue errors files grounding lm manifest memory text view voices words",
     "model_store.inference": "answers beams bundle lm memory text voices",
-    "service.store": "errors",
+    "service.store": "errors logs",
     "service.engine": "errors logs metrics settings",
     "service.usecases": "engine errors logs metrics store",
     "service.resources": "engine metrics settings store usecases",

@@ -23,6 +23,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisClusterException, RedisError
 
 from service.errors import BadRequest, StartupError, StoreCorrupt, StoreUnavailable
+from service.logs import RepeatedWarnings
 from service.store import scripts
 from service.store.counts import COUNT, KEPT_DAYS, Counts, decode_counts, decode_days
 from service.store.events import (
@@ -52,13 +53,16 @@ from service.store.keys import (
     GROUP,
     ITEMS,
     ITEMS_VERSION,
+    PROBE,
     count_keys,
     user_keys,
     user_of,
     user_prefix,
 )
+from service.store.reasons import reason_of, reply_of
 
 log = structlog.get_logger("service.store.client")
+repeated = RepeatedWarnings(log)
 
 CLAIM_AFTER_MS = 30_000  # an entry that its worker did not renew for so long goes to another worker
 MAX_CONNECTIONS = 64
@@ -103,8 +107,8 @@ class MemoryStore:
             await self._client.aclose()
 
     async def ping(self) -> None:
-        """Raises `StoreUnavailable` if the server does not answer."""
-        await self._call("EXISTS", ITEMS_VERSION)  # PING would ask every node of a cluster
+        """Raises `StoreUnavailable` if the server does not answer, or does not do what a change of a user needs."""
+        await self._script(scripts.PROBE, [PROBE])
 
     # ---- events of a user
 
@@ -310,10 +314,11 @@ def _translated_errors() -> Iterator[None]:
     try:
         yield
     except (RedisError, RedisClusterException, OSError) as error:
-        reply = str(error).rpartition(" caused error: ")[2]  # a pipeline's error begins with the command
-        if reply.lstrip("('\"").startswith("WRONGTYPE "):
+        if reply_of(error).startswith("WRONGTYPE "):
             raise StoreCorrupt("A key of the memory store has a value of the wrong type.") from error
-        raise StoreUnavailable(f"The memory store does not answer ({type(error).__name__}).") from error
+        reason = reason_of(error)
+        repeated.warning("the store does not serve", reason=reason.name, error=type(error).__name__)
+        raise StoreUnavailable(f"The memory store {reason.words}.") from error
 
 
 # ---- commands and answers of the scripts

@@ -12,6 +12,7 @@
     automr:items                      HASH    item_id -> JSON, the catalogue overlay       items changed since the
                                                                                            bundle was built
     automr:items:version              STRING  number of changes of the overlay             one
+    automr:probe                      STRING  empty: written to see whether writes work    one
     automr:{+live}:of:<uid>           STRING  cells: what the user adds to the live counts 21 bytes for each; at most
                                               (see `counts.py`)                            1,100 cells
     automr:{+live}:day:<day>          HASH    digests of two items, 16 bytes -> number     cells of all users
@@ -30,6 +31,7 @@ from service.errors import BadRequest
 ENCODE, GROUP = "automr:encode", "encoders"
 ITEMS, ITEMS_VERSION = "automr:items", "automr:items:version"
 DAYS, DAY_PREFIX = "automr:{+live}:days", "automr:{+live}:day:"
+PROBE = "automr:probe"
 ALL_EVENTS = "automr:{*}:events"  # a pattern for SCAN
 
 

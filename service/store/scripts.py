@@ -237,3 +237,6 @@ if not oldest then return 0 end
 local now = redis.call('TIME')
 return math.max(0, now[1] * 1000 + math.floor(now[2] / 1000) - string.match(oldest[1], '^%d+'))
 """
+
+# KEYS: any  ->  nothing. A write in a script, as every change of a user is.
+PROBE = "redis.call('SET', KEYS[1], '')"

@@ -26,7 +26,7 @@ async def startupz(resources: ResourcesDep) -> Health:
 
 @router.get("/readyz")
 async def readyz(request: Request, resources: ResourcesDep) -> Health:
-    """A request would be answered now: the model is warm, the store answers, and the service is not shutting down."""
+    """A request would be answered now: the model is warm, the store takes writes, the service is not shutting down."""
     if request.app.state.is_draining:
         raise Draining("The service is shutting down.")
     if not resources.engine.is_ready:
@@ -35,7 +35,7 @@ async def readyz(request: Request, resources: ResourcesDep) -> Health:
         async with asyncio.timeout(resources.settings.store_timeout_s):
             await resources.store.ping()
     except TimeoutError:
-        raise NotReady("The memory store does not answer.") from None
+        raise NotReady("The memory store did not answer in time.") from None
     return Health(status="ok")
 
 

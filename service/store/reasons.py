@@ -1,0 +1,71 @@
+"""Why the store does not serve: in words for callers and operators, and as a short name for the log.
+
+Takes an exception of the Redis client. Compares names of classes and beginnings of messages, so it knows no client.
+"""
+
+import ssl
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Reason(NamedTuple):
+    """`name` is one of a small closed set. `words` complete the sentence "The memory store ..."."""
+
+    name: str
+    words: str
+
+
+WRONG_PASSWORD = Reason("wrong password", "refuses the user or the password of AUTOMR_STORE")
+NO_RIGHTS = Reason("no rights", "does not allow its user a command that is needed (EVAL, or one that the scripts call)")
+FULL = Reason("full", "is full: its maxmemory is reached")
+DISK = Reason("disk", "cannot write to its disk")
+READ_ONLY = Reason("read-only", "is a read-only replica; AUTOMR_STORE must name the primary")
+LOADING = Reason("loading", "is loading its data")
+TLS = Reason("TLS", "cannot be reached over TLS: its certificate or protocol does not fit")
+SLOW = Reason("slow", "did not answer in time")
+AWAY = Reason("away", "cannot be reached")
+
+_BY_CLASS = {
+    "AuthenticationError": WRONG_PASSWORD,
+    "AuthenticationWrongNumberOfArgsError": WRONG_PASSWORD,
+    "NoPermissionError": NO_RIGHTS,
+    "OutOfMemoryError": FULL,
+    "ReadOnlyError": READ_ONLY,
+    "BusyLoadingError": LOADING,
+    "TimeoutError": SLOW,
+}
+_BY_CODE = {
+    "WRONGPASS": WRONG_PASSWORD,
+    "NOAUTH": WRONG_PASSWORD,
+    "NOPERM": NO_RIGHTS,
+    "OOM": FULL,
+    "MISCONF": DISK,
+    "READONLY": READ_ONLY,
+    "LOADING": LOADING,
+}
+
+
+def reply_of(error: BaseException) -> str:
+    """The server's words; in a pipeline the client's text begins with the command."""
+    return str(error).rpartition(" caused error: ")[2].lstrip("('\"")
+
+
+def reason_of(error: BaseException) -> Reason:
+    found = [reason for each in _chain(error) if (reason := _reason_of_one(each))]
+    return found[-1] if found else AWAY  # the innermost says most
+
+
+def _reason_of_one(error: BaseException) -> Reason | None:
+    if isinstance(error, ssl.SSLError):
+        return TLS
+    reply = reply_of(error)
+    if reply.startswith("ACL failure in script"):
+        return NO_RIGHTS
+    named = (_BY_CLASS[name] for kind in type(error).__mro__ if (name := kind.__name__) in _BY_CLASS)
+    return _BY_CODE.get(reply.partition(" ")[0]) or next(named, None)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
