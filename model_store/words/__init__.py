@@ -11,6 +11,7 @@ A pure library that training and serving share: no store, no HTTP, no training. 
     ranker, selector         weights of the features; which memories are used
     reasoning                query → aspects → entries → ideal profile, behind the interface `Reasoner`
     answer                   `Words.answer`: all steps for a batch of queries
+    live                     items that came after training
     files                    `save_words`, `open_words`
 
 `events`, `texts`, `vectors`, `memory` and `aspects` need neither torch nor faiss. Imports from `model_store`: `errors`

@@ -1,8 +1,11 @@
 """BM25 over the texts of items (the library bm25s, which scores all items when the index is made).
 
-In: the terms of each item, or saved arrays. Out: a score for every item. Immutable; thread-safe.
+In: the terms of each item, or saved arrays. Out: a score for every item. Immutable; thread-safe. Items that come later
+get scores from the statistics of the first ones.
 """
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -11,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _PARTS = ("data", "indices", "indptr")
+_SATURATION = 1.5  # k1 of items that are added
 _NOTHING = "="  # the term of an item without words; no query has it
 
 
@@ -20,6 +24,8 @@ class Lexicon:
     def __init__(self, engine: bm25s.BM25, num_items: int) -> None:
         self._engine = engine
         self.num_items = num_items
+        self._num_added = 0
+        self._added: dict[str, list[tuple[int, int]]] = {}  # term → places among the added items, and its counts
 
     @classmethod
     def build(cls, texts: Sequence[Sequence[str]], *, saturation: float = 1.5, length: float = 0.75) -> Self:
@@ -30,10 +36,30 @@ class Lexicon:
 
     def scores(self, terms: Sequence[str]) -> NDArray[np.float32]:
         """(N,) zero where an item has none of the terms."""
+        scores = np.zeros(self.num_items, dtype=np.float32)
+        num_first = self.num_items - self._num_added
         known = [term for term in terms if term in self._engine.vocab_dict and term != _NOTHING]
-        if not known:
-            return np.zeros(self.num_items, dtype=np.float32)
-        return np.asarray(self._engine.get_scores(known), dtype=np.float32)
+        if known:
+            scores[:num_first] = self._engine.get_scores(known)
+        for term in terms:
+            for place, count in self._added.get(term, ()):
+                scores[num_first + place] += self._rarity(term, num_first) * count / (count + _SATURATION)
+        return scores
+
+    def with_texts(self, texts: Sequence[Sequence[str]]) -> "Lexicon":
+        """A lexicon with further items at the end: their terms are as rare as among the first, whatever the length."""
+        found = Lexicon(self._engine, self.num_items - self._num_added + len(texts))
+        found._num_added = len(texts)
+        for place, terms in enumerate(texts):
+            for term, count in Counter(terms).items():
+                found._added.setdefault(term, []).append((place, count))
+        return found
+
+    def _rarity(self, term: str, num_items: int) -> float:
+        """The inverse document frequency of BM25, as the library has it."""
+        starts, number = self._engine.scores["indptr"], self._engine.vocab_dict.get(term)
+        count = 0 if number is None else int(starts[number + 1] - starts[number])
+        return math.log(1 + (num_items - count + 0.5) / (count + 0.5))
 
     def terms(self) -> list[str]:
         """All terms, by their number."""

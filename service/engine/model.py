@@ -208,6 +208,9 @@ class Model:
         for each in asked:
             put_items(self.bundle, [Item(**msgspec.structs.asdict(item)) for item in each.items])
         self._add_titles([item.title for each in asked for item in each.items])
+        if self.words is not None:
+            rows = self.bundle.catalogue.rows
+            self.words.put_titles({rows[item.item_id]: item.title for each in asked for item in each.items})
         return [ItemsPut(each.id) for each in asked]
 
     def _add_titles(self, titles: Sequence[str]) -> None:

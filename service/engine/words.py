@@ -10,7 +10,7 @@ and forgotten with it. A query that asks for more than its time allows gets the 
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import numpy as np
 from model_store.words.answer import Reasoning, Words, WordsAnswer, WordsQuery
 from model_store.words.encoders import TextEncoder
 from model_store.words.events import WordEvent
+from model_store.words.live import with_items
 from model_store.words.memory import Entry, write_memory
 from model_store.words.texts import query_terms
 from model_store.words.vectors import Vectors
@@ -74,7 +75,8 @@ class WordsRunner:
     """Single-threaded, as `Words` is."""
 
     def __init__(self, words: Words) -> None:
-        self.words = replace(words, index=replace(words.index, encoder=CachedEncoder(words.index.encoder)))
+        self._trained = replace(words, index=replace(words.index, encoder=CachedEncoder(words.index.encoder)))
+        self.words, self._added = self._trained, list[str]()
         self.seconds = dict.fromkeys(_LEVELS, 0.0)  # mean time of an answer
 
     def warm_up(self, rows: Sequence[int]) -> None:
@@ -98,6 +100,14 @@ class WordsRunner:
                     num_items=num_items,
                 )
                 self._answer(asked)
+
+    def put_titles(self, titles: Mapping[int, str]) -> None:
+        """Takes in items by catalogue row, new rows in order. An item of the bundle keeps the text of its training."""
+        num_trained = len(self._trained.index)
+        for row in sorted(row for row in titles if row >= num_trained):
+            self._added[row - num_trained : row - num_trained + 1] = [titles[row]]
+        if any(row >= num_trained for row in titles):
+            self.words = with_items(self._trained, self._added)
 
     def answer(self, asked: Sequence[AskWords]) -> list[WordsAnswered]:
         return [self._answer(each) for each in asked]

@@ -106,12 +106,19 @@ async def test_candidates_filter_and_seen_items_work_as_ever(service: Service) -
         assert "i4" not in ids(session)
 
 
-async def test_what_is_new_in_the_catalogue_is_no_trouble(service: Service) -> None:
-    await service.items.put(await service.items.get("i1"))
-    await service.items.put(Item("new", "Quite Another Sort"))
-    await service.submit([interaction(1, item_id="new", query="a new sort"), *events(5)[2:]], "durable")
-    answer = await ask(service, user_id="u", query="a new sort", k=30, exclude_seen=False)
-    assert answer.fallback is None and "new" in ids(answer)
+async def test_items_that_came_after_training_are_found_and_remembered(service: Service) -> None:
+    plain = await ask(service, query="hot tea", k=20)
+    await service.items.put_many([Item("new", "Quite Another Sort"), Item("newer", "Sort of Green Tea")])
+    for query, first in (("another sort", "new"), ("green sort", "newer")):
+        assert ids(await ask(service, query=query, k=3))[0] == first
+    assert ids(await ask(service, query="hot tea", k=1)) == ids(plain)[:1], "others keep their place"
+    await service.items.patch("new", {"title": "Entirely Changed"})
+    assert ids(await ask(service, query="entirely", k=1)) == ["new"]
+    await service.submit([interaction(1, item_id="new", query="for my aunt"), *events(5)[2:]], "durable")
+    answer = await ask(service, user_id="u", query="my aunt again", k=30, exclude_seen=False)
+    assert answer.fallback is None and "e001" in {used.event_id for used in answer.memory}
+    await service.items.delete("newer")
+    assert "newer" not in ids(await ask(service, query="green sort", k=30))
 
 
 async def test_without_a_user_and_for_a_stranger(service: Service) -> None:
