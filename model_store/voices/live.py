@@ -47,7 +47,8 @@ class LiveItems:
         self._alike_sums: dict[int, float] = {}  # of trained rows
         self._alike_rows: dict[int, AddedRow] = {}
         self._near_rows: dict[int, AddedRow] = {}
-        self._counts = TokenCounts(*np.zeros((2, 0), dtype=np.int64), np.zeros((0, 2), dtype=np.int64), np.zeros(0))
+        nothing = np.zeros(0, dtype=np.int64)
+        self._counts = TokenCounts(nothing, np.zeros(0), nothing.reshape(0, 2), np.zeros(0))
         self._num_tokens = trained.num_tokens
 
     def add_titles(self, titles: Mapping[int, str]) -> None:

@@ -127,4 +127,4 @@ def _summed(pairs: NDArray[np.uint64], counts: NDArray[np.float64]) -> Counts:
     pairs, counts = pairs[order], counts[order]
     is_first = np.ones(len(pairs), dtype=bool)
     is_first[1:] = (pairs[1:] != pairs[:-1]).any(axis=1)
-    return Counts(pairs[is_first], np.bincount(np.cumsum(is_first) - 1, counts))
+    return Counts(pairs[is_first], np.bincount(np.cumsum(is_first) - 1, counts).astype(np.float64))

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model_store.voices.similar_titles import NUM_ALIKE
 from training.items import likeness as module
-from training.items.likeness import NUM_ALIKE, likeness, tf_idf
+from training.items.likeness import likeness, tf_idf
 
 TITLES = ["The Hollow Crown 1", "The Hollow Crown 2", "The Cookbook", "A Hollow Tree", "Zebra"]
 
