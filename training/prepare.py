@@ -33,8 +33,8 @@ formats, by the files expected in --source:
              and items.parquet (item_id, title, any further columns);
              queries.parquet (user_id, query, item_id, timestamp) beside or instead of interactions.parquet
   csv        interactions.csv and items.csv with the same columns; also .tsv, .txt or .jsonl. Without items.csv,
-             titles in the file of interactions count, as in GET /users/{id}/export. events and export are names
-             like interactions
+             titles in the file of interactions count, as in GET /users/{id}/export; so do its queries, unless
+             there is queries.csv. events and export are names like interactions
   movielens  ratings and movies as .dat, .csv, or u.data and u.item
   amazon     reviews and meta*: .json or .jsonl, as released in 2018 or 2023
   recbole    NAME.inter and NAME.item

@@ -558,7 +558,7 @@ def test_files_of_recbole(raw_files: RawFiles) -> None:
         "ml.item",
         "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\tscore:float",
         '242\t"Kolya" & Co\t1996\tComedy Drama\t1.5',
-        "243\tOther\t\t\t",
+        "243\tOther\t\t\tgood",
     )
     raw_files.put("ml.user", "user_id:token", "196")
     dataset, _ = raw_files.prepare("recbole")
@@ -567,6 +567,7 @@ def test_files_of_recbole(raw_files: RawFiles) -> None:
         {"item_id": "242", "title": '"Kolya" & Co', "release_year": "1996", "class": ["Comedy", "Drama"], "score": 1.5},
         {"item_id": "243", "title": "Other", "release_year": None, "class": [], "score": None},
     ]
+    assert raw_files.notes["numbers_that_cannot_be_read"] == (1, "ml.item: score: good")
 
 
 def test_a_recbole_file_without_types_is_refused(raw_files: RawFiles) -> None:

@@ -39,7 +39,13 @@ def _read(source: Path, ending: str, roles: tuple[str, ...], options: ReadOption
     def shape(frame: pl.DataFrame) -> pl.DataFrame:
         if is_event:
             return compact(rename(frame.select(found.values()), found))
-        return rename(frame.with_columns(attributes), found)
+        typed = frame.with_columns(attributes)
+        for name in names:
+            unread = frame[name].filter(typed[name].is_null() & frame[name].is_not_null())
+            notes.add(
+                "numbers_that_cannot_be_read", len(unread), f"{file.name}: {name}: {unread[0] if len(unread) else ''}"
+            )
+        return rename(typed, found)
 
     raw = read_columns(table, names, shape, notes, has_header=True, quoting="none")
     unused = [name for name in names if name not in found.values()] if is_event else []
