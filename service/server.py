@@ -10,7 +10,7 @@ import shlex
 import socket
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ log = structlog.get_logger("service.server")
 # uvloop accepts one connection of each listening socket in a turn of the event loop. Under load a turn takes 30 ms, and
 # a connection that waits to be accepted is neither answered nor refused.
 _NUM_LISTENERS = 16
+_USERS_LOOKED_AT = 50  # for an example of a query
 
 
 def serve(
@@ -116,12 +117,14 @@ async def banner(resources: Resources, address: str) -> str:
         "timestamp": int(time.time()),
     }
     recommend, interactions = _quoted({"user_id": user_id, "k": 5}), _quoted({"interactions": [event]})
+    question = await _some_question(resources)
+    asked = f"  {post}/recommend -d {_quoted(question)}\n" if question else ""
     return f"""
 AutoMR answers at {address}
   bundle {resources.view.manifest.name} ({len(resources.view.catalogue)} items), store {resources.settings.store_shown}
 
   {post}/recommend -d {recommend}
-  {post}/interactions -d {interactions}
+{asked}  {post}/interactions -d {interactions}
 
   {address}/docs       every route, to try in the browser
   {address}/metrics    numbers for Prometheus
@@ -140,6 +143,21 @@ async def _some_user(resources: Resources) -> str:
     except ServiceError:
         log.warning("store unavailable: the banner has no example user")
     return "you"
+
+
+async def _some_question(resources: Resources) -> dict[str, Any] | None:
+    """What a stored user has asked before, as a request; None if nobody has, or the bundle has no words."""
+    if resources.view.manifest.words is None:
+        return None
+    num_left = _USERS_LOOKED_AT
+    with suppress(ServiceError):
+        async for user_id in resources.store.users():
+            events, _ = await resources.store.events(user_id, limit=100)
+            if asked := [event.query for event in events if event.query]:
+                return {"user_id": user_id, "query": asked[0], "k": 5}
+            if not (num_left := num_left - 1):
+                break
+    return None
 
 
 async def _some_item(resources: Resources, user_id: str) -> str:

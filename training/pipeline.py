@@ -14,17 +14,20 @@ from typing import Any
 
 import torch
 
-from training import annotate, build_index, diagnose, train_retriever
+from model_store.catalogue.items import read_items
+from model_store.files import ITEMS, read_manifest
+from training import annotate, build_index, diagnose, train_retriever, train_words
 from training import voices as voices_stage
 from training.items.voice_files import read_voices
 from training.lm import tuning
 from training.lm.gguf import SMOLLM2
-from training.run.demo import demo_inputs, write_demo_interactions
+from training.run.demo import demo_inputs, demo_questions, write_demo_interactions
 from training.run.distributed import is_main, leave_process_group
 from training.run.inputs import Inputs, load_inputs
 from training.run.program import run_program
 from training.run.recipes import RECIPES, Recipe, get_recipe
-from training.run.stage import read_certificate
+from training.run.stage import is_done, read_certificate
+from training.words.split import words_split
 
 
 def run(
@@ -94,6 +97,19 @@ def complete(
     return {"voices": voted, "annotate": annotated, "retriever": trained, "bundle": bundle}
 
 
+def complete_demo(inputs: Inputs, out: Path, *, work: Path, recipe: Recipe, seed: int) -> dict[str, Any]:
+    """Adds to the bundle the words of the shop's questions, and a file with events of some readers."""
+    questions = demo_questions(recipe.synthetic_askers, seed)
+    split = words_split(questions, [item.item_id for item in read_items(out / ITEMS)])
+    key = train_words.stage_key(split, "lsa", train_words.MAX_TARGETS, seed)
+    was_done = is_done(work / "words", key)
+    facts = train_words.run(split, work / "words", encoder="lsa", seed=seed)
+    if read_manifest(out).words is None or not was_done:
+        train_words.put_into_bundle(work / "words", out)
+    write_demo_interactions(inputs, questions, out)
+    return facts
+
+
 def _default_recipe(model: str | None) -> str:
     if model is None:
         return "cpu-small"
@@ -139,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             device=arguments.device,
         )
         if is_demo and "bundle" in facts:
-            write_demo_interactions(inputs, arguments.out)
+            facts["words"] = complete_demo(inputs, arguments.out, work=work, recipe=recipe, seed=arguments.seed)
         return {**diagnosis, **facts}
 
     return run_program(stage, parser.parse_args(argv), is_shared=True)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.docs.sandbox import Sandbox
 from training import pipeline
-from training.run.demo import demo_inputs, write_demo_interactions
+from training.run.demo import demo_inputs
 from training.run.loop import Schedule
 from training.run.recipes import get_recipe
 
@@ -25,11 +25,12 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         valid_targets=20,
         retriever=Schedule(max_steps=20, learning_rate=2e-3, evaluate_every=20),
         retriever_batch=16,
+        synthetic_askers=100,
     )
     directory = tmp_path_factory.mktemp("docs")
     inputs = demo_inputs(recipe.synthetic_users, seed=0)
     pipeline.run(inputs, directory / "demo", recipe_name="demo", work=directory / "work", recipe=recipe)
-    write_demo_interactions(inputs, directory / "demo")
+    pipeline.complete_demo(inputs, directory / "demo", work=directory / "work", recipe=recipe, seed=0)
     return directory / "demo"
 
 

@@ -175,6 +175,7 @@ def view() -> SimpleNamespace:
         backbone=SimpleNamespace(split_layer=2),
         prompt=SimpleNamespace(recent_length=10),
         memory=SimpleNamespace(max_elements=90),
+        words=None,
     )
     return SimpleNamespace(manifest=manifest, catalogue=["a", "b", "c"])
 

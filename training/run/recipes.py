@@ -82,6 +82,7 @@ class Recipe:
     # Threads of torch on a CPU; 0 means one per core. A small model gains almost nothing from several threads, and if
     # another process uses one of the cores, all threads wait for that core at every step (measured: 20 times slower).
     num_threads: int = 0
+    synthetic_askers: int = 0  # readers of the bookshop with questions, from which the demo's words are made
     synthetic_users: int = 0  # readers of the synthetic data that the pipeline makes without --data; 0: it needs --data
 
     # Of a pretrained checkpoint (training/lm/smaller.py).
@@ -104,6 +105,7 @@ RECIPES: dict[str, Recipe] = {
         label_temperatures=(0.03,),
         retriever=Schedule(max_steps=600, learning_rate=2e-3, evaluate_every=100),
         num_threads=1,
+        synthetic_askers=600,
         synthetic_users=1500,
     ),
     "cpu-small-titles": Recipe(

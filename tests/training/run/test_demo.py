@@ -4,11 +4,14 @@ import json
 from collections import defaultdict
 from typing import Any
 
+import polars as pl
 import pytest
 
 from service.http.schemas import Interaction
+from training.data.dataset import Dataset
+from training.data.questions import right_memories
 from training.data.synthetic import FAR_GAP
-from training.run.demo import INTERACTIONS, demo_inputs, write_demo_interactions
+from training.run.demo import INTERACTIONS, QUESTION, demo_inputs, demo_questions, write_demo_interactions
 from training.run.inputs import Inputs
 
 WINDOW = 10
@@ -20,15 +23,40 @@ def inputs() -> Inputs:
 
 
 @pytest.fixture(scope="module")
-def events(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def questions() -> Dataset:
+    return demo_questions(100, seed=0)
+
+
+@pytest.fixture(scope="module")
+def written(inputs: Inputs, questions: Dataset, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     out = tmp_path_factory.mktemp("bundle")
-    write_demo_interactions(inputs, out)
+    write_demo_interactions(inputs, questions, out)
     assert [path.name for path in out.iterdir()] == [INTERACTIONS], "a draft was left behind"
     return [json.loads(line) for line in (out / INTERACTIONS).read_text().splitlines()]
 
 
-def test_the_service_accepts_every_event(events: list[dict[str, Any]]) -> None:
-    for event in events:
+@pytest.fixture(scope="module")
+def events(written: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of the readers."""
+    return [event for event in written if event["user_id"].startswith("reader")]
+
+
+def test_the_askers_stop_right_before_a_question_that_one_present_answers(
+    written: list[dict[str, Any]], questions: Dataset
+) -> None:
+    askers = defaultdict(list)
+    for event in written:
+        if event["user_id"].startswith("asker"):
+            askers[event["user_id"]].append(event)
+    assert list(askers) == ["asker-1", "asker-2", "asker-3"]
+    sources = set(right_memories(questions).filter(pl.col("query") == QUESTION)["source_id"])
+    for asker, told in askers.items():
+        presents = [event["item_id"] for event in told if "sister" in (event["query"] or "")]
+        assert len(presents) == 1 and presents[0] in sources, asker
+
+
+def test_the_service_accepts_every_event(written: list[dict[str, Any]]) -> None:
+    for event in written:
         Interaction.model_validate(event)
 
 
