@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tokenizers import decoders
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from model_store.lm.item_embedding import rows_from_pieces
@@ -24,7 +24,7 @@ from training.data.splits import Split
 from training.items.co_occurrence import co_occurrence_vectors
 from training.run.stage import StageError
 
-_CALM = 0.15
+_START_SCALE = 0.15  # of the final norm
 _RANK = 128  # of the co-occurrence vectors: more takes minutes on a large catalogue
 
 
@@ -43,7 +43,7 @@ def keep_first_layers(model: PreTrainedModel, count: int) -> None:
     config.num_hidden_layers = count
     del layers_of(model.base_model)[count:]
     with torch.no_grad():
-        final_norm_of(model.base_model).get_parameter("weight").mul_(_CALM)
+        final_norm_of(model.base_model).get_parameter("weight").mul_(_START_SCALE)
 
 
 @torch.no_grad()
@@ -55,7 +55,7 @@ def use_vocabulary(
 ) -> None:
     """Replaces the rows of embedding and head, made for `old`, by rows for `new`, a byte-level tokenizer.
 
-    `vectors` (V, D), rows of length 1 or 0, are added to the rows at the mean length of an old one.
+    `vectors` (V, D), rows of length 1 or 0, are added, as long as what old rows do not have in common.
     """
     pieces = _pieces(old, new)
     tied = model.config.tie_word_embeddings
@@ -114,8 +114,7 @@ def collaborative_vectors(
     return unit.astype(np.float32)
 
 
-def learn_embeddings(model: nn.Module) -> None:
+def learn_embeddings(model: PreTrainedModel) -> None:
     """New rows must be trained also where adapters are trained instead of the other weights."""
-    whole: PreTrainedModel = model  # type: ignore[assignment]
-    for table in (whole.get_input_embeddings(), whole.get_output_embeddings()):
+    for table in (model.get_input_embeddings(), model.get_output_embeddings()):
         table.requires_grad_(True)
