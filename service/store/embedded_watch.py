@@ -1,12 +1,12 @@
-"""Program that runs a server for the service and stops it when the service ends.
+"""Program that runs a server for the service, and stops it when the service ends.
 
     embedded_watch.py PARENT SOCKET_DIR LOCK_FD -- COMMAND...
 
-Its standard input is a pipe from the service. A byte on the pipe says that the server has answered; from then on a
-server that dies is restarted. The server is stopped when the pipe is closed or when the process PARENT is gone (a
-forked child of PARENT may keep the pipe open). If this program is killed, the kernel kills the server
-(PR_SET_PDEATHSIG). The service cannot set that signal itself, because Linux sends it when the *thread* that started the
-server ends, not the process. Uses only the standard library.
+Its standard input is a pipe from the service. The server is stopped when the pipe is closed or when the process PARENT
+is gone (a forked child of PARENT may keep the pipe open). If the server ends by itself, so does this program; the
+service starts both again. If this program is killed, the kernel kills the server (PR_SET_PDEATHSIG). The service cannot
+set that signal itself, because Linux sends it when the *thread* that started the server ends, not the process. Uses
+only the standard library.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 
 PR_SET_PDEATHSIG = 1
-STOP_AFTER_S = 30.0
+STOP_AFTER_S = 3.0  # an acknowledged write is on disk, so a kill loses nothing
 POLL_S = 0.2
 
 
@@ -48,19 +48,14 @@ def stop(pid: int) -> None:
 
 
 def watch(parent: int, lock_fd: int, command: Sequence[str]) -> int:
-    """Exit code: 1 if the server ended before it answered, 0 after a stop."""
-    pid, is_ready = spawn(command, lock_fd), False
-    while True:
+    """Exit code: 1 if the server ended by itself, 0 after a stop."""
+    pid = spawn(command, lock_fd)
+    while not has_ended(pid):
         has_input = bool(select.select([0], [], [], POLL_S)[0])
-        byte = os.read(0, 1) if has_input else b""
-        is_ready = is_ready or bool(byte)
-        if (has_input and not byte) or os.getppid() != parent:
+        if has_input or os.getppid() != parent:  # the service writes nothing: this is the end of the pipe
             stop(pid)
             return 0
-        if has_ended(pid):
-            if not is_ready:
-                return 1
-            pid = spawn(command, lock_fd)
+    return 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,7 +1,7 @@
 """The embedded server: no acknowledged write is lost, nothing remains after a stop, a directory has one server."""
 
+import asyncio
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from service.errors import StoreInUse, StoreUnavailable
 from service.store.client import MemoryStore
@@ -111,13 +112,86 @@ async def test_the_server_ends_when_its_owner_or_watcher_is_killed(tmp_path: Pat
         assert owner.stdout is not None
         pid, url = owner.stdout.readline().split()
         await append(url, "e1")
-        parent_line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if "PPid" in line)
-        os.kill(owner.pid if killed == "owner" else int(parent_line.split()[1]), signal.SIGKILL)
+        os.kill(owner.pid if killed == "owner" else parent_of(int(pid)), signal.SIGKILL)
         wait_for(lambda: not is_alive(int(pid)), "the end of the server")
         owner.kill()
-    shutil.rmtree(Path(url.removeprefix("unix://")).parent, ignore_errors=True)  # a killed watcher does not remove it
     with EmbeddedServer(tmp_path) as server:
         assert await stored_ids(server.url) == {"e1"}
+
+
+async def test_a_killed_watcher_is_started_again_and_leaves_no_directory(tmp_path: Path) -> None:
+    """At the same address, with all events, however often. Afterwards no temporary directory is left."""
+    server = EmbeddedServer(tmp_path)
+    server.start()
+    url, socket_dir = server.url, Path(server.url.removeprefix("unix://")).parent
+    await append(url, "e1")
+    for _ in range(2):
+        pid = server.pid
+        with capture_logs() as lines:
+            os.kill(parent_of(pid), signal.SIGKILL)
+            wait_for(lambda before=pid: not is_alive(before), "the end of the server")  # type: ignore[misc]
+            await until_it_answers(url)
+        assert server.pid != pid and await stored_ids(url) == {"e1"}
+        assert [line["event"] for line in lines if line["log_level"] == "error"] == [
+            "the embedded store has ended, starting it again"
+        ]
+        assert Path(server.url.removeprefix("unix://")).parent == socket_dir
+    server.stop()
+    assert not socket_dir.exists()
+
+
+async def test_damaged_files_are_told_once_and_tried_again_at_intervals(tmp_path: Path) -> None:
+    with EmbeddedServer(tmp_path) as server:
+        await append(server.url, "e1", "e2")
+        good = max((tmp_path / "appendonlydir").glob("*.incr.aof")).read_bytes()
+        max((tmp_path / "appendonlydir").glob("*.incr.aof")).write_bytes(good.replace(b"$", b"?"))
+        with capture_logs() as lines:
+            os.kill(server.pid, signal.SIGKILL)
+            time.sleep(4)
+        told = [line for line in lines if line["event"] == "the embedded store does not start, trying again"]
+        assert len(told) == 1 and "docs/troubleshoot.md" in told[0]["reason"], lines
+        assert (tmp_path / "valkey.log").read_text().count("Bad file format") <= 3, "tried too often"
+        max((tmp_path / "appendonlydir").glob("*.incr.aof")).write_bytes(good)
+        await until_it_answers(server.url)
+        assert await stored_ids(server.url) == {"e1", "e2"}
+
+
+def test_a_server_that_hangs_is_stopped_within_seconds(tmp_path: Path) -> None:
+    server = EmbeddedServer(tmp_path)
+    server.start()
+    pid = server.pid
+    os.kill(pid, signal.SIGSTOP)
+    started = time.monotonic()
+    server.stop()
+    assert time.monotonic() - started < 8 and not is_alive(pid)
+
+
+def test_a_socket_directory_that_others_can_use_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with EmbeddedServer(tmp_path / "store") as server:
+        usual = Path(server.url.removeprefix("unix://")).parent
+    usual.mkdir()
+    usual.chmod(0o777)
+    with EmbeddedServer(tmp_path / "store") as server:
+        assert Path(server.url.removeprefix("unix://")).parent != usual
+
+
+def parent_of(pid: int) -> int:
+    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if "PPid" in line)
+    return int(line.split()[1])
+
+
+async def until_it_answers(url: str) -> None:
+    store = await MemoryStore.connect(url)
+    try:
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    return await store.ping()
+                except StoreUnavailable:
+                    await asyncio.sleep(0.05)
+    finally:
+        await store.close()
 
 
 async def test_an_incomplete_end_of_the_append_only_file_is_accepted(tmp_path: Path) -> None:
