@@ -21,6 +21,9 @@ class Mixtures(NamedTuple):
     `window` (B, V') is the mixture without older events, `whole` the one with them: there the first takes the place of
     the language model. `recent` and `older`: for each query the votes of the events of the window, and of older events.
     `described` and `weights`: of the window, and of older events.
+
+    `forecast` is that of the language model as in training, whose vocabulary had the V trained items only: their
+    probabilities sum to one, and those of items that came later are in proportion.
     """
 
     known: KnownItems
@@ -44,9 +47,17 @@ class Mixtures(NamedTuple):
             [Votes.of(known, tokens, own) for tokens, own in zip(part.tokens, weighed.events.numpy(), strict=True)]
             for part, weighed in zip(described, weights, strict=True)
         )
+        forecast = _of_trained(forecast, known.tables.num_tokens)
         window = _mixed(known, forecast, weights[0], recent)
         whole = _mixed(known, window, weights[1], older)
         return cls(known, forecast, recent, older, window, whole, described, weights)
+
+
+def _of_trained(forecast: NDArray[np.float32], num_trained: int) -> NDArray[np.float32]:
+    """Later items, of which there may be many, would take an unknown part of the sum away from the trained ones."""
+    total = forecast[:, :num_trained].sum(axis=1, keepdims=True)
+    found: NDArray[np.float32] = forecast / np.maximum(total, np.finfo(np.float32).tiny)
+    return found
 
 
 def _mixed(

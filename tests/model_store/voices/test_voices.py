@@ -72,6 +72,17 @@ def test_without_older_events_memory_adds_nothing(pairs: list[tuple[int, int]]) 
     np.testing.assert_allclose(mixtures.whole, mixtures.whole[:1])
 
 
+@given(events, st.floats(0.05, 0.95))
+def test_items_that_came_later_change_no_score_of_trained_ones(pairs: list[tuple[int, int]], share: float) -> None:
+    """They take a share of the language model's forecast, which training did not know of."""
+    voices, past = small_voices(NUM_ITEMS), past_of(pairs)
+    later = np.full((1, 5), share / 5, dtype=np.float32)
+    longer = np.concatenate([FORECAST * (1 - share), later], axis=1)
+    allowed = np.arange(NUM_ITEMS + 1)
+    expected, found = (all_scores(voices.vote(given, [past], [allowed])) for given in (FORECAST, longer))
+    np.testing.assert_allclose(found[:, : NUM_ITEMS + 1], expected, atol=1e-3)
+
+
 def test_older_events_change_the_scores() -> None:
     voices = small_voices(NUM_ITEMS)
     newest = [(30, 5), (31, 6), (32, 7)]
