@@ -103,12 +103,16 @@ def describe(
     Events of items that the tables do not know are left out; every other one is in one half. `has_row` (V, C − 1):
     whether a table has neighbours of an item.
     """
-    events = _known_events(pasts, spec, len(has_row))
-    window, is_older = events.at(events.is_recent), ~events.is_recent
-    numbers, queries = _numbers(window, facts)
-    described = _padded(window, numbers, queries, has_row, spec)
-    numbers, queries = _numbers(events, facts)
-    return described, _padded(events.at(is_older), numbers[is_older], queries, has_row, spec)
+    whole = _known_events(pasts, spec, len(has_row))
+    window, is_older = whole.at(whole.is_recent), ~whole.is_recent
+    moved = whole._replace(past=whole.past + len(pasts))  # after the windows, which are pasts of their own
+    both = _Events(*(np.concatenate(parts) for parts in zip(window, moved, strict=True)))
+    numbers, queries = _numbers(both, facts)
+    first, rest = np.split(numbers, [len(window.past)])
+    return (
+        _padded(window, first, queries[: len(pasts)], has_row, spec),
+        _padded(whole.at(is_older), rest[is_older], queries[len(pasts) :], has_row, spec),
+    )
 
 
 def _known_events(pasts: Sequence[Past], spec: VoicesSpec, num_tokens: int) -> _Events:

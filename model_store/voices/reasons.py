@@ -31,12 +31,12 @@ def reasons(voting: Voting, row: int, tokens: NDArray[np.int64]) -> list[Reason]
 
 def _given(mixtures: Mixtures, row: int, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
     """(2 + 2·C, tokens) what language model, popularity, and the channels of the window and of older events give."""
-    window, older = ({name: part[row].numpy() for name, part in each._asdict().items()} for each in mixtures.weights)
+    window, older = (each.overall[row].numpy() for each in mixtures.weights)
     last = mixtures.known.num_tokens - 1
     popularity = np.where(tokens <= last, mixtures.known.popularity[np.minimum(tokens, last)], 0)
-    kept = older["overall"][FORECAST]  # the share of the whole window in the mixture
-    popular = (kept * window["overall"][POPULARITY] + older["overall"][POPULARITY]) * popularity
-    rows = [kept * window["overall"][FORECAST] * mixtures.forecast[row, tokens], popular]
+    kept = older[FORECAST]  # the share of the whole window in the mixture
+    popular = (kept * window[POPULARITY] + older[POPULARITY]) * popularity
+    rows = [kept * window[FORECAST] * mixtures.forecast[row, tokens], popular]
     rows += [*(kept * mixtures.recent[row].at(tokens).T), *mixtures.older[row].at(tokens).T]
     return np.stack(rows).astype(np.float32)
 
