@@ -24,13 +24,18 @@ _PAIR_BYTES = 2 * DIGEST_BYTES
 
 # KEYS: record of the user, days. ARGV: prefix of the hashes of days, days that are kept, the new record  ->  number of
 # counts that changed. `days` maps each day that has counts to the number of changes of its hash. The newest day decides
-# which days are too old, not the clock, so that the counts follow from the events alone.
+# which days are too old, not the clock, so that the counts follow from the events alone. Cells of days after tomorrow
+# are left out: one event with a time of the far future would make all other days too old.
 COUNT = """
 local CELL, DAY = 21, 5
 local prefix, num_kept, new = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local old = redis.call('GET', KEYS[1]) or ''
-if old == new then return 0 end
 local function day_of(cell) return tonumber(string.sub(cell, 1, DAY)) end
+local tomorrow = math.floor(redis.call('TIME')[1] / 86400) + 1
+local stop = #new
+while stop > 0 and day_of(string.sub(new, stop - CELL + 1, stop)) > tomorrow do stop = stop - CELL end
+new = string.sub(new, 1, stop)
+if old == new then return 0 end
 local step, newest = {}, 0
 for i = 1, #old - CELL + 1, CELL do step[string.sub(old, i, i + CELL - 1)] = -1 end
 for i = 1, #new, CELL do

@@ -260,6 +260,16 @@ async def test_old_days_leave_whatever_comes_first(counting: Service, newest_fir
     assert await stored_counts(counting.store) == kept, "a day that is gone takes nothing back"
 
 
+async def test_an_event_of_the_far_future_takes_no_counts_away(counting: Service) -> None:
+    await counting.submit([interaction(0, "ann", item_id="i0", timestamp=NOW)], "visible")
+    await counting.submit([interaction(1, "bob", item_id="i1", timestamp=40_000 * DAY)], "visible")
+    await counting.submit([interaction(2, "bob", item_id="i2", timestamp=NOW)], "visible")
+    expected = {(TODAY, frozenset(["i0"])): 1, (TODAY, frozenset(["i2"])): 1}
+    assert await stored_counts(counting.store) == expected
+    await counting.users.forget("bob")
+    assert await stored_counts(counting.store) == {(TODAY, frozenset(["i0"])): 1}
+
+
 @given(st.lists(st.tuples(st.sampled_from(ITEMS), st.integers(0, 3)), max_size=30))
 def test_a_record_is_bounded_and_has_no_duplicates(facts: list[tuple[str, int]]) -> None:
     events = [Event(str(place), "u", item, day * DAY) for place, (item, day) in enumerate(facts)]
