@@ -51,7 +51,12 @@ def create_app(settings: Settings, resources_factory: ResourcesFactory = open_re
         middleware=[
             Middleware(AccessLog, metrics=metrics),
             Middleware(RequireKey, keys=Keys(settings.plain_api_keys), metrics=metrics),
-            Middleware(BodyLimit, max_body_bytes=settings.max_body_bytes, metrics=metrics),
+            Middleware(
+                BodyLimit,
+                max_body_bytes=settings.max_body_bytes,
+                max_bodies_bytes=settings.max_bodies_bytes,
+                metrics=metrics,
+            ),
         ],
         exception_handlers={
             ServiceError: _on_service_error,

@@ -77,6 +77,9 @@ class Settings(BaseSettings):
         default=30.0, gt=0, le=3600, description="deadline of POST /interactions with `wait: visible`, in seconds"
     )
     max_body_bytes: int = Field(default=1 << 20, ge=1024, description="largest request body, in bytes")
+    max_bodies_bytes: int = Field(
+        default=64 << 20, ge=1024, description="bodies of all requests in work together, in bytes; more get 429"
+    )
     max_connections: int = Field(
         default=4096, ge=1, le=1_000_000, description="connections of callers; more are refused with 503"
     )

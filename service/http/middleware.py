@@ -8,7 +8,7 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.auth import OPEN_PATHS, Keys, presented_key
-from service.errors import Draining, PayloadTooLarge, ServiceError, Unauthorized, status_of
+from service.errors import Draining, Overloaded, PayloadTooLarge, ServiceError, Unauthorized, status_of
 from service.http.problems import KEY_ID, REQUEST_ID, from_service_error, internal
 from service.logs import RepeatedWarnings, request_context, request_id_from
 from service.metrics import Metrics
@@ -108,12 +108,16 @@ class RequireKey:
 
 
 class BodyLimit:
-    """413 for a body over the limit: at once by its declared length, else while it is read."""
+    """413 for a body over the limit: at once by its declared length, else while it is read.
 
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int, metrics: Metrics) -> None:
+    All bodies together that requests in work have sent are bounded, too: over `max_bodies_bytes` a request gets 429.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int, max_bodies_bytes: int, metrics: Metrics) -> None:
         self.app = app
-        self.max_body_bytes = max_body_bytes
+        self.max_body_bytes, self.max_bodies_bytes = max_body_bytes, max_bodies_bytes
         self.metrics = metrics
+        self._held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -121,10 +125,7 @@ class BodyLimit:
             return
         detail = f"The body is larger than {self.max_body_bytes} bytes; send fewer elements at once."
         declared = (_header(scope, b"content-length") or "").lstrip("0")
-        if declared.isdigit():
-            if int(declared[:20]) <= self.max_body_bytes:
-                await self.app(scope, receive, send)  # the HTTP parser reads no more than was declared
-                return
+        if declared.isdigit() and int(declared[:20]) > self.max_body_bytes:
             refusal = PayloadTooLarge(detail)
             count_rejection(self.metrics, refusal)
             await from_service_error(scope, refusal)(scope, receive, send)
@@ -134,12 +135,19 @@ class BodyLimit:
         async def receive_limited() -> Message:
             nonlocal received
             message = await receive()
-            received += len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            received += size
+            self._held_bytes += size
             if received > self.max_body_bytes:
                 raise PayloadTooLarge(detail)
+            if self._held_bytes > self.max_bodies_bytes:
+                raise Overloaded("Too many large bodies are being received.")
             return message
 
-        await self.app(scope, receive_limited, send)
+        try:
+            await self.app(scope, receive_limited, send)
+        finally:
+            self._held_bytes -= received
 
 
 def count_rejection(metrics: Metrics, error: ServiceError) -> None:

@@ -398,3 +398,28 @@ def test_no_json_value_causes_a_500(path: str, body: Any) -> None:
 
     answer = asyncio.run(send())
     assert answer.status_code in (200, 202, 400, 422), answer.text
+
+
+async def test_unfinished_bodies_are_bounded_together() -> None:
+    """Each is within the limit of one body. The bound holds for requests in work, and what they held is free again."""
+    async with shell(max_bodies_bytes=1 << 20) as open_shell:
+        go_on = asyncio.Event()
+
+        async def unfinished() -> AsyncIterator[bytes]:
+            yield b" " * 300_000
+            await go_on.wait()
+            yield b'{"user_id": "u"}'
+
+        headers = {"Content-Type": "application/json"}
+        asking = [
+            asyncio.create_task(open_shell.client.post("/recommend", content=unfinished(), headers=headers))
+            for _ in range(9)
+        ]
+        done, _ = await asyncio.wait(asking, timeout=2, return_when=asyncio.FIRST_COMPLETED)
+        while len(done) < 6:
+            done, _ = await asyncio.wait(asking, timeout=0.1)
+        assert {task.result().status_code for task in done} == {429}, "the memory grows with the callers"
+        go_on.set()
+        answers = [(await task).status_code for task in asking]
+        assert sorted(answers) == [200] * 3 + [429] * 6
+        assert (await open_shell.client.post("/recommend", json={"user_id": "u" * 200})).is_success
