@@ -1,6 +1,7 @@
 """What is kept about a user can be seen page by page, taken along, and forgotten without a trace."""
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from redis.asyncio import Redis
 from service.errors import UnknownUser
 from service.store.embedded import EmbeddedServer
 from tests.conftest import TITLES
-from tests.service.real import K, M, Service, history, interaction, open_service, states_from_scratch
+from tests.service.real import K, M, Service, history, interaction, open_app, open_service, states_from_scratch
 
 
 async def keys_of(raw: Redis, user_id: str) -> list[bytes]:
@@ -92,3 +93,23 @@ async def test_forgetting_an_event_derives_memory_anew(service: Service) -> None
     assert "i4" in await service.seen("u"), "e011 is of the same item"
     await service.users.forget_event("u", "e011")
     assert "i4" not in await service.seen("u")
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999", "1" + "0" * 400])
+async def test_a_stored_value_that_json_cannot_express_is_shown_as_null(
+    bundle_path: Path, valkey: EmbeddedServer, raw: Redis, number: str
+) -> None:
+    """Another program, or an earlier version, wrote it. Every route about the user goes on."""
+    async with open_app(bundle_path, valkey.url) as (_, http):
+        await http.post("/interactions", json={"interactions": history(3, "someone")})
+        body = (await raw.hget("automr:{someone}:events", "e001")).replace(
+            b'"value":null', b'"value":' + number.encode()
+        )
+        assert number.encode() in body
+        await raw.hset("automr:{someone}:events", "e001", body)
+        page, export = await http.get("/users/someone"), await http.get("/users/someone/export")
+        answer = await http.post("/recommend", json={"user_id": "someone"})
+    assert [page.status_code, export.status_code, answer.status_code] == [200, 200, 200]
+    assert [event["value"] for event in page.json()["recent"]] == [None] * 3
+    assert [json.loads(line)["value"] for line in export.text.splitlines()] == [None] * 3
+    assert answer.json()["fallback"] is None
