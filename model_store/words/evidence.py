@@ -2,7 +2,7 @@
 
     query     lexical, asked, cosine, popularity
     history   near, follow and cosine of everything in memory; whether the user had the item, and for this query
-    read      near, follow and cosine of all records, each as much as it has to do with the query
+    read      near and cosine of all records, each as much as it has to do with the query: by vector, and by words
     chosen    near, follow and cosine of the memories that were chosen: of the ideal profile
     aspects   cosine of the global aspects that were chosen
 
@@ -23,7 +23,7 @@ from model_store.words.vectors import Vectors, unit
 
 QUERY_PART = ("lexical", "asked", "cosine", "popularity")
 HISTORY_PART = ("all_near", "all_follow", "all_cosine", "had", "had_asked")
-READ_PART = ("read_near", "read_follow", "read_cosine")
+READ_PART = ("vector_near", "vector_cosine", "words_near", "words_cosine")
 CHOSEN_PART = ("near", "follow", "profile")
 ASPECTS_PART = ("aspects",)
 FEATURES = (*QUERY_PART, *HISTORY_PART, *READ_PART, *CHOSEN_PART, *ASPECTS_PART)
@@ -49,11 +49,12 @@ class LocalMemory:
     def __len__(self) -> int:
         return len(self.entries)
 
-    def attention(self, vector: Vectors, lexical: Values) -> Values:
-        """(records,) how much each record has to do with a query: by its vector (D,) and BM25 of all items (N,)."""
-        weights = np.exp(_SHARPNESS * (self.records @ vector - 1)) * (_LEAST + np.log1p(lexical[self.rows]))
-        shares: Values = (weights / weights.sum()).astype(np.float32)
-        return shares
+    def attention(self, vector: Vectors, lexical: Values) -> dict[str, Values]:
+        """(records,) how much each record has to do with a query: by its vector (D,), by BM25 of all items (N,)."""
+        by_vector = np.exp(_SHARPNESS * (self.records @ vector - 1))
+        by_words = (_LEAST + np.log1p(lexical[self.rows])) ** 2
+        both = {"vector": by_vector, "words": by_words}
+        return {name: (weights / weights.sum()).astype(np.float32) for name, weights in both.items()}
 
     def own_words(self, query: str) -> Values:
         """(n,) share of the words of a query in each entry; a word counts by how rare it is among the entries."""
@@ -123,9 +124,9 @@ def gather(
 
     `aspects` (a, D): vectors of the chosen global aspects.
     """
-    attention = memory.attention(vector, found.lexical)
+    attention = memory.attention(vector, found.lexical) if len(memory) else {}
     history = {channel: index.neighbours(channel, memory.rows) for channel in CHANNELS}
-    read = {channel: index.neighbours(channel, memory.rows, attention) for channel in CHANNELS}
+    read = {name: index.neighbours("near", memory.rows, weights) for name, weights in attention.items()}
     parts = [{channel: index.neighbours(channel, entry.rows) for channel in CHANNELS} for entry in pool]
     rows = _candidates(index, found, memory, [history, read], parts)
     items = index.vectors[rows]
@@ -139,8 +140,9 @@ def gather(
     }
     if len(memory):
         values |= {f"all_{channel}": np.log(shares[rows] + _FLOOR) for channel, shares in history.items()}
-        values |= {f"read_{channel}": np.log(shares[rows] + _FLOOR) for channel, shares in read.items()}
-        values["read_cosine"] = items @ unit(attention @ index.vectors[memory.rows])
+        values |= {f"{name}_near": np.log(shares[rows] + _FLOOR) for name, shares in read.items()}
+        for name, weights in attention.items():
+            values[f"{name}_cosine"] = items @ unit(weights @ index.vectors[memory.rows])
         values["all_cosine"] = items @ unit(index.vectors[memory.rows].mean(axis=0))
         values["had"] = np.isin(rows, memory.rows)
         values["had_asked"] = np.isin(rows, list(asked_rows))

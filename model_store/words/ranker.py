@@ -30,8 +30,7 @@ class Ranker:
         has_memory = context[CONTEXT.index("history")] > 0
         scale = np.float32(self.memory_scale if has_memory else 0.0)
         weights = context @ ((1 - scale) * self.alone + scale * self.joint)
-        scored: Values = (weights / self.spread) @ features
-        return scored
+        return np.asarray((weights / self.spread) @ features, dtype=np.float32)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         scale = np.array([self.memory_scale], dtype=np.float32)

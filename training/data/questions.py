@@ -62,7 +62,7 @@ Row = tuple[str, str]  # item, query; the query is "" where nothing was asked
 Event = tuple[str, str, int, str]  # user, item, time, query
 
 
-def questions_dataset(num_users: int = 600, seed: int = 0) -> Dataset:
+def questions_dataset(num_users: int = 1500, seed: int = 0) -> Dataset:
     """Equal arguments give equal data. Raises DataError."""
     if num_users < 1 or seed < 0:
         raise DataError(f"{num_users} users with seed {seed}: needs at least 1 user and a seed ≥ 0")
@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m training.data.questions", description="Make the bookshop data set with questions."
     )
     parser.add_argument("--out", type=Path, required=True, help="directory of the data set to write")
-    parser.add_argument("--users", type=int, default=600, help="number of readers (default: %(default)s)")
+    parser.add_argument("--users", type=int, default=1500, help="number of readers (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="equal seeds make equal data (default: %(default)s)")
     args = parser.parse_args(argv)
     try:

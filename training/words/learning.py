@@ -43,10 +43,10 @@ def fit_weights(examples: Sequence[Example], features_of: FeaturesOf, names: Seq
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
         loss = _loss(weights, stacked) + RIDGE * weights.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)
     learned = np.zeros((len(CONTEXT), len(FEATURES)), dtype=np.float32)
     learned[:, used] = weights.detach().numpy()
     return learned

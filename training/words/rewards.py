@@ -36,9 +36,9 @@ class Rewards:
     def __post_init__(self) -> None:
         evidence = self.example.evidence
         # The weights with memory, even where the scale is still to be chosen.
-        weights = evidence.context @ self.ranker.joint / self.ranker.spread
-        self._weights: Values = weights[_CHOSEN]
-        self._base: Values = weights @ evidence.features
+        weights = np.asarray(evidence.context @ self.ranker.joint / self.ranker.spread, dtype=np.float32)
+        self._weights = weights[_CHOSEN]
+        self._base = weights @ evidence.features
         self._answers = np.flatnonzero(self.example.is_answer)
         self._places = self.example.pools[self.pool]
 

@@ -135,7 +135,7 @@ def _train(
     for epoch in progress(range(1, settings.epochs + 1), desc=settings.name, unit="epoch"):
         for places in np.array_split(rng.permutation(count), min(count, max(LEAST_STEPS, count // BATCH))):
             optimizer.zero_grad()
-            loss_of(torch.from_numpy(places)).backward()  # type: ignore[no-untyped-call]
+            loss_of(torch.from_numpy(places)).backward()
             optimizer.step()
         found.append(float(mean_reward(_selector(network), choose).mean()))
         if found[-1] > found[best]:
@@ -149,14 +149,17 @@ def _train(
 def _network(start: Selector | None = None) -> nn.Sequential:
     network = nn.Sequential(nn.Linear(len(SELECTOR_FEATURES), WIDTH), nn.Tanh(), nn.Linear(WIDTH, 1))
     if start is not None:
-        for layer, (weight, bias) in zip((network[0], network[2]), start.layers, strict=True):
+        for layer, (weight, bias) in zip(_layers(network), start.layers, strict=True):
             layer.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
     return network
 
 
+def _layers(network: nn.Sequential) -> list[nn.Linear]:
+    return [layer for layer in network if isinstance(layer, nn.Linear)]
+
+
 def _selector(network: nn.Sequential) -> Selector:
-    layers = [layer for layer in network if isinstance(layer, nn.Linear)]
-    pairs = ((layer.weight, layer.bias) for layer in layers)
+    pairs = ((layer.weight, layer.bias) for layer in _layers(network))
     return Selector(tuple((weight.detach().numpy().copy(), bias.detach().numpy().copy()) for weight, bias in pairs))
 
 
@@ -166,8 +169,8 @@ def _no_memory() -> Selector:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.zero_()
-        network[0].weight[0, 0] = 1
-        network[2].weight[0, 0] = 1
+        for layer in _layers(network):
+            layer.weight[0, 0] = 1
     return _selector(network)
 
 

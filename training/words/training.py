@@ -75,7 +75,7 @@ class _Base:
 
     def __init__(self, spread: Values, roles: Roles) -> None:
         self.spread, self.roles = spread, roles
-        self.alone = fit_weights(roles[TEACH], chosen_features(ROWS[HYBRID], {}), ROWS[HYBRID].features, spread)
+        self.alone = self._fit(ROWS[HYBRID], {})
 
     def ranker(self, row: WordsRow, selectors: dict[str, Selector]) -> Ranker:
         """The weights of a row, with all of its memory."""
@@ -83,8 +83,12 @@ class _Base:
             return Ranker(_single(row.features[0]), _single(row.features[0]), self.spread, 1.0)
         if row.features == ROWS[HYBRID].features:
             return Ranker(self.alone, self.alone, self.spread, 1.0)
-        joint = fit_weights(self.roles[TEACH], chosen_features(row, selectors), row.features, self.spread)
+        joint = self._fit(row, selectors)
         return Ranker(self.alone if row.uses_memory else joint, joint, self.spread, 1.0)
+
+    def _fit(self, row: WordsRow, selectors: dict[str, Selector]) -> Values:
+        features_of = chosen_features(row, selectors)
+        return fit_weights(self.roles[TEACH], features_of, row.features, self.spread)
 
     def chosen(self, row: WordsRow, selectors: dict[str, Selector]) -> Ranker:
         """The weights of a row, with as much memory as helps on the users that choose."""

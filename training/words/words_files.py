@@ -16,7 +16,7 @@ _SELECTORS = ("warm-up", "grpo")
 
 
 def write_rows(learned: Learned, out: Path) -> None:
-    owners = {**learned.selectors, **learned.rankers}
+    owners: dict[str, Selector | Ranker] = {**learned.selectors, **learned.rankers}
     arrays = {f"{owner}/{name}": array for owner, part in owners.items() for name, array in part.arrays().items()}
     with atomic_file(out / ROWS_FILE) as draft:
         save_file(arrays, draft)
