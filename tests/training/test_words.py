@@ -20,7 +20,6 @@ from training.words.metrics import list_metrics
 from training.words.rows import ROWS
 from training.words.split import TEST, words_split
 
-
 USERS = 220
 
 
