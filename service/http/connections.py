@@ -9,7 +9,7 @@ import asyncio
 import os
 import resource
 from collections.abc import Collection
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -58,8 +58,8 @@ class ConnectionLimits:
         self._metrics.closed_connections_total.labels(reason).inc()
         repeated.warning("connections closed", reason=reason)
 
-    async def watch(self, connections: Collection[Connection]) -> None:
-        """Runs until cancelled."""
+    async def watch(self, connections: Collection[Any]) -> None:
+        """`connections`: those of uvicorn, each a `Connection`. Runs until cancelled."""
         self._metrics.connections.set_function(lambda: len(connections))
         self._metrics.max_connections.set(self.most)
         self._metrics.max_open_files.set(self._max_files)

@@ -46,7 +46,7 @@ async def connected(
     config.load()
     state = uvicorn.server.ServerState()
     limits = ConnectionLimits(shed.metrics, most=most, receive_s=receive_s)
-    parts = {"config": config, "server_state": state, "app_state": {}, "limits": limits}
+    parts: dict[str, Any] = {"config": config, "server_state": state, "app_state": {}, "limits": limits}
     make = partial(SheddingProtocol, **parts, shed=shed, count=counting(shed.metrics))
     watching = asyncio.create_task(limits.watch(state.connections))
     server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
