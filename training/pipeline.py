@@ -21,7 +21,7 @@ from training import voices as voices_stage
 from training.items.voice_files import read_voices
 from training.lm import tuning
 from training.lm.gguf import SMOLLM2
-from training.run.demo import demo_inputs, demo_questions, write_demo_interactions
+from training.run.demo import INTERACTIONS, demo_inputs, demo_questions, write_demo_interactions
 from training.run.distributed import is_main, leave_process_group
 from training.run.inputs import Inputs, load_inputs
 from training.run.program import run_program
@@ -105,6 +105,7 @@ def complete_demo(inputs: Inputs, out: Path, *, work: Path, recipe: Recipe, seed
     was_done = is_done(work / "words", key)
     facts = train_words.run(split, work / "words", encoder="lsa", seed=seed)
     if read_manifest(out).words is None or not was_done:
+        (out / INTERACTIONS).unlink(missing_ok=True)  # else it would be a file of the bundle, with a checksum
         train_words.put_into_bundle(work / "words", out)
     write_demo_interactions(inputs, questions, out)
     return facts
