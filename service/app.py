@@ -3,7 +3,6 @@
 `create_app` has no side effect. The resources are opened in the lifespan; if that fails, what is open is closed.
 """
 
-import gc
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -31,7 +30,6 @@ log = structlog.get_logger("service.app")
 ResourcesFactory = Callable[[Settings, Metrics], AbstractAsyncContextManager[Resources]]
 
 DESCRIPTION = "Recommendations from a language model with a memory of each user."
-_OBJECTS_PER_COLLECTION = 20_000
 _PROBLEM = {"content": {problems.MEDIA_TYPE: {"schema": Problem.model_json_schema()}}}
 _ERRORS = {
     "4XX": "400 unreadable, 401 no valid key, 404 unknown, 413 too large, 422 a field is wrong, 429 overloaded: retry",
@@ -90,19 +88,12 @@ def _lifespan(
         async with factory(settings, metrics) as app.state.resources:
             metrics.warmup_seconds.set(time.monotonic() - started)
             metrics.ready.set(1)
-            _tune_garbage_collector()
             try:
                 yield
             finally:
                 begin_drain(app)
 
     return lifespan
-
-
-def _tune_garbage_collector() -> None:
-    """Under load it takes a tenth of the time of the event loop otherwise: few objects of a request form cycles."""
-    gc.freeze()  # no need to look again at what lives as long as the service
-    gc.set_threshold(_OBJECTS_PER_COLLECTION)
 
 
 def _operation_id(route: APIRoute) -> str:

@@ -1,6 +1,7 @@
 """The HTTP interface with stand-ins behind it: routes, errors as problem documents, limits, probes, API keys."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote
@@ -55,6 +56,12 @@ def assert_problem(answer: Response, status: int) -> dict[str, Any]:
 
 def fields_of(answer: Response) -> list[str]:
     return [each["field"] for each in assert_problem(answer, 422)["errors"]]
+
+
+async def test_an_opened_app_leaves_the_garbage_collector_of_its_process_as_it_is() -> None:
+    before = gc.get_threshold(), gc.get_freeze_count()
+    async with shell():
+        assert (gc.get_threshold(), gc.get_freeze_count()) == before
 
 
 # ---- routes

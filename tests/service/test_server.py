@@ -85,6 +85,17 @@ def test_a_stopped_server_finishes_its_requests(stop: signal.Signals) -> None:
         assert process.stderr and f'"signal":"{stop.name}"' in process.stderr.read()
 
 
+def test_a_server_seldom_looks_at_objects_and_never_at_those_of_the_start() -> None:
+    report = (
+        "import atexit, gc; atexit.register(lambda: print(gc.get_threshold()[0], gc.get_freeze_count(), flush=True))"
+    )
+    with running(report + PROGRAM) as (process, _):
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout
+        threshold, num_frozen = map(int, process.stdout.read().splitlines()[-1].split())
+        assert threshold > 10_000 and num_frozen > 10_000
+
+
 def test_a_lame_duck_is_not_ready_but_answers_new_connections_and_closes_them() -> None:
     with running(AUTOMR_LAME_DUCK_S="3") as (process, address):
         with httpx2.Client() as client:
