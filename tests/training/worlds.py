@@ -1,10 +1,12 @@
-"""Small splits with known right answers. Titles are numbers."""
+"""Small splits with known right answers, and what a scorer ranks first in them. Titles are numbers."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from training.data.splits import History, Split, Target
+from training.items.scoring import Scorer, top_items, unseen
+from training.run.metrics import popularity_tie_order
 
 
 def world(sequences: Sequence[Sequence[int]], *, train_ends: Sequence[int]) -> Split:
@@ -43,3 +45,9 @@ def communities(num_items: int = 40, num_users: int = 60, length: int = 12, seed
     half = num_items // 2
     sequences = [(rng.permutation(half)[:length] + half * (user % 2)).tolist() for user in range(num_users)]
     return world(sequences, train_ends=[length - 4] * num_users)
+
+
+def top_of_test(scorer: Scorer, split: Split, *, num: int, mask_seen: bool = False) -> list[list[int]]:
+    """The `num` best items of each test target; `mask_seen` leaves out what the user had before."""
+    tie_order = popularity_tie_order(split.popularity, split.item_ids)
+    return top_items(scorer(split.test), tie_order, num, unseen(split, split.test) if mask_seen else None)

@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.data.splits import Split, Target
-from training.run.metrics import ndcg, popularity_tie_order
+from training.run.metrics import ndcg
 
 MAX_HISTORY = 100  # events of a target's history that a scorer reads, the newest: K + M of the method
-_CHUNK = 256
 
 Scorer = Callable[[Sequence[Target]], NDArray[np.float32]]  # (targets, N), columns are rows of Split.item_ids
 
@@ -47,18 +46,6 @@ def top_items(
         if len(columns) > num:  # keeps everything that ties with the last place
             columns = columns[keys[columns] <= np.partition(keys[columns], num - 1)[num - 1]]
         lists.append(columns[np.lexsort((tie_order[columns], keys[columns]))][:num].tolist())
-    return lists
-
-
-def ranked_lists(
-    scorer: Scorer, split: Split, targets: Sequence[Target], num: int = 10, *, mask_seen: bool = False
-) -> list[list[int]]:
-    """The `num` best items of each target; `mask_seen` leaves out what the user had before."""
-    tie_order = popularity_tie_order(split.popularity, split.item_ids)
-    lists: list[list[int]] = []
-    for start in range(0, len(targets), _CHUNK):
-        chunk = targets[start : start + _CHUNK]
-        lists += top_items(scorer(chunk), tie_order, num, unseen(split, chunk) if mask_seen else None)
     return lists
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.training.worlds import chain, communities, world
+from tests.training.worlds import chain, communities, top_of_test, world
 from training.data.splits import Split, Target
 from training.items import item_knn
 from training.items.co_occurrence import co_occurrences
@@ -21,13 +21,13 @@ from training.items.item_knn import (
     knn_scores,
     similarities,
 )
-from training.items.scoring import ranked_lists, true_items
+from training.items.scoring import true_items
 from training.run.stage import read_certificate
 
 
 def test_item_knn_stays_inside_the_community(tmp_path: Path) -> None:
     split = communities()
-    lists = ranked_lists(fit_item_knn(split, seed=0, directory=tmp_path), split, split.test, num=4)
+    lists = top_of_test(fit_item_knn(split, seed=0, directory=tmp_path), split, num=4)
     half = len(split.item_ids) // 2
     for target, ranked in zip(split.test, lists, strict=True):
         side = split.histories[target.user].items[0] < half
@@ -38,7 +38,7 @@ def test_item_knn_stays_inside_the_community(tmp_path: Path) -> None:
 
 def test_item_knn_finds_neighbours_in_a_chain_better_than_popularity(tmp_path: Path) -> None:
     split = chain()
-    lists = ranked_lists(fit_item_knn(split, seed=0, directory=tmp_path), split, split.test, num=2)
+    lists = top_of_test(fit_item_knn(split, seed=0, directory=tmp_path), split, num=2)
     hits = np.mean([truth in ranked for truth, ranked in zip(true_items(split, split.test), lists, strict=True)])
     assert hits > 0.95, f"the successor is one of the two nearest in only {hits:.0%} of the targets"
 

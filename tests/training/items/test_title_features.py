@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.training.worlds import communities, world
+from tests.training.worlds import communities, top_of_test, world
 from training.data.splits import Split
 from training.items.item_knn import load_or_fit
-from training.items.scoring import ranked_lists, true_items
+from training.items.scoring import true_items
 from training.items.title_features import fit_title_knn, title_vectors
 from training.run.stage import read_certificate
 
@@ -30,7 +30,7 @@ def test_item_knn_with_titles_finds_items_that_nobody_had(tmp_path: Path) -> Non
     split = series()
     plain = load_or_fit(split, seed=0, directory=tmp_path / "plain")
     scorer = fit_title_knn(split, plain, seed=0, directory=tmp_path / "titles")
-    firsts = [ranked[0] for ranked in ranked_lists(scorer, split, split.test, num=1, mask_seen=True)]
+    firsts = [ranked[0] for ranked in top_of_test(scorer, split, num=1, mask_seen=True)]
     assert (np.array(firsts) == true_items(split, split.test)).mean() > 0.9
     assert read_certificate(tmp_path / "titles")["settings"]["likeness_weight"] > 0
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tests.training.worlds import chain, world
+from tests.training.worlds import chain, top_of_test, world
 from training.data.splits import Split, Target
-from training.items.scoring import ranked_lists, true_items
+from training.items.scoring import true_items
 from training.rows import sasrec
 from training.rows.sasrec import SasrecTrainer, fit_sasrec, item_start
 from training.rows.sasrec_batches import SasrecBatches
@@ -52,7 +52,7 @@ BRIEF = replace(SMALL, schedule=Schedule(max_steps=4, learning_rate=1e-2, evalua
 def test_sasrec_learns_a_chain_that_popularity_cannot(loss: str, settings: SasrecSettings, tmp_path: Path) -> None:
     split = chain()
     scorer = fit_sasrec(split, loss, seed=0, directory=tmp_path, device=CPU, settings=settings)
-    firsts = [ranked[0] for ranked in ranked_lists(scorer, split, split.test, num=1)]
+    firsts = [ranked[0] for ranked in top_of_test(scorer, split, num=1)]
     hits = np.mean(np.array(firsts) == true_items(split, split.test))
     popular = np.mean(true_items(split, split.test) == split.popularity.argmax())
     assert hits > 0.9, f"the successor is first in only {hits:.0%} of the targets"
