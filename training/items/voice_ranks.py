@@ -79,9 +79,9 @@ def _rank(scores: torch.Tensor, place: int) -> float:
 def choose_memory_use(voices: Voices, pasts: Pasts, targets: Sequence[Target], forecast: Forecast) -> MemoryUse:
     """Chooses how memory is used by NDCG@10, of equals the first. The networks are changed by it.
 
-    Where users come back to items, the ranking of items that are new to a user must not suffer: of the uses that reach
-    `_LEAST_GAIN` of the largest gain, the best one with which new items gain a standard error or more is taken, and if
-    there is none, the best one for new items.
+    Where users come back to items, neither these nor items that are new to a user should be ranked worse: of the uses
+    that reach `_LEAST_GAIN` of the largest gain, the best one with which those that come back do not lose and new ones
+    gain a standard error or more is taken, and if there is none, the best one of all.
     """
     discounts = _DISCOUNTS if voices.spec.has_returns else _DISCOUNTS[:1]
     uses = [NO_MEMORY, *(MemoryUse(*pair) for pair in product(_SCALES, discounts))]
@@ -99,10 +99,12 @@ def best_for_all(gains: NDArray[np.float64], targets: Sequence[Target], is_new: 
         return int(means.argmax())
     users = [target.user for target, new in zip(targets, is_new, strict=True) if new]
     enough = np.flatnonzero(means >= _LEAST_GAIN * means.max())
-    unhurt = [at for at in enough if gains[at, is_new].mean() >= standard_error(gains[at, is_new], users)]
-    if unhurt:
-        return int(unhurt[means[unhurt].argmax()])
-    return int(enough[gains[enough][:, is_new].mean(axis=1).argmax()])
+    unhurt = [
+        at
+        for at in enough
+        if gains[at, ~is_new].mean() >= 0 and gains[at, is_new].mean() >= standard_error(gains[at, is_new], users)
+    ]
+    return int(unhurt[means[unhurt].argmax()]) if unhurt else int(means.argmax())
 
 
 def memory_facts(voices: Voices, pasts: Pasts, targets: Sequence[Target], forecast: Forecast) -> dict[str, Any]:

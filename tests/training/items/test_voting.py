@@ -81,12 +81,13 @@ GAINS = np.array([[0, 0, 0, 0], [5, 5, -2, -2], [3, 3, -1, 0.9], [3, 3, 0.5, 0.7
     ("gains", "chosen"),
     [
         (GAINS, 3),  # the best of those with which new items gain
-        (GAINS[:3], 2),  # none of them: the best for new items that keeps four fifths of the gain
+        (GAINS[:3], 1),  # there is none: the best of all
+        (np.array([[0, 0, 0, 0], [-1, -1, 3, 3], [1, 1, 0.9, 0.9]]), 2),  # items that come back lose with the best
         (GAINS[[0, 1, 4]], 1),  # that would cost a third of the gain
         (-GAINS, 0),
     ],
 )
-def test_new_items_are_ranked_no_worse_where_that_costs_little(gains: NDArray[np.float64], chosen: int) -> None:
+def test_neither_part_is_ranked_worse_where_that_costs_little(gains: NDArray[np.float64], chosen: int) -> None:
     targets, is_new = [Target(user, 9) for user in range(4)], np.array([False, False, True, True])
     assert best_for_all(gains, targets, is_new) == chosen
 
