@@ -29,6 +29,7 @@ from service.engine.messages import (
     MemoryEntry,
     MemoryRead,
     ReadMemory,
+    Result,
     WordsAnswered,
     WordsLevel,
     unpack_rows,
@@ -109,10 +110,10 @@ class WordsRunner:
         if any(row >= num_trained for row in titles):
             self.words = with_items(self._trained, self._added)
 
-    def answer(self, asked: Sequence[AskWords]) -> list[WordsAnswered]:
+    def answer(self, asked: Sequence[AskWords]) -> list[Result]:
         return [self._answer(each) for each in asked]
 
-    def read_memory(self, asked: Sequence[ReadMemory]) -> list[MemoryRead]:
+    def read_memory(self, asked: Sequence[ReadMemory]) -> list[Result]:
         return [MemoryRead(each.id, [_shown(entry) for entry in self._entries(each)]) for each in asked]
 
     def _answer(self, asked: AskWords) -> WordsAnswered:

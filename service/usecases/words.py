@@ -5,6 +5,7 @@ nor torch.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -31,7 +32,8 @@ _DEGRADED: dict[WordsLevel, Degraded] = {
 }
 
 
-class ShownEntry(NamedTuple):
+@dataclass(frozen=True)
+class ShownEntry:
     """An entry of local memory. `event_ids`: its newest events that the store has, newest first."""
 
     id: str

@@ -1,6 +1,5 @@
 """Queries in words: answers are those of `Words.answer`, memory is that of the event log, lack of time costs steps."""
 
-import json
 import random
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from redis.asyncio import Redis
 from model_store.catalogue.items import Item
 from model_store.words.answer import Reasoning, WordsAnswer, WordsQuery
 from model_store.words.events import WordEvent
+from service.engine.messages import WordsLevel
 from service.engine.words import CachedEncoder
 from service.errors import NoWords, StoreUnavailable
 from service.store.embedded import EmbeddedServer
@@ -140,8 +140,10 @@ async def test_too_little_time_costs_steps_and_the_answer_says_which(
 ) -> None:
     await service.submit(events(12), "durable")
     assert service.model.words is not None
-    levels = ["off", "retrieve", "full"]
-    service.model.words.seconds |= dict.fromkeys(levels[levels.index(slow) :], 1e6)
+    levels: list[WordsLevel] = ["off", "retrieve", "full"]
+    service.model.words.seconds |= dict.fromkeys(
+        [level for n, level in enumerate(levels) if slow in levels[: n + 1]], 1e6
+    )
     answer = await ask(service, user_id="u", query="last river", reasoning="full", exclude_seen=False, k=3)
     assert (answer.fallback, answer.reasoning and answer.reasoning.level) == (fallback, level)
     assert "River" in answer.items[0].title and len(answer.items) == 3
@@ -228,7 +230,7 @@ async def test_instructions_in_words_change_the_ranking_at_most(service: Service
         assert {item.item_id: item.title for item in answer.items}.items() <= dict(
             zip(ALL, TITLES, strict=True)
         ).items()
-        assert "secret of another" not in json.dumps(answer.reasoning)
+        assert "secret of another" not in str(answer.reasoning)
 
 
 async def test_memory_is_that_of_the_events_whatever_their_order_and_retries(client: AsyncClient) -> None:
