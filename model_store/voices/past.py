@@ -44,7 +44,7 @@ class ItemFacts(NamedTuple):
 
 
 class Past(NamedTuple):
-    """The events of a user that are known at the time `now`, at most K + M, oldest first.
+    """The events of a user that are known at the time `now`, oldest first; the newest are read, see `VoicesSpec`.
 
     Timestamps are in seconds and do not fall. Events at the time `now` are the current basket.
     """

@@ -8,6 +8,7 @@ the window, another one the older events, which are the memory. The mixture prop
 by what each voice gives to them. Immutable.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
@@ -31,6 +32,7 @@ from model_store.voices.past import EVENT_FEATURES, QUERY_FEATURES, Described, I
 from model_store.voices.tables import KnownItems, Tables, read_table, table_arrays
 
 _NEAR_SUMS = "near.sums"  # of the file; earlier versions did not write it
+_LEAST_MASS = 1e-30  # inside a logarithm
 _BELOW = 1e-6  # how far items that are no candidates stay below the last candidate, in nats
 
 
@@ -115,18 +117,22 @@ class Voices:
         """Ranks the candidates of each query. `allowed`: the tokens that may be shown, None for all."""
         mixtures = self.mix(forecast, pasts)
         found = [find_candidates(mixtures, row, tokens) for row, tokens in enumerate(allowed)]
-        return Voting(mixtures, found, [self._scores(candidates) for candidates in found])
+        return Voting(mixtures, found, self._scores(found))
 
     @torch.inference_mode()
-    def _scores(self, candidates: Candidates) -> NDArray[np.float32]:
-        """Log-probabilities: the candidates share the mass that the mixture gives them."""
-        window = torch.from_numpy(candidates.window)
+    def _scores(self, found: Sequence[Candidates]) -> list[NDArray[np.float32]]:
+        """Log-probabilities: the candidates of a query share the mass that the mixture gives them."""
+        sizes = [len(each.tokens) for each in found]
+        window = torch.from_numpy(np.concatenate([each.window for each in found]))
         scores = self.combiner.of_window(window)
-        if candidates.older is not None:
-            scores = scores + self.combiner.of_memory(window, torch.from_numpy(candidates.older))
-        mass = float(np.log(max(float(candidates.mixture.sum()), 1e-30)))
-        log_probs: NDArray[np.float32] = (scores.log_softmax(dim=0) + min(mass, 0.0)).numpy()
-        return log_probs
+        older = [each.older for each in found if each.older is not None]
+        if older:
+            rows = torch.from_numpy(np.flatnonzero(np.repeat([each.older is not None for each in found], sizes)))
+            scores[rows] += self.combiner.of_memory(window[rows], torch.from_numpy(np.concatenate(older)))
+        return [
+            (own.log_softmax(dim=0) + min(math.log(max(float(each.mixture.sum()), _LEAST_MASS)), 0.0)).numpy()
+            for each, own in zip(found, scores.split(sizes), strict=True)
+        ]
 
     def ranked(self, log_probs: Tensor, pasts: Sequence[Past], allowed: Sequence[NDArray[np.int64] | None]) -> Tensor:
         """log p (B, V') of the next item, from `log_probs` (B, V') of the language model. Candidates come first."""
