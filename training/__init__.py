@@ -5,6 +5,7 @@ lives in rooms. A room may import itself and the rooms to its left, and `model_s
 
     data ← run ← items ← lm ← memory ← rows ← report ← studies
 
-`words` (recommendation by words) stands beside this line: it imports `data`, `run` and `items`, and only programs import
-it. A program may import every room. `pipeline`, `study` and the room `studies` also import programs; nothing else does.
+`words` (recommendation by words) stands beside this line: it imports `data`, `run` and `items`, and only programs
+import it. A program may import every room. `pipeline`, `study` and the room `studies` also import programs; nothing
+else does.
 """

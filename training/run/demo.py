@@ -44,8 +44,8 @@ def write_demo_interactions(inputs: Inputs, questions: Dataset, bundle: Path) ->
             events = histories[(echo["user_id"],)].head(echo["position"])
             for event in events.select("item_id", "timestamp").to_dicts():
                 file.write(json.dumps({"user_id": f"reader-{number}", **event, "type": "read"}) + "\n")
-        for number, events in enumerate(_before_question(questions)[:_NUM_ASKERS], start=1):
-            for event in events:
+        for number, before in enumerate(_before_question(questions)[:_NUM_ASKERS], start=1):
+            for event in before:
                 file.write(json.dumps({"user_id": f"asker-{number}", **event, "type": "buy"}) + "\n")
 
 

@@ -43,7 +43,7 @@ class OtherWindows(NamedTuple):
     is_train: NDArray[np.bool_]
 
     def at(self, rows: NDArray[np.bool_]) -> "OtherWindows":
-        return OtherWindows(*(part[rows] for part in self))
+        return OtherWindows(*(np.asarray(part)[rows] for part in self))
 
 
 def run(context: StudyContext) -> StudyResult:
