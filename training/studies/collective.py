@@ -43,7 +43,8 @@ class OtherWindows(NamedTuple):
     is_train: NDArray[np.bool_]
 
     def at(self, rows: NDArray[np.bool_]) -> "OtherWindows":
-        return OtherWindows(*(np.asarray(part)[rows] for part in self))
+        numbers = self.user[rows], self.followed_by[rows], self.time[rows]
+        return OtherWindows(self.states[rows], *numbers, self.is_train[rows])
 
 
 def run(context: StudyContext) -> StudyResult:
