@@ -30,7 +30,7 @@ from training.run.program import main_after_backbone
 from training.run.recipes import Recipe
 from training.run.stage import atomic_file, begin, digest, finish, is_done, read_certificate
 
-_VERSION = 4
+_VERSION = 5
 
 
 def stage_key(fingerprint: str, upstream: dict[str, Any], recipe: Recipe, seed: int) -> str:

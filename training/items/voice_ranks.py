@@ -20,7 +20,7 @@ from training.items.voting import Forecast
 from training.run.metrics import MISSED, ndcg, paired_bootstrap, standard_error
 
 _SCALES = (0.25, 0.5, 0.75, 1.0)
-_DISCOUNTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # nats
+_DISCOUNTS = (0.25, 0.5, 0.75, 1.0)  # nats
 _LEAST_GAIN = 0.8
 _BATCH = 128
 
@@ -77,34 +77,35 @@ def _rank(scores: torch.Tensor, place: int) -> float:
 
 
 def choose_memory_use(voices: Voices, pasts: Pasts, targets: Sequence[Target], forecast: Forecast) -> MemoryUse:
-    """Chooses how memory is used by NDCG@10, of equals the first. The networks are changed by it.
+    """Chooses how memory is used, by NDCG@10; the networks are changed by it.
 
-    Where users come back to items, neither these nor items that are new to a user should be ranked worse: of the uses
-    that reach `_LEAST_GAIN` of the largest gain, the best one with which those that come back do not lose and new ones
-    gain a standard error or more is taken, and if there is none, the best one of all.
+    Takes the scale with the largest gain, of equals the smallest. Where items that are new to a user lose by it, a
+    discount is chosen: of the uses that reach `_LEAST_GAIN` of the gain, the best one with which new items gain a
+    standard error or more. If there is none, there is no discount.
     """
-    discounts = _DISCOUNTS if voices.spec.has_returns else _DISCOUNTS[:1]
-    uses = [NO_MEMORY, *(MemoryUse(*pair) for pair in product(_SCALES, discounts))]
-    found = ndcg(ranks(voices, pasts, targets, forecast, uses))
-    gains = found - found[0]
-    chosen = uses[best_for_all(gains, targets, np.array([not pasts.had_truth(target) for target in targets]))]
+    plain = [NO_MEMORY, *(MemoryUse(scale, 0.0) for scale in _SCALES)]
+    discounted = [MemoryUse(*pair) for pair in product(_SCALES, _DISCOUNTS)] if voices.spec.has_returns else []
+    found = ndcg(ranks(voices, pasts, targets, forecast, plain + discounted))
+    is_new = np.array([not pasts.had_truth(target) for target in targets])
+    best = best_use(found - found[0], len(plain), is_new, [target.user for target in targets])
+    chosen = (plain + discounted)[best]
     voices.combiner.use_memory(*chosen, column=return_column(len(voices.spec.tables)))
     return chosen
 
 
-def best_for_all(gains: NDArray[np.float64], targets: Sequence[Target], is_new: NDArray[np.bool_]) -> int:
-    """`gains` (uses, targets). A row of `gains`."""
-    means = gains.mean(axis=1)
-    if is_new.all() or not is_new.any():
-        return int(means.argmax())
-    users = [target.user for target, new in zip(targets, is_new, strict=True) if new]
-    enough = np.flatnonzero(means >= _LEAST_GAIN * means.max())
-    unhurt = [
-        at
-        for at in enough
-        if gains[at, ~is_new].mean() >= 0 and gains[at, is_new].mean() >= standard_error(gains[at, is_new], users)
+def best_use(gains: NDArray[np.float64], num_plain: int, is_new: NDArray[np.bool_], users: Sequence[int]) -> int:
+    """A row of `gains` (uses, targets), of which the first `num_plain` have no discount."""
+    means, of_new = gains.mean(axis=1), gains[:, is_new]
+    plain = int(means[:num_plain].argmax())
+    if not is_new.any() or of_new[plain].mean() >= 0:
+        return plain
+    whose = [user for user, new in zip(users, is_new, strict=True) if new]
+    kept = [
+        use
+        for use in range(num_plain, len(gains))
+        if means[use] >= _LEAST_GAIN * means[plain] and of_new[use].mean() >= standard_error(of_new[use], whose)
     ]
-    return int(unhurt[means[unhurt].argmax()]) if unhurt else int(means.argmax())
+    return kept[int(means[kept].argmax())] if kept else plain
 
 
 def memory_facts(voices: Voices, pasts: Pasts, targets: Sequence[Target], forecast: Forecast) -> dict[str, Any]:

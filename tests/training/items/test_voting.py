@@ -17,7 +17,7 @@ from training.items.voice_ranks import (
     ALL_MEMORY,
     NO_MEMORY,
     MemoryUse,
-    best_for_all,
+    best_use,
     memory_facts,
     ranks,
     voice_shares,
@@ -74,22 +74,24 @@ def test_what_comes_back_every_few_weeks_is_found() -> None:
     assert total == pytest.approx(1, abs=0.01)
 
 
-GAINS = np.array([[0, 0, 0, 0], [5, 5, -2, -2], [3, 3, -1, 0.9], [3, 3, 0.5, 0.7], [1, 1, 1, 1]]) / 10
+NONE, GREEDY, GENTLE, FAIR = [0, 0, 0, 0], [0.5, 0.5, -0.2, -0.2], [0.3, 0.3, -0.1, 0.1], [0.3, 0.3, 0.05, 0.07]
 
 
 @pytest.mark.parametrize(
-    ("gains", "chosen"),
+    ("plain", "discounted", "chosen"),
     [
-        (GAINS, 3),  # the best of those with which new items gain
-        (GAINS[:3], 1),  # there is none: the best of all
-        (np.array([[0, 0, 0, 0], [-1, -1, 3, 3], [1, 1, 0.9, 0.9]]), 2),  # items that come back lose with the best
-        (GAINS[[0, 1, 4]], 1),  # that would cost a third of the gain
-        (-GAINS, 0),
+        ([NONE, GREEDY], [GENTLE, FAIR], 3),  # the best of those with which new items gain
+        ([NONE, GREEDY], [GENTLE], 1),  # there is none
+        ([NONE, GREEDY], [[0.1, 0.1, 0.1, 0.1]], 1),  # it would cost a third of the gain
+        ([NONE, FAIR], [GREEDY, [1, 1, 1, 1]], 1),  # new items do not lose, so nothing is discounted
+        ([NONE, [-0.1, -0.1, 0, 0]], [], 0),
     ],
 )
-def test_neither_part_is_ranked_worse_where_that_costs_little(gains: NDArray[np.float64], chosen: int) -> None:
-    targets, is_new = [Target(user, 9) for user in range(4)], np.array([False, False, True, True])
-    assert best_for_all(gains, targets, is_new) == chosen
+def test_new_items_are_ranked_no_worse_where_that_costs_little(
+    plain: list[list[float]], discounted: list[list[float]], chosen: int
+) -> None:
+    is_new = np.array([False, False, True, True])
+    assert best_use(np.array([*plain, *discounted]), len(plain), is_new, range(4)) == chosen
 
 
 def test_the_chosen_use_is_part_of_the_networks() -> None:
