@@ -98,7 +98,10 @@ def complete(
 
 
 def complete_demo(inputs: Inputs, out: Path, *, work: Path, recipe: Recipe, seed: int) -> dict[str, Any]:
-    """Adds to the bundle the words of the shop's questions, and a file with events of some readers."""
+    """Adds to the bundle events of some readers and, if the recipe has askers, the words of their questions."""
+    if not recipe.synthetic_askers:
+        write_demo_interactions(inputs, None, out)
+        return {}
     questions = demo_questions(recipe.synthetic_askers, seed)
     split = words_split(questions, [item.item_id for item in read_items(out / ITEMS)])
     key = train_words.stage_key(split, "lsa", train_words.MAX_TARGETS, seed)

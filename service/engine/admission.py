@@ -160,7 +160,7 @@ class Admission:
         self.model_pace = Pace()  # of the model's batches of recommendations
         self.server_pace = ServerPace(lambda: self._num_admitted)
         self.throttle = Throttle(random.Random(0))
-        self.num_at_model = 0  # recommendations that were sent to the model and have no result yet
+        self.num_at_model = 0  # recommendations that the engine has sent to the model and that have no result yet
 
     @property
     def expected_wait_s(self) -> float:
@@ -196,15 +196,6 @@ class Admission:
             self._num_admitted -= 1
             self._young.pop(ticket, None)
             self.server_pace.count_answer()
-
-    @contextmanager
-    def at_model(self) -> Iterator[None]:
-        """Wraps the time for which a request is at the model."""
-        self.num_at_model += 1
-        try:
-            yield
-        finally:
-            self.num_at_model -= 1
 
     def _model_wait_s(self) -> float:
         if not self._num_admitted:

@@ -132,8 +132,7 @@ class Engine:
             past_times=list(past.timestamps) if past else [],
             now=past.now if past else 0,
         )
-        with self.admission.at_model():
-            found: Recommended = await self._ask(asked)
+        found: Recommended = await self._ask_counted(asked)
         return Answer(
             items=found.items,
             chosen=tuple(found.chosen),
@@ -185,8 +184,7 @@ class Engine:
             allowed=np.packbits(allowed).tobytes(),
             num_items=len(allowed),
         )
-        with self.admission.at_model():
-            found: WordsAnswered = await self._ask(asked)
+        found: WordsAnswered = await self._ask_counted(asked)
         return found
 
     async def read_memory(self, past: PastRows, queries: list[str]) -> list[MemoryEntry]:
@@ -208,6 +206,14 @@ class Engine:
         async with self._background_room:
             found: Encoded = await self._ask(Encode(next(self._ids), titles))
         return np.frombuffer(found.state, dtype="<f2")
+
+    async def _ask_counted(self, message: Any) -> Any:
+        """`_ask` for an answer to a user: admission knows how many of these are at the model."""
+        self.admission.num_at_model += 1
+        try:
+            return await self._ask(message)
+        finally:
+            self.admission.num_at_model -= 1
 
     async def _ask(self, message: Any) -> Any:
         if self._is_closed:

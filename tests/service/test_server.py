@@ -26,6 +26,7 @@ ENVIRONMENT = {name: text for name, text in os.environ.items() if not name.start
 PROGRAM = """
 import asyncio
 import os
+import signal
 from service import logs
 from service.server import serve
 from service.settings import Settings
@@ -42,6 +43,7 @@ async def slowly(self, request):
 standins.Recommender.recommend = slowly
 settings = Settings.from_env({"AUTOMR_LAME_DUCK_S": "0"} | dict(os.environ), port=0)
 logs.configure(level=settings.log_level)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests may run under nohup
 raise SystemExit(serve(settings, with_banner=True, resources_factory=standins.open_standins))
 """
 
@@ -148,6 +150,7 @@ def test_a_stop_ends_by_force_although_nobody_reads_the_log() -> None:
         asking = threading.Thread(target=lambda: post_in_vain(f"{address}/recommend"))
         asking.start()
         assert process.stdout and any("asked" in line for line in process.stdout)
+        time.sleep(0.3)  # until the write blocks: Python runs no handler of a signal that comes right before
         process.send_signal(signal.SIGTERM)
         assert process.wait(5) == -signal.SIGALRM
         asking.join()

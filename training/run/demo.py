@@ -33,7 +33,7 @@ def demo_questions(num_users: int, seed: int) -> Dataset:
     return questions_dataset(num_users, seed)
 
 
-def write_demo_interactions(inputs: Inputs, questions: Dataset, bundle: Path) -> None:
+def write_demo_interactions(inputs: Inputs, questions: Dataset | None, bundle: Path) -> None:
     """Writes the events of readers and askers to a file in the bundle, in the format of `POST /interactions`."""
     tests = {(inputs.split.histories[target.user].user_id, target.position) for target in inputs.split.test}
     echoes = [echo for echo in find_echoes(inputs.dataset).to_dicts() if _is_far_test_echo(echo, tests)]
@@ -44,7 +44,8 @@ def write_demo_interactions(inputs: Inputs, questions: Dataset, bundle: Path) ->
             events = histories[(echo["user_id"],)].head(echo["position"])
             for event in events.select("item_id", "timestamp").to_dicts():
                 file.write(json.dumps({"user_id": f"reader-{number}", **event, "type": "read"}) + "\n")
-        for number, before in enumerate(_before_question(questions)[:_NUM_ASKERS], start=1):
+        asked = [] if questions is None else _before_question(questions)[:_NUM_ASKERS]
+        for number, before in enumerate(asked, start=1):
             for event in before:
                 file.write(json.dumps({"user_id": f"asker-{number}", **event, "type": "buy"}) + "\n")
 

@@ -207,6 +207,7 @@ def test_any_text_has_pieces(title: str) -> None:
 
 
 def test_dropout_acts_in_training_only() -> None:
+    torch.manual_seed(0)  # one draw in thirty has zeros only, twice
     embedding = make_embedding(dropout=0.9, scale=2.0)
     head, tokens, hidden = LearnedItemHead(embedding), torch.tensor([[1, 2, 3]]), torch.ones(1, D)
     head.train()
