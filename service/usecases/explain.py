@@ -84,8 +84,8 @@ def _shown(reason: Reason | None, known: Known) -> ShownReason | None:
 
 def _used(known: Known, answer: Answer) -> list[tuple[Event, float | None, float | None]]:
     """Events with weight and share, the one with the largest of its two numbers first."""
-    shares = _older_shares(known, answer)
     weights = {known.memory.events[index]: float(answer.weights[index]) for index in answer.chosen}
+    shares = _older_shares(known, answer, least=0.0 if weights else _LEAST_SHARE)
     voted = [event for event, share in shares.items() if share >= _LEAST_SHARE and event not in weights]
     without = 0.0 if known.past_events else None
     found = [(event, weights.get(event), shares.get(event, without)) for event in [*weights, *voted]]
@@ -93,11 +93,11 @@ def _used(known: Known, answer: Answer) -> list[tuple[Event, float | None, float
     return found[:_MOST_LISTED]
 
 
-def _older_shares(known: Known, answer: Answer) -> dict[Event, float]:
-    """The stored events before the window, and their parts in the mixture."""
+def _older_shares(known: Known, answer: Answer, *, least: float) -> dict[Event, float]:
+    """The stored events before the window whose part in the mixture is at least `least`, and their parts."""
     num_older = max(0, len(known.past_events) - len(known.recent))
     pairs = zip(known.past_events[:num_older], answer.event_shares[:num_older].tolist(), strict=True)
-    return {event: share for event, share in pairs if isinstance(event, Event)}
+    return {event: share for event, share in pairs if share >= least and isinstance(event, Event)}
 
 
 def _rounded(number: float | None) -> float | None:
