@@ -28,7 +28,7 @@ demo: $(VENV)/.demo $(READERS) ## train a small bundle (once, minutes), then ser
 		--import $(READERS) --banner --port $(PORT)
 
 $(READERS): | $(VENV)/.demo
-	@echo "Training the demo's model on a synthetic bookshop (one to three minutes) ..."
+	@echo "Training the demo's model on a synthetic bookshop (about three minutes) ..."
 	@$(BIN)/python -m training.pipeline --recipe demo --out $(BUNDLE) > /dev/null
 
 # One thread a process: $(JOBS) processes share the cores, and a second thread in each would make all of them slower.
