@@ -150,17 +150,8 @@ def _numbers(events: _Events, facts: ItemFacts) -> tuple[NDArray[np.float32], ND
     num_later = newest[owner] + 1 - np.append(starts[1:], len(past))
     baskets_later = newest_basket[owner] + 1 - np.arange(len(starts)) - is_current[newest_basket][owner]
 
-    # Items of all pasts: events of one item and past are neighbours in `order`, oldest first.
-    order = np.argsort(past * len(facts.popularity) + tokens, kind="stable")
-    is_first = _is_new(past[order]) | _is_new(tokens[order])
-    item, is_latest = np.empty_like(order), np.empty_like(is_first)
-    item[order], is_latest[order] = np.cumsum(is_first) - 1, np.append(is_first[1:], True)
-    counts = np.bincount(item)
-    gaps = np.zeros(len(order))
-    gaps[1:] = np.log1p(np.where(is_first[1:], 0, -np.diff(days[basket[order]])))
     interval = facts.interval[tokens]
-    # Mean of log(1 + days) between this user's events of the item, with that of all users as one more value.
-    own_interval = (np.bincount(item[order], weights=gaps)[item] + interval) / counts[item]
+    item, counts, is_latest, own_interval, num_items = _items_of(events, days[basket], interval)
 
     # How many items of the window lie in a basket: what was bought together may be so again.
     in_window = np.zeros(len(counts), dtype=bool)
@@ -168,7 +159,6 @@ def _numbers(events: _Events, facts: ItemFacts) -> tuple[NDArray[np.float32], ND
     overlap = np.bincount(basket, weights=in_window[item] & ~events.is_recent)
 
     log_days = np.log1p(days)
-    num_items = np.bincount(past[order[is_first]], minlength=len(nows))
     has_events = lengths > 0
     queries[has_events] = np.stack(
         [np.log1p(lengths), log_days[newest_basket], 1 - num_items / np.maximum(lengths, 1)], axis=1
@@ -191,6 +181,36 @@ def _numbers(events: _Events, facts: ItemFacts) -> tuple[NDArray[np.float32], ND
         log_days[basket] - own_interval,
     )
     return np.stack(columns, axis=1).astype(np.float32), queries
+
+
+class _PastItems(NamedTuple):
+    """The items of all pasts, each item of each past with a number of its own.
+
+    `item`, `is_latest`, `own_interval` (E,): of each event its item, whether it is the last one of it, and the mean of
+    log(1 + days) between this user's events of the item, with that of all users as one more value. `counts`: events of
+    each item. `num_items` (B,) of each past.
+    """
+
+    item: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    is_latest: NDArray[np.bool_]
+    own_interval: NDArray[np.float64]
+    num_items: NDArray[np.int64]
+
+
+def _items_of(events: _Events, days: NDArray[np.float64], interval: NDArray[np.float32]) -> _PastItems:
+    """`days` (E,) before the time of the request; `interval` (E,) of all users."""
+    past, tokens = events.past, events.tokens
+    order = np.argsort(past * (int(tokens.max()) + 1) + tokens, kind="stable")  # by past and item, oldest first
+    is_first = _is_new(past[order]) | _is_new(tokens[order])
+    item, is_latest = np.empty_like(order), np.empty_like(is_first)
+    item[order], is_latest[order] = np.cumsum(is_first) - 1, np.append(is_first[1:], True)
+    counts = np.bincount(item)
+    gaps = np.zeros(len(order))
+    gaps[1:] = np.log1p(np.where(is_first[1:], 0, -np.diff(days[order])))
+    own_interval = (np.bincount(item[order], weights=gaps)[item] + interval) / counts[item]
+    num_items = np.bincount(past[order[is_first]], minlength=len(events.nows))
+    return _PastItems(item, counts, is_latest, own_interval, num_items)
 
 
 def _is_new(keys: NDArray[np.int64]) -> NDArray[np.bool_]:
