@@ -132,9 +132,9 @@ async def test_a_killed_watcher_is_started_again_and_leaves_no_directory(tmp_pat
             wait_for(lambda before=pid: not is_alive(before), "the end of the server")  # type: ignore[misc]
             await until_it_answers(url)
         assert server.pid != pid and await stored_ids(url) == {"e1"}
-        assert [line["event"] for line in lines if line["log_level"] == "error"] == [
-            "the embedded store has ended, starting it again"
-        ]
+        # One line, whether the kill came before or after the keeper saw that the server of the last start answers.
+        told = [line["event"] for line in lines if line["log_level"] == "error"]
+        assert len(told) == 1 and told[0].startswith("the embedded store "), lines
         assert Path(server.url.removeprefix("unix://")).parent == socket_dir
     server.stop()
     assert not socket_dir.exists()
