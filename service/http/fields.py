@@ -87,8 +87,8 @@ class Schema(BaseModel):
 
 
 class FieldError(Schema):
-    field: str
-    message: str
+    field: str = Field(description="path of the field in the body, such as `recent.0.item_id`")
+    message: str = Field(description="what is wrong with it")
 
 
 def field_name(location: Sequence[str | int]) -> str:

@@ -7,7 +7,7 @@ its first wrong element only: thousands of reports would take longer than the re
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SkipValidation, model_validator
 
 from service.http.fields import (
     EventId,
@@ -32,13 +32,15 @@ class ResponseSchema(Schema):
 
 
 class RecentItem(Schema):
-    item_id: ItemId
-    timestamp: Timestamp | None = None
+    item_id: ItemId = Field(description="an item the catalogue does not know is ignored")
+    timestamp: Timestamp | None = Field(
+        default=None, description="its place among the stored events; null: newer than all of them"
+    )
 
 
 class RecommendRequest(Schema):
     user_id: UserId | None = Field(default=None, description="null for an anonymous session, described by `recent`")
-    k: int = Field(default=10, ge=1, le=100)
+    k: int = Field(default=10, ge=1, le=100, description="how many items")
     exclude_seen: bool | None = Field(
         default=None,
         description="leave out what the user had; null: yes, unless users of the bundle's data come back to items",
@@ -73,20 +75,22 @@ class RecommendRequest(Schema):
 class Reason(ResponseSchema):
     """`voice`: language_model, popularity, near, follow, linear, alike or return; a bundle may have others."""
 
-    voice: str
+    voice: str = Field(description="which voice gives the item most")
     share: float = Field(description="of what all voices give to this item, the part of this voice")
     item_id: str | None = Field(description="item of the event behind the voice; null when there is none")
     event_id: str | None = Field(description="that event; null also for an item of `recent`")
 
 
 class RecommendedItem(ResponseSchema):
-    rank: int
-    item_id: str
-    title: str
+    rank: int = Field(description="1, 2, 3, …")
+    item_id: str = Field(description="the item")
+    title: str = Field(description="its title")
     score: float | None = Field(
         description="log-probability of the title when generated, score of the ranking when found; otherwise null"
     )
-    source: Literal["generated", "grounded", "popular", "found"]
+    source: Literal["generated", "grounded", "popular", "found"] = Field(
+        description="generated: the model wrote its title; grounded: its title is near the best generated one; popular: the list was not full; found: the ranking of a query chose it"
+    )
     distance: float | None = Field(
         default=None, description="L2 distance to the nearest generated title; null when popular or found"
     )
@@ -94,10 +98,10 @@ class RecommendedItem(ResponseSchema):
 
 
 class MemoryElement(ResponseSchema):
-    event_id: str
-    item_id: str
-    title: str | None
-    timestamp: int
+    event_id: str = Field(description="the stored event")
+    item_id: str = Field(description="its item")
+    title: str | None = Field(description="title of the item today; null when the catalogue does not know it")
+    timestamp: int = Field(description="Unix time of the event, seconds")
     weight: float | None = Field(
         default=None,
         description="the retriever's probability; null when the state was not used, and in GET /users/{user_id}",
@@ -111,10 +115,12 @@ class MemoryElement(ResponseSchema):
 class WordsEntry(ResponseSchema):
     """An entry of local memory: what the service remembers of the user in words."""
 
-    id: str
-    level: Literal["record", "pattern", "profile"]
+    id: str = Field(description="id of the entry, derived from its content")
+    level: Literal["record", "pattern", "profile"] = Field(
+        description="record: one event; pattern: the choices for one query or attribute; profile: all of the user"
+    )
     scenario: str = Field(description="a query of the user, or an attribute of items; empty for the profile")
-    text: str
+    text: str = Field(description="the memory in words")
     event_ids: list[str] = Field(description="its newest events, newest first")
     count: int = Field(description="all its events")
     first: int = Field(description="Unix time of its oldest event, seconds")
@@ -124,31 +130,33 @@ class WordsEntry(ResponseSchema):
 class WordsAspect(ResponseSchema):
     """What matters to people who ask so, learned from the queries of many."""
 
-    name: str
-    scenario: str
-    description: str
-    num_users: int
+    name: str = Field(description="short name")
+    scenario: str = Field(description="the kind of query for which it was learned")
+    description: str = Field(description="what matters, in words")
+    num_users: int = Field(description="users from whose queries it was learned")
     entries: list[str] = Field(description="ids of the entries that the aspect fetched from memory")
 
 
 class WordsReasoning(ResponseSchema):
     level: Literal["lexical", "off", "retrieve", "full"] = Field(description="how far the answer went")
-    aspects: list[WordsAspect]
+    aspects: list[WordsAspect] = Field(description="what matters to people who ask so")
     fetched: list[WordsEntry] = Field(description="entries that the query and its aspects fetched from memory")
     used: list[str] = Field(description="ids of the entries that count in the ranking, most useful first")
     profile: str | None = Field(description="the ideal item in words; null unless `reasoning` is full")
 
 
 class ModelName(ResponseSchema):
-    bundle: str
-    space: str
+    bundle: str = Field(description="name of the served bundle")
+    space: str = Field(description="id of the language model whose memory states are compatible")
 
 
 class RecommendResponse(ResponseSchema):
-    recommendation_id: str
-    user_id: str | None
-    items: list[RecommendedItem]
-    memory: list[MemoryElement]
+    recommendation_id: str = Field(description="a random id of this answer")
+    user_id: str | None = Field(description="as in the request")
+    items: list[RecommendedItem] = Field(description="at most `k` items, best first")
+    memory: list[MemoryElement] = Field(
+        description="the older stored events that count in this answer, most important first"
+    )
     reasoning: WordsReasoning | None = Field(description="with `query` and `explain`; otherwise null")
     fallback: (
         Literal[
@@ -167,8 +175,8 @@ class RecommendResponse(ResponseSchema):
         "too slow or failed: popular items), no_second_round, no_reasoning, lexical_only (too little time to reason "
         "again, to reason at all, for anything but the words of the query); null when nothing is missing"
     )
-    model: ModelName
-    timings_ms: dict[str, float]
+    model: ModelName = Field(description="what answered")
+    timings_ms: dict[str, float] = Field(description="step → milliseconds")
 
 
 # ---- interactions
@@ -176,81 +184,89 @@ class RecommendResponse(ResponseSchema):
 
 class Interaction(Schema):
     event_id: EventId | None = Field(default=None, description="derived from user, item, time and type when absent")
-    user_id: UserId
-    item_id: ItemId
+    user_id: UserId = Field(description="the user")
+    item_id: ItemId = Field(description="an item of the catalogue")
     timestamp: Timestamp
-    type: EventType = "view"
-    value: float | None = None
+    type: EventType = Field(default="view", description="any word of yours")
+    value: float | None = Field(default=None, description="any number of yours, such as a price or a rating")
     query: Query | None = Field(default=None, description="what the user wrote before they chose the item")
 
 
 class InteractionsRequest(Schema):
-    interactions: list[Any] = Field(min_length=1, max_length=500, description="each one an Interaction")
-    wait: Literal["durable", "visible"] = "durable"
+    # Documented as interactions, and read one by one: a wrong one does not affect the others.
+    interactions: list[SkipValidation[Interaction]] = Field(min_length=1, max_length=500, description="the events")
+    wait: Literal["durable", "visible"] = Field(
+        default="durable",
+        description="durable: answer when the events are stored; visible: when memory holds them, too",
+    )
 
 
 class InteractionResult(ResponseSchema):
-    index: int
-    event_id: str | None
-    status: Literal["accepted", "duplicate", "rejected"]
-    reason: str | None = None
+    index: int = Field(description="position of the event in the request, from 0")
+    event_id: str | None = Field(description="the id under which the event is stored; null when it was rejected")
+    status: Literal["accepted", "duplicate", "rejected"] = Field(
+        description="accepted: stored; duplicate: the user has an event with this id; rejected: not stored"
+    )
+    reason: str | None = Field(default=None, description="why it was rejected; otherwise null")
 
 
 class InteractionsResponse(ResponseSchema):
-    results: list[InteractionResult]
+    results: list[InteractionResult] = Field(description="one for each event, in order")
 
 
 # ---- users
 
 
 class UserEvent(ResponseSchema):
-    event_id: str
-    item_id: str
-    title: str | None
-    timestamp: int
-    type: str
-    value: float | None
-    query: str | None
+    event_id: str = Field(description="id of the event, unique for its user")
+    item_id: str = Field(description="the item")
+    title: str | None = Field(description="title of the item today; null when the catalogue does not know it")
+    timestamp: int = Field(description="Unix time, seconds")
+    type: str = Field(description="as it was sent")
+    value: float | None = Field(description="as it was sent")
+    query: str | None = Field(description="what the user wrote before they chose the item")
 
 
 class Counts(ResponseSchema):
-    events: int
-    states: int
+    events: int = Field(description="stored events")
+    states: int = Field(description="memory states in the space of the served bundle")
 
 
 class UserPage(ResponseSchema):
-    user_id: str
-    counts: Counts
+    user_id: str = Field(description="the user")
+    counts: Counts = Field(description="how much is stored")
     recent: list[UserEvent] = Field(description="one page of events, newest first")
-    memory: list[MemoryElement]
-    next_cursor: str | None
+    memory: list[MemoryElement] = Field(description="the events that are memory today, oldest first")
+    next_cursor: str | None = Field(description="the `cursor` of the next page; null on the last one")
 
 
 class UserMemory(ResponseSchema):
-    user_id: str
+    user_id: str = Field(description="the user")
     memory: list[WordsEntry] = Field(description="records, newest first; patterns, most events first; one profile")
 
 
 class ForgottenUser(ResponseSchema):
-    user_id: str
-    events: int
-    states: int
-    keys: int
+    user_id: str = Field(description="the user")
+    events: int = Field(description="deleted events")
+    states: int = Field(description="deleted memory states, of all spaces")
+    keys: int = Field(description="deleted keys of the store")
 
 
 class ForgottenEvent(ResponseSchema):
-    user_id: str
-    event_id: str
-    forgotten: bool
+    user_id: str = Field(description="the user")
+    event_id: str = Field(description="the event")
+    forgotten: bool = Field(description="whether it was there")
 
 
 # ---- items
 
 
 class ItemBody(Schema):
-    title: Title
-    attributes: dict[Name, Values] = Field(default={}, max_length=50)
-    hidden: bool = False
+    title: Title = Field(description="the model reads and writes this text")
+    attributes: dict[Name, Values] = Field(
+        default={}, max_length=50, description="name → text, number, true or false, or a list of them; used by `filter`"
+    )
+    hidden: bool = Field(default=False, description="a hidden item is never recommended")
     available_from: int | None = Field(default=None, ge=0, le=2**53, description="Unix time, seconds")
     available_until: int | None = Field(default=None, ge=0, le=2**53, description="Unix time, seconds")
 
@@ -265,11 +281,11 @@ class ItemBody(Schema):
 class ItemPatch(Schema):
     """Only the fields that are given change."""
 
-    title: Title | None = None
-    attributes: dict[Name, Values] | None = Field(default=None, max_length=50)
-    hidden: bool | None = None
-    available_from: int | None = Field(default=None, ge=0, le=2**53)
-    available_until: int | None = Field(default=None, ge=0, le=2**53)
+    title: Title | None = Field(default=None, description="the new title")
+    attributes: dict[Name, Values] | None = Field(default=None, max_length=50, description="the new attributes")
+    hidden: bool | None = Field(default=None, description="a hidden item is never recommended")
+    available_from: int | None = Field(default=None, ge=0, le=2**53, description="Unix time, seconds; null: always")
+    available_until: int | None = Field(default=None, ge=0, le=2**53, description="Unix time, seconds; null: for ever")
 
     @model_validator(mode="after")
     def _changes_something(self) -> "ItemPatch":
@@ -282,68 +298,80 @@ class ItemPatch(Schema):
 class Item(ResponseSchema):
     """An item of the catalogue. Attributes from a bundle may have any JSON type."""
 
-    item_id: str
-    title: str
-    attributes: dict[str, Any] = Field(default={})
-    hidden: bool = False
-    available_from: int | None = None
-    available_until: int | None = None
+    item_id: str = Field(description="the item")
+    title: str = Field(description="its title")
+    attributes: dict[str, Any] = Field(default={}, description="name → value")
+    hidden: bool = Field(default=False, description="a hidden item is never recommended")
+    available_from: int | None = Field(
+        default=None, description="recommended from this Unix time on, inclusive; null: always"
+    )
+    available_until: int | None = Field(
+        default=None, description="recommended until this Unix time, exclusive; null: for ever"
+    )
 
 
 class NewItem(ItemBody):
-    item_id: ItemId
+    item_id: ItemId = Field(description="id of the item, yours")
 
 
 class ItemsRequest(Schema):
-    items: list[NewItem] = Field(min_length=1, max_length=500, fail_fast=True)
+    items: list[NewItem] = Field(
+        min_length=1,
+        max_length=500,
+        fail_fast=True,
+        description="the items; if an id appears twice, the last one counts",
+    )
 
 
 class ItemsResponse(ResponseSchema):
-    items: list[Item]
+    items: list[Item] = Field(description="the items as stored")
 
 
 class DeletedItem(ResponseSchema):
-    item_id: str
-    deleted: bool
+    item_id: str = Field(description="the item")
+    deleted: bool = Field(description="always true")
 
 
 class Neighbor(ResponseSchema):
-    item_id: str
-    title: str
-    distance: float
+    item_id: str = Field(description="the item")
+    title: str = Field(description="its title")
+    distance: float = Field(description="L2 distance of the title vectors")
 
 
 class Neighbors(ResponseSchema):
-    item_id: str
-    neighbors: list[Neighbor]
+    item_id: str = Field(description="the item that was asked for")
+    neighbors: list[Neighbor] = Field(description="available items, nearest first")
 
 
 # ---- operations
 
 
 class ModelInfo(ResponseSchema):
-    bundle: str
-    space: str
-    format: int
+    bundle: str = Field(description="name of the served bundle")
+    space: str = Field(description="id of the language model whose memory states are compatible")
+    format: int = Field(description="version of the format of the bundle")
     vocabulary: Literal["titles", "items"] = Field(description="how the model reads a title: as text, or as one token")
-    split_layer: int
+    split_layer: int = Field(description="L, the layer whose states are stored as memory")
     recent_length: int = Field(description="K, interactions in a prompt")
     max_memory: int = Field(description="M, memory elements of a user")
-    num_items: int
+    num_items: int = Field(description="items of the catalogue")
     loaded_at: str = Field(description="RFC 3339 time in UTC")
 
 
 class Health(ResponseSchema):
-    status: Literal["ok"]
+    status: Literal["ok"] = Field(description="always ok; otherwise the answer is an error")
 
 
 class Problem(BaseModel):
     """An error (RFC 9457). Some errors have further members."""
 
-    type: str
-    title: str
-    status: int
-    detail: str
-    instance: str
-    request_id: str
-    errors: list[FieldError] | None = None
+    type: str = Field(description="urn:automr:problem:NAME, or about:blank")
+    title: str = Field(description="the kind of error, the same text each time")
+    status: int = Field(description="the HTTP status")
+    detail: str = Field(description="what is wrong, and what to do")
+    instance: str = Field(description="path of the request")
+    request_id: str = Field(description="finds the request in the logs")
+    errors: list[FieldError] | None = Field(default=None, description="with 422: the wrong fields")
+    results: list[InteractionResult] | None = Field(
+        default=None, description="when every interaction was rejected: why, one for each"
+    )
