@@ -62,6 +62,9 @@ class Metrics:
         self.queries_total = self._counter(
             "queries_total", "Requests with a query in words that the model answered, by how far", "level"
         )
+        self.shown_lists_total = self._counter(
+            "shown_lists_total", "Answers that are kept for events that name them, and those that were lost", "result"
+        )
         self.memory_elements = self._histogram("memory_elements", "Memory elements used in an answer", COUNTS)
         self.grounding_distance = self._histogram(
             "grounding_distance", "Distance from a grounded item to the nearest generated title", DISTANCES

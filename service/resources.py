@@ -12,15 +12,18 @@ from datetime import UTC, datetime
 from model_store.view import BundleView
 from service.engine.engine import Engine
 from service.engine.process import Spawn, spawn
+from service.feedback.answers import Answers
 from service.metrics import Metrics
 from service.settings import Settings
 from service.store.client import MemoryStore
 from service.store.embedded import EmbeddedServer
+from service.store.shown import ShownStore
 from service.usecases.encode import Worker
 from service.usecases.ingest import Ingest
 from service.usecases.items import Items
 from service.usecases.live import LiveCounts
 from service.usecases.recommend import Recommender
+from service.usecases.shown import ShownLists
 from service.usecases.users import Users
 
 _LAST_JOBS_S = 2.0  # requests have ended before the engine stops; only jobs of background work can be left
@@ -50,6 +53,8 @@ class Resources:
     ingest: Ingest
     users: Users
     recommender: Recommender
+    shown: ShownLists
+    answers: Answers
     live_counts: LiveCounts
     loaded_at: str
 
@@ -94,6 +99,8 @@ async def open_resources(settings: Settings, metrics: Metrics, *, spawn: Spawn =
         live_counts = LiveCounts(view, engine, store, kernel.items, metrics, half_life_days=half_life_days)
         stack.push_async_callback(live_counts.stop)
         await live_counts.start()
+        shown = ShownLists(ShownStore(store.run, kept_s=round(3600 * settings.shown_hours)), metrics)
+        stack.push_async_callback(shown.stop)
         deadline_ms = settings.deadline_ms
         recommender = Recommender(view, engine, store, metrics, default_deadline_ms=deadline_ms)
         stack.push_async_callback(recommender.stop)
@@ -106,8 +113,10 @@ async def open_resources(settings: Settings, metrics: Metrics, *, spawn: Spawn =
             engine=engine,
             items=kernel.items,
             ingest=ingest,
-            users=Users(view, store, engine),
+            users=Users(view, store, engine, shown),
             recommender=recommender,
+            shown=shown,
+            answers=Answers(recommender, shown),
             live_counts=live_counts,
             loaded_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )

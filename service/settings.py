@@ -70,6 +70,9 @@ class Settings(BaseSettings):
     live_half_life_days: float = Field(
         default=30.0, ge=0, le=3650, description="days after which a live event counts half, 0 = they are not counted"
     )
+    shown_hours: float = Field(
+        default=24.0, ge=0, le=720, description="time for which answers are kept, so that events can name them, 0 = not"
+    )
     deadline_ms: int = Field(
         default=2000, ge=1, le=60_000, description="deadline of a recommendation that sets none, in ms"
     )

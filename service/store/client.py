@@ -293,6 +293,10 @@ class MemoryStore:
     async def _recall(self, command: Command, user_id: str) -> Recalled:
         return _decode_recalled(user_id, (await self._run([command]))[0])
 
+    async def run(self, commands: Sequence[Command]) -> list[Any]:
+        """For the other modules of this room; see `_run`."""
+        return await self._run(commands)
+
     async def _call(self, *command: Any) -> Any:
         return (await self._run([command]))[0]
 

@@ -7,6 +7,9 @@
     automr:{<uid>}:seen               STRING  `item_digest` of each event, 8 bytes each    number of events
     automr:{<uid>}:states:<space>     HASH    sha1(event_id)[:20] -> state record, bytes   newest `keep` events
     automr:{<uid>}:spaces             SET     spaces that have keys of this user           bundles served
+    automr:{<uid>}:shown              LIST    id, a space, JSON of a list that was shown   newest 20, for a day
+                                              (see `shown.py`)
+    automr:{+shown:<id>}:shown        LIST    the same for an anonymous session            one, for a day
     automr:{<uid>}:retrieval:<space>  STRING  written by earlier versions; only deleted    one per space
     automr:encode                     STREAM  {user}, consumer group "encoders"            users not yet encoded
     automr:items                      HASH    item_id -> JSON, the catalogue overlay       items changed since the
@@ -19,9 +22,9 @@
                                               of users
     automr:{+live}:days               HASH    day -> number of changes of its counts       newest `KEPT_DAYS`
 
-No key expires. <uid> is percent-quoted, so every user id gives a valid key. The braces make it the hash tag, so all
-keys of a user are in one slot of Redis Cluster. Live counts are in another slot; no user has the tag "+live", because
-"+" is quoted.
+Only shown lists expire. <uid> is percent-quoted, so every user id gives a valid key. The braces make it the hash tag, so all
+keys of a user are in one slot of Redis Cluster. Live counts are in another slot; no user has a tag with "+", because
+it is quoted.
 """
 
 from urllib.parse import quote, unquote
@@ -45,6 +48,11 @@ def user_prefix(user_id: str) -> str:
 def count_keys(user_id: str) -> list[str]:
     """KEYS of COUNT: what the user adds to the live counts, and the days."""
     return [f"automr:{{+live}}:of:{_quoted(user_id)}", DAYS]
+
+
+def anonymous_key(recommendation_id: str) -> str:
+    """Key of the list that an anonymous session was shown."""
+    return f"automr:{{+shown:{_quoted(recommendation_id)}}}:shown"
 
 
 def _quoted(user_id: str) -> str:

@@ -10,6 +10,7 @@ from service.engine.engine import Engine
 from service.errors import NoWords, UnknownUser
 from service.store.client import MemoryStore
 from service.store.events import Deleted, Event, UserCounts
+from service.usecases.shown import ShownLists
 from service.usecases.timeline import Timeline, events_with_states
 from service.usecases.words import NO_WORDS, NUM_EVENTS, ShownEntry, known_in_words, queries_of, show_entries
 
@@ -38,8 +39,8 @@ class UserPage(NamedTuple):
 
 
 class Users:
-    def __init__(self, view: BundleView, store: MemoryStore, engine: Engine) -> None:
-        self.view, self.store, self.engine = view, store, engine
+    def __init__(self, view: BundleView, store: MemoryStore, engine: Engine, shown: ShownLists) -> None:
+        self.view, self.store, self.engine, self.shown = view, store, engine, shown
 
     async def get(self, user_id: str, cursor: str | None, limit: int) -> UserPage:
         """Raises UnknownUser when the store holds no event, BadRequest for a cursor that this service did not make."""
@@ -69,6 +70,7 @@ class Users:
 
     async def forget(self, user_id: str) -> Deleted:
         """Deletes everything, in all spaces. An unknown user is no error, so that the call can be repeated."""
+        self.shown.forget(user_id)
         return await self.store.forget_user(user_id)
 
     async def forget_event(self, user_id: str, event_id: str) -> bool:

@@ -29,6 +29,7 @@ from service.engine.engine import Engine
 from service.engine.messages import ModelOptions, Result
 from service.engine.model import Model, serve
 from service.engine.process import spawn
+from service.feedback.answers import Answers
 from service.http.routes.interactions import event_or_reason
 from service.http.routes.recommend import to_request
 from service.http.schemas import RecommendRequest
@@ -43,6 +44,7 @@ from service.usecases.items import Items
 from service.usecases.live import LiveCounts
 from service.usecases.recommend import Recommendation, Recommender
 from service.usecases.seen import SeenRows
+from service.usecases.shown import ShownLists
 from service.usecases.timeline import Timeline, events_with_states, window_fingerprint
 from service.usecases.users import Users
 
@@ -94,6 +96,8 @@ class Service:
     worker: Worker
     recommender: Recommender
     users: Users
+    shown: ShownLists
+    answers: Answers
     live_counts: LiveCounts
     metrics: Metrics
 
@@ -149,6 +153,8 @@ def parts_of(resources: Resources, thread: ModelThread | None) -> Service:
         worker=resources.ingest.worker,
         recommender=resources.recommender,
         users=resources.users,
+        shown=resources.shown,
+        answers=resources.answers,
         live_counts=resources.live_counts,
         metrics=resources.metrics,
     )

@@ -14,7 +14,7 @@ router = APIRouter(tags=["recommend"], route_class=JsonRoute)
 @router.post("/recommend")
 async def recommend(body: RecommendRequest, request: Request, resources: ResourcesDep) -> RecommendResponse:
     """k items for a user."""
-    recommendation = await while_connected(request, resources.recommender.recommend(to_request(body)))
+    recommendation = await while_connected(request, resources.answers.recommend(to_request(body)))
     return RecommendResponse.model_validate(recommendation)
 
 

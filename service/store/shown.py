@@ -1,0 +1,79 @@
+"""Lists that were shown to users, kept for a short time: which items, when, and which variant chose them.
+
+The lists of a user are one Redis list, newest first, in the slot of the user, so they are deleted with the user. The
+list of an anonymous session has a key of its own, because only its recommendation id names it. An element is the
+recommendation id, a space, and JSON: a script finds a list by its beginning. Knows no client but `MemoryStore.run`.
+"""
+
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple
+
+from service.store.events import decode_text, encode_text, read_json
+from service.store.keys import anonymous_key, user_prefix
+
+MOST_LISTS = 20  # of a user; older ones are dropped
+
+Run = Callable[[Sequence[tuple[Any, ...]]], Awaitable[list[Any]]]
+
+
+class ShownList(NamedTuple):
+    """One answer. `time`: Unix seconds. `user_id` None: an anonymous session. `item_ids`: in the order of ranks."""
+
+    recommendation_id: str
+    user_id: str | None
+    item_ids: tuple[str, ...]
+    variant: str
+    bundle: str
+    time: int
+
+
+class ShownStore:
+    """`run` is `MemoryStore.run`; its errors come through. Lists older than `kept_s` seconds are not returned."""
+
+    def __init__(self, run: Run, *, kept_s: int) -> None:
+        self._run, self.kept_s = run, kept_s
+
+    async def save(self, lists: Sequence[ShownList]) -> None:
+        """One round trip. A repeated call stores a list twice, which changes no answer."""
+        commands: list[tuple[Any, ...]] = []
+        for each in lists:
+            key = shown_key(each.user_id, each.recommendation_id)
+            commands += [("LPUSH", key, _encode(each)), ("LTRIM", key, 0, MOST_LISTS - 1), ("EXPIRE", key, self.kept_s)]
+        await self._run(commands)
+
+    async def recent(self, user_id: str, *, now: int) -> list[ShownList]:
+        """The newest lists of the user, newest first, at most `MOST_LISTS`. One round trip."""
+        return await self._lists(user_id, shown_key(user_id, ""), now)
+
+    async def get(self, recommendation_id: str, user_id: str | None, *, now: int) -> ShownList | None:
+        """The list with this id: one of the user's, or that of an anonymous session. None if unknown or too old."""
+        found = await self._lists(None, anonymous_key(recommendation_id), now)
+        if user_id is not None:
+            found += await self.recent(user_id, now=now)
+        return next((each for each in found if each.recommendation_id == recommendation_id), None)
+
+    async def _lists(self, user_id: str | None, key: str, now: int) -> list[ShownList]:
+        (elements,) = await self._run([("LRANGE", key, 0, MOST_LISTS - 1)])
+        lists = [_decode(user_id, element) for element in elements]
+        return [each for each in lists if each is not None and each.time > now - self.kept_s]
+
+
+def shown_key(user_id: str | None, recommendation_id: str) -> str:
+    return anonymous_key(recommendation_id) if user_id is None else user_prefix(user_id) + "shown"
+
+
+def _encode(shown: ShownList) -> bytes:
+    facts = {"items": shown.item_ids, "variant": shown.variant, "bundle": shown.bundle, "time": shown.time}
+    return encode_text(f"{shown.recommendation_id} {json.dumps(facts, ensure_ascii=False, separators=(',', ':'))}")
+
+
+def _decode(user_id: str | None, element: bytes) -> ShownList | None:
+    """None for bytes that are no list of ours."""
+    recommendation_id, _, body = element.partition(b" ")
+    facts = read_json(body)
+    items, time = facts.get("items"), facts.get("time")
+    if not isinstance(items, list) or not isinstance(time, int):
+        return None
+    variant, bundle = str(facts.get("variant", "")), str(facts.get("bundle", ""))
+    return ShownList(decode_text(recommendation_id), user_id, tuple(map(str, items)), variant, bundle, time)
