@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from model_store.beams.trie import Trie
+from model_store.catalogue.attributes import Attributes
 from model_store.catalogue.columns import Columns, postings_of
 from model_store.catalogue.items import Item, ItemList, MappedItems, write_items
 from model_store.catalogue.mapped import read_mapped
@@ -148,6 +149,14 @@ class Catalogue:
                 has[rows] = True
             mask &= has
         return mask
+
+    @cached_property
+    def attributes(self) -> Attributes:
+        """Names and types of the attributes that items have."""
+        known = Attributes.of(self._columns.postings().counted()).changed(self._changed_postings.counted())
+        replaced = (row for row in self.items.changed if row < len(self.items.base))
+        before = postings_of({row: self.items.base_at(row) for row in replaced})
+        return known.changed((name, value, -size) for name, value, size in before.counted())
 
     @cached_property
     def _changed_rows(self) -> NDArray[np.int64]:

@@ -5,7 +5,7 @@ and null match nothing.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -40,6 +40,11 @@ class Postings:
         """Rows of the items whose attribute `name` is, or contains, one of the `wanted` values; an array per value."""
         found = [self._keys[key] for key in _keys_of(name, wanted) if key in self._keys]
         return [self._rows[self._starts[number] : self._starts[number + 1]] for number in found]
+
+    def counted(self) -> Iterator[tuple[str, Any, int]]:
+        """Each name and value, and how many items have it."""
+        sizes = np.diff(self._starts).tolist()
+        return ((name, value, size) for (name, _, value), size in zip(self._keys, sizes, strict=True))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The index as arrays for a file; `read` is the inverse."""

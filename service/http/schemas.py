@@ -175,6 +175,12 @@ class RecommendResponse(ResponseSchema):
         "too slow or failed: popular items), no_second_round, no_reasoning, lexical_only (too little time to reason "
         "again, to reason at all, for anything but the words of the query); null when nothing is missing"
     )
+    warnings: list[FieldError] = Field(
+        default=[],
+        description="parts of the request that have no effect or are probably a mistake: `candidates` that the catalogue "
+        "does not have, attributes in `filter` that no item has, values of another type",
+        examples=[[{"field": "filter.colour", "message": "no item has this attribute; did you mean `color`?"}]],
+    )
     model: ModelName = Field(description="what answered")
     timings_ms: dict[str, float] = Field(description="step → milliseconds")
 

@@ -45,6 +45,7 @@ from service.usecases.explain import ShownItem, UsedMemory, show
 from service.usecases.repair import Repair
 from service.usecases.seen import SeenRows
 from service.usecases.timeline import Known, SessionItem, events_needed, events_with_states, known_of
+from service.usecases.warned import Warned, of_candidates, of_filter
 from service.usecases.words import (
     NO_WORDS,
     NUM_EVENTS,
@@ -110,6 +111,7 @@ class Recommendation:
     model: ServedModel
     timings_ms: dict[str, float]
     reasoning: ShownReasoning | None = None
+    warnings: Sequence[Warned] = ()
 
 
 class Context(NamedTuple):
@@ -289,6 +291,7 @@ class Recommender:
             model=ServedModel(self.view.manifest.name, self.view.manifest.space),
             timings_ms={},
             reasoning=reasoning,
+            warnings=[*of_candidates(request.candidates or (), catalogue), *of_filter(request.filter or {}, catalogue)],
         )
 
     def _timed(self, recommendation: Recommendation, timings_s: Mapping[str, float]) -> Recommendation:

@@ -1,0 +1,51 @@
+"""An answer names the parts of the request that have no effect."""
+
+from model_store.catalogue.catalogue import Catalogue
+from model_store.catalogue.items import Item
+from service.usecases.warned import MOST_NAMED, of_candidates, of_filter
+from tests.conftest import BOTH_VOCABULARIES
+from tests.service.real import Service, ask
+
+CATALOGUE = Catalogue(
+    [
+        Item("a", "A", attributes={"color": "red", "stock": 3, "new": True}),
+        Item("b", "B", attributes={"color": ["blue", "red"], "size": [1, "L"]}),
+    ]
+)
+
+
+def test_unknown_attributes_and_types_that_do_not_fit_are_named() -> None:
+    warned = {
+        "colour": "red", "color": "green", "new": 1, "stock": ["3", 4], "size": 9, "zzz": True,
+    }  # fmt: skip
+    assert {each.field: each.message for each in of_filter(warned, CATALOGUE)} == {
+        "filter.colour": "no item has this attribute; did you mean `color`?",
+        "filter.new": "a number is asked for, but the values of this attribute are of type boolean",
+        "filter.stock": "a text is asked for, but the values of this attribute are of type number",
+        "filter.zzz": "no item has this attribute",
+    }
+
+
+def test_the_registry_follows_changes_of_items() -> None:
+    changed = CATALOGUE.with_items([Item("a", "A", attributes={"stock": "many"}), Item("c", "C", attributes={"x": 1})])
+    assert changed.attributes.names() == ["color", "size", "stock", "x"]
+    assert changed.attributes.kinds("stock") == {"text": 1}
+    assert changed.attributes.kinds("color") == {"text": 2}, "only those of the second item are left"
+    again = changed.with_items([Item("c", "C")])
+    assert "x" not in again.attributes and "x" in changed.attributes
+
+
+def test_unknown_candidates_are_named_by_their_place_and_many_are_counted() -> None:
+    assert of_candidates(["a", "?", "b", "!"], CATALOGUE) == [
+        ("candidates.1", "the catalogue has no such item"),
+        ("candidates.3", "the catalogue has no such item"),
+    ]
+    many = of_candidates(["?"] * 1000, CATALOGUE)
+    assert len(many) == MOST_NAMED + 1 and many[-1].message == f"{1000 - MOST_NAMED} more are not in the catalogue"
+
+
+@BOTH_VOCABULARIES
+async def test_an_answer_warns(service: Service) -> None:
+    answer = await ask(service, candidates=["i1", "nowhere"], filter={"evenn": True})
+    assert [each.field for each in answer.warnings] == ["candidates.1", "filter.evenn"]
+    assert not (await ask(service, filter={"even": True})).warnings
