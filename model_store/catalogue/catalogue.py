@@ -4,7 +4,7 @@ A row is the position of an item in `items`; it is also its id in the Faiss inde
 immutable snapshot: a change makes a new one, so nobody sees a half-changed catalogue.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -94,17 +94,22 @@ class Catalogue:
         """(N,) bool: items that may be shown at `now` (epoch seconds); a fresh array that the caller may change."""
         return self._columns.availability.at(now)
 
+    @property
+    def postings(self) -> Callable[[], Postings]:
+        """Makes the index of the attributes of `items.base`, once for all snapshots."""
+        return self._columns.postings
+
     def allowed(
         self,
         now: float,
         *,
         candidates: Iterable[str] | None = None,
-        attributes: Mapping[str, Any] | None = None,
+        among: NDArray[np.bool_] | None = None,
         without: NDArray[np.int64] | None = None,
     ) -> NDArray[np.bool_]:
-        """(N,) bool: items that are available, among `candidates`, with these `attributes`, not in the rows `without`.
+        """(N,) bool: items that are available, in `candidates`, in the mask `among`, not in the rows `without`.
 
-        Unknown candidates are ignored. See `matching` for `attributes`.
+        Unknown candidates are ignored.
         """
         availability = self._columns.availability
         allowed = availability.at(now) if len(availability.windowed) else availability.always.copy()
@@ -112,8 +117,8 @@ class Catalogue:
             wanted = np.zeros(len(self), dtype=bool)
             wanted[[self.rows[item_id] for item_id in candidates if item_id in self.rows]] = True
             allowed &= wanted
-        if attributes:
-            allowed &= self.matching(attributes)
+        if among is not None:
+            allowed &= among
         if without is not None:
             allowed[without] = False
         return allowed

@@ -6,6 +6,7 @@ and null match nothing.
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -45,6 +46,18 @@ class Postings:
         """Each name and value, and how many items have it."""
         sizes = np.diff(self._starts).tolist()
         return ((name, value, size) for (name, _, value), size in zip(self._keys, sizes, strict=True))
+
+    def values(self, name: str) -> Iterator[tuple[str | int | float, NDArray[np.int32]]]:
+        """The values of the attribute `name`, booleans too, each with the rows of the items that have it."""
+        for key, number in self._of_name.get(name, ()):
+            yield key[2], self._rows[self._starts[number] : self._starts[number + 1]]
+
+    @cached_property
+    def _of_name(self) -> dict[str, list[tuple[Key, int]]]:
+        found: dict[str, list[tuple[Key, int]]] = {}
+        for key, number in self._keys.items():
+            found.setdefault(key[0], []).append((key, number))
+        return found
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The index as arrays for a file; `read` is the inverse."""

@@ -18,6 +18,7 @@ MAX_FUTURE_S = 300  # the clock of a caller may be ahead of ours by this much
 _MILLISECONDS_FROM = 100_000_000_000  # as seconds it is in the year 5138, so larger numbers are milliseconds
 
 _REASONS = 5  # of one element
+_HIDDEN = "\x00"
 
 Scalar = str | int | float | bool
 
@@ -37,7 +38,7 @@ def _plausible_time(timestamp: int) -> int:
     return timestamp
 
 
-def _scalar(value: Any) -> Scalar:
+def scalar(value: Any) -> Scalar:
     is_text = isinstance(value, str) and len(value) <= 4096 and not _has_surrogates(value)
     is_number = isinstance(value, bool | int | float) and abs(value) < 2**63 and math.isfinite(value)
     if not (is_text or is_number):
@@ -65,10 +66,10 @@ def _clean_query(text: str) -> str:
 
 def _scalar_or_list(value: Any) -> Scalar | list[Scalar]:
     if not isinstance(value, list):
-        return _scalar(value)
+        return scalar(value)
     if len(value) > 100:
         raise ValueError("must list at most 100 values")
-    return [_scalar(element) for element in value]
+    return [scalar(element) for element in value]
 
 
 UserId = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_visible)]
@@ -91,9 +92,15 @@ class FieldError(Schema):
     message: str = Field(description="what is wrong with it")
 
 
+def hidden(tag: str) -> str:
+    """The tag of a form that a value may have, which names of fields leave out."""
+    return _HIDDEN + tag
+
+
 def field_name(location: Sequence[str | int]) -> str:
     """Such as `interactions.3.timestamp`. Short printable ASCII: the caller chooses the names of unknown fields."""
-    parts = (str(part).encode("ascii", "backslashreplace").decode()[:64] for part in location)
+    shown = (str(part) for part in location if not str(part).startswith(_HIDDEN))
+    parts = (part.encode("ascii", "backslashreplace").decode()[:64] for part in shown)
     return "".join(char if char.isprintable() else "?" for char in ".".join(parts))[:200]
 
 

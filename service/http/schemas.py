@@ -22,6 +22,7 @@ from service.http.fields import (
     UserId,
     Values,
 )
+from service.http.filters import WholeFilter
 
 
 class ResponseSchema(Schema):
@@ -55,8 +56,27 @@ class RecommendRequest(Schema):
     candidates: list[ItemId] | None = Field(
         default=None, min_length=1, max_length=1000, description="recommend only these"
     )
-    filter: dict[Name, Values] | None = Field(
-        default=None, max_length=20, description="attribute -> its value, or a list of allowed values"
+    filter: WholeFilter | None = Field(
+        default=None,
+        description="recommend only items that pass: attribute -> value or list of allowed values, or an operator "
+        "(`op`: eq ne lt lte gt gte range in exists starts_with and or not); nested at most 8 deep, at most 100 parts",
+        examples=[
+            {"kind": ["series", "standalone"]},
+            {
+                "op": "and",
+                "filters": [
+                    {"kind": "series"},
+                    {"op": "range", "attribute": "year", "gte": 1990, "lt": 2000},
+                    {"op": "not", "filter": {"op": "starts_with", "attribute": "title", "text": "Uncle"}},
+                ],
+            },
+        ],
+    )
+    exclude: list[ItemId] = Field(
+        default=[],
+        max_length=1000,
+        fail_fast=True,
+        description="never recommend these, for example what is on the page",
     )
     deadline_ms: int | None = Field(
         default=None, ge=1, le=60_000, description="answer within this time, with a fallback if need be"

@@ -17,13 +17,15 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 
 from model_store.answers import GROUNDED, Answer, PastRows, Ranked, popular
+from model_store.catalogue.conditions import Condition
+from model_store.catalogue.filters import Filters
 from model_store.view import BundleView
 from service.engine.engine import Engine
 from service.engine.messages import WordsAnswered
@@ -85,7 +87,8 @@ class Request:
     explain: bool = True
     recent: Sequence[SessionItem] = ()
     candidates: Sequence[str] | None = None
-    filter: Mapping[str, Any] | None = None
+    filter: Condition | None = None
+    exclude: Sequence[str] = ()
     deadline_ms: int | None = None
     timestamp: int | None = None
     query: str | None = None
@@ -133,6 +136,7 @@ class Recommender:
         self._has_returns = voices is not None and voices.has_returns
         self._repair = Repair(store)
         self._seen_rows = SeenRows(view.catalogue)
+        self._filters = Filters()
 
     async def stop(self) -> None:
         await self._repair.stop()
@@ -154,6 +158,7 @@ class Recommender:
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
                 context = await self._recall(request)
+                await self._prepare_filter(request)
                 timings_s["memory"] = time.perf_counter() - started
                 if request.query is not None or context.known.recent:
                     answer = await self._ask_model(request, context, deadline)
@@ -220,6 +225,12 @@ class Recommender:
             seen = self._seen_rows.with_session(seen, names, self.view.catalogue)
         return Context(known, seen, fallback)
 
+    async def _prepare_filter(self, request: Request) -> None:
+        """Applies a filter that is new to this process in a thread, as a large catalogue takes long."""
+        condition, catalogue = request.filter, self.view.catalogue
+        if condition is not None and not self._filters.is_cheap(catalogue, condition):
+            await asyncio.to_thread(self._filters.mask, catalogue, condition)
+
     async def _ask_model(self, request: Request, context: Context, deadline: float) -> Answer | WordsAnswered:
         """Encode, retrieve, combine, generate, ground: one job for the model, in a batch with others.
 
@@ -249,12 +260,15 @@ class Recommender:
         """
         excludes_seen = not self._has_returns if request.exclude_seen is None else request.exclude_seen
         basket = _basket(context.known.past) if self._has_returns else _NO_ROWS
-        return self.view.catalogue.allowed(
+        catalogue = self.view.catalogue
+        allowed = catalogue.allowed(
             time.time(),
             candidates=request.candidates,
-            attributes=request.filter,
+            among=None if request.filter is None else self._filters.mask(catalogue, request.filter),
             without=context.seen if excludes_seen else basket,
         )
+        allowed[[catalogue.rows[item_id] for item_id in request.exclude if item_id in catalogue.rows]] = False
+        return allowed
 
     def _answer(
         self,
