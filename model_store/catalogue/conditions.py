@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from model_store.catalogue.attributes import Kind, kind_of
 from model_store.catalogue.items import Item
 
 Scalar = str | int | float | bool
@@ -19,17 +20,14 @@ OWN_NAMES = ("item_id", "title")
 class Typed(NamedTuple):
     """A value that does not equal a value of another JSON type, as Python's 1 and True do."""
 
-    kind: str
+    kind: Kind
     value: Scalar
 
     @classmethod
     def of(cls, value: Any) -> "Typed | None":
         """None for a value that cannot be compared: null, an object, a list."""
-        if isinstance(value, bool):
-            return cls("boolean", value)
-        if isinstance(value, int | float):
-            return cls("number", value)
-        return cls("text", value) if isinstance(value, str) else None
+        kind = kind_of(value)
+        return None if kind is None else cls(kind, value)
 
 
 class Bound(NamedTuple):
@@ -55,7 +53,7 @@ class Between:
     """The attribute has a value of the type `kind` (text or number) above `low` and below `high`; None: no bound."""
 
     name: str
-    kind: str
+    kind: Kind
     low: Bound | None
     high: Bound | None
 

@@ -3,8 +3,8 @@
     {"kind": ["series", "standalone"]}                                             short: all of these attributes
     {"op": "and", "filters": [{"kind": "series"}, {"op": "gte", "attribute": "year", "value": 1990}]}
 
-An object with a known `op` is an operator; any other object is the short form. Filters may be nested `MAX_DEPTH` deep and
-have `MAX_PARTS` parts. Knows pydantic, but no HTTP.
+An object with a known `op` is an operator; any other object is the short form. Filters may be nested `MAX_DEPTH` deep
+and have `MAX_PARTS` parts. Knows pydantic, but no HTTP.
 """
 
 from typing import Annotated, Any, Literal
@@ -22,8 +22,8 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from model_store.catalogue.attributes import Kind
 from model_store.catalogue.conditions import (
-    Among,
     Between,
     Bound,
     Condition,
@@ -271,7 +271,7 @@ def condition_of(found: Any) -> Condition:
     return parts[0] if len(parts) == 1 else Every(tuple(parts))
 
 
-def _kind(value: Any) -> str:
+def _kind(value: Any) -> Kind:
     return "text" if isinstance(value, str) else "number"
 
 

@@ -109,7 +109,8 @@ class RecommendedItem(ResponseSchema):
         description="log-probability of the title when generated, score of the ranking when found; otherwise null"
     )
     source: Literal["generated", "grounded", "popular", "found"] = Field(
-        description="generated: the model wrote its title; grounded: its title is near the best generated one; popular: the list was not full; found: the ranking of a query chose it"
+        description="generated: the model wrote its title; grounded: its title is near the best generated one; "
+        "popular: the list was not full; found: the ranking of a query chose it"
     )
     distance: float | None = Field(
         default=None, description="L2 distance to the nearest generated title; null when popular or found"
@@ -197,8 +198,8 @@ class RecommendResponse(ResponseSchema):
     )
     warnings: list[FieldError] = Field(
         default=[],
-        description="parts of the request that have no effect or are probably a mistake: `candidates` that the catalogue "
-        "does not have, attributes in `filter` that no item has, values of another type",
+        description="parts of the request that have no effect or are probably a mistake: `candidates` that the "
+        "catalogue does not have, attributes in `filter` that no item has, values of another type",
         examples=[[{"field": "filter.colour", "message": "no item has this attribute; did you mean `color`?"}]],
     )
     model: ModelName = Field(description="what answered")

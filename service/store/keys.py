@@ -22,9 +22,9 @@
                                               of users
     automr:{+live}:days               HASH    day -> number of changes of its counts       newest `KEPT_DAYS`
 
-Only shown lists expire. <uid> is percent-quoted, so every user id gives a valid key. The braces make it the hash tag, so all
-keys of a user are in one slot of Redis Cluster. Live counts are in another slot; no user has a tag with "+", because
-it is quoted.
+Only shown lists expire. <uid> is percent-quoted, so every user id gives a valid key. The braces make it the hash tag,
+so all keys of a user are in one slot of Redis Cluster. Live counts are in another slot; no user has a tag with "+",
+because it is quoted.
 """
 
 from urllib.parse import quote, unquote

@@ -305,7 +305,7 @@ class Recommender:
             model=ServedModel(self.view.manifest.name, self.view.manifest.space),
             timings_ms={},
             reasoning=reasoning,
-            warnings=[*of_candidates(request.candidates or (), catalogue), *of_filter(request.filter or {}, catalogue)],
+            warnings=[*of_candidates(request.candidates or (), catalogue), *of_filter(request.filter, catalogue)],
         )
 
     def _timed(self, recommendation: Recommendation, timings_s: Mapping[str, float]) -> Recommendation:

@@ -63,7 +63,7 @@ CONDITIONS: st.SearchStrategy[Condition] = st.recursive(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(SHOPS, st.lists(CONDITIONS, min_size=1, max_size=3), st.lists(st.lists(ITEMS, max_size=3), max_size=3))
 def test_a_mask_says_of_each_item_what_the_condition_says(
     shop: list[Item], conditions: list[Condition], changes: list[list[Item]]

@@ -2,6 +2,8 @@
 
 from model_store.catalogue.catalogue import Catalogue
 from model_store.catalogue.items import Item
+from service.http.filters import condition_of
+from service.http.schemas import RecommendRequest
 from service.usecases.warned import MOST_NAMED, of_candidates, of_filter
 from tests.conftest import BOTH_VOCABULARIES
 from tests.service.real import Service, ask
@@ -18,12 +20,26 @@ def test_unknown_attributes_and_types_that_do_not_fit_are_named() -> None:
     warned = {
         "colour": "red", "color": "green", "new": 1, "stock": ["3", 4], "size": 9, "zzz": True,
     }  # fmt: skip
-    assert {each.field: each.message for each in of_filter(warned, CATALOGUE)} == {
+    assert {each.field: each.message for each in of_filter(condition_of(warned), CATALOGUE)} == {
         "filter.colour": "no item has this attribute; did you mean `color`?",
         "filter.new": "a number is asked for, but the values of this attribute are of type boolean",
         "filter.stock": "a text is asked for, but the values of this attribute are of type number",
         "filter.zzz": "no item has this attribute",
     }
+
+
+def test_every_operator_names_what_it_compares_once() -> None:
+    """An attribute that is missing may be what `exists` asks for, but it may as well be misspelt."""
+    odd = {"op": "exists", "attribute": "colour"}
+    body = {"op": "or", "filters": [
+        {"op": "gt", "attribute": "stock", "value": "3"}, {"op": "range", "attribute": "color", "lt": 4},
+        {"op": "starts_with", "attribute": "new", "text": "t"}, odd, {"op": "not", "filter": odd},
+        {"op": "starts_with", "attribute": "title", "text": "t"}, {"op": "in", "attribute": "size", "values": [1, "L"]},
+    ]}  # fmt: skip
+    condition = condition_of(RecommendRequest.model_validate({"filter": body}).filter)
+    assert [each.field for each in of_filter(condition, CATALOGUE, "boosts.0.filter")] == [
+        f"boosts.0.filter.{name}" for name in ("stock", "color", "new", "colour")
+    ]
 
 
 def test_the_registry_follows_changes_of_items() -> None:
