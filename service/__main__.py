@@ -1,4 +1,4 @@
-"""The command line: python -m service serve | worker | backfill | import | keys | doctor.
+"""The command line: python -m service serve | worker | backfill | import | bundles | keys | doctor.
 
 Flags win over AUTOMR_* variables. Wrong settings and failed starts end with one line each on stderr and exit code 2.
 """
@@ -77,6 +77,13 @@ def _import(args: argparse.Namespace) -> int:
     return 0
 
 
+def _bundles(args: argparse.Namespace) -> int:
+    from service.bundle_commands import run
+
+    print(run(args))
+    return 0
+
+
 def _keys(args: argparse.Namespace) -> int:
     key, line = new_key()
     print(f"key     {key}\nadmit   {line}")
@@ -108,11 +115,34 @@ def _parser() -> argparse.ArgumentParser:
     import_.add_argument("file", type=Path, metavar="FILE", help="JSON lines or CSV, also as .gz")
     for offline in (worker, backfill, import_):
         _add_flags(offline, "bundle", "store", "device", "threads")
+    _add_bundles(_command(commands, "bundles", _bundles, "switch the bundle of a running server"))
     _command(commands, "keys", _keys, "make an API key")
     doctor_ = _command(commands, "doctor", _doctor, "check a set-up")
     _add_flags(doctor_, "bundle", "store", "host", "port", "device")
     doctor_.add_argument("--allow-anonymous", action="store_true", default=None, help=_help("allow_anonymous"))
     return parser
+
+
+def _add_bundles(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    texts = {
+        "list": "what is loaded, and which bundle answers",
+        "load": "load a bundle beside it and fill its memory",
+        "activate": "switch to a loaded bundle",
+        "rollback": "switch back to the bundle before",
+        "unload": "close a bundle that does not answer",
+    }
+    for name, text in texts.items():
+        action = actions.add_parser(name, help=text, description=text)
+        action.add_argument("--url", default="http://127.0.0.1:8000", help="of a running server (default %(default)s)")
+        action.add_argument("--key", help="API key, where the server asks for one")
+        if name in ("load", "activate", "unload"):
+            action.add_argument("bundle", metavar="DIRECTORY" if name == "load" else "NAME")
+        if name == "load":
+            action.add_argument("--name", help="how to call it (default: as its directory)")
+            action.add_argument("--precision", choices=("bundle", "bfloat16", "int8"), default="bundle")
+        if name == "activate":
+            action.add_argument("--force", action="store_true", help="also while its memory is not filled")
 
 
 def _command(

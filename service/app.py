@@ -19,7 +19,7 @@ from service.errors import ServiceError, status_of
 from service.http import problems
 from service.http.fields import field_errors
 from service.http.middleware import AccessLog, BodyLimit, RequireKey, count_rejection
-from service.http.routes import interactions, items, model, ops, recommend, users
+from service.http.routes import bundles, interactions, items, model, ops, recommend, users
 from service.http.schemas import Problem
 from service.metrics import Metrics
 from service.resources import Resources, open_resources
@@ -68,7 +68,7 @@ def create_app(settings: Settings, resources_factory: ResourcesFactory = open_re
     )
     app.state.metrics = metrics
     app.state.is_draining = False
-    for module in (recommend, interactions, users, items, model, ops):
+    for module in (recommend, interactions, users, items, bundles, model, ops):
         app.include_router(module.router)
     return app
 

@@ -19,7 +19,6 @@ from service.settings import Settings
 from service.store.events import Event
 from service.usecases.encode import backfill
 from service.usecases.ingest import Outcome, Wait
-from service.usecases.items import cancel_and_wait
 from service.watchdog import end_within
 
 log = structlog.get_logger("service.commands")
@@ -33,12 +32,8 @@ _LINES_PER_SUBMIT = 500
 async def run_worker(settings: Settings) -> None:
     """Runs until SIGTERM, SIGHUP or Ctrl-C. Entries that it has not finished go to another worker."""
     stop = _stop_signal(within_s=settings.drain_s)
-    async with open_kernel(settings, Metrics()) as kernel:
-        work = asyncio.create_task(kernel.worker.run())
-        stopped = asyncio.create_task(stop.wait())
-        await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        await cancel_and_wait(work)
+    async with open_resources(settings.model_copy(update={"encode_in_process": True}), Metrics()):
+        await stop.wait()
 
 
 def _stop_signal(*, within_s: float) -> asyncio.Event:

@@ -6,7 +6,9 @@
     ├── Unauthorized                  no key, or a wrong one
     ├── NotFound
     │   ├── UnknownItem
-    │   └── UnknownUser
+    │   ├── UnknownUser
+    │   └── UnknownBundle
+    ├── BundleConflict                a bundle cannot be loaded or activated as things are
     ├── NoWords                       the served bundle cannot answer queries in words
     ├── PayloadTooLarge               the body is larger than the limit
     ├── ClientGone                    the caller closed the connection
@@ -74,6 +76,14 @@ class UnknownItem(NotFound):
 
 class UnknownUser(NotFound):
     title = "Unknown user"
+
+
+class UnknownBundle(NotFound):
+    title = "Unknown bundle"
+
+
+class BundleConflict(ServiceError):
+    title = "Bundle conflict"
 
 
 class NoWords(ServiceError):
@@ -168,6 +178,7 @@ STATUS: Mapping[type[Exception], int] = {
     AllRejected: 422,
     Unauthorized: 401,
     NotFound: 404,
+    BundleConflict: 409,
     NoWords: 409,
     PayloadTooLarge: 413,
     ClientGone: CLIENT_CLOSED_REQUEST,

@@ -36,7 +36,8 @@ class Metrics:
         self.rejected_total = self._counter("rejected_total", "Requests refused, by the name of the error", "reason")
         self.ready = self._gauge("ready", "1 when the service is ready for requests")
         self.warmup_seconds = self._gauge("warmup_seconds", "Time from start to ready")
-        self.bundle_info = self._gauge("bundle_info", "The bundle that is served; always 1", "bundle", "space")
+        self.bundle_info = self._gauge("bundle_info", "The bundle that answers; always 1", "bundle", "space")
+        self.bundle_switches_total = self._counter("bundle_switches_total", "Switches to another bundle")
 
     def _connections(self) -> None:
         self.connections = self._gauge("connections", "Open connections of callers")
@@ -86,6 +87,11 @@ class Metrics:
         self.live_counts_age_seconds = self._gauge(
             "live_counts_age_seconds", "Since this process last looked for new live counts"
         )
+
+    def show_bundle(self, bundle: str, space: str) -> None:
+        """Of several bundles that are loaded, the one that answers."""
+        self.bundle_info.clear()
+        self.bundle_info.labels(bundle, space).set(1)
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

@@ -1,20 +1,24 @@
 """What is open while a process runs, in the order in which it is opened. A failure half way closes what was open.
 
-`open_kernel`: bundle → store → engine → catalogue, enough to encode memory (worker, backfill).
-`open_resources`: the kernel and everything that answers requests.
+`open_kernel`: store → bundle → engine → catalogue, enough to encode memory (backfill).
+`open_resources`: the store, then `Bundles`, which opens everything that answers requests for one bundle or several.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 from model_store.view import BundleView
+from service.bundles.bundles import Bundles
 from service.engine.engine import Engine
 from service.engine.process import Spawn, spawn
 from service.feedback.answers import Answers
 from service.metrics import Metrics
 from service.settings import Settings
+from service.store.bundles import BundleStore
 from service.store.client import MemoryStore
 from service.store.embedded import EmbeddedServer
 from service.store.shown import ShownStore
@@ -41,8 +45,20 @@ class Kernel:
 
 
 @dataclass(frozen=True)
+class Shared:
+    """What all bundles of a process use together."""
+
+    store: MemoryStore
+    shown: ShownLists
+    bundles: "Bundles[Resources] | None" = None
+
+
+@dataclass(frozen=True)
 class Resources:
-    """Everything that is open while the application runs. `loaded_at` is an RFC 3339 time in UTC."""
+    """Everything that answers requests with one bundle. `loaded_at` is an RFC 3339 time in UTC.
+
+    `bundles`: all bundles of this process; None where there can be only one.
+    """
 
     settings: Settings
     metrics: Metrics
@@ -57,6 +73,11 @@ class Resources:
     answers: Answers
     live_counts: LiveCounts
     loaded_at: str
+    bundles: "Bundles[Resources] | None" = None
+
+    def current(self) -> "Resources":
+        """Those of the bundle that answers now. Call it once for each request."""
+        return self if self.bundles is None else self.bundles.active
 
 
 def open_view(settings: Settings) -> BundleView:
@@ -66,15 +87,25 @@ def open_view(settings: Settings) -> BundleView:
 
 
 @asynccontextmanager
-async def open_kernel(settings: Settings, metrics: Metrics, *, spawn: Spawn = spawn) -> AsyncIterator[Kernel]:
-    """Yields when the model is warm. `spawn` starts the process of the model."""
+async def open_store(settings: Settings) -> AsyncIterator[MemoryStore]:
     async with AsyncExitStack() as stack:
-        view = open_view(settings)
         url = settings.store_url
         if settings.embedded_directory is not None:
             url = stack.enter_context(EmbeddedServer(settings.embedded_directory, fsync=settings.fsync)).url
         store = await MemoryStore.connect(url, timeout_s=settings.store_timeout_s)
         stack.push_async_callback(store.close)
+        yield store
+
+
+@asynccontextmanager
+async def open_kernel(
+    settings: Settings, metrics: Metrics, *, store: MemoryStore | None = None, spawn: Spawn = spawn
+) -> AsyncIterator[Kernel]:
+    """Yields when the model is warm. `spawn` starts the process of the model; `store` is opened if it is None."""
+    async with AsyncExitStack() as stack:
+        view = await asyncio.to_thread(open_view, settings)
+        if store is None:
+            store = await stack.enter_async_context(open_store(settings))
         engine = Engine(view, settings, metrics, spawn)
         stack.push_async_callback(engine.stop, _LAST_JOBS_S)
         await engine.start()
@@ -88,23 +119,40 @@ async def open_kernel(settings: Settings, metrics: Metrics, *, spawn: Spawn = sp
 
 @asynccontextmanager
 async def open_resources(settings: Settings, metrics: Metrics, *, spawn: Spawn = spawn) -> AsyncIterator[Resources]:
-    """Yields when a request would be answered."""
+    """Yields when a request would be answered: the resources of the bundle that answers first."""
     async with AsyncExitStack() as stack:
-        kernel = await stack.enter_async_context(open_kernel(settings, metrics, spawn=spawn))
-        view, store, engine = kernel.view, kernel.store, kernel.engine
-        ingest = Ingest(view, store, kernel.items, kernel.worker, metrics)
-        stack.push_async_callback(ingest.stop)
-        await ingest.start(with_worker=settings.encode_in_process)
-        half_life_days = settings.live_half_life_days
-        live_counts = LiveCounts(view, engine, store, kernel.items, metrics, half_life_days=half_life_days)
-        stack.push_async_callback(live_counts.stop)
-        await live_counts.start()
+        store = await stack.enter_async_context(open_store(settings))
         shown = ShownLists(ShownStore(store.run, kept_s=round(3600 * settings.shown_hours)), metrics)
         stack.push_async_callback(shown.stop)
-        deadline_ms = settings.deadline_ms
-        recommender = Recommender(view, engine, store, metrics, default_deadline_ms=deadline_ms)
+
+        def open_one(chosen: Settings) -> AbstractAsyncContextManager[Resources]:
+            return _open_bundle(chosen, metrics, Shared(store, shown, bundles), spawn)
+
+        bundles: Bundles[Resources] = Bundles(settings, metrics, BundleStore(store.run), open_one)
+        stack.push_async_callback(bundles.stop)
+        yield await bundles.start()
+
+
+@asynccontextmanager
+async def _open_bundle(settings: Settings, metrics: Metrics, shared: Shared, spawn: Spawn) -> AsyncIterator[Resources]:
+    """Yields when the bundle could answer. What takes long for a large catalogue is made in a thread."""
+    async with AsyncExitStack() as stack:
+        store, shown = shared.store, shared.shown
+        kernel = await stack.enter_async_context(open_kernel(settings, metrics, store=store, spawn=spawn))
+        view, engine = kernel.view, kernel.engine
+        kernel.worker.counts_events = False  # until this bundle answers
+        ingest = Ingest(view, store, kernel.items, kernel.worker, metrics)
+        stack.push_async_callback(ingest.stop)
+        half_life_days = settings.live_half_life_days
+        live_counts = await asyncio.to_thread(
+            partial(LiveCounts, view, engine, store, kernel.items, metrics, half_life_days=half_life_days)
+        )
+        stack.push_async_callback(live_counts.stop)
+        await live_counts.start()
+        recommender = await asyncio.to_thread(
+            partial(Recommender, view, engine, store, metrics, default_deadline_ms=settings.deadline_ms)
+        )
         stack.push_async_callback(recommender.stop)
-        metrics.bundle_info.labels(view.manifest.name, view.manifest.space).set(1)
         yield Resources(
             settings=settings,
             metrics=metrics,
@@ -119,4 +167,5 @@ async def open_resources(settings: Settings, metrics: Metrics, *, spawn: Spawn =
             answers=Answers(recommender, shown),
             live_counts=live_counts,
             loaded_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            bundles=shared.bundles,
         )

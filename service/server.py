@@ -96,7 +96,7 @@ def _tune_garbage_collector() -> None:
 
 def _sheds(app: FastAPI) -> bool:
     resources: Resources = app.state.resources
-    return resources.engine.admission.sheds()
+    return resources.current().engine.admission.sheds()
 
 
 def bound_socket(host: str, port: int) -> socket.socket:

@@ -38,6 +38,9 @@ class Settings(BaseSettings):
     )
 
     bundle: Path = Field(default=Path("model_store/bundles/current"), description="directory of the bundle to serve")
+    bundles_dir: Path | None = Field(
+        default=None, description="directory of the bundles that may be loaded while serving; none: none may"
+    )
     store: SecretStr = Field(
         default=SecretStr("embedded:var/store"),
         description="redis://, rediss://, redis+cluster:// or unix:// URL, or embedded:DIR: a private server",

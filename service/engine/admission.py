@@ -197,6 +197,12 @@ class Admission:
             self._young.pop(ticket, None)
             self.server_pace.count_answer()
 
+    async def until_idle(self, timeout_s: float) -> None:
+        """Waits until no admitted request is left, at most `timeout_s`."""
+        ends = time.monotonic() + timeout_s
+        while self._num_admitted and time.monotonic() < ends:
+            await asyncio.sleep(_SLEEP_S)
+
     def _model_wait_s(self) -> float:
         if not self._num_admitted:
             return 0.0

@@ -76,8 +76,11 @@ class Engine:
         self._is_closed = False
         self._counts: RowCounts | None = None
         self._counted = {"hit": 0, "miss": 0}
-        metrics.queue_depth.set_function(lambda: len(self._waiting))
-        metrics.expected_wait_seconds.set_function(lambda: self.admission.expected_wait_s)
+
+    def show_metrics(self) -> None:
+        """The gauges are those of this engine from now on: of several engines, that of the bundle that answers."""
+        self._metrics.queue_depth.set_function(lambda: len(self._waiting))
+        self._metrics.expected_wait_seconds.set_function(lambda: self.admission.expected_wait_s)
 
     @property
     def is_ready(self) -> bool:

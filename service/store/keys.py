@@ -15,6 +15,9 @@
     automr:items                      HASH    item_id -> JSON, the catalogue overlay       items changed since the
                                                                                            bundle was built
     automr:items:version              STRING  number of changes of the overlay             one
+    automr:bundles                    STRING  JSON: bundles that are loaded, which answers one
+    automr:bundles:fill               HASH    name -> JSON: how far its memory is filled   bundles that are loaded
+    automr:bundles:fill:<name>        STRING  who fills it, for 30 s                       bundles that are loaded
     automr:probe                      STRING  empty: written to see whether writes work    one
     automr:{+live}:of:<uid>           STRING  cells: what the user adds to the live counts 21 bytes for each; at most
                                               (see `counts.py`)                            1,100 cells
@@ -22,9 +25,9 @@
                                               of users
     automr:{+live}:days               HASH    day -> number of changes of its counts       newest `KEPT_DAYS`
 
-Only shown lists expire. <uid> is percent-quoted, so every user id gives a valid key. The braces make it the hash tag,
-so all keys of a user are in one slot of Redis Cluster. Live counts are in another slot; no user has a tag with "+",
-because it is quoted.
+Only shown lists and leases expire. <uid> is percent-quoted, so every user id gives a valid key. The braces make it the
+hash tag, so all keys of a user are in one slot of Redis Cluster. Live counts are in another slot; no user has a tag
+with "+", because it is quoted.
 """
 
 from urllib.parse import quote, unquote
@@ -34,6 +37,7 @@ from service.errors import BadRequest
 ENCODE, GROUP = "automr:encode", "encoders"
 ITEMS, ITEMS_VERSION = "automr:items", "automr:items:version"
 DAYS, DAY_PREFIX = "automr:{+live}:days", "automr:{+live}:day:"
+BUNDLES, BUNDLES_FILL = "automr:bundles", "automr:bundles:fill"
 PROBE = "automr:probe"
 ALL_EVENTS = "automr:{*}:events"  # a pattern for SCAN
 

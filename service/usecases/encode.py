@@ -62,7 +62,8 @@ class Worker:
         counts_events: bool = True,
     ) -> None:
         self.view, self.engine, self.store, self.items, self.metrics = view, engine, store, items, metrics
-        self._counts_events = counts_events
+        self.counts_events = counts_events
+        self.beside: Sequence[Worker] = ()  # of other bundles that are open: they get each user, too
         self._num_recalled = max(events_with_states(view), NUM_COUNTED)
         self._consumer = f"{socket.gethostname()}-{os.getpid()}"
 
@@ -88,8 +89,9 @@ class Worker:
             return 0
         entry_ids = [entry_id for entry_id, _ in entries]
         async with self._renewed(entry_ids):
-            await self.items.catch_up()  # an event may name an item that was added a moment ago
-            await self._settle({user_id for _, user_id in entries})
+            for worker in (self, *self.beside):
+                await worker.items.catch_up()  # an event may name an item that was added a moment ago
+                await worker.settle({user_id for _, user_id in entries})
         await self.store.encoded(entry_ids)
         for entry_id in entry_ids:
             queued_at_s = int(entry_id.partition("-")[0]) / 1000  # a stream id begins with the server's clock
@@ -114,7 +116,7 @@ class Worker:
         finally:
             await cancel_and_wait(renewing)
 
-    async def _settle(self, user_ids: Collection[str]) -> None:
+    async def settle(self, user_ids: Collection[str]) -> None:
         """Reconciles users. A user who cannot be encoded is logged and dropped: the next event asks again."""
         try:
             await self.reconcile(user_ids)
@@ -125,7 +127,7 @@ class Worker:
                 log.exception("a user could not be encoded")
                 return
             for user_id in user_ids:
-                await self._settle([user_id])
+                await self.settle([user_id])
 
     async def reconcile_all(self, user_ids: Iterable[str]) -> int:
         """`reconcile` for any number of users."""
@@ -158,7 +160,7 @@ class Worker:
 
     async def _count(self, recalled: Mapping[str, Recalled]) -> set[str]:
         """Brings the live counts up to date; returns the users whose counts have changed."""
-        if not self._counts_events:
+        if not self.counts_events:
             return set()
         records = {}
         for user_id, each in recalled.items():
@@ -204,18 +206,19 @@ class Worker:
 async def backfill(worker: Worker) -> dict[str, int]:
     """Reconciles every user of the store. May be interrupted: what is done is not done again."""
     num_users = num_states = 0
-    async for user_ids in _user_rounds(worker.store.users()):
+    async for user_ids in user_rounds(worker.store.users(), _USERS_PER_ROUND):
         num_states += await worker.reconcile(user_ids)
         num_users += len(user_ids)
         log.info("backfill", users=num_users, states=num_states)
     return {"users": num_users, "states": num_states}
 
 
-async def _user_rounds(users: AsyncIterator[str]) -> AsyncIterator[set[str]]:
+async def user_rounds(users: AsyncIterator[str], size: int) -> AsyncIterator[set[str]]:
+    """The users in rounds of `size`."""
     round_: set[str] = set()
     async for user_id in users:
         round_.add(user_id)
-        if len(round_) >= _USERS_PER_ROUND:
+        if len(round_) >= size:
             yield round_
             round_ = set()
     if round_:

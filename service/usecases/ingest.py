@@ -50,7 +50,9 @@ class Ingest:
 
     async def stop(self) -> None:
         """Entries that the worker has not acknowledged stay in the queue for the next worker."""
-        await cancel_and_wait(*self._tasks)
+        tasks, self._tasks = self._tasks, []
+        if tasks:
+            await cancel_and_wait(*tasks)
 
     async def submit(
         self, elements: Sequence[Event | str], wait: Wait, *, timeout_s: float | None = None

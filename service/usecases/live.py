@@ -55,8 +55,12 @@ class LiveCounts:
         self._looked_at = time.monotonic()
         self._looking = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
-        if half_life_days:
-            metrics.live_counts_age_seconds.set_function(lambda: time.monotonic() - self._looked_at)
+        self._metrics = metrics
+
+    def show_metrics(self) -> None:
+        """The gauge is that of this bundle from now on."""
+        if self._half_life_days:
+            self._metrics.live_counts_age_seconds.set_function(lambda: time.monotonic() - self._looked_at)
 
     async def start(self) -> None:
         if self._half_life_days:

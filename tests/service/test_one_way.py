@@ -1,4 +1,4 @@
-"""From handler to answer, a recommendation crosses from one of our modules into another at most 16 times."""
+"""From handler to answer, a recommendation crosses from one of our modules into another at most 20 times."""
 
 import asyncio
 import contextvars
@@ -21,7 +21,7 @@ from tests.service.real import K, M, history, open_app
 ROOT = Path(__file__).resolve().parents[2]
 OURS = tuple(str(ROOT / package) for package in ("service", "model_store"))
 HANDLER = str(ROOT / "service" / "http" / "routes" / "recommend.py"), "recommend"
-MAX_CROSSINGS = 16
+MAX_CROSSINGS = 20
 
 is_recorded: contextvars.ContextVar[bool] = contextvars.ContextVar("is_recorded", default=False)
 
