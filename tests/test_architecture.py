@@ -45,7 +45,7 @@ ARROWS = {
     "service.bundles": "engine errors logs metrics settings store usecases",
     "service.feedback": "errors logs metrics store usecases",
     "service.resources": "bundles engine feedback metrics settings store usecases",
-    "service.http": "auth errors logs metrics resources settings store usecases watchdog",
+    "service.http": "auth bundles errors feedback logs metrics resources settings store usecases watchdog",
     "training.run": "data",
     "training.items": "data run",
     "training.lm": "data items run",
