@@ -56,6 +56,7 @@ class RetrieverSpec(_FrozenModel):
     top_k: int = Field(default=1, ge=1)
     has_null: bool = True
     combine: Literal["prepend", "insert"] = "insert"
+    always_abstains: bool = Field(default=False, description="it never picks a state, so none needs to be read")
 
 
 class VoicesSpec(_FrozenModel):

@@ -1,4 +1,4 @@
-"""The command line: python -m service serve | worker | backfill | import | bundles | keys | doctor.
+"""The command line: python -m service serve | worker | backfill | import | bundles | deadletters | keys | doctor.
 
 Flags win over AUTOMR_* variables. Wrong settings and failed starts end with one line each on stderr and exit code 2.
 """
@@ -84,6 +84,14 @@ def _bundles(args: argparse.Namespace) -> int:
     return 0
 
 
+def _deadletters(args: argparse.Namespace) -> int:
+    from service.commands import run_deadletters
+
+    for line in asyncio.run(run_deadletters(_settings(args), args.action)):
+        print(line)
+    return 0
+
+
 def _keys(args: argparse.Namespace) -> int:
     key, line = new_key()
     print(f"key     {key}\nadmit   {line}")
@@ -116,6 +124,10 @@ def _parser() -> argparse.ArgumentParser:
     for offline in (worker, backfill, import_):
         _add_flags(offline, "bundle", "store", "device", "threads")
     _add_bundles(_command(commands, "bundles", _bundles, "switch the bundle of a running server"))
+    text = "users who could not be encoded: list them, encode them again, or drop the list"
+    dead = _command(commands, "deadletters", _deadletters, text)
+    dead.add_argument("action", choices=("list", "replay", "drop"), nargs="?", default="list", help="default: list")
+    _add_flags(dead, "store")
     _command(commands, "keys", _keys, "make an API key")
     doctor_ = _command(commands, "doctor", _doctor, "check a set-up")
     _add_flags(doctor_, "bundle", "store", "host", "port", "device")

@@ -1,12 +1,13 @@
-"""The commands beside `serve`: an encode worker, a backfill of all users, the import of a file of interactions."""
+"""The commands beside `serve`: an encode worker, a backfill of all users, dead letters, the import of interactions."""
 
 import asyncio
+import json
 import signal
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import structlog
 
@@ -14,8 +15,9 @@ from service.errors import SettingsError
 from service.event_files import read_interactions
 from service.http.routes.interactions import event_or_reason
 from service.metrics import Metrics
-from service.resources import open_kernel, open_resources
+from service.resources import open_kernel, open_resources, open_store
 from service.settings import Settings
+from service.store.deadletters import DeadLetters
 from service.store.events import Event
 from service.usecases.encode import backfill
 from service.usecases.ingest import Outcome, Wait
@@ -24,6 +26,7 @@ from service.watchdog import end_within
 log = structlog.get_logger("service.commands")
 
 T = TypeVar("T")
+DeadLetterAction = Literal["list", "replay", "drop"]
 Submit = Callable[[Sequence[Event | str], Wait], Awaitable[list[Outcome]]]
 
 _LINES_PER_SUBMIT = 500
@@ -62,6 +65,19 @@ async def run_backfill(settings: Settings) -> dict[str, int]:
     """Returns the numbers of users and of states that were computed."""
     async with open_kernel(settings, Metrics()) as kernel:
         return await backfill(kernel.worker)
+
+
+async def run_deadletters(settings: Settings, action: DeadLetterAction) -> list[str]:
+    """Lists, replays or drops the users who could not be encoded; returns the lines to print."""
+    async with open_store(settings) as store:
+        letters = DeadLetters(store.run)
+        found = await letters.all()
+        if action == "list":
+            return [json.dumps(letter._asdict()) for letter in found]
+        users = [letter.user_id for letter in found]
+        if action == "replay" and users:
+            await store.request_encoding(users)  # first, so that a kill in between loses nobody
+        return [json.dumps({action: await letters.remove(users)})]
 
 
 async def run_import(settings: Settings, path: Path) -> int:

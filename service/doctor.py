@@ -1,7 +1,6 @@
 """Checks a set-up before it serves: bundle, store, port, keys. Starts the model and the embedded store for a moment."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 from service.auth import HASH_PREFIX, refuse_insecure_bind
@@ -52,20 +51,13 @@ async def _bundle(settings: Settings) -> str:
 
 
 async def _store(settings: Settings) -> str:
-    from service.store.client import MemoryStore
-    from service.store.embedded import EmbeddedServer
+    from service.resources import open_store
+    from service.store.deadletters import DeadLetters
 
-    with ExitStack() as stack:
-        url = settings.store_url
-        if settings.embedded_directory is not None:
-            url = stack.enter_context(EmbeddedServer(settings.embedded_directory, fsync=settings.fsync)).url
-        store = await MemoryStore.connect(url, timeout_s=settings.store_timeout_s)
-        try:
-            await store.ping()
-            backlog = await store.backlog()
-        finally:
-            await store.close()
-    return f"{settings.store_shown} answers and takes writes, encode queue {backlog}"
+    async with open_store(settings) as store:
+        await store.ping()
+        backlog, num_dead = await store.backlog(), await DeadLetters(store.run).count()
+    return f"{settings.store_shown} answers and takes writes, encode queue {backlog}, dead letters {num_dead}"
 
 
 async def _port(settings: Settings) -> str:

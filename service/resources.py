@@ -88,6 +88,7 @@ def open_view(settings: Settings) -> BundleView:
 
 @asynccontextmanager
 async def open_store(settings: Settings) -> AsyncIterator[MemoryStore]:
+    """The store that the settings name; an embedded one is started and ends afterwards. Raises StartupError."""
     async with AsyncExitStack() as stack:
         url = settings.store_url
         if settings.embedded_directory is not None:

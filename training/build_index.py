@@ -121,7 +121,11 @@ def _manifest(name: str, backbone: Backbone, recipe: Recipe, *, num_items: int, 
         prompt=backbone.prompt.spec,
         memory=memory,
         retriever=RetrieverSpec.model_validate(
-            {"width": recipe.retriever_width, "top_k": provenance["retriever"]["top_k"], "combine": recipe.combine}
+            {
+                "width": recipe.retriever_width,
+                "combine": recipe.combine,
+                **{name: provenance["retriever"][name] for name in ("top_k", "always_abstains")},
+            }
         ),
         generation=GenerationSpec(num_beams=recipe.num_beams),
         voices=provenance["voices"]["spec"],

@@ -92,6 +92,7 @@ def run(
         "width": recipe.retriever_width,
         "teach_targets": len(annotated.teach),
         "pays": pays,
+        "always_abstains": not pays,
         **_candidate(best),
         "choose": _gain_facts(gains[best], annotated.choose),
         "judge": _gain_facts(judged, annotated.judge),
@@ -164,7 +165,9 @@ def _objectives(recipe: Recipe) -> list[Objective]:
 def _untrained(out: Path, inputs: str, hidden_size: int, recipe: Recipe) -> dict[str, Any]:
     """No history is longer than the prompt, so nobody has memory: writes a retriever that always abstains."""
     save_retriever(make_abstainer(Retriever(hidden_size, width=recipe.retriever_width, has_null=True)), out)
-    return finish(out, inputs, {"width": recipe.retriever_width, "top_k": 1, "teach_targets": 0, "abstains": 1.0})
+    return finish(
+        out, inputs, {"width": recipe.retriever_width, "top_k": 1, "teach_targets": 0, "always_abstains": True}
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

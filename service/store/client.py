@@ -49,6 +49,7 @@ from service.store.keys import (
     ALL_EVENTS,
     DAY_PREFIX,
     DAYS,
+    DEAD,
     ENCODE,
     GROUP,
     ITEMS,
@@ -65,6 +66,7 @@ log = structlog.get_logger("service.store.client")
 repeated = RepeatedWarnings(log)
 
 CLAIM_AFTER_MS = 30_000  # an entry that its worker did not renew for so long goes to another worker
+CONSUMER_IDLE_MS = 3_600_000  # a worker without entries that did not ask for so long has left
 MAX_CONNECTIONS = 64
 SCHEMES = "redis://, rediss://, unix://, redis+cluster://, rediss+cluster://"
 
@@ -180,6 +182,7 @@ class MemoryStore:
         """Deletes every key of the user, of all spaces, atomically; then takes the user out of the live counts."""
         deleted = Deleted(*await self._script(scripts.FORGET_USER, user_keys(user_id), user_prefix(user_id)))
         await self.count({user_id: b""})
+        await self._call("HDEL", DEAD, encode_text(user_id))
         return deleted
 
     async def forget_event(self, user_id: str, event_id: str) -> bool:
@@ -234,13 +237,16 @@ class MemoryStore:
     async def request_encoding(self, user_ids: Iterable[str]) -> None:
         await self._run(_encoding_commands(user_ids))
 
-    async def next_encodings(self, consumer: str, *, count: int, block_ms: int) -> list[tuple[str, str]]:
+    async def next_encodings(
+        self, consumer: str, *, count: int, block_ms: int, unfinished: bool = False
+    ) -> list[tuple[str, str]]:
         """(entry id, user id) of at most `count` entries, which `consumer` owns from then on; may be empty.
 
-        Entries that their consumer has not renewed for `CLAIM_AFTER_MS` come first. Waits up to `block_ms` for new
-        ones, but at most half of the client's timeout.
+        Entries that their consumer has not renewed for `CLAIM_AFTER_MS` come first; with `unfinished`, those that
+        `consumer` owns already. Waits up to `block_ms` for new ones, but at most half of the client's timeout.
         """
-        entries = await self._script(scripts.CLAIM, [ENCODE], GROUP, consumer, CLAIM_AFTER_MS, count)
+        entries = await self._script(scripts.UNFINISHED, [ENCODE], GROUP, consumer, count) if unfinished else ()
+        entries = entries or await self._script(scripts.CLAIM, [ENCODE], GROUP, consumer, CLAIM_AFTER_MS, count)
         if not entries:
             block = min(max(block_ms, 1), int(self._timeout_s * 500))
             options = ("COUNT", count, "BLOCK", block, "STREAMS", ENCODE, ">")
@@ -270,6 +276,10 @@ class MemoryStore:
     async def backlog_age_s(self) -> float:
         """Age of the oldest entry by the server's clock; 0 for an empty queue."""
         return int(await self._script(scripts.BACKLOG_AGE, [ENCODE])) / 1000
+
+    async def remove_idle_consumers(self) -> int:
+        """Removes workers that left long ago and own no entry from the queue's group; returns their number."""
+        return int(await self._script(scripts.REMOVE_IDLE, [ENCODE], GROUP, CONSUMER_IDLE_MS))
 
     # ---- the catalogue overlay
 

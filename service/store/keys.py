@@ -12,6 +12,8 @@
     automr:{+shown:<id>}:shown        LIST    the same for an anonymous session            one, for a day
     automr:{<uid>}:retrieval:<space>  STRING  written by earlier versions; only deleted    one per space
     automr:encode                     STREAM  {user}, consumer group "encoders"            users not yet encoded
+    automr:dead                       HASH    user -> JSON reason and time: users who     users who cannot be
+                                              cannot be encoded, see `deadletters.py`      encoded, at most 10,000
     automr:items                      HASH    item_id -> JSON, the catalogue overlay       items changed since the
                                                                                            bundle was built
     automr:items:version              STRING  number of changes of the overlay             one
@@ -35,6 +37,7 @@ from urllib.parse import quote, unquote
 from service.errors import BadRequest
 
 ENCODE, GROUP = "automr:encode", "encoders"
+DEAD = "automr:dead"
 ITEMS, ITEMS_VERSION = "automr:items", "automr:items:version"
 DAYS, DAY_PREFIX = "automr:{+live}:days", "automr:{+live}:day:"
 BUNDLES, BUNDLES_FILL = "automr:bundles", "automr:bundles:fill"

@@ -211,6 +211,32 @@ end
 return claimed
 """
 
+# KEYS: stream; ARGV: group, consumer, count  ->  (entry id, user)* of entries that the consumer owns already.
+UNFINISHED = """
+local found = redis.pcall('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', ARGV[3], 'STREAMS', KEYS[1], '0')
+if not found or found.err then return {} end
+local entries = found[1][2]
+for i, entry in ipairs(entries) do
+  entries[i] = {entry[1], entry[2] and entry[2][1] == 'user' and entry[2][2]}
+end
+return entries
+"""
+
+# KEYS: stream; ARGV: group, ms  ->  number of consumers removed: they own no entry and were idle for so long.
+REMOVE_IDLE = """
+local consumers, removed = redis.pcall('XINFO', 'CONSUMERS', KEYS[1], ARGV[1]), 0
+if consumers.err then return 0 end
+for _, each in ipairs(consumers) do
+  local facts = {}
+  for i = 1, #each, 2 do facts[each[i]] = each[i + 1] end
+  if facts.pending == 0 and facts.idle >= tonumber(ARGV[2]) then
+    redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], facts.name)
+    removed = removed + 1
+  end
+end
+return removed
+"""
+
 # KEYS: stream; ARGV: group, consumer, entry ids  ->  number of entries renewed: their idle time starts again at 0.
 # Skips entries that are gone or belong to another consumer, which a plain XCLAIM would take away from it.
 RENEW = """

@@ -9,6 +9,7 @@ import asyncio
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple
@@ -18,10 +19,11 @@ import structlog
 
 from model_store.view import BundleView
 from service.engine.engine import Engine
-from service.errors import StoreUnavailable, Unavailable
+from service.errors import ServiceError, StoreUnavailable, Unavailable
 from service.logs import RepeatedWarnings
 from service.metrics import Metrics
 from service.store.client import CLAIM_AFTER_MS, MemoryStore
+from service.store.deadletters import DeadLetter, DeadLetters
 from service.store.events import Recalled, Saved, UserStates
 from service.usecases.counting import NUM_COUNTED, record_of
 from service.usecases.items import Items, cancel_and_wait
@@ -33,6 +35,8 @@ repeated = RepeatedWarnings(log)
 _USERS_PER_ROUND = 32
 _POLL_MS = 1000
 _BACKOFF_S = 1.0
+_MOST_LOOKS = 3  # at a user whose log changes all the time; then it is the turn of others
+_MOST_TRIES = 3  # of a user who cannot be encoded; `CLAIM_AFTER_MS` lies between two
 _RENEW_EVERY_S = CLAIM_AFTER_MS / 3000
 
 
@@ -66,12 +70,18 @@ class Worker:
         self.beside: Sequence[Worker] = ()  # of other bundles that are open: they get each user, too
         self._num_recalled = max(events_with_states(view), NUM_COUNTED)
         self._consumer = f"{socket.gethostname()}-{os.getpid()}"
+        self._has_unfinished = False  # whether a round was broken off, so that its entries are still this worker's
+        self._failures: Counter[str] = Counter()  # of users who could not be encoded
 
     async def run(self) -> None:
         """Runs until cancelled. Waits while the store or the model is away."""
+        must_tidy = True
         while True:
             try:
                 await self.work(block_ms=_POLL_MS)
+                if must_tidy:
+                    await self.store.remove_idle_consumers()
+                    must_tidy = False
             except StoreUnavailable:
                 repeated.warning("store away, encoding waits")
                 await asyncio.sleep(_BACKOFF_S)
@@ -83,20 +93,31 @@ class Worker:
                 await asyncio.sleep(_BACKOFF_S)
 
     async def work(self, *, block_ms: int) -> int:
-        """One round. Entries are acknowledged when their users are done, so after a crash another worker takes them."""
-        entries = await self.store.next_encodings(self._consumer, count=_USERS_PER_ROUND, block_ms=block_ms)
-        if not entries:
-            return 0
-        entry_ids = [entry_id for entry_id, _ in entries]
-        async with self._renewed(entry_ids):
-            for worker in (self, *self.beside):
+        """One round; returns the number of entries that are done.
+
+        Entries are acknowledged when their users are done, so after a crash another worker takes them. A round that
+        was broken off, because the store was away, starts again with its own entries.
+        """
+        entries = await self.store.next_encodings(
+            self._consumer, count=_USERS_PER_ROUND, block_ms=block_ms, unfinished=self._unfinished()
+        )
+        waiting: set[str] = set()
+        async with self._renewed([entry_id for entry_id, _ in entries]):
+            for worker in (self, *self.beside) if entries else ():
                 await worker.items.catch_up()  # an event may name an item that was added a moment ago
-                await worker.settle({user_id for _, user_id in entries})
-        await self.store.encoded(entry_ids)
-        for entry_id in entry_ids:
+                waiting |= await worker.settle({user_id for _, user_id in entries})
+        done = [entry_id for entry_id, user_id in entries if user_id not in waiting]
+        await self.store.encoded(done)
+        self._has_unfinished = False
+        for entry_id in done:
             queued_at_s = int(entry_id.partition("-")[0]) / 1000  # a stream id begins with the server's clock
             self.metrics.ingest_visible_lag_seconds.observe(max(0.0, time.time() - queued_at_s))
-        return len(entries)
+        return len(done)
+
+    def _unfinished(self) -> bool:
+        """Whether the round before was broken off. If this one is, even while entries are read, it was as well."""
+        was_broken_off, self._has_unfinished = self._has_unfinished, True
+        return was_broken_off
 
     @asynccontextmanager
     async def _renewed(self, entry_ids: Sequence[str]) -> AsyncIterator[None]:
@@ -116,18 +137,34 @@ class Worker:
         finally:
             await cancel_and_wait(renewing)
 
-    async def settle(self, user_ids: Collection[str]) -> None:
-        """Reconciles users. A user who cannot be encoded is logged and dropped: the next event asks again."""
+    async def settle(self, user_ids: Collection[str]) -> set[str]:
+        """Reconciles users; returns those who could not be encoded and are to be tried again later.
+
+        A user who fails `_MOST_TRIES` times becomes a dead letter. The next event of the user asks again.
+        """
         try:
             await self.reconcile(user_ids)
         except Unavailable:
             raise
-        except Exception:
+        except Exception as error:
             if len(user_ids) == 1:
-                log.exception("a user could not be encoded")
-                return
-            for user_id in user_ids:
-                await self.settle([user_id])
+                return await self._failed(next(iter(user_ids)), error)
+            return set().union(*[await self.settle([user_id]) for user_id in user_ids])
+        for user_id in user_ids:
+            self._failures.pop(user_id, None)
+        return set()
+
+    async def _failed(self, user_id: str, error: Exception) -> set[str]:
+        self._failures[user_id] += 1
+        if self._failures[user_id] < _MOST_TRIES:
+            log.warning("a user could not be encoded, trying again later", error=type(error).__name__)
+            return {user_id}
+        del self._failures[user_id]
+        log.error("a user could not be encoded and is a dead letter now", exc_info=error)
+        letter = DeadLetter(user_id, _reason(error), int(time.time()))
+        if not await DeadLetters(self.store.run).add(letter):
+            log.error("there are too many dead letters, this one is not kept")
+        return set()
 
     async def reconcile_all(self, user_ids: Iterable[str]) -> int:
         """`reconcile` for any number of users."""
@@ -137,10 +174,14 @@ class Worker:
         """Makes the missing states of these users and counts their events; returns how many states were written.
 
         Looks again at a user whose log changed until the states were written: events that came meanwhile make some of
-        these states stale, and the last writer must see that. A changed catalogue has the same effect.
+        these states stale, and the last writer must see that. A changed catalogue has the same effect. A user whose log
+        has changed at each of `_MOST_LOOKS` looks goes to the end of the encode queue, so that no user makes others
+        wait.
         """
         waiting, num_written = list(user_ids), 0
-        while waiting:
+        for _ in range(_MOST_LOOKS):
+            if not waiting:
+                break
             catalogue = self.view.catalogue
             found = await self.store.recall_many(waiting, self.view.manifest.space, self._num_recalled)
             recalled = dict(zip(waiting, found, strict=True))
@@ -156,6 +197,8 @@ class Worker:
             again |= await self._changed_since({user_id: recalled[user_id].log_digest for user_id in counted - again})
             waiting = [user_id for user_id in waiting if user_id in again]
             num_written += sum(each.num_states for each in saved)
+        if waiting:
+            await self.store.request_encoding(waiting)
         return num_written
 
     async def _count(self, recalled: Mapping[str, Recalled]) -> set[str]:
@@ -201,6 +244,11 @@ class Worker:
             for user in work
         ]
         return await self.store.save_states(self.view.manifest.space, saves, self._num_recalled)
+
+
+def _reason(error: Exception) -> str:
+    """The kind of an error; only texts of our own are kept, because others may hold data of the user."""
+    return f"{type(error).__name__}: {error}" if isinstance(error, ServiceError) else type(error).__name__
 
 
 async def backfill(worker: Worker) -> dict[str, int]:

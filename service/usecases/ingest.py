@@ -16,6 +16,7 @@ from model_store.view import BundleView
 from service.errors import DeadlineExceeded, StoreCorrupt, StoreUnavailable
 from service.metrics import Metrics
 from service.store.client import MemoryStore
+from service.store.deadletters import DeadLetters
 from service.store.events import Event
 from service.usecases.encode import Worker
 from service.usecases.items import Items, cancel_and_wait
@@ -40,6 +41,7 @@ class Outcome:
 class Ingest:
     def __init__(self, view: BundleView, store: MemoryStore, items: Items, worker: Worker, metrics: Metrics) -> None:
         self.view, self.store, self.items, self.worker, self.metrics = view, store, items, worker, metrics
+        self._dead_letters = DeadLetters(store.run)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self, *, with_worker: bool) -> None:
@@ -100,6 +102,7 @@ class Ingest:
             try:
                 self.metrics.encode_backlog.set(await self.store.backlog())
                 self.metrics.encode_lag_seconds.set(await self.store.backlog_age_s())
+                self.metrics.dead_letters.set(await self._dead_letters.count())
             except (StoreUnavailable, StoreCorrupt):
                 log.debug("store unavailable: the encode backlog is unknown")
             await asyncio.sleep(_MEASURE_EVERY_S)

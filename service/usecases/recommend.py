@@ -46,7 +46,7 @@ from service.store.events import Remembered
 from service.usecases.explain import ShownItem, UsedMemory, show
 from service.usecases.repair import Repair
 from service.usecases.seen import SeenRows
-from service.usecases.timeline import Known, SessionItem, events_needed, events_with_states, known_of
+from service.usecases.timeline import Known, SessionItem, events_needed, known_of, states_needed
 from service.usecases.warned import Warned, of_candidates, of_filter
 from service.usecases.words import (
     NO_WORDS,
@@ -131,7 +131,7 @@ class Recommender:
     ) -> None:
         self.view, self.engine, self.store, self.metrics = view, engine, store, metrics
         self._default_deadline_ms = default_deadline_ms
-        self._num_events, self._num_states = events_needed(view), events_with_states(view)
+        self._num_events, self._num_states = events_needed(view), states_needed(view)
         voices = view.manifest.voices
         self._has_returns = voices is not None and voices.has_returns
         self._repair = Repair(store)

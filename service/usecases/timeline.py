@@ -66,8 +66,8 @@ class Known(NamedTuple):
 def known_of(
     remembered: Sequence[Remembered], view: BundleView, now: int, session: Sequence[SessionItem] = ()
 ) -> Known:
-    """From what `MemoryStore.recall` returns for `events_needed`; see `Timeline.known`."""
-    return Timeline(remembered, view).known(now, session)
+    """From what `MemoryStore.recall` returns for `events_needed` and `states_needed`; see `Timeline.known`."""
+    return Timeline(remembered, view, with_states=states_needed(view) > 0).known(now, session)
 
 
 def states_kept(view: BundleView) -> int:
@@ -85,6 +85,11 @@ def events_needed(view: BundleView) -> int:
     return max(events_with_states(view), _past_length(view))
 
 
+def states_needed(view: BundleView) -> int:
+    """Number of newest events whose states a recommendation reads: none where the retriever never picks one."""
+    return 0 if view.manifest.retriever.always_abstains else events_with_states(view)
+
+
 def _past_length(view: BundleView) -> int:
     return view.manifest.voices.past_length if view.manifest.voices else 0
 
@@ -93,10 +98,11 @@ class Timeline:
     """Made from what `MemoryStore.recall` returns for `events_with_states` or more events.
 
     Events of unknown items are left out. Older events than `events_with_states` are past only: their states are not
-    looked at, so memory does not depend on how many events were recalled.
+    looked at, so memory does not depend on how many events were recalled. Without `with_states`, memory is empty and
+    no state is missing.
     """
 
-    def __init__(self, remembered: Sequence[Remembered], view: BundleView) -> None:
+    def __init__(self, remembered: Sequence[Remembered], view: BundleView, *, with_states: bool = True) -> None:
         self._view = view
         beyond, remembered = _parted(remembered, events_with_states(view))
         self._beyond = [part.event for part in beyond if part.event.item_id in view.catalogue.rows]
@@ -109,7 +115,7 @@ class Timeline:
         num_states = self._recent_length + self._max_memory
         # If older events were not recalled, the windows of the first K − 1 events are incomplete: these have no state.
         num_cut = self._recent_length - 1 if len(remembered) >= num_states + self._recent_length - 1 else 0
-        self._first = min(max(num_cut, len(places) - num_states), len(places))
+        self._first = min(max(num_cut, len(places) - num_states), len(places)) if with_states else len(places)
         self.num_kept = len(remembered) - places[self._first] if self._first < len(places) else 0
         self._records = [remembered[place].record for place in places[self._first :]]
         self._decoded = view.codec.decode_many(self._records)

@@ -4,17 +4,20 @@ For each target the windows of other users whose layer-L states are most similar
 (Faiss, cosine), and what followed them is a forecast: p(item) = (1 − λ) p_LM(item) + λ p_others(item), as in kNN-LM
 (Khandelwal et al., ICLR 2020, equation 3). `train period` searches windows whose next event is in the train period;
 `live` all windows before the target, also later ones, as a service that adds windows with each event would. λ = 0 is
-the language model alone. No voices take part.
+the language model alone. Where the bundle has voices, the same forecasts are also given to them in place of the
+language model's: does the collective past add to what the voices know? Their networks were trained without it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import faiss
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from model_store.lm.split_lm import SplitLM
+from model_store.voices.voices import Voices
 from training.data.splits import Split, Target
 from training.items.pasts import Pasts
 from training.lm.backbone import Backbone
@@ -59,20 +62,24 @@ def run(context: StudyContext) -> StudyResult:
     others = all_windows(split, pasts.tokens, windows, bundle.lm, seed=context.seed)
     states = unit_states(bundle.lm, windows, [(target.user, target.position - 1) for target in targets])
     sources = {"train period": others.at(others.is_train), "live": others}
+    own = _forecast_of_known(backbone, windows, targets, pasts)
     found = {
-        name: forecasts_of_others(source, states, targets, split, bundle.lm.vocab_size)
-        for name, source in sources.items()
+        name: forecasts_of_others(source, states, targets, split, own.shape[1]) for name, source in sources.items()
     }
-    own = np.concatenate(
-        [forecast_of(backbone, windows, targets[start : start + _BATCH]) for start in range(0, len(targets), _BATCH)]
-    )
-    alone = _ndcg(own, targets, pasts)
-    lines: dict[str, dict[str, Value]] = {}
-    for share in SHARES:
-        mixed = {name: _ndcg((1 - share) * own + share * part, targets, pasts) for name, part in found.items()}
-        columns = {"no memory": alone, **mixed}
-        lines[f"{share:g}"] = means_and_gains(columns, users_of(targets), reference="no memory")
-    names = list(sources)
+    judges: dict[str, Callable[[NDArray[np.float32]], NDArray[np.float64]]]
+    judges = {"": lambda forecast: _ndcg(forecast, targets, pasts)}
+    if bundle.voices is not None and bundle.manifest.voices is not None:
+        voiced = Pasts(split, pasts.tokens, length=bundle.manifest.voices.past_length)
+        voices = bundle.voices
+        judges[", voices"] = lambda forecast: _ndcg_of_voices(voices, forecast, targets, voiced)
+    lines: dict[str, dict[str, Value]] = {f"{share:g}": {} for share in SHARES}
+    for ending, judge in judges.items():
+        alone = judge(own)
+        for share in SHARES:
+            mixed = {name + ending: judge((1 - share) * own + share * part) for name, part in found.items()}
+            columns = {f"λ = 0{ending}": alone, **mixed}
+            lines[f"{share:g}"] |= means_and_gains(columns, users_of(targets), reference=f"λ = 0{ending}")
+    names = [name + ending for ending in judges for name in sources]
     return StudyResult(
         question="do similar moments of other users say what comes next?",
         x="share λ of what followed them",
@@ -81,7 +88,7 @@ def run(context: StudyContext) -> StudyResult:
         panels={"NDCG@10": names},
         remarks=[
             f"{len(others.user)} windows, of which {int(others.is_train.sum())} of the train period; the"
-            f" {_NEIGHBOURS} nearest of other users count. `no memory` is the language model alone."
+            f" {_NEIGHBOURS} nearest of other users count. λ = 0 is the language model alone, or with its voices."
         ],
     )
 
@@ -130,6 +137,37 @@ def forecasts_of_others(
             weights = np.exp((alike - alike[0]) / _TEMPERATURE)
             np.add.at(found[place], others.followed_by[near], weights / weights.sum())
     return found
+
+
+def _forecast_of_known(
+    backbone: Backbone, windows: Windows, targets: Sequence[Target], pasts: Pasts
+) -> NDArray[np.float32]:
+    """(targets, V') the language model's forecast, with all of its mass on the items of the split.
+
+    A bundle also knows items that are too rare to be in the split, and the language model was not trained on them.
+    """
+    parts = [
+        forecast_of(backbone, windows, targets[start : start + _BATCH])
+        for start in progress(range(0, len(targets), _BATCH), desc="forecasts", unit="batch")
+    ]
+    found = np.concatenate(parts)
+    known = np.zeros_like(found)
+    known[:, pasts.all_tokens] = found[:, pasts.all_tokens]
+    return known / known.sum(axis=1, keepdims=True)
+
+
+def _ndcg_of_voices(
+    voices: Voices, forecast: NDArray[np.float32], targets: Sequence[Target], pasts: Pasts
+) -> NDArray[np.float64]:
+    """(targets,) NDCG@10 of the served ranking, when the voices read `forecast`."""
+    found = []
+    for start in range(0, len(targets), _BATCH):
+        part = targets[start : start + _BATCH]
+        log_probs = torch.from_numpy(forecast[start : start + _BATCH]).log()
+        allowed = [pasts.allowed(target) for target in part]
+        ranked = voices.ranked(log_probs, [pasts.past(target) for target in part], allowed)
+        found.append(_ndcg(ranked.numpy(), part, pasts))
+    return np.concatenate(found)
 
 
 def _ndcg(forecast: NDArray[np.float32], targets: Sequence[Target], pasts: Pasts) -> NDArray[np.float64]:

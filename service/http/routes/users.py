@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 
 from service.http.dependencies import Cursor, EventIdPath, Limit, ResourcesDep, UserIdPath
-from service.http.schemas import ForgottenEvent, ForgottenUser, UserMemory, UserPage
+from service.http.user_schemas import ForgottenEvent, ForgottenUser, UserMemory, UserPage
 from service.usecases.users import TitledEvent
 
 router = APIRouter(prefix="/users/{user_id}", tags=["users"])

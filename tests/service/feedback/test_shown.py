@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -17,7 +18,7 @@ from tests.service.real import Service, history
 NOW = int(time.time())
 
 
-def shown(number: int, user_id: str | None = "u", **fields: object) -> ShownList:
+def shown(number: int, user_id: str | None = "u", **fields: Any) -> ShownList:
     return ShownList(f"r{number}", user_id, ("i1", "i 2", "日"), "default", "tiny", NOW)._replace(**fields)
 
 

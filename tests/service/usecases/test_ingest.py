@@ -16,7 +16,7 @@ from model_store.catalogue.items import Item
 from service.commands import import_file
 from service.errors import SettingsError, StoreUnavailable
 from service.store.embedded import EmbeddedServer
-from service.store.events import Event, Saved
+from service.store.events import Event
 from service.usecases.encode import UserWork, backfill
 from service.usecases.timeline import MissingState
 from tests.conftest import BOTH_VOCABULARIES, TITLES, write_bundle
@@ -190,22 +190,6 @@ async def test_a_burst_of_many_users_is_one_round(service: Service, raw: Redis) 
     assert service.metric("batch_size_count") - batches <= 5 * len(users) / 4, "windows were not encoded together"
     for user in users:
         assert not (await service.timeline(user)).missing_states()
-
-
-async def test_one_user_that_cannot_be_encoded_stops_no_other(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await service.submit([interaction(number, user) for user in "abc" for number in range(5)], "durable")
-    encode = service.worker._encode
-
-    async def fails(todo: Sequence[UserWork]) -> list[Saved]:
-        if "b" in {each.user_id for each in todo}:
-            raise RuntimeError("cannot encode b")
-        return await encode(todo)
-
-    monkeypatch.setattr(service.worker, "_encode", fails)
-    assert await service.worker.work(block_ms=1) == 3 and not await service.store.backlog()
-    assert [bool((await service.timeline(user)).missing_states()) for user in "abc"] == [False, True, False]
 
 
 async def test_a_slow_worker_sees_what_came_meanwhile(service: Service) -> None:

@@ -143,6 +143,20 @@ async def test_an_answer_shows_its_memories_with_weights(tmp_path: Path, valkey:
         assert len(page.memory) == M
 
 
+async def test_states_are_not_read_where_the_retriever_never_picks_one(
+    tmp_path: Path, valkey: EmbeddedServer, raw: Redis
+) -> None:
+    write_bundle(tmp_path / "abstains", retriever=RetrieverSpec(width=16, top_k=2, always_abstains=True))
+    async with open_service(tmp_path / "abstains", valkey.url) as service:
+        await service.submit(history(30), "visible")
+        await raw.config_resetstat()
+        answer = await ask(service, user_id="u")
+        assert answer.items[0].source == "generated" and answer.memory == []
+        hmget = (await raw.info("commandstats"))["cmdstat_hmget"]
+        assert hmget["calls"] == 1, "events only, no states"
+        assert len((await service.users.get("u", None, 10)).memory) == M, "memory is kept for another bundle"
+
+
 async def test_a_lost_state_is_asked_for_once(service: Service) -> None:
     await service.submit(history(30), "durable")
     await service.store.encoded([entry for entry, _ in await service.store.next_encodings("x", count=9, block_ms=1)])
