@@ -52,10 +52,11 @@ class BadRequest(ServiceError):
 
 
 class AllRejected(BadRequest):
-    title = "Every interaction was rejected"
+    title = "Every element was rejected"
 
-    def __init__(self, results: Sequence[Mapping[str, Any]]) -> None:
-        super().__init__(f"None of the {len(results)} interactions was accepted; `results` has the reasons.")
+    def __init__(self, results: Sequence[Mapping[str, Any]], name: str) -> None:
+        """`name` of the elements, such as "items"."""
+        super().__init__(f"None of the {len(results)} {name} was accepted; `results` has the reasons.")
         self.results = list(results)
 
     def extensions(self) -> Mapping[str, Any]:

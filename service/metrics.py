@@ -27,6 +27,7 @@ class Metrics:
         self._connections()
         self._recommendations()
         self._memory()
+        self._catalogue()
 
     def _requests(self) -> None:
         self.http_requests_total = self._counter("http_requests_total", "Answers sent", "route", "method", "status")
@@ -87,6 +88,15 @@ class Metrics:
         )
         self.live_counts_age_seconds = self._gauge(
             "live_counts_age_seconds", "Since this process last looked for new live counts"
+        )
+
+    def _catalogue(self) -> None:
+        self.item_changes_total = self._counter("item_changes_total", "Changed items that this process took in")
+        self.unusable_items_total = self._counter(
+            "unusable_items_total", "Stored changes of items that were skipped, because they are not valid"
+        )
+        self.catalogue_age_seconds = self._gauge(
+            "catalogue_age_seconds", "Since this process last knew every change of the catalogue"
         )
 
     def show_bundle(self, bundle: str, space: str) -> None:

@@ -110,7 +110,7 @@ async def open_kernel(
         engine = Engine(view, settings, metrics, spawn)
         stack.push_async_callback(engine.stop, _LAST_JOBS_S)
         await engine.start()
-        items = Items(view, engine, store)
+        items = Items(view, engine, store, metrics)
         stack.push_async_callback(items.stop)
         await items.start()
         counts_events = settings.live_half_life_days > 0

@@ -135,7 +135,8 @@ class Trie:
 
     def expect(self, rows: NDArray[np.bool_]) -> None:
         """Count `rows` (N,) in advance: a mask from which those of most queries will differ little."""
-        self._expected = self._counted(rows)
+        if not np.array_equal(self._expected.rows, rows):
+            self._expected = self._counted(rows)
 
     def _differing(self, base: CountedMask, wanted: NDArray[np.bool_], differs: NDArray[np.bool_]) -> AllowedItems:
         places = np.sort(self.paths.places[np.flatnonzero(differs)])

@@ -4,6 +4,7 @@ In: the keys of `postings.py` and how many items have each. Out: answers to "is 
 """
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Self
 
@@ -22,43 +23,44 @@ def kind_of(value: Any) -> Kind | None:
 
 
 class Attributes:
-    """`counts`: name → type → how many values of items are of this type. A list counts each of its values."""
+    """`counts`: (name, type) → how many values of items are of this type. A list counts each of its values."""
 
-    def __init__(self, counts: Map[str, Map[Kind, int]]) -> None:
-        self._counts = counts
+    def __init__(self, counts: Map[str, Map[Kind, int]] | None = None) -> None:
+        """`counts`: name → type → number. Zero and less are as none: they stand for items that were taken away."""
+        self._counts: Map[str, Map[Kind, int]] = Map() if counts is None else counts
 
-    @classmethod
-    def of(cls, counted: Iterable[tuple[str, Any, int]]) -> Self:
-        """From triples of a name, a value and the number of items that have it."""
-        return cls(Map()).changed(counted)
-
-    def changed(self, counted: Iterable[tuple[str, Any, int]]) -> Self:
-        """A copy to which the numbers are added; they may be negative. What falls to zero is left out."""
-        counts = self._counts
+    def plus(self, counted: Iterable[tuple[str, Any, int]]) -> Self:
+        """A copy to which triples of a name, a value and a number of items are added; a number may be negative."""
+        sums: Counter[tuple[str, Kind]] = Counter()
         for name, value, number in counted:
             kind = kind_of(value)
-            if kind is None:
-                continue
-            kinds: Map[Kind, int] = counts.get(name, Map())
-            total = kinds.get(kind, 0) + number
-            kinds = kinds.set(kind, total) if total > 0 else kinds.delete(kind) if kind in kinds else kinds
-            counts = counts.set(name, kinds) if kinds else counts.delete(name) if name in counts else counts
-        return type(self)(counts)
+            if kind is not None:
+                sums[name, kind] += number
+        return self._with(sums)
+
+    def joined(self, other: "Attributes") -> Self:
+        """The sum of both."""
+        return self._with({(name, kind): n for name, kinds in other._counts.items() for kind, n in kinds.items()})
+
+    def _with(self, sums: Mapping[tuple[str, Kind], int]) -> Self:
+        with self._counts.mutate() as counts:
+            for (name, kind), number in sums.items():
+                kinds = counts.get(name, Map[Kind, int]())
+                counts[name] = kinds.set(kind, kinds.get(kind, 0) + number)
+            return type(self)(counts.finish())
 
     def __contains__(self, name: str) -> bool:
-        return name in self._counts
-
-    def __len__(self) -> int:
-        return len(self._counts)
+        return bool(self.kinds(name))
 
     def kinds(self, name: str) -> Mapping[Kind, int]:
-        """Type → how many values have it; empty for an unknown attribute. The most frequent type comes first."""
-        return dict(sorted(self._counts.get(name, Map()).items(), key=lambda pair: (-pair[1], pair[0])))
+        """Type → how many values have it, the most frequent type first; empty for an unknown attribute."""
+        found = self._counts.get(name, Map[Kind, int]())
+        return dict(sorted(((kind, n) for kind, n in found.items() if n > 0), key=lambda pair: (-pair[1], pair[0])))
 
     def names(self) -> list[str]:
-        return sorted(self._counts)
+        return sorted(name for name in self._counts if name in self)
 
     def nearest(self, name: str) -> str | None:
         """The known name that is spelt most like `name`, None if none is like it."""
-        found = difflib.get_close_matches(name, self._counts, n=1)
+        found = difflib.get_close_matches(name, self.names(), n=1)
         return found[0] if found else None

@@ -7,6 +7,7 @@ immutable snapshot: a change makes a new one, so nobody sees a half-changed cata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -123,10 +124,18 @@ class Catalogue:
             allowed[without] = False
         return allowed
 
+    def ids_from(self, first: int) -> Iterable[str]:
+        """The ids of the items from the row `first` on, in order."""
+        base, changed = len(self.items.base), self.items.changed
+        yield from islice(self.rows, first, base)
+        for row in range(max(first, base), len(self)):
+            yield changed[row].item_id
+
     def titles(self, item_ids: Iterable[str]) -> list[str]:
         """The title of each item; "" for an item that the catalogue does not know."""
-        changed, base_at, rows = self.items.changed, self.items.base_at, map(self.rows.get, item_ids)
-        return ["" if row is None else changed[row].title if row in changed else base_at(row).title for row in rows]
+        rows = [self.rows.get(item_id) for item_id in item_ids]
+        found = iter(self.items.at(row for row in rows if row is not None))
+        return ["" if row is None else next(found).title for row in rows]
 
     def most_popular(self, allowed: NDArray[np.bool_], num_results: int) -> list[int]:
         """Rows of the most popular items of `allowed` (N,) bool, best first."""
@@ -158,10 +167,7 @@ class Catalogue:
     @cached_property
     def attributes(self) -> Attributes:
         """Names and types of the attributes that items have."""
-        known = Attributes.of(self._columns.postings().counted()).changed(self._changed_postings.counted())
-        replaced = (row for row in self.items.changed if row < len(self.items.base))
-        before = postings_of({row: self.items.base_at(row) for row in replaced})
-        return known.changed((name, value, -size) for name, value, size in before.counted())
+        return self._columns.attributes().joined(self._columns.changed_attributes)
 
     @cached_property
     def _changed_rows(self) -> NDArray[np.int64]:

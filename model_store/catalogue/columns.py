@@ -12,39 +12,48 @@ from numpy.typing import NDArray
 
 from model_store.beams.paths import Paths
 from model_store.beams.trie import Trie
+from model_store.catalogue.attributes import Attributes
 from model_store.catalogue.availability import Availability
 from model_store.catalogue.items import Item
 from model_store.catalogue.mapped import json_array
-from model_store.catalogue.postings import Postings
+from model_store.catalogue.postings import Postings, counted
+from model_store.catalogue.rows import Rows
 from model_store.text.prompt import Prompt
+
+_FEW = 16  # new items whose places are looked up one by one, without reading the popularity of all items
 
 
 @dataclass(frozen=True)
 class Columns:
     """The columns of N items.
 
-    `postings` covers the items that were there at the beginning and ignores later changes, which `Catalogue` adds.
+    `postings` and `attributes` cover the items that were there at the beginning and ignore later changes.
     """
 
-    rows: dict[str, int]  # item id → row
+    rows: Rows
     popularity: NDArray[np.int64]  # (N,) interactions in training
     live: NDArray[np.float64]  # (N,) events since training; not saved
     by_popularity: NDArray[np.int32]  # (N,) rows by popularity + live, the highest first, the lower row if tied
     availability: Availability
     postings: Callable[[], Postings]
+    attributes: Callable[[], Attributes]  # of the items in `postings`
+    changed_attributes: Attributes  # what later changes add to them and take away
     trie: Trie | None  # None without a prompt
 
     @classmethod
     def of(cls, items: Sequence[Item], prompt: Prompt | None) -> Self:
         """Compute the columns of `items`; the trie only with a `prompt`."""
         popularity = np.array([item.popularity for item in items], dtype=np.int64)
+        postings = cache(lambda: postings_of(dict(enumerate(items))))
         return cls(
-            rows={item.item_id: row for row, item in enumerate(items)},
+            rows=Rows({item.item_id: row for row, item in enumerate(items)}),
             popularity=popularity,
             live=np.zeros(len(items)),
             by_popularity=_falling(popularity),
             availability=Availability.none().replaced(np.arange(len(items)), items),
-            postings=cache(lambda: postings_of(dict(enumerate(items)))),
+            postings=postings,
+            attributes=_attributes_of(postings),
+            changed_attributes=Attributes(),
             trie=None if prompt is None else Trie(_paths([item.title for item in items], prompt)),
         )
 
@@ -54,12 +63,19 @@ class Columns:
         added = {row: item for row, item in new.items() if row not in old}
         popularity = np.array([item.popularity for item in added.values()], dtype=np.int64)
         return Columns(
-            rows=self.rows | {item.item_id: row for row, item in added.items()} if added else self.rows,
+            rows=self.rows.with_rows({item.item_id: row for row, item in added.items()}),
             popularity=np.append(self.popularity, popularity) if added else self.popularity,
             live=np.append(self.live, np.zeros(len(popularity))) if added else self.live,
             by_popularity=self._by_popularity_with(popularity) if added else self.by_popularity,
             availability=self.availability.replaced(rows, new.values()),
             postings=self.postings,
+            attributes=self.attributes,
+            changed_attributes=self.changed_attributes.plus(
+                triple
+                for items, number in ((old, -1), (new, 1))
+                for item in items.values()
+                for triple in counted(item.attributes, number)
+            ),
             trie=None if prompt is None or self.trie is None else _trie_with(self.trie, old, new, prompt),
         )
 
@@ -69,8 +85,12 @@ class Columns:
 
     def _by_popularity_with(self, added: NDArray[np.int64]) -> NDArray[np.int32]:
         order = np.argsort(-added, kind="stable")
-        place = partial(bisect_right, range(len(self.popularity)), key=self._unpopularity_at)
-        places = [place(-count) for count in added[order].tolist()]
+        if len(added) > _FEW:
+            falling = self.popularity[self.by_popularity] + self.live[self.by_popularity]
+            places = np.searchsorted(-falling, -added[order], side="right").tolist()
+        else:
+            place = partial(bisect_right, range(len(self.popularity)), key=self._unpopularity_at)
+            places = [place(-count) for count in added[order].tolist()]
         return np.insert(self.by_popularity, places, (len(self.popularity) + order).astype(np.int32))
 
     def _unpopularity_at(self, place: int) -> float:
@@ -102,7 +122,7 @@ class Columns:
     @classmethod
     def read(cls, arrays: Mapping[str, NDArray[Any]], prompt: Prompt | None) -> Self:
         """The columns of the arrays from `arrays`. Raises ValueError or KeyError if they do not fit together."""
-        rows = {item_id: row for row, item_id in enumerate(json.loads(arrays["ids"].tobytes()))}
+        rows = Rows({item_id: row for row, item_id in enumerate(json.loads(arrays["ids"].tobytes()))})
         paths = None if prompt is None else _read_paths(arrays, prompt)
         postings = Postings.read(arrays)
         availability = Availability(*(arrays[name] for name in Availability._fields))
@@ -112,11 +132,17 @@ class Columns:
             raise ValueError("columns of different lengths")
         trie = None if paths is None else Trie(paths)
         live = np.zeros(len(rows))
-        return cls(rows, popularity, live, by_popularity, availability, lambda: postings, trie)
+        known = _attributes_of(lambda: postings)
+        return cls(rows, popularity, live, by_popularity, availability, lambda: postings, known, Attributes(), trie)
 
 
 def _falling(values: NDArray[np.number]) -> NDArray[np.int32]:
     return np.argsort(-values, kind="stable").astype(np.int32)
+
+
+def _attributes_of(postings: Callable[[], Postings]) -> Callable[[], Attributes]:
+    """Counted when they are asked for: a million values take a second."""
+    return cache(lambda: Attributes().plus(postings().counted()))
 
 
 def postings_of(items: Mapping[int, Item]) -> Postings:

@@ -7,17 +7,20 @@ immutable.
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
+from immutables import Map
 from numpy.typing import NDArray
 
 from model_store.text.history import clean_title
 
 _NUM_CACHED = 50_000  # parsed lines
+_JOURNAL_SHARE, _LEAST_JOURNAL = 2, 10_000  # a journal longer than this many times the changed items is begun again
 
 
 @dataclass(frozen=True)
@@ -90,12 +93,17 @@ class MappedItems(Sequence[Item]):
 
 
 class ItemList(Sequence[Item]):
-    """`base` with other items at the rows of `changed`; rows from len(base) on are new. Thread-safe."""
+    """`base` with other items at the rows of `changed`; rows from len(base) on are new. Thread-safe.
+
+    A list and the lists that `replaced` made from it share what did not change, and a journal of the changed rows.
+    """
 
     def __init__(self, base: list[Item] | MappedItems, changed: Mapping[int, Item] | None = None) -> None:
         self.base = base
-        self.changed = dict(changed or {})
+        self.changed: Map[int, Item] = Map(changed or {})
         self._length = max(len(base), max(self.changed, default=-1) + 1)
+        self._journal: list[int] = []  # lists that were made later append to it
+        self._position = 0  # the end of the journal for this list
         self.base_at: Callable[[int], Item] = base.at if isinstance(base, MappedItems) else base.__getitem__
 
     def __len__(self) -> int:
@@ -109,7 +117,8 @@ class ItemList(Sequence[Item]):
         if isinstance(row, slice):
             return [self[each] for each in range(*row.indices(len(self)))]
         place = row + len(self) if row < 0 else row
-        return self.changed[place] if place in self.changed else self.base[place]
+        found = self.changed.get(place)
+        return self.base[place] if found is None else found
 
     def at(self, rows: Iterable[int]) -> list[Item]:
         """The items at `rows`, which exist and are not negative."""
@@ -117,7 +126,24 @@ class ItemList(Sequence[Item]):
         return [changed[row] if row in changed else base_at(row) for row in rows]
 
     def replaced(self, changes: Mapping[int, Item]) -> "ItemList":
-        return ItemList(self.base, {**self.changed, **changes})
+        """A list with other items at the rows of `changes`. The cost depends on the number of changes only."""
+        made = copy(self)
+        made.changed = self.changed.update(changes)
+        made._length = max(len(self), max(changes, default=-1) + 1)
+        is_newest = len(self._journal) == self._position
+        is_short = self._position <= _JOURNAL_SHARE * len(made.changed) + _LEAST_JOURNAL
+        if is_newest and is_short:
+            self._journal.extend(changes)
+        else:
+            made._journal = list(changes)
+        made._position = len(made._journal)
+        return made
+
+    def changed_since(self, earlier: "ItemList") -> Iterable[int]:
+        """Rows whose items may differ from those of `earlier`; few if this list was made from it a short time ago."""
+        if earlier._journal is self._journal and earlier._position <= self._position:
+            return set(self._journal[earlier._position : self._position])
+        return self.changed.keys() | earlier.changed.keys()
 
 
 def _parse(line: bytes) -> Item:

@@ -82,5 +82,10 @@ def _keys_of(name: str, value: Any) -> list[Key]:
     return list(dict.fromkeys((name, isinstance(each, bool), each) for each in values if _is_plain(each)))
 
 
+def counted(attributes: Mapping[str, Any], number: int) -> Iterator[tuple[str, Any, int]]:
+    """As `Postings.counted`, for one item that counts `number` times."""
+    return ((name, value, number) for each, values in attributes.items() for name, _, value in _keys_of(each, values))
+
+
 def _is_plain(value: Any) -> bool:
     return isinstance(value, str | int | float)

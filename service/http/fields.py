@@ -81,6 +81,13 @@ Query = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_clea
 Timestamp = Annotated[int, Field(ge=0, description="Unix time, seconds"), AfterValidator(_plausible_time)]
 Name = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_visible)]
 Values = Annotated[Scalar | list[Scalar], PlainValidator(_scalar_or_list, json_schema_input_type=Scalar | list[Scalar])]
+ValuesOrNull = Annotated[
+    Scalar | list[Scalar] | None,
+    PlainValidator(
+        lambda value: None if value is None else _scalar_or_list(value),
+        json_schema_input_type=Scalar | list[Scalar] | None,
+    ),
+]
 
 
 class Schema(BaseModel):

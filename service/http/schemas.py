@@ -21,6 +21,7 @@ from service.http.fields import (
     Title,
     UserId,
     Values,
+    ValuesOrNull,
 )
 from service.http.filters import WholeFilter
 
@@ -171,6 +172,11 @@ class ModelName(ResponseSchema):
     space: str = Field(description="id of the language model whose memory states are compatible")
 
 
+class Warned(ResponseSchema):
+    field: str = Field(description="part of the request, as in an error", examples=["candidates.3"])
+    message: str = Field(description="what is odd about it")
+
+
 class RecommendResponse(ResponseSchema):
     recommendation_id: str = Field(description="a random id of this answer")
     user_id: str | None = Field(description="as in the request")
@@ -196,7 +202,7 @@ class RecommendResponse(ResponseSchema):
         "too slow or failed: popular items), no_second_round, no_reasoning, lexical_only (too little time to reason "
         "again, to reason at all, for anything but the words of the query); null when nothing is missing"
     )
-    warnings: list[FieldError] = Field(
+    warnings: list[Warned] = Field(
         default=[],
         description="parts of the request that have no effect or are probably a mistake: `candidates` that the "
         "catalogue does not have, attributes in `filter` that no item has, values of another type",
@@ -265,7 +271,12 @@ class ItemPatch(Schema):
     """Only the fields that are given change."""
 
     title: Title | None = Field(default=None, description="the new title")
-    attributes: dict[Name, Values] | None = Field(default=None, max_length=50, description="the new attributes")
+    attributes: dict[Name, ValuesOrNull] | None = Field(
+        default=None,
+        max_length=50,
+        description="attributes to add or change, merged with those of the item; null removes an attribute",
+        examples=[{"price": 9.5, "on_sale": None}],
+    )
     hidden: bool | None = Field(default=None, description="a hidden item is never recommended")
     available_from: int | None = Field(default=None, ge=0, le=2**53, description="Unix time, seconds; null: always")
     available_until: int | None = Field(default=None, ge=0, le=2**53, description="Unix time, seconds; null: for ever")
@@ -298,16 +309,22 @@ class NewItem(ItemBody):
 
 
 class ItemsRequest(Schema):
-    items: list[NewItem] = Field(
-        min_length=1,
-        max_length=500,
-        fail_fast=True,
-        description="the items; if an id appears twice, the last one counts",
+    # Documented as items, and read one by one: a wrong one does not affect the others.
+    items: list[SkipValidation[NewItem]] = Field(
+        min_length=1, max_length=500, description="the items; if an id appears twice, the last one counts"
     )
 
 
+class ItemResult(ResponseSchema):
+    index: int = Field(description="position of the item in the request, from 0")
+    item_id: str | None = Field(description="the item; null when it was rejected")
+    status: Literal["accepted", "rejected"] = Field(description="accepted: stored; rejected: not stored")
+    reason: str | None = Field(default=None, description="why it was rejected; otherwise null")
+
+
 class ItemsResponse(ResponseSchema):
-    items: list[Item] = Field(description="the items as stored")
+    items: list[Item] = Field(description="the accepted items as stored")
+    results: list[ItemResult] = Field(description="one for each item of the request, in order")
 
 
 class DeletedItem(ResponseSchema):

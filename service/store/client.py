@@ -10,7 +10,6 @@ type.
 """
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Self
@@ -24,7 +23,7 @@ from redis.exceptions import RedisClusterException, RedisError
 
 from service.errors import BadRequest, StartupError, StoreCorrupt, StoreUnavailable
 from service.logs import RepeatedWarnings
-from service.store import scripts
+from service.store import overlay, scripts
 from service.store.counts import COUNT, KEPT_DAYS, Counts, decode_counts, decode_days
 from service.store.events import (
     Deleted,
@@ -43,7 +42,6 @@ from service.store.events import (
     make_cursor,
     order_member,
     read_cursor,
-    read_json,
 )
 from service.store.keys import (
     ALL_EVENTS,
@@ -52,14 +50,14 @@ from service.store.keys import (
     DEAD,
     ENCODE,
     GROUP,
-    ITEMS,
-    ITEMS_VERSION,
+    ITEM_KEYS,
     PROBE,
     count_keys,
     user_keys,
     user_of,
     user_prefix,
 )
+from service.store.overlay import NewRecord, StoredItem
 from service.store.reasons import reason_of, reply_of
 
 log = structlog.get_logger("service.store.client")
@@ -283,20 +281,25 @@ class MemoryStore:
 
     # ---- the catalogue overlay
 
-    async def put_items(self, items: Mapping[str, Mapping[str, Any]]) -> None:
-        """Increments the version last, so that the caller's retry repairs a crash in between."""
-        if items:
-            pairs = ((encode_text(item_id), json.dumps(dict(body))) for item_id, body in items.items())
-            await self._call("HSET", ITEMS, *(part for pair in pairs for part in pair))
-            await self._call("INCR", ITEMS_VERSION)
+    async def put_items(self, records: Sequence[NewRecord], *, loaded: int) -> int | None:
+        """The last new version. None, and nothing is written, if a record is based on one that is no longer the last:
+        its item has changed since the version `loaded`.
+        """
+        if not records:
+            return loaded
+        args: list[Any] = [loaded]
+        for each in records:
+            args += (encode_text(each.item_id), each.record, int(each.is_based_on_last))
+        version = await self._script(overlay.PUT, ITEM_KEYS, *args)
+        return None if version is None else int(version)
 
-    async def load_items(self) -> dict[str, dict[str, Any]]:
-        found = await self._call("HGETALL", ITEMS)
-        return {decode_text(key): body for key, raw in found.items() if (body := read_json(raw))}
-
-    async def items_version(self) -> int:
-        raw = await self._call("GET", ITEMS_VERSION)
-        return int(raw) if raw and raw.isdigit() else 0
+    async def changed_items(self, after: int, limit: int = overlay.MOST_AT_ONCE) -> list[StoredItem]:
+        """The records that changed after the version `after`, at most `limit`, in the order of their versions."""
+        answer = await self._script(overlay.CHANGES, ITEM_KEYS, after, limit)
+        return [
+            StoredItem(decode_text(item_id), int(version), record or b"")
+            for item_id, version, record in zip(*answer, strict=True)
+        ]
 
     # ---- sending
 

@@ -16,7 +16,9 @@
                                               cannot be encoded, see `deadletters.py`      encoded, at most 10,000
     automr:items                      HASH    item_id -> JSON, the catalogue overlay       items changed since the
                                                                                            bundle was built
-    automr:items:version              STRING  number of changes of the overlay             one
+    {automr:items}:changes            ZSET    item_id by the version of its record; in     as above
+                                              the slot of automr:items (see `overlay.py`)
+    {automr:items}:version            STRING  the last version                             one
     automr:bundles                    STRING  JSON: bundles that are loaded, which answers one
     automr:bundles:fill               HASH    name -> JSON: how far its memory is filled   bundles that are loaded
     automr:bundles:fill:<name>        STRING  who fills it, for 30 s                       bundles that are loaded
@@ -38,7 +40,7 @@ from service.errors import BadRequest
 
 ENCODE, GROUP = "automr:encode", "encoders"
 DEAD = "automr:dead"
-ITEMS, ITEMS_VERSION = "automr:items", "automr:items:version"
+ITEM_KEYS = ["automr:items", "{automr:items}:changes", "{automr:items}:version"]
 DAYS, DAY_PREFIX = "automr:{+live}:days", "automr:{+live}:day:"
 BUNDLES, BUNDLES_FILL = "automr:bundles", "automr:bundles:fill"
 PROBE = "automr:probe"

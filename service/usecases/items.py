@@ -1,30 +1,41 @@
 """Changes of the catalogue while the service runs: add, replace, change and delete items, on every replica.
 
 A change is first written to the store (the "overlay" over the bundle's catalogue), then applied in this process. A
-thread makes a new snapshot of the catalogue, the model embeds the new titles and changes its own copy, and then this
-process switches to the snapshot. So this process never asks the model about an item that the model does not have yet.
-Other replicas poll the version number of the overlay and load the changes. A deleted item keeps its title, because
-histories refer to it, but it is never recommended again. Knows no HTTP.
+thread makes a new snapshot of the catalogue, the model takes in the item, and then this process switches to the
+snapshot. So this process never asks the model about an item that the model does not have yet. Other replicas ask the
+store every second what changed since the version that they know: a change costs each of them the item that changed,
+however many others the overlay has. A deleted item keeps its title, because histories refer to it, but it is never
+recommended again. Knows no HTTP.
 """
 
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
-from model_store.catalogue.items import Item, clean
+from model_store.catalogue.items import Item
 from model_store.view import BundleView
 from service.engine.engine import Engine
-from service.errors import BadRequest, ModelFailed, ModelUnavailable, StoreUnavailable, UnknownItem
+from service.errors import (
+    BadRequest,
+    ModelFailed,
+    ModelUnavailable,
+    Overloaded,
+    StoreCorrupt,
+    StoreUnavailable,
+    UnknownItem,
+)
 from service.logs import RepeatedWarnings
+from service.metrics import Metrics
 from service.store.client import MemoryStore
+from service.store.overlay import MOST_AT_ONCE, NewRecord
+from service.usecases.records import Change, read_change, read_changes
 
 log = structlog.get_logger("service.usecases.items")
 repeated = RepeatedWarnings(log)
@@ -33,41 +44,16 @@ T = TypeVar("T")
 
 _FOLLOW_EVERY_S = 1.0
 _CANCEL_AGAIN_S = 1.0
+_FEW = 32  # records that are read without a thread
+_AT_ONCE, _AT_START = 256, 10_000  # changes that the model takes in while it answers requests, and before
+_MOST_TRIES = 20  # of a change, while other replicas change the same item
 
 
-class StoredItem(BaseModel):
-    """An item as the overlay stores it. Attributes are not checked: those of a bundle may have any JSON type."""
+class Making(NamedTuple):
+    """How a change is made when the newest catalogue is known. `is_based_on_last`: from the item as it is."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    item_id: str
-    title: str
-    attributes: dict[str, Any] = {}
-    hidden: bool = False
-    available_from: int | None = None
-    available_until: int | None = None
-    popularity: int = 0
-    deleted: bool = False
-
-
-class Change(NamedTuple):
-    """The new content of an item."""
-
-    item: Item
-    is_deleted: bool = False
-
-    def to_stored(self) -> dict[str, Any]:
-        return {**asdict(self.item), "deleted": self.is_deleted}
-
-    @classmethod
-    def from_stored(cls, item_id: str, body: Mapping[str, Any]) -> "Change | None":
-        """None when the stored object is not a valid item: another program may have written it."""
-        try:
-            fields = StoredItem.model_validate({**body, "item_id": item_id}).model_dump()
-            is_deleted = fields.pop("deleted")
-            return cls(clean(Item(**fields)), is_deleted)
-        except ValueError:
-            return None
+    make: Callable[[], Change]
+    is_based_on_last: bool = True
 
 
 class Neighbor(NamedTuple):
@@ -79,17 +65,21 @@ class Neighbor(NamedTuple):
 
 
 class Items:
-    def __init__(self, view: BundleView, engine: Engine, store: MemoryStore) -> None:
-        self.view, self.engine, self.store = view, engine, store
+    def __init__(self, view: BundleView, engine: Engine, store: MemoryStore, metrics: Metrics) -> None:
+        self.view, self.engine, self.store, self.metrics = view, engine, store, metrics
         self._deleted: set[str] = set()
-        self._version = -1
+        self._version = 0  # of the overlay: all changes up to it are applied
         self._changing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._changes: set[asyncio.Task[Any]] = set()
+        self._at_once = _AT_START
+        self._current_at = time.monotonic()
+        metrics.catalogue_age_seconds.set_function(lambda: time.monotonic() - self._current_at)
 
     async def start(self) -> None:
         """Loads the overlay, then follows it. If the store is unavailable, the overlay is loaded later."""
         await self.catch_up()
+        self._at_once = _AT_ONCE
         self._task = asyncio.create_task(self._follow(), name="catalogue")
 
     async def stop(self) -> None:
@@ -103,6 +93,8 @@ class Items:
             await self._undisturbed(self._load_alone())
         except StoreUnavailable:
             repeated.warning("store away, changes of the catalogue are loaded later")
+        except StoreCorrupt:
+            repeated.warning("the stored changes of the catalogue cannot be read", key="automr:items")
         except (ModelUnavailable, ModelFailed):
             repeated.warning("model away, changes of the catalogue are loaded later")
 
@@ -112,19 +104,23 @@ class Items:
 
     async def put(self, item: Item) -> Item:
         """Adds or replaces an item. A known one keeps its popularity."""
-        return (await self._change({item.item_id: lambda: Change(item)}))[0]
+        return (await self.put_many([item]))[0]
 
     async def put_many(self, items: Sequence[Item]) -> list[Item]:
         """The items by id; if an id comes twice, the last one is taken."""
-        return await self._change({item.item_id: partial(Change, item) for item in items})
+        made = {item.item_id: Making(partial(Change, item), is_based_on_last=False) for item in items}
+        return await self._change(list(made.values()))
 
     async def patch(self, item_id: str, fields: Mapping[str, Any]) -> Item:
-        """Changes the given fields of an `Item`. Raises UnknownItem, or BadRequest for an empty availability."""
-        return (await self._change({item_id: lambda: Change(_changed(self._known(item_id), fields))}))[0]
+        """Changes the given fields of an `Item`. Of `attributes`, those that are named change; None removes one.
+
+        Raises UnknownItem, or BadRequest for an empty availability.
+        """
+        return (await self._change([Making(lambda: Change(_changed(self._known(item_id), fields)))]))[0]
 
     async def delete(self, item_id: str) -> None:
         """Raises UnknownItem."""
-        await self._change({item_id: lambda: Change(replace(self._known(item_id), hidden=True), is_deleted=True)})
+        await self._change([Making(lambda: Change(replace(self._known(item_id), hidden=True), is_deleted=True))])
 
     async def recount(self, live: NDArray[np.float64]) -> None:
         """Replaces the numbers of events since training, by catalogue row: they order popular items."""
@@ -154,19 +150,26 @@ class Items:
             raise UnknownItem("The catalogue has no such item.")
         return self.view.catalogue.items[row]
 
-    async def _change(self, changes: Mapping[str, Callable[[], Change]]) -> list[Item]:
+    async def _change(self, asked: Sequence[Making]) -> list[Item]:
         """Stores the changes, then applies them: an item that was recommended must be known after a restart.
 
-        One call at a time, each made from the newest overlay, so that no change is lost.
+        One call at a time, each made from the newest overlay, so that no change is lost: if another replica changes
+        such an item meanwhile, the change is made again from what that one wrote.
         """
 
         async def change() -> list[Item]:
             async with self._changing:
-                await self._load()
-                made = [make() for make in changes.values()]
-                await self.store.put_items({change.item.item_id: change.to_stored() for change in made})
-                await self._apply(made)
-                return [change.item for change in made]
+                for _ in range(_MOST_TRIES):
+                    await self._load()
+                    made = [each.make() for each in asked]
+                    records = [
+                        NewRecord(change.item.item_id, change.to_record(), each.is_based_on_last)
+                        for change, each in zip(made, asked, strict=True)
+                    ]
+                    if await self.store.put_items(records, loaded=self._version) is not None:
+                        await self._switch(made)
+                        return [change.item for change in made]
+            raise Overloaded("Others change this item at the same time.")
 
         return await self._undisturbed(change())
 
@@ -182,22 +185,48 @@ class Items:
             await self._load()
 
     async def _load(self) -> None:
-        version = await self.store.items_version()
-        if version == self._version:
-            return
-        found = [Change.from_stored(*pair) for pair in (await self.store.load_items()).items()]
-        changes = [change for change in found if change is not None]
-        if len(changes) < len(found):
-            log.warning("skipped stored items that are not valid", count=len(found) - len(changes))
-        await self._apply(changes)
-        self._version = version
+        """Applies what changed since the version that is known; own changes come again and differ in nothing."""
+        version, changes = self._version, list[Change]()
+        while stored := await self.store.changed_items(version):
+            if len(stored) <= _FEW:
+                found = [read_change(each.item_id, each.record) for each in stored]
+            else:
+                found = await asyncio.to_thread(read_changes, stored)
+            self._tell_unusable(found.count(None))
+            changes += [change for change in found if change is not None]
+            version = stored[-1].version
+            if len(stored) < MOST_AT_ONCE:
+                break
+        await self._apply(changes, self._at_once)
+        self._version, self._current_at = version, time.monotonic()
 
-    async def _apply(self, changes: Sequence[Change]) -> None:
+    def _tell_unusable(self, count: int) -> None:
+        if count:
+            self.metrics.unusable_items_total.inc(count)
+            log.warning("skipped stored items that are not valid", count=count)
+
+    async def _apply(self, changes: Sequence[Change], at_once: int) -> None:
+        """In portions, so that requests are answered in between. A change that cannot be applied is left out."""
+        for start in range(0, len(changes), at_once):
+            portion = changes[start : start + at_once]
+            try:
+                await self._switch(portion)
+            except ModelUnavailable:
+                raise
+            except Exception:
+                log.exception("changes of the catalogue cannot be applied", count=len(portion))
+                if len(portion) > 1:
+                    await self._apply(portion, 1)
+                else:
+                    self._tell_unusable(1)
+
+    async def _switch(self, changes: Sequence[Change]) -> None:
         items = [change.item for change in changes if self._differs(change.item)]
         if items:
             catalogue = await asyncio.to_thread(self.view.catalogue.with_items, items)
             await self.engine.put_items(items)
             self.view.catalogue = catalogue
+            self.metrics.item_changes_total.inc(len(items))
         for change in changes:
             (self._deleted.add if change.is_deleted else self._deleted.discard)(change.item.item_id)
 
@@ -218,6 +247,9 @@ class Items:
 def _changed(item: Item, fields: Mapping[str, Any]) -> Item:
     """Raises BadRequest when availability would end before it starts."""
     changed = replace(item, **fields)
+    if "attributes" in fields:
+        merged = {**item.attributes, **fields["attributes"]}
+        changed = replace(changed, attributes={name: value for name, value in merged.items() if value is not None})
     start, end = changed.available_from, changed.available_until
     if start is not None and end is not None and start >= end:
         raise BadRequest(f"available_from ({start}) would not be earlier than available_until ({end}).")

@@ -5,7 +5,6 @@ count fewer events, change the scripts that keep the digests: APPEND and _SEEN i
 """
 
 from collections.abc import Sequence
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,12 +52,12 @@ class SeenRows:
 
     def _follow(self, catalogue: Catalogue) -> None:
         if len(catalogue.rows) > len(self._rows):
-            added = dict(islice(catalogue.rows.items(), len(self._rows), None))  # it is in the order of rows
-            digests = _read(b"".join(map(item_digest, added)))
+            first = len(self._rows)
+            digests = _read(b"".join(map(item_digest, catalogue.ids_from(first))))
             order = np.argsort(digests)
             places = np.searchsorted(self._digests, digests[order])
             self._digests = np.insert(self._digests, places, digests[order])
-            self._rows = np.insert(self._rows, places, np.fromiter(added.values(), dtype=np.int64)[order])
+            self._rows = np.insert(self._rows, places, first + order)
 
 
 def _read(digests: bytes) -> NDArray[np.uint64]:

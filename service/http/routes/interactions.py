@@ -35,7 +35,7 @@ async def add_interactions(body: InteractionsRequest, request: Request, resource
         outcomes = await resources.ingest.submit(events, "durable")
     results = [InteractionResult(index=index, **vars(outcome)) for index, outcome in enumerate(outcomes)]
     if all(result.status == "rejected" for result in results):
-        raise AllRejected([result.model_dump() for result in results])
+        raise AllRejected([result.model_dump() for result in results], "interactions")
     return json_response(InteractionsResponse(results=results), 200 if body.wait == "visible" else 202)
 
 

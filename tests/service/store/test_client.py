@@ -27,6 +27,7 @@ from service.store.client import CLAIM_AFTER_MS, MemoryStore
 from service.store.embedded import EmbeddedServer
 from service.store.events import DIGEST_BYTES, Deleted, Event, UserCounts, UserStates, item_digest
 from service.store.keys import ENCODE, GROUP
+from service.store.overlay import NewRecord
 
 STRANGE = ["{a}:b", "a}{b", "*?[x]\\", "nul\0tab\t\n", "ünï✓🎬", "x" * 3000, " ", "%7B", "..", "lone \ud800"]
 events_of_one_user = st.lists(
@@ -272,8 +273,8 @@ async def test_any_text_may_be_an_id(store: MemoryStore, raw: Redis, name: str) 
     assert [(m.event, m.record is None) for m in await store.recall(name, "s", 10)] == [(event, False)]
     assert await seen(store, name) == {item_digest(name)} and [user async for user in store.users()] == [name]
     assert {user for _, user in await store.next_encodings("c", count=9, block_ms=1)} == {name}
-    await store.put_items({name: {"title": name}})
-    assert await store.load_items() == {name: {"title": name}}
+    await store.put_items([NewRecord(name, b"{}")], loaded=0)
+    assert [each.item_id for each in await store.changed_items(0)] == [name]
     assert await store.forget_event(name, name), "the event was not found again"
     assert not [key async for key in raw.scan_iter() if quote(name, safe="", errors="surrogatepass").encode() in key]
 
@@ -447,16 +448,6 @@ async def test_waiting_for_entries_ends_before_the_timeout(valkey: EmbeddedServe
     assert await store.next_encodings("a", count=1, block_ms=60_000) == []
     assert time.monotonic() - started < 1.0
     await store.close()
-
-
-async def test_the_overlay_has_a_version(store: MemoryStore, raw: Redis) -> None:
-    assert await store.items_version() == 0 and await store.load_items() == {}
-    await store.put_items({})
-    await store.put_items({"i1": {"title": "One"}, "i2": {"hidden": True}})
-    await store.put_items({"i1": {"title": "Uno"}})
-    await raw.hset("automr:items", "bad", b"\xff")
-    assert await store.items_version() == 2
-    assert await store.load_items() == {"i1": {"title": "Uno"}, "i2": {"hidden": True}}
 
 
 # ---- errors

@@ -2,15 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 
+from model_store.bundle import Bundle
 from model_store.catalogue.items import Item
+from service.engine import model as engine_model
 from service.errors import BadRequest, UnknownItem
 from service.store.embedded import EmbeddedServer
+from service.usecases import records
 from tests.conftest import BOTH_VOCABULARIES, TITLES
 from tests.service.real import Service, ask, history, interaction, open_service
 
@@ -71,8 +74,8 @@ async def test_two_replicas_change_different_fields(
 ) -> None:
     async with open_service(bundle_path, valkey.url) as other:
         await service.items.patch("i2", {"title": "Renamed"})
-        changed = await other.items.patch("i2", {"attributes": {"new": 1}})
-        assert (changed.title, changed.attributes) == ("Renamed", {"new": 1})
+        changed = await other.items.patch("i2", {"attributes": {"new": 1, "even": None, "none": None}})
+        assert (changed.title, changed.attributes) == ("Renamed", {"new": 1}), "attributes are merged, null removes one"
 
 
 async def test_changes_at_once_undo_nothing(service: Service) -> None:
@@ -80,7 +83,7 @@ async def test_changes_at_once_undo_nothing(service: Service) -> None:
     changes += [service.items.patch("i1", {"title": "T"}), service.items.catch_up()]
     await asyncio.gather(*changes)
     item = await service.items.get("i1")
-    assert (item.title, item.attributes) == ("T", {"n": 1})
+    assert (item.title, item.attributes) == ("T", {"even": False, "n": 1})
 
 
 @BOTH_VOCABULARIES
@@ -131,9 +134,70 @@ async def test_neighbors_are_available_and_near_first(service: Service) -> None:
 async def test_what_others_wrote_into_the_overlay_is_input(
     bundle_path: Path, valkey: EmbeddedServer, raw: Redis
 ) -> None:
-    bodies = [b"\xff", b"[]", b"{}", b'{"title": 7, "deleted": false}', b'{"title": "T", "available_from": "soon"}']
+    bodies = [
+        b"",
+        b'{"title": "Huge", "popularity": ' + b"9" * 31 + b"}",
+        b'{"title": "T", "attributes": {"a": 1e999}}',
+    ]
+    bodies += [
+        b'{"title": "T", "available_from": ' + b"9" * 31 + b"}",
+        b'{"title": "T", "attributes": ' + b"[" * 99_999,
+    ]
+    bodies += [b"\xff", b"[]", b"{}", b'{"title": 7, "deleted": false}', b'{"title": "T", "available_from": "soon"}']
     for number, body in enumerate([*bodies, b'{"title": " ", "deleted": false}', b'{"title": "Good"}']):
         await raw.hset("automr:items", f"x{number}", body)
-    await raw.incr("automr:items:version")
     async with open_service(bundle_path, valkey.url) as service:
-        assert [name for name in await shown(service) if name.startswith("x")] == ["x6"]
+        assert [name for name in await shown(service) if name.startswith("x")] == ["x11"]
+        assert service.metric("unusable_items_total") == 11
+        await service.items.put(Item("x3", "Mended"))
+        assert (await service.items.get("x3")).title == "Mended"
+
+
+async def test_an_item_that_the_model_cannot_take_in_costs_itself_only(
+    service: Service, bundle_path: Path, valkey: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await service.items.put_many([Item("good", "Good"), Item("bad", "Bad"), Item("too", "Good too")])
+    put = engine_model.put_items
+
+    def choosy(bundle: Bundle, items: Sequence[Item]) -> None:
+        if any(item.title == "Bad" for item in items):
+            raise ArithmeticError("this title")
+        put(bundle, items)
+
+    monkeypatch.setattr(engine_model, "put_items", choosy)
+    async with open_service(bundle_path, valkey.url) as other:
+        assert {"good", "too"} <= set(await shown(other)) and await title_in(other, "bad") is None
+        await service.items.put(Item("later", "Later"))
+        await other.items.catch_up()
+        assert "later" in await shown(other), "the bad item is tried again and again"
+
+
+async def test_two_replicas_change_one_item_at_once(
+    service: Service, bundle_path: Path, valkey: EmbeddedServer
+) -> None:
+    async with open_service(bundle_path, valkey.url) as other:
+        changes = [
+            replica.items.patch("i1", {"attributes": {f"{name}{number}": number}})
+            for number in range(10)
+            for name, replica in (("a", service), ("b", other))
+        ]
+        await asyncio.gather(*changes)
+        await service.items.catch_up()
+        assert len((await service.items.get("i1")).attributes) == 21, "a change undid another one"
+
+
+async def test_a_change_reads_what_changed_and_no_more(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    await service.items.put_many([Item(f"n{number}", f"Number {number}") for number in range(300)])
+    await service.items.catch_up()
+    read: list[str] = []
+    decode = records.read_change
+
+    def seen(item_id: str, record: bytes) -> records.Change | None:
+        read.append(item_id)
+        return decode(item_id, record)
+
+    monkeypatch.setattr("service.usecases.items.read_change", seen)
+    await service.items.patch("n7", {"hidden": True})
+    await service.items.catch_up()
+    await service.items.catch_up()
+    assert read == ["n7"]

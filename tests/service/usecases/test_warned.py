@@ -1,12 +1,17 @@
 """An answer names the parts of the request that have no effect."""
 
+from pathlib import Path
+
+from redis.asyncio import Redis
+
 from model_store.catalogue.catalogue import Catalogue
 from model_store.catalogue.items import Item
 from service.http.filters import condition_of
 from service.http.schemas import RecommendRequest
+from service.store.embedded import EmbeddedServer
 from service.usecases.warned import MOST_NAMED, of_candidates, of_filter
 from tests.conftest import BOTH_VOCABULARIES
-from tests.service.real import Service, ask
+from tests.service.real import Service, ask, open_app
 
 CATALOGUE = Catalogue(
     [
@@ -58,6 +63,16 @@ def test_unknown_candidates_are_named_by_their_place_and_many_are_counted() -> N
     ]
     many = of_candidates(["?"] * 1000, CATALOGUE)
     assert len(many) == MOST_NAMED + 1 and many[-1].message == f"{1000 - MOST_NAMED} more are not in the catalogue"
+
+
+async def test_an_answer_warns_over_http(bundle_path: Path, valkey: EmbeddedServer, raw: Redis) -> None:
+    async with open_app(bundle_path, valkey.url) as (_, client):
+        body = {"candidates": ["i1", "nowhere"], "filter": {"evenn": True}}
+        warnings = (await client.post("/recommend", json=body)).json()["warnings"]
+        assert warnings == [
+            {"field": "candidates.1", "message": "the catalogue has no such item"},
+            {"field": "filter.evenn", "message": "no item has this attribute; did you mean `even`?"},
+        ]
 
 
 @BOTH_VOCABULARIES
