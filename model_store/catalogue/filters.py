@@ -6,7 +6,7 @@ a catalogue that changed in a few items renews the rows of these items only.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +25,7 @@ from model_store.catalogue.conditions import (
     Some,
     StartsWith,
 )
-from model_store.catalogue.items import Item
+from model_store.catalogue.items import ItemList
 from model_store.catalogue.sorted_values import Rows, SortedValues
 
 Mask = NDArray[np.bool_]
@@ -35,10 +35,10 @@ _MOST_MASKS = 1000
 
 
 class _Kept(NamedTuple):
-    """A mask of a catalogue whose changed items were `changed`."""
+    """A mask of a catalogue with these items."""
 
     mask: Mask
-    changed: Mapping[int, Item]
+    items: ItemList
 
 
 class Filters:
@@ -58,21 +58,22 @@ class Filters:
         if base is None or not base.is_of(catalogue):
             base = self._base = _BaseValues(catalogue)
             self._kept.clear()
-        changed = catalogue.items.changed
+        items = catalogue.items
         kept = self._kept.get(condition)
-        if kept is not None and kept.changed is changed and len(kept.mask) == len(catalogue):
+        if kept is not None and kept.items is items:
             self._kept.move_to_end(condition)
             return kept.mask
-        mask = np.zeros(len(catalogue), dtype=bool)
-        before: Mapping[int, Item] = {}
+        mask = np.zeros(len(items), dtype=bool)
         if kept is None:
             mask[: base.num_items] = base.mask(condition)
+            changed: Iterable[int] = items.changed
         else:
-            before, mask[: len(kept.mask)] = kept.changed, kept.mask
-        for row, item in changed.items():
-            if before.get(row) is not item:
-                mask[row] = condition.holds(item)
-        self._keep(condition, _Kept(mask, changed))
+            mask[: len(kept.mask)] = kept.mask[: len(mask)]
+            changed = items.changed_since(kept.items)
+        for row in changed:
+            if row < len(mask):  # `kept` may be of a later catalogue
+                mask[row] = condition.holds(items[row])
+        self._keep(condition, _Kept(mask, items))
         return mask
 
     def _keep(self, condition: Condition, kept: _Kept) -> None:
