@@ -16,7 +16,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -114,7 +114,7 @@ class Recommendation:
     model: ServedModel
     timings_ms: dict[str, float]
     reasoning: ShownReasoning | None = None
-    warnings: Sequence[Warned] = ()
+    warnings: list[Warned] = field(default_factory=list)
 
 
 class Context(NamedTuple):

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from service.http.fields import field_errors, reason
-from service.http.schemas import Interaction, ItemBody, ItemPatch, RecommendRequest
+from service.http.item_schemas import ItemBody, ItemPatch
+from service.http.schemas import Interaction, RecommendRequest
 
 ODD_BUT_FINE = [
     "a b",
