@@ -92,14 +92,17 @@ async def import_file(submit: Submit, path: Path) -> int:
     Repeating it changes nothing. Raises SettingsError with the line number at the first line that cannot be read or is
     rejected; earlier lines may be stored by then.
     """
-    num_events = 0
+    num_events = num_conflicts = 0
     with closing(read_interactions(path)) as interactions:
         for lines in _pieces(interactions, _LINES_PER_SUBMIT):
             events = {number: event_or_reason(fields) for number, fields in lines}
             for number, outcome in zip(events, await submit(list(events.values()), "visible"), strict=True):
                 if outcome.status == "rejected":
                     raise SettingsError([f"{path}:{number}: {outcome.reason}"])
+                num_conflicts += outcome.status == "conflict"
             num_events += len(events)
+    if num_conflicts:
+        log.warning("events that differ from stored ones were not imported", conflicts=num_conflicts)
     log.info("imported", interactions=num_events)
     return num_events
 

@@ -2,7 +2,8 @@
 
     ServiceError
     ├── BadRequest                    the request cannot be understood
-    │   └── AllRejected               no element of a batch was acceptable; carries the result of each
+    │   ├── AllRejected               no element of a batch was acceptable; carries the result of each
+    │   └── Rejected                  the event is not acceptable
     ├── Unauthorized                  no key, or a wrong one
     ├── NotFound
     │   ├── UnknownItem
@@ -61,6 +62,10 @@ class AllRejected(BadRequest):
 
     def extensions(self) -> Mapping[str, Any]:
         return {"results": self.results}
+
+
+class Rejected(BadRequest):
+    title = "Interaction rejected"
 
 
 class Unauthorized(ServiceError):
@@ -177,6 +182,7 @@ STATUS: Mapping[type[Exception], int] = {
     ServiceError: 500,
     BadRequest: 400,
     AllRejected: 422,
+    Rejected: 422,
     Unauthorized: 401,
     NotFound: 404,
     BundleConflict: 409,

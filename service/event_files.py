@@ -30,6 +30,7 @@ _FIELDS = {
     "rating": "value",
     "eventid": "event_id",
     "query": "query",
+    "sessionid": "session_id",
 }
 _NEEDED = {"user_id", "item_id", "timestamp"}
 _SEPARATORS = (",", "\t", ";")

@@ -3,6 +3,7 @@
 Knows pydantic, but no HTTP.
 """
 
+import json
 import math
 import time
 import unicodedata
@@ -21,6 +22,7 @@ _REASONS = 5  # of one element
 _HIDDEN = "\x00"
 
 Scalar = str | int | float | bool
+MAX_CONTEXT_BYTES = 2048
 
 
 def _visible(text: str) -> str:
@@ -72,6 +74,12 @@ def _scalar_or_list(value: Any) -> Scalar | list[Scalar]:
     return [scalar(element) for element in value]
 
 
+def _small(context: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
+    if len(json.dumps(context, ensure_ascii=False).encode()) > MAX_CONTEXT_BYTES:
+        raise ValueError(f"must be at most {MAX_CONTEXT_BYTES} bytes of JSON")
+    return context
+
+
 UserId = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_visible)]
 ItemId = UserId
 EventId = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_visible)]
@@ -80,6 +88,9 @@ Title = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_cle
 Query = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_clean_query)]
 Timestamp = Annotated[int, Field(ge=0, description="Unix time, seconds"), AfterValidator(_plausible_time)]
 Name = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_visible)]
+SessionId = EventId
+Value = Annotated[Scalar, PlainValidator(scalar, json_schema_input_type=Scalar)]
+Context = Annotated[dict[Name, Value], Field(max_length=50), AfterValidator(_small)]
 Values = Annotated[Scalar | list[Scalar], PlainValidator(_scalar_or_list, json_schema_input_type=Scalar | list[Scalar])]
 ValuesOrNull = Annotated[
     Scalar | list[Scalar] | None,

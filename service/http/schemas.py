@@ -10,12 +10,14 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation
 
 from service.http.fields import (
+    Context,
     EventId,
     EventType,
     FieldError,
     ItemId,
     Query,
     Schema,
+    SessionId,
     Timestamp,
     UserId,
 )
@@ -211,14 +213,35 @@ class RecommendResponse(ResponseSchema):
 # ---- interactions
 
 
-class Interaction(Schema):
-    event_id: EventId | None = Field(default=None, description="derived from user, item, time and type when absent")
-    user_id: UserId = Field(description="the user")
-    item_id: ItemId = Field(description="an item of the catalogue")
-    timestamp: Timestamp
-    type: EventType = Field(default="view", description="any word of yours")
-    value: float | None = Field(default=None, description="any number of yours, such as a price or a rating")
-    query: Query | None = Field(default=None, description="what the user wrote before they chose the item")
+class EventContent(Schema):
+    """What an event says, without its user and its id."""
+
+    item_id: ItemId = Field(description="an item of the catalogue", examples=["green-tea"])
+    timestamp: Timestamp = Field(examples=[1760000000])
+    type: EventType = Field(default="view", description="what the user did", examples=["purchase"])
+    value: float | None = Field(
+        default=None, description="a number that belongs to the event, such as a rating", examples=[4.5]
+    )
+    query: Query | None = Field(
+        default=None,
+        description="what the user wrote before they chose the item",
+        examples=["a present for my brother"],
+    )
+    session_id: SessionId | None = Field(
+        default=None, description="the visit in which it happened; kept and given back", examples=["visit-71"]
+    )
+    context: Context | None = Field(
+        default=None,
+        description="facts of your own: text, numbers, true or false by name, at most 2048 bytes; kept and given back",
+        examples=[{"device": "phone", "position": 3}],
+    )
+
+
+class Interaction(EventContent):
+    event_id: EventId | None = Field(
+        default=None, description="derived from user, item, time and type when absent", examples=["order-17-1"]
+    )
+    user_id: UserId = Field(description="the user", examples=["ada"])
 
 
 class InteractionsRequest(Schema):
@@ -233,10 +256,11 @@ class InteractionsRequest(Schema):
 class InteractionResult(ResponseSchema):
     index: int = Field(description="position of the event in the request, from 0")
     event_id: str | None = Field(description="the id under which the event is stored; null when it was rejected")
-    status: Literal["accepted", "duplicate", "rejected"] = Field(
-        description="accepted: stored; duplicate: the user has an event with this id; rejected: not stored"
+    status: Literal["accepted", "duplicate", "conflict", "rejected"] = Field(
+        description="accepted: stored; duplicate: it was stored before; conflict: another event is stored under this "
+        "id, and nothing changed; rejected: not stored"
     )
-    reason: str | None = Field(default=None, description="why it was rejected; otherwise null")
+    reason: str | None = Field(default=None, description="why it is a conflict or was rejected; otherwise null")
 
 
 class InteractionsResponse(ResponseSchema):

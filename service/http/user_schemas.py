@@ -1,5 +1,7 @@
 """The JSON bodies of answers about users; see `schemas.py`."""
 
+from typing import Any, Literal
+
 from pydantic import Field
 
 from service.http.schemas import MemoryElement, ResponseSchema, WordsEntry
@@ -13,6 +15,8 @@ class UserEvent(ResponseSchema):
     type: str = Field(description="as it was sent")
     value: float | None = Field(description="as it was sent")
     query: str | None = Field(description="what the user wrote before they chose the item")
+    session_id: str | None = Field(description="as it was sent")
+    context: dict[str, Any] | None = Field(description="as it was sent")
 
 
 class Counts(ResponseSchema):
@@ -38,6 +42,14 @@ class ForgottenUser(ResponseSchema):
     events: int = Field(description="deleted events")
     states: int = Field(description="deleted memory states, of all spaces")
     keys: int = Field(description="deleted keys of the store")
+
+
+class CorrectedEvent(ResponseSchema):
+    user_id: str = Field(description="the user")
+    event_id: str = Field(description="the event")
+    status: Literal["created", "replaced", "unchanged"] = Field(
+        description="created: no event had this id; replaced: the event that had it is gone; unchanged: it is the same"
+    )
 
 
 class ForgottenEvent(ResponseSchema):

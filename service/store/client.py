@@ -26,21 +26,20 @@ from service.logs import RepeatedWarnings
 from service.store import overlay, scripts
 from service.store.counts import COUNT, KEPT_DAYS, Counts, decode_counts, decode_days
 from service.store.events import (
+    Appended,
     Deleted,
     Event,
     Recalled,
     Remembered,
+    Replaced,
     Saved,
     UserCounts,
     UserStates,
     decode_events,
-    decode_remembered,
     decode_text,
-    encode_event,
     encode_text,
-    item_digest,
+    is_same_event,
     make_cursor,
-    order_member,
     read_cursor,
 )
 from service.store.keys import (
@@ -52,6 +51,7 @@ from service.store.keys import (
     GROUP,
     ITEM_KEYS,
     PROBE,
+    WAITING,
     count_keys,
     user_keys,
     user_of,
@@ -59,6 +59,17 @@ from service.store.keys import (
 )
 from service.store.overlay import NewRecord, StoredItem
 from service.store.reasons import reason_of, reply_of
+from service.store.requests import (
+    Command,
+    append_arguments,
+    append_command,
+    decode_recalled,
+    encoding_command,
+    eval_command,
+    recall_command,
+    save_states_command,
+    warn_of_unreadable,
+)
 
 log = structlog.get_logger("service.store.client")
 repeated = RepeatedWarnings(log)
@@ -67,8 +78,6 @@ CLAIM_AFTER_MS = 30_000  # an entry that its worker did not renew for so long go
 CONSUMER_IDLE_MS = 3_600_000  # a worker without entries that did not ask for so long has left
 MAX_CONNECTIONS = 64
 SCHEMES = "redis://, rediss://, unix://, redis+cluster://, rediss+cluster://"
-
-Command = tuple[Any, ...]
 
 
 class MemoryStore:
@@ -112,30 +121,47 @@ class MemoryStore:
 
     # ---- events of a user
 
-    async def append(self, events: Sequence[Event]) -> list[bool]:
-        """For each event True if it is new, False if the user has an event with this id: the first one is kept.
+    async def append(self, events: Sequence[Event]) -> list[Appended]:
+        """Stores events. Where the user has an event with this id, that one is kept: `duplicate`, or `conflict` if it
+        differs.
 
         Asks for the encoding of all users, also for duplicates: so a retry repairs a crash between the two writes.
         """
         by_user: dict[str, list[int]] = {}
         for position, event in enumerate(events):
             by_user.setdefault(event.user_id, []).append(position)
-        appends = [_append_command([events[i] for i in positions]) for positions in by_user.values()]
-        requests = _encoding_commands(by_user)
+        appends = [append_command([events[i] for i in positions]) for positions in by_user.values()]
+        requests = [encoding_command(by_user)] if events else []
         if self._is_cluster:  # the queue may be on another node, and events must be stored before it names their user
             answers = await self._run(appends)
             await self._run(requests)
         else:
             answers = await self._run(appends + requests)
-        is_new = [False] * len(events)
+        appended: list[Appended] = ["accepted"] * len(events)
         for positions, answer in zip(by_user.values(), answers, strict=False):
-            for position, flag in zip(positions, answer, strict=True):
-                is_new[position] = flag == 1
-        return is_new
+            for position, found in zip(positions, answer, strict=True):
+                if found != 1:
+                    is_same = found == 0 or is_same_event(found, events[position])
+                    appended[position] = "duplicate" if is_same else "conflict"
+        return appended
+
+    async def replace(self, event: Event) -> Replaced:
+        """Stores the event in the place of the one with its id, if there is one, in one step.
+
+        States of windows that contained that one become stale. Asks for encoding, also if nothing changes: so a retry
+        repairs a crash between the two writes.
+        """
+        command = eval_command(
+            scripts.REPLACE, user_keys(event.user_id), user_prefix(event.user_id), *append_arguments(event)
+        )
+        (answer,) = await self._run([command])
+        await self.request_encoding([event.user_id])
+        answers: tuple[Replaced, ...] = ("unchanged", "created", "replaced")
+        return answers[answer]
 
     async def recall(self, user_id: str, space: str, limit: int) -> list[Remembered]:
         """The newest `limit` events, oldest first, with their state records. One round trip, O(limit)."""
-        return (await self._recall(_recall_command(user_id, space, limit), user_id)).events
+        return (await self._recall(recall_command(user_id, space, limit), user_id)).events
 
     async def recall_and_seen(
         self, user_id: str, space: str, limit: int, *, num_states: int | None = None
@@ -144,17 +170,17 @@ class MemoryStore:
 
         Only the newest `num_states` events come with their records (None: all); older ones with None.
         """
-        command = _recall_command(user_id, space, limit, num_states=num_states, with_seen=True)
+        command = recall_command(user_id, space, limit, num_states=num_states, with_seen=True)
         recalled = await self._recall(command, user_id)
         return recalled.events, recalled.seen
 
     async def recall_many(self, user_ids: Sequence[str], space: str, limit: int) -> list[Recalled]:
         """The newest `limit` events of each user, in the given order. One round trip; `seen` is left empty."""
-        answers = await self._run([_recall_command(user_id, space, limit) for user_id in user_ids])
+        answers = await self._run([recall_command(user_id, space, limit) for user_id in user_ids])
         recalled = []
         for user_id, answer in zip(user_ids, answers, strict=True):
             await asyncio.sleep(0)  # decoding many users takes long: let other tasks run in between
-            recalled.append(_decode_recalled(user_id, answer))
+            recalled.append(decode_recalled(user_id, answer))
         return recalled
 
     async def events(self, user_id: str, *, before: str | None = None, limit: int) -> tuple[list[Event], str | None]:
@@ -168,7 +194,7 @@ class MemoryStore:
         members, bodies, score = await self._script(scripts.PAGE, user_keys(user_id), limit, *place)
         ids = [member[17:] for member in members[:limit]]
         page = [event for event in decode_events(user_id, ids, bodies[: len(ids)]) if event is not None]
-        _warn_of_unreadable(len(ids) - len(page), len(ids))
+        warn_of_unreadable(len(ids) - len(page), len(ids))
         return page, make_cursor(score, members[limit - 1]) if len(members) > limit else None
 
     async def counts(self, user_id: str, space: str) -> UserCounts:
@@ -205,7 +231,7 @@ class MemoryStore:
         `limit` is that of the `recall_many` from whose events the states were computed. One round trip.
         """
         return [
-            Saved(*answer) for answer in await self._run([_save_states_command(each, space, limit) for each in states])
+            Saved(*answer) for answer in await self._run([save_states_command(each, space, limit) for each in states])
         ]
 
     # ---- live counts, see `counts.py`
@@ -217,11 +243,13 @@ class MemoryStore:
         from, and count again if they differ. So the last one who counts a user has seen the newest events.
         """
         args = DAY_PREFIX, KEPT_DAYS
-        return await self._run([_eval(COUNT, count_keys(user_id), *args, body) for user_id, body in records.items()])
+        return await self._run(
+            [eval_command(COUNT, count_keys(user_id), *args, body) for user_id, body in records.items()]
+        )
 
     async def log_digests(self, user_ids: Sequence[str], limit: int) -> list[bytes]:
         """`Recalled.log_digest` of each user."""
-        return await self._run([_eval(scripts.DIGEST, user_keys(user_id), limit) for user_id in user_ids])
+        return await self._run([eval_command(scripts.DIGEST, user_keys(user_id), limit) for user_id in user_ids])
 
     async def counted_days(self) -> dict[int, int]:
         """Day → number of changes of its counts."""
@@ -233,7 +261,9 @@ class MemoryStore:
     # ---- the encode queue: every entry is delivered at least once
 
     async def request_encoding(self, user_ids: Iterable[str]) -> None:
-        await self._run(_encoding_commands(user_ids))
+        users = list(user_ids)
+        if users:
+            await self._run([encoding_command(users)])
 
     async def next_encodings(
         self, consumer: str, *, count: int, block_ms: int, unfinished: bool = False
@@ -265,11 +295,11 @@ class MemoryStore:
     async def encoded(self, entry_ids: Sequence[str]) -> None:
         """Acknowledges entries and removes them from the queue."""
         if entry_ids:
-            await self._script(scripts.ENCODED, [ENCODE], GROUP, *entry_ids)
+            await self._script(scripts.ENCODED, [ENCODE, WAITING], GROUP, *entry_ids)
 
     async def backlog(self) -> int:
-        """Number of entries in the queue, including those that workers own."""
-        return int(await self._call("XLEN", ENCODE))
+        """Number of users with entries in the queue, including those that workers own."""
+        return int(await self._call("HLEN", WAITING))
 
     async def backlog_age_s(self) -> float:
         """Age of the oldest entry by the server's clock; 0 for an empty queue."""
@@ -304,7 +334,7 @@ class MemoryStore:
     # ---- sending
 
     async def _recall(self, command: Command, user_id: str) -> Recalled:
-        return _decode_recalled(user_id, (await self._run([command]))[0])
+        return decode_recalled(user_id, (await self._run([command]))[0])
 
     async def run(self, commands: Sequence[Command]) -> list[Any]:
         """For the other modules of this room; see `_run`."""
@@ -314,7 +344,7 @@ class MemoryStore:
         return (await self._run([command]))[0]
 
     async def _script(self, script: str, keys: Sequence[str], *args: Any) -> Any:
-        return (await self._run([_eval(script, keys, *args)]))[0]
+        return (await self._run([eval_command(script, keys, *args)]))[0]
 
     async def _run(self, commands: Sequence[Command]) -> list[Any]:
         """The answers, from one round trip (on a cluster one per node), or the first error."""
@@ -336,55 +366,3 @@ def _translated_errors() -> Iterator[None]:
         reason = reason_of(error)
         repeated.warning("the store does not serve", reason=reason.name, error=type(error).__name__)
         raise StoreUnavailable(f"The memory store {reason.words}.") from error
-
-
-# ---- commands and answers of the scripts
-
-
-def _eval(script: str, keys: Sequence[str], *args: Any) -> Command:
-    """The text is sent each time, 2 kB at most. The server caches compiled scripts, so EVALSHA is not faster, and it
-    needs reloading when the server lost its scripts and is refused by the client's cluster pipelines.
-    """
-    return ("EVAL", script, len(keys), *keys, *args)
-
-
-def _append_command(events: Sequence[Event]) -> Command:
-    """`events` are of one user."""
-    args: list[Any] = []
-    for event in events:
-        digest = item_digest(event.item_id)
-        args += (encode_text(event.event_id), encode_event(event), event.timestamp, order_member(event), digest)
-    return _eval(scripts.APPEND, user_keys(events[0].user_id), *args)
-
-
-def _recall_command(
-    user_id: str, space: str, limit: int, *, num_states: int | None = None, with_seen: bool = False
-) -> Command:
-    most = limit if num_states is None else num_states
-    return _eval(scripts.RECALL, user_keys(user_id, space), max(limit, 0), max(most, 0), int(with_seen))
-
-
-def _decode_recalled(user_id: str, answer: Sequence[Any]) -> Recalled:
-    """`answer` of RECALL has the newest event first."""
-    ids, bodies, records, log_digest, seen = answer
-    records += [None] * (len(ids) - len(records))  # older events, of which no state was asked for
-    events = decode_remembered(user_id, ids[::-1], bodies[::-1], records[::-1])
-    _warn_of_unreadable(len(ids) - len(events), len(ids))
-    return Recalled(events, log_digest, seen or b"")
-
-
-def _warn_of_unreadable(num_unreadable: int, num_events: int) -> None:
-    if num_unreadable:
-        log.warning("skipped stored events that are not readable", skipped=num_unreadable, events=num_events)
-
-
-def _save_states_command(states: UserStates, space: str, limit: int) -> Command:
-    keep = max(states.keep, 1)
-    args: list[Any] = [keep, space, max(limit, keep)]
-    for event_id, record in states.records.items():
-        args += (encode_text(event_id), record)
-    return _eval(scripts.SAVE_STATES, user_keys(states.user_id, space), *args)
-
-
-def _encoding_commands(user_ids: Iterable[str]) -> list[Command]:
-    return [("XADD", ENCODE, "*", "user", encode_text(user_id)) for user_id in user_ids]

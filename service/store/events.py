@@ -14,7 +14,7 @@ from itertools import repeat
 from math import isfinite
 from operator import itemgetter
 from types import NoneType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic_core import from_json
 
@@ -24,13 +24,15 @@ from service.errors import BadRequest
 DIGEST_BYTES = 8
 _LARGEST_TIME = 2**53  # Redis orders by a double
 _FIELDS = itemgetter("item_id", "timestamp", "type", "value")
+_OPTIONAL = ("query", "session_id", "context")
 _SCORE = re.compile(rb"-?(\d+(\.\d+)?(e[+-]?\d+)?|inf)")
 
 
 class Event(NamedTuple):
     """One interaction. `timestamp` is in seconds, at most 2**53 in size, because Redis orders by a double.
 
-    `query`: what the user wrote before they chose the item; None where they wrote nothing.
+    `query`: what the user wrote before they chose the item; None where they wrote nothing. `session_id` and `context`
+    (text, numbers, booleans by name) are the caller's; they are kept and given back, and nothing else reads them.
     """
 
     event_id: str
@@ -40,6 +42,14 @@ class Event(NamedTuple):
     type: str = "view"
     value: float | None = None
     query: str | None = None
+    session_id: str | None = None
+    context: Mapping[str, Any] | None = None
+
+
+# What `append` did with an event: stored it; found it stored already; found another event with its id, and kept that.
+Appended = Literal["accepted", "duplicate", "conflict"]
+# What `replace` did: the event is new; it took the place of another one; it was stored already.
+Replaced = Literal["created", "replaced", "unchanged"]
 
 
 class Remembered(NamedTuple):
@@ -123,7 +133,10 @@ def read_json(raw: bytes | None) -> dict[str, Any]:
 
 
 def encode_event(event: Event) -> bytes:
-    """JSON without the event id and the user id, which are field and key; `query` only where there is one."""
+    """JSON without the event id and the user id, which are field and key; the last three fields only where given.
+
+    Equal events have equal bytes.
+    """
     fields: dict[str, Any] = {
         "item_id": event.item_id,
         "timestamp": event.timestamp,
@@ -132,6 +145,10 @@ def encode_event(event: Event) -> bytes:
     }
     if event.query is not None:
         fields["query"] = event.query
+    if event.session_id is not None:
+        fields["session_id"] = event.session_id
+    if event.context:
+        fields["context"] = dict(sorted(event.context.items()))
     return encode_text(json.dumps(fields, ensure_ascii=False, separators=(",", ":")))
 
 
@@ -159,28 +176,31 @@ def decode_events(user_id: str, event_ids: Sequence[bytes], bodies: Sequence[byt
     try:
         stored = [from_json(body or b"") for body in bodies]
         item_ids, timestamps, kinds, values = zip(*map(_FIELDS, stored), strict=True)
-        queries = [each.get("query") for each in stored]
+        queries, sessions, contexts = ([each.get(name) for each in stored] for name in _OPTIONAL)
+        contexts = list(map(_context, contexts)) if any(contexts) else [None] * len(contexts)
         is_valid = _are(item_ids, str) and _are(timestamps, int) and _are(kinds, str)
         is_valid = is_valid and -_LARGEST_TIME <= min(timestamps) <= max(timestamps) <= _LARGEST_TIME
         is_valid = is_valid and _are(values, NoneType, int, float) and _are(queries, NoneType, str)
+        is_valid = is_valid and _are(sessions, NoneType, str)
         if not is_valid or not all(map(isfinite, filter(None, values))):
             raise ValueError("at least one event is not well formed")
         identities = [event_id.decode("utf-8", "surrogatepass") for event_id in event_ids]
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return [decode_event(user_id, *pair) for pair in zip(event_ids, bodies, strict=True)]
-    rows = zip(identities, repeat(user_id), item_ids, timestamps, kinds, values, queries, strict=False)
+    rows = zip(identities, repeat(user_id), item_ids, timestamps, kinds, values, queries, sessions, contexts)
     return list(map(partial(tuple.__new__, Event), rows))
 
 
 def decode_event(user_id: str, event_id: bytes, body: bytes | None) -> Event | None:
     """None when `body` is not an event of ours.
 
-    A `value` that JSON cannot express (NaN, Infinity) and a `query` that is no text become None.
+    A `value` that JSON cannot express (NaN, Infinity), a `query` or `session_id` that is no text and a `context` that
+    is no object of plain values become None.
     """
     try:
         stored = _parse(body or b"")
         item_id, timestamp, kind, value = _FIELDS(stored)
-        query = stored.get("query")
+        query, session_id, context = (stored.get(name) for name in _OPTIONAL)
         identity = event_id.decode("utf-8", "surrogatepass")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
@@ -188,8 +208,14 @@ def decode_event(user_id: str, event_id: bytes, body: bytes | None) -> Event | N
     is_valid = is_valid and abs(timestamp) <= _LARGEST_TIME
     if not is_valid or not (value is None or _is_number(value, (int, float))):
         return None
-    asked = query if isinstance(query, str) else None
-    return Event(identity, user_id, item_id, timestamp, kind, _finite(value), asked)
+    asked, session_id = (each if isinstance(each, str) else None for each in (query, session_id))
+    return Event(identity, user_id, item_id, timestamp, kind, _finite(value), asked, session_id, _context(context))
+
+
+def is_same_event(stored: bytes, event: Event) -> bool:
+    """Whether the stored body tells the same as `event`, which has the same id. False where it cannot be read."""
+    found = decode_event(event.user_id, encode_text(event.event_id), stored)
+    return found is not None and encode_event(found) == encode_event(event)
 
 
 def _parse(raw: bytes) -> Any:
@@ -202,6 +228,18 @@ def _parse(raw: bytes) -> Any:
 def _are(values: Sequence[object], *kinds: type) -> bool:
     """Compares exact types, because JSON's true is not a number but Python's True is an int."""
     return set(map(type, values)) <= set(kinds)
+
+
+def _context(value: object) -> dict[str, Any] | None:
+    """None for everything but an object of text, finite numbers and booleans."""
+    if not isinstance(value, dict) or not value:
+        return None
+    is_plain = (isinstance(each, str | bool) or _is_finite(each) for each in value.values())
+    return value if all(is_plain) else None
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and _finite(value) is not None
 
 
 def _is_number(value: object, kind: type | tuple[type, ...]) -> bool:

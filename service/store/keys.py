@@ -14,6 +14,7 @@
     automr:encode                     STREAM  {user}, consumer group "encoders"            users not yet encoded
     automr:dead                       HASH    user -> JSON reason and time: users who     users who cannot be
                                               cannot be encoded, see `deadletters.py`      encoded, at most 10,000
+    automr:{automr:encode}:waiting    HASH    user -> number of its entries in the stream  users not yet encoded
     automr:items                      HASH    item_id -> JSON, the catalogue overlay       items changed since the
                                                                                            bundle was built
     {automr:items}:changes            ZSET    item_id by the version of its record; in     as above
@@ -31,7 +32,7 @@
 
 Only shown lists and leases expire. <uid> is percent-quoted, so every user id gives a valid key. The braces make it the
 hash tag, so all keys of a user are in one slot of Redis Cluster. Live counts are in another slot; no user has a tag
-with "+", because it is quoted.
+with "+" or ":", because these are quoted.
 """
 
 from urllib.parse import quote, unquote
@@ -41,6 +42,7 @@ from service.errors import BadRequest
 ENCODE, GROUP = "automr:encode", "encoders"
 DEAD = "automr:dead"
 ITEM_KEYS = ["automr:items", "{automr:items}:changes", "{automr:items}:version"]
+WAITING = "automr:{automr:encode}:waiting"  # its hash tag is the name of the stream: both are in one slot
 DAYS, DAY_PREFIX = "automr:{+live}:days", "automr:{+live}:day:"
 BUNDLES, BUNDLES_FILL = "automr:bundles", "automr:bundles:fill"
 PROBE = "automr:probe"

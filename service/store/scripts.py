@@ -34,18 +34,19 @@ local function hmget(key, fields)
 end
 """
 
-# ARGV: (event_id, body, timestamp, order member, item digest)*  ->  for each event 1 (new) or 0 (duplicate)
+# ARGV: (event_id, body, timestamp, order member, item digest)*  ->  for each event 1 (new), 0 (stored already), or the
+# body that is stored under its id and differs in its bytes
 APPEND = """
 local answer = {}
 for i = 1, #ARGV, 5 do
   local id, body, timestamp, member, digest = unpack(ARGV, i, i + 4)
-  local is_new = redis.call('HEXISTS', KEYS[1], id) == 0
-  if is_new then
+  local stored = redis.call('HGET', KEYS[1], id)
+  if not stored then
     redis.call('ZADD', KEYS[2], timestamp, member)
     redis.pcall('APPEND', KEYS[3], digest)
     redis.call('HSET', KEYS[1], id, body)
   end
-  answer[#answer + 1] = is_new and 1 or 0
+  answer[#answer + 1] = not stored and 1 or stored == body and 0 or stored
 end
 return answer
 """
@@ -177,28 +178,62 @@ end
 # ARGV: prefix of the user's keys  ->  numbers of deleted events, states and keys
 FORGET_USER = _FORGET_ALL + "return forget_all(ARGV[1])"
 
-# ARGV: prefix of the user's keys, event_id  ->  1 (deleted) or 0 (unknown). Searches all of `order`, because the tie
-# key of an event cannot be computed here. Deletions are rare.
+# Takes an event out of everything but `events`. Searches all of `order`, because the tie key of an event cannot be
+# computed here. Deletions and corrections are rare.
+_TAKE_OUT = """
+local function take_out(prefix, id)
+  for _, member in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
+    if event_id(member) == id then redis.call('ZREM', KEYS[2], member) end
+  end
+  redis.call('UNLINK', KEYS[3])
+  for _, space in ipairs(redis.call('SMEMBERS', KEYS[4])) do
+    redis.call('HDEL', prefix .. 'states:' .. space, field(id))
+    redis.call('UNLINK', prefix .. 'retrieval:' .. space)
+  end
+end
+"""
+
+# ARGV: prefix of the user's keys, event_id  ->  1 (deleted) or 0 (unknown)
 FORGET_EVENT = (
     _EVENT_ID
     + _FIELD
     + _FORGET_ALL
+    + _TAKE_OUT
     + """
 local prefix, id = ARGV[1], ARGV[2]
 if redis.call('HEXISTS', KEYS[1], id) == 0 then return 0 end
-for _, member in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
-  if event_id(member) == id then redis.call('ZREM', KEYS[2], member) end
-end
-redis.call('UNLINK', KEYS[3])
-for _, space in ipairs(redis.call('SMEMBERS', KEYS[4])) do
-  redis.call('HDEL', prefix .. 'states:' .. space, field(id))
-  redis.call('UNLINK', prefix .. 'retrieval:' .. space)
-end
+take_out(prefix, id)
 redis.call('HDEL', KEYS[1], id)
 if redis.call('EXISTS', KEYS[1]) == 0 then forget_all(prefix) end
 return 1
 """
 )
+
+# ARGV: prefix of the user's keys, event_id, body, timestamp, order member, item digest  ->  1 (new), 2 (it has taken
+# the place of the event that was stored under its id) or 0 (that event has the same body)
+REPLACE = (
+    _EVENT_ID
+    + _FIELD
+    + _TAKE_OUT
+    + """
+local prefix, id, body, timestamp, member, digest = unpack(ARGV)
+local stored = redis.call('HGET', KEYS[1], id)
+if stored == body then return 0 end
+if stored then take_out(prefix, id) else redis.pcall('APPEND', KEYS[3], digest) end
+redis.call('ZADD', KEYS[2], timestamp, member)
+redis.call('HSET', KEYS[1], id, body)
+return stored and 2 or 1
+"""
+)
+
+# `waiting` counts the entries of each user in the stream, so that its size is the number of users who wait.
+# KEYS: stream, waiting; ARGV: users  ->  nothing
+REQUEST_ENCODING = """
+for i, user in ipairs(ARGV) do
+  redis.call('HINCRBY', KEYS[2], user, 1)
+  redis.call('XADD', KEYS[1], '*', 'user', user)
+end
+"""
 
 # KEYS: stream; ARGV: group, consumer, idle ms, count  ->  (entry id, user)* of entries that no worker has renewed for
 # that long; the consumer owns them from then on. Creates a missing group, so that a read from it works.
@@ -250,10 +285,20 @@ end
 return renewed
 """
 
-# KEYS: stream; ARGV: group, entry ids  ->  number of entries removed
+# KEYS: stream, waiting; ARGV: group, entry ids  ->  number of entries removed
 ENCODED = """
-redis.call('XACK', KEYS[1], ARGV[1], unpack(ARGV, 2))
-return redis.call('XDEL', KEYS[1], unpack(ARGV, 2))
+local removed = 0
+for i = 2, #ARGV do
+  local entry = redis.call('XRANGE', KEYS[1], ARGV[i], ARGV[i])[1]
+  redis.call('XACK', KEYS[1], ARGV[1], ARGV[i])
+  if entry then
+    local user = entry[2][2]
+    if user and redis.call('HINCRBY', KEYS[2], user, -1) <= 0 then redis.call('HDEL', KEYS[2], user) end
+    removed = removed + redis.call('XDEL', KEYS[1], ARGV[i])
+  end
+end
+if redis.call('XLEN', KEYS[1]) == 0 then redis.call('DEL', KEYS[2]) end
+return removed
 """
 
 # KEYS: stream  ->  milliseconds since its oldest entry was added; an entry id begins with the server's time in ms

@@ -13,11 +13,11 @@ from typing import Literal
 import structlog
 
 from model_store.view import BundleView
-from service.errors import DeadlineExceeded, StoreCorrupt, StoreUnavailable
+from service.errors import DeadlineExceeded, Rejected, StoreCorrupt, StoreUnavailable
 from service.metrics import Metrics
 from service.store.client import MemoryStore
 from service.store.deadletters import DeadLetters
-from service.store.events import Event
+from service.store.events import Appended, Event, Replaced
 from service.usecases.encode import Worker
 from service.usecases.items import Items, cancel_and_wait
 
@@ -26,16 +26,24 @@ log = structlog.get_logger("service.usecases.ingest")
 Wait = Literal["durable", "visible"]
 
 _MEASURE_EVERY_S = 1.0
+_CONFLICT = (
+    "event_id: another event is stored under this id, and stays; correct it with"
+    " PUT /users/{user_id}/interactions/{event_id}, or send a new event_id"
+)
 _UNKNOWN_ITEM = "item_id: the catalogue does not know this item; add it with PUT /items/{item_id}"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one element. Only a rejected one has a reason, and it has no event id."""
+    """What became of one element. A rejected one and a conflict have a reason; a rejected one has no event id."""
 
-    status: Literal["accepted", "duplicate", "rejected"]
+    status: Literal["accepted", "duplicate", "conflict", "rejected"]
     event_id: str | None = None
     reason: str | None = None
+
+
+def _outcome(appended: Appended, event_id: str) -> Outcome:
+    return Outcome(appended, event_id, _CONFLICT if appended == "conflict" else None)
 
 
 class Ingest:
@@ -66,11 +74,9 @@ class Ingest:
         """
         checked = await self._without_unknown_items(elements)
         events = [each for each in checked if isinstance(each, Event)]
-        is_new = iter(await self.store.append(events) if events else [])
+        appended = iter(await self.store.append(events) if events else [])
         outcomes = [
-            Outcome("rejected", reason=each)
-            if isinstance(each, str)
-            else Outcome("accepted" if next(is_new) else "duplicate", each.event_id)
+            Outcome("rejected", reason=each) if isinstance(each, str) else _outcome(next(appended), each.event_id)
             for each in checked
         ]
         for outcome in outcomes:
@@ -78,6 +84,16 @@ class Ingest:
         if wait == "visible":
             await self._make_visible(events, timeout_s)
         return outcomes
+
+    async def correct(self, event: Event) -> Replaced:
+        """Stores the event in the place of the one with its id. Raises Rejected for an unknown item.
+
+        Memory and counts follow from the events: a worker makes again what depended on the event before.
+        """
+        (checked,) = await self._without_unknown_items([event])
+        if isinstance(checked, str):
+            raise Rejected(checked)
+        return await self.store.replace(event)
 
     async def _without_unknown_items(self, elements: Sequence[Event | str]) -> list[Event | str]:
         """Events of unknown items are replaced by the reason."""

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
-from typing import NamedTuple
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from model_store.view import BundleView
 from service.engine.engine import Engine
@@ -27,6 +27,8 @@ class TitledEvent(NamedTuple):
     type: str
     value: float | None
     query: str | None
+    session_id: str | None
+    context: Mapping[str, Any] | None
 
 
 class UserPage(NamedTuple):
@@ -99,7 +101,15 @@ class Users:
         titles = self.view.catalogue.titles([event.item_id for event in events])
         return [
             TitledEvent(
-                event.event_id, event.item_id, title or None, event.timestamp, event.type, event.value, event.query
+                event_id=event.event_id,
+                item_id=event.item_id,
+                title=title or None,
+                timestamp=event.timestamp,
+                type=event.type,
+                value=event.value,
+                query=event.query,
+                session_id=event.session_id,
+                context=event.context,
             )
             for event, title in zip(events, titles, strict=True)
         ]

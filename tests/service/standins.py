@@ -119,7 +119,7 @@ class Users:
         if user_id == "nobody":
             raise StoreUnavailable("The memory store does not answer.")
         for number in range(2):
-            yield TitledEvent(f"e{number}", "i", "日", 1, "view", None, None)
+            yield TitledEvent(f"e{number}", "i", "日", 1, "view", None, None, None, None)
 
 
 @dataclass

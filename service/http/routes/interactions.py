@@ -10,7 +10,13 @@ from service.errors import AllRejected
 from service.http.body import JsonRoute, json_response
 from service.http.dependencies import ResourcesDep, while_connected
 from service.http.fields import reason, unknown_fields
-from service.http.schemas import Interaction, InteractionResult, InteractionsRequest, InteractionsResponse
+from service.http.schemas import (
+    EventContent,
+    Interaction,
+    InteractionResult,
+    InteractionsRequest,
+    InteractionsResponse,
+)
 from service.store.events import Event
 
 router = APIRouter(tags=["interactions"], route_class=JsonRoute)
@@ -48,4 +54,18 @@ def event_or_reason(element: Any) -> Event | str:
     except ValidationError as error:
         return reason(error)
     facts = (interaction.user_id, interaction.item_id, interaction.timestamp, interaction.type)
-    return Event(interaction.event_id or derived_event_id(*facts), *facts, interaction.value, interaction.query)
+    return event_of(interaction.event_id or derived_event_id(*facts), interaction.user_id, interaction)
+
+
+def event_of(event_id: str, user_id: str, content: EventContent) -> Event:
+    return Event(
+        event_id=event_id,
+        user_id=user_id,
+        item_id=content.item_id,
+        timestamp=content.timestamp,
+        type=content.type,
+        value=content.value,
+        query=content.query,
+        session_id=content.session_id,
+        context=content.context or None,
+    )

@@ -6,11 +6,14 @@ from collections.abc import AsyncIterator
 from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 
+from service.http.body import JsonRoute
 from service.http.dependencies import Cursor, EventIdPath, Limit, ResourcesDep, UserIdPath
-from service.http.user_schemas import ForgottenEvent, ForgottenUser, UserMemory, UserPage
+from service.http.routes.interactions import event_of
+from service.http.schemas import EventContent
+from service.http.user_schemas import CorrectedEvent, ForgottenEvent, ForgottenUser, UserMemory, UserPage
 from service.usecases.users import TitledEvent
 
-router = APIRouter(prefix="/users/{user_id}", tags=["users"])
+router = APIRouter(prefix="/users/{user_id}", tags=["users"], route_class=JsonRoute)
 
 
 @router.get("")
@@ -44,6 +47,18 @@ async def forget_user(user_id: UserIdPath, resources: ResourcesDep) -> Forgotten
     """Deletes everything about the user, and answers how much there was."""
     deleted = await resources.users.forget(user_id)
     return ForgottenUser(user_id=user_id, events=deleted.events, states=deleted.states, keys=deleted.keys)
+
+
+@router.put("/interactions/{event_id}")
+async def correct_event(
+    user_id: UserIdPath, event_id: EventIdPath, body: EventContent, resources: ResourcesDep
+) -> CorrectedEvent:
+    """Stores the event in the place of the one with this id, in one step; memory and counts are made again from it.
+
+    A field that is absent has its default: send the whole event. Repeating it changes nothing.
+    """
+    status = await resources.ingest.correct(event_of(event_id, user_id, body))
+    return CorrectedEvent(user_id=user_id, event_id=event_id, status=status)
 
 
 @router.delete("/interactions/{event_id}")

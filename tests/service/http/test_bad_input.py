@@ -109,7 +109,7 @@ async def test_bodies_over_the_limit_are_refused(client: AsyncClient) -> None:
 async def test_duplicates_in_one_request_are_stored_once(client: AsyncClient) -> None:
     body = {"interactions": [interaction(2)] * 3 + [interaction(2, item_id="i5")]}
     results = (await client.post("/interactions", json=body)).json()["results"]
-    assert [each["status"] for each in results] == ["accepted", "duplicate", "duplicate", "duplicate"]
+    assert [each["status"] for each in results] == ["accepted", "duplicate", "duplicate", "conflict"]
     assert (await client.get("/users/u")).json()["counts"]["events"] == 1
 
 

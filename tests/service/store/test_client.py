@@ -39,6 +39,7 @@ events_of_one_user = st.lists(
         timestamp=st.integers(-3, 3) | st.integers(-(2**53), 2**53),
         type=st.sampled_from(["view", "purchase"]),
         value=st.none() | st.floats(allow_nan=False, allow_infinity=False),
+        context=st.none() | st.just({"device": "phone", "place": 3}),
     ),
     max_size=12,
     unique_by=lambda event: event.event_id,
@@ -106,14 +107,16 @@ def test_order_duplication_and_batching_of_arrival_do_not_matter(
 
 async def test_the_first_event_with_an_id_is_kept(store: MemoryStore) -> None:
     first, second = Event("e", "u", "i1", 1, "view", 2.5), Event("e", "u", "i2", 2)
-    assert await store.append([first, second, Event("e", "v", "i2", 2)]) == [True, False, True]
-    assert await store.append([second]) == [False]
+    found = await store.append([first, second, Event("e", "v", "i2", 2)])
+    assert found == ["accepted", "conflict", "accepted"]
+    assert await store.append([second, first]) == ["conflict", "duplicate"]
     assert await recalled(store) == [first] and await seen(store, "u") == {item_digest("i1")}
 
 
 async def test_append_answers_in_the_order_of_its_events(store: MemoryStore) -> None:
     batch = [Event(f"e{i % 250}", f"u{i % 50}", "i", i) for i in range(500)]
-    assert await store.append(batch) == [True] * 250 + [False] * 250
+    assert await store.append(batch) == ["accepted"] * 250 + ["conflict"] * 250
+    assert await store.append(batch[:250]) == ["duplicate"] * 250
     assert sorted([user async for user in store.users()]) == sorted({event.user_id for event in batch})
     assert await store.append([]) == []
 
@@ -332,7 +335,7 @@ async def test_forgetting_a_user_leaves_no_key_and_counts_what_it_deleted(store:
     assert await store.forget_user("u") == Deleted(0, 0, 0)
     assert not [key async for key in raw.scan_iter() if b"{u}" in key]
     assert await store.counts("other", "s") == UserCounts(3, 3), "another user was touched"
-    assert await store.append(make_events(2)) == [True, True], "something was left of the deleted events"
+    assert await store.append(make_events(2)) == ["accepted"] * 2, "something was left of the deleted events"
     assert (await store.counts("u", "s")).states == 0
 
 
@@ -458,7 +461,7 @@ async def test_scripts_work_after_the_server_has_lost_them(store: MemoryStore, r
     await raw.script_flush()
     assert len(await recalled(store)) == 5
     await raw.script_flush()
-    assert await store.append([Event("e", f"u{i}", "i", 1) for i in range(3)]) == [True] * 3
+    assert await store.append([Event("e", f"u{i}", "i", 1) for i in range(3)]) == ["accepted"] * 3
 
 
 async def test_the_client_reconnects_after_a_restart_and_nothing_is_lost(tmp_path: Path) -> None:
@@ -602,7 +605,7 @@ async def test_every_method_works_on_a_cluster(cluster_store: MemoryStore) -> No
     store = cluster_store
     await store.ping()
     batch = [Event(f"e{i}", f"u{i % 20}", "i", i) for i in range(100)]
-    assert await store.append(batch) == [True] * 100 and await store.append(batch) == [False] * 100
+    assert await store.append(batch) == ["accepted"] * 100 and await store.append(batch) == ["duplicate"] * 100
     assert sorted([user async for user in store.users()]) == sorted({event.user_id for event in batch})
     for user in ("u1", "u2", "u3", "u4"):
         assert await save(store, user, "s", {f"e{user[1:]}": b"state"}, keep=100) == 1

@@ -22,6 +22,11 @@ EVENTS = st.builds(
     type=st.text(max_size=5),
     value=st.none() | st.integers(-9, 9) | st.floats(allow_nan=False, allow_infinity=False),
     query=st.none() | st.text(max_size=5),
+    session_id=st.none() | st.text(max_size=5),
+    context=st.none()
+    | st.dictionaries(
+        st.text(max_size=3), st.text(max_size=3) | st.booleans() | st.integers(-9, 9) | st.floats(-1, 1), min_size=1
+    ),
 )
 BAD = st.sampled_from(
     [
@@ -34,6 +39,10 @@ BAD = st.sampled_from(
         b'{"item_id":"i","timestamp":-1' + b"0" * 30 + b',"type":"view","value":null}',
         b'{"item_id":"i","timestamp":1,"type":"view","value":false}',
         b'{"item_id":"i","timestamp":1,"type":"view","value":"1"}',
+        b'{"item_id":"i","timestamp":1,"type":"view","value":null,"session_id":7}',
+        b'{"item_id":"i","timestamp":1,"type":"view","value":null,"context":[1]}',
+        b'{"item_id":"i","timestamp":1,"type":"view","value":null,"context":{"a":NaN}}',
+        b'{"item_id":"i","timestamp":1,"type":"view","value":null,"context":{"a":{"b":1}}}',
         b'{"item_id":"i","timestamp":1,"type":"view","value":NaN}',
         b'{"item_id":"i","timestamp":1,"type":"view","value":-Infinity}',
         b'{"item_id":"i","timestamp":1,"type":"view","value":1e999}',

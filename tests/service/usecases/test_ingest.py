@@ -45,6 +45,7 @@ steps = st.lists(
     st.tuples(st.just("send"), batches)
     | st.tuples(st.just("send visible"), batches)
     | st.tuples(st.just("forget"), numbers)
+    | st.tuples(st.just("correct"), numbers)
     | st.tuples(st.just("work"), st.none())
     | st.tuples(st.just("crash"), st.integers(1, 3))
     | st.tuples(st.just("stall"), st.none()),
@@ -88,6 +89,11 @@ class Play:
             identity = POOL[argument]["event_id"]
             forgotten = await service.users.forget_event("u", identity)
             assert forgotten == (self.log.pop(identity, None) is not None)
+        elif kind == "correct":
+            facts = POOL[argument]
+            event = Event(**facts | {"item_id": f"i{argument % 5}", "timestamp": NOW + argument % 7, "type": "play"})
+            await service.ingest.correct(event)
+            self.log[event.event_id] = event
         elif kind == "work":
             await service.worker.work(block_ms=1)
         elif kind == "crash":  # a worker took these and died
