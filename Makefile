@@ -15,7 +15,7 @@ STORE  := var/demo
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test smollm2 bench growth lint format clean
+.PHONY: help demo test smollm2 bench growth lint format openapi clean
 .SUFFIXES:
 
 help: ## this list
@@ -53,6 +53,9 @@ lint: $(VENV)/.test ## ruff (rules and format) and mypy
 format: $(VENV)/.test ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+openapi: $(VENV)/.demo ## write docs/openapi.json, the description of the API, after a change of it
+	@PYTHONPATH=. $(BIN)/python -m service openapi > docs/openapi.json.new && mv docs/openapi.json.new docs/openapi.json
 
 clean: ## remove caches, build artefacts, the demo's bundle and the demo's memory (var/); the environment stays
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info var $(BUNDLE) $(BUNDLE).work

@@ -1,4 +1,4 @@
-"""The command line: python -m service serve | worker | backfill | import | bundles | deadletters | keys | doctor.
+"""The command line: python -m service COMMAND; `--help` lists the commands.
 
 Flags win over AUTOMR_* variables. Wrong settings and failed starts end with one line each on stderr and exit code 2.
 """
@@ -100,6 +100,14 @@ def _keys(args: argparse.Namespace) -> int:
     return 0
 
 
+def _openapi(args: argparse.Namespace) -> int:
+    from service.app import create_app
+    from service.http.describe import openapi
+
+    sys.stdout.write(openapi.as_text(create_app(Settings.from_env({}))))
+    return 0
+
+
 def _doctor(args: argparse.Namespace) -> int:
     checks = asyncio.run(doctor.examine(_settings(args)))
     print(doctor.table(checks))
@@ -129,6 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     dead.add_argument("action", choices=("list", "replay", "drop"), nargs="?", default="list", help="default: list")
     _add_flags(dead, "store")
     _command(commands, "keys", _keys, "make an API key")
+    _command(commands, "openapi", _openapi, "print the OpenAPI document (docs/openapi.json)")
     doctor_ = _command(commands, "doctor", _doctor, "check a set-up")
     _add_flags(doctor_, "bundle", "store", "host", "port", "device")
     doctor_.add_argument("--allow-anonymous", action="store_true", default=None, help=_help("allow_anonymous"))

@@ -6,6 +6,7 @@
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import cache, partial
 
 import structlog
 from fastapi import FastAPI, Request, Response
@@ -13,28 +14,25 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 
 from service.auth import Keys, refuse_insecure_bind
 from service.errors import ServiceError, status_of
 from service.http import problems
+from service.http.describe import openapi
 from service.http.fields import field_errors
-from service.http.middleware import AccessLog, BodyLimit, RequireKey, count_rejection
-from service.http.routes import bundles, interactions, items, model, ops, recommend, users
-from service.http.schemas import Problem
+from service.http.middleware import AccessLog, BodyLimit, RequireKey, count_rejection, route_of
+from service.http.routes import bundles, interactions, items, model, ops, page, recommend, users
 from service.metrics import Metrics
 from service.resources import Resources, open_resources
 from service.settings import Settings
 
 log = structlog.get_logger("service.app")
 
-ResourcesFactory = Callable[[Settings, Metrics], AbstractAsyncContextManager[Resources]]
+_CORS_HEADERS = ("X-API-Key", "X-Request-ID")  # of requests, beside the usual ones
+_CORS_ANSWERS = ("X-Request-ID", "Retry-After")
 
-DESCRIPTION = "Recommendations from a language model with a memory of each user."
-_PROBLEM = {"content": {problems.MEDIA_TYPE: {"schema": Problem.model_json_schema()}}}
-_ERRORS = {
-    "4XX": "400 unreadable, 401 no valid key, 404 unknown, 413 too large, 422 a field is wrong, 429 overloaded: retry",
-    "5XX": "500 internal error, 503 not ready or store unavailable: retry, 504 the deadline has passed",
-}
+ResourcesFactory = Callable[[Settings, Metrics], AbstractAsyncContextManager[Resources]]
 
 
 def create_app(settings: Settings, resources_factory: ResourcesFactory = open_resources) -> FastAPI:
@@ -43,11 +41,10 @@ def create_app(settings: Settings, resources_factory: ResourcesFactory = open_re
     refuse_insecure_bind(settings.host, has_keys=has_keys, allow_anonymous=settings.allow_anonymous)
     metrics = Metrics()
     app = FastAPI(
-        title="AutoMR",
-        description=DESCRIPTION,
         lifespan=_lifespan(settings, metrics, resources_factory),
         middleware=[
             Middleware(AccessLog, metrics=metrics),
+            *_cors(settings),
             Middleware(RequireKey, keys=Keys(settings.plain_api_keys), metrics=metrics),
             Middleware(
                 BodyLimit,
@@ -61,16 +58,27 @@ def create_app(settings: Settings, resources_factory: ResourcesFactory = open_re
             HTTPException: _on_http_exception,
             RequestValidationError: _on_invalid_request,
         },
-        responses={status: {"description": text, **_PROBLEM} for status, text in _ERRORS.items()},
         generate_unique_id_function=_operation_id,
         redirect_slashes=False,
+        docs_url=None,  # FastAPI's page loads its script from a CDN; ours is in routes/page.py
+        redoc_url=None,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # else it looks for exporters at each request
     )
+    app.openapi = cache(partial(openapi.document, app))  # type: ignore[method-assign]
     app.state.metrics = metrics
     app.state.is_draining = False
-    for module in (recommend, interactions, users, items, bundles, model, ops):
+    for module in (recommend, interactions, users, items, bundles, model, ops, page):
         app.include_router(module.router)
     return app
+
+
+def _cors(settings: Settings) -> list[Middleware]:
+    """Before the check of keys, because a browser asks for permission without the key."""
+    if not settings.cors_origins:
+        return []
+    methods, names = ("GET", "POST", "PUT", "PATCH", "DELETE"), ("Authorization", "Content-Type", *_CORS_HEADERS)
+    options = {"allow_methods": methods, "allow_headers": names, "expose_headers": _CORS_ANSWERS, "max_age": 3600}
+    return [Middleware(CORSMiddleware, allow_origins=settings.cors_origins, **options)]
 
 
 def begin_drain(app: FastAPI) -> None:
@@ -112,7 +120,15 @@ async def _on_service_error(request: Request, error: Exception) -> Response:
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
+    if error.status_code == 405:
+        error.headers = {"Allow": ", ".join(_allowed_methods(request))}
     return problems.from_http_exception(request.scope, error)
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """Of the whole path; the framework names those of its first route. Pages and files are not in the document."""
+    documented = request.app.openapi()["paths"].get(route_of(request.scope), {"get": None})
+    return sorted(method.upper() for method in documented)
 
 
 async def _on_invalid_request(request: Request, error: Exception) -> Response:

@@ -13,7 +13,15 @@ from collections.abc import Iterable
 from service.errors import InsecureBind
 
 HASH_PREFIX = "sha256:"
-OPEN_PATHS = frozenset({"/livez", "/readyz", "/startupz"})
+PROBES = frozenset({"/livez", "/readyz", "/startupz"})
+# The pages and the API's description hold nothing of the shop; what they show comes from routes that need a key.
+PAGES = frozenset({"/docs", "/openapi.json"})
+STATIC = "/static/"
+
+
+def is_open(path: str) -> bool:
+    """Whether the path answers without a key. `path`: percent-encoded, as it was sent."""
+    return path in PROBES or path in PAGES or (path.startswith(STATIC) and "/" not in path.removeprefix(STATIC))
 
 
 def hashed(key: str) -> str:

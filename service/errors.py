@@ -201,7 +201,11 @@ STATUS: Mapping[type[Exception], int] = {
 
 def status_of(error: BaseException) -> int:
     """The status of the class or of its nearest ancestor in STATUS; 500 for other exceptions."""
-    return next((STATUS[base] for base in type(error).__mro__ if base in STATUS), 500)
+    return status_of_kind(type(error))
+
+
+def status_of_kind(kind: type[BaseException]) -> int:
+    return next((STATUS[base] for base in kind.__mro__ if base in STATUS), 500)
 
 
 def status_title(status: int) -> str:

@@ -53,6 +53,9 @@ class Settings(BaseSettings):
     allow_anonymous: bool = Field(
         default=False, description="accept connections from other machines even without API keys"
     )
+    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_list)] = Field(
+        default=(), description="comma-separated origins whose pages may call the API, such as https://shop.example"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="where the model runs: auto, cpu or cuda"
     )
@@ -133,6 +136,15 @@ class Settings(BaseSettings):
             if key.startswith(HASH_PREFIX) and not is_digest(key.removeprefix(HASH_PREFIX).lower()):
                 raise ValueError(f"key {position}: sha256: must be followed by 64 hex digits")
         return keys
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            url = urlsplit(origin)
+            if origin != "*" and (url.scheme not in ("http", "https") or origin != f"{url.scheme}://{url.netloc}"):
+                raise ValueError("must be origins such as https://shop.example, without a path, or *")
+        return origins
 
     @classmethod
     def settings_customise_sources(

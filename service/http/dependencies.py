@@ -38,12 +38,15 @@ def _decoded(segment: str) -> str:
         raise ValueError("must be percent-encoded UTF-8") from None
 
 
-UserIdPath = Annotated[fields.UserId, BeforeValidator(_decoded), Path(description="percent-encoded")]
-ItemIdPath = Annotated[fields.ItemId, BeforeValidator(_decoded), Path(description="percent-encoded")]
-EventIdPath = Annotated[fields.EventId, BeforeValidator(_decoded), Path(description="percent-encoded")]
+_User = Path(description="id of the user, percent-encoded", examples=["reader-2"])
+_Item = Path(description="id of the item, percent-encoded", examples=["a-year-of-small-weeds"])
+_Event = Path(description="id of the event, percent-encoded", examples=["order-17-1"])
+UserIdPath = Annotated[fields.UserId, BeforeValidator(_decoded), _User]
+ItemIdPath = Annotated[fields.ItemId, BeforeValidator(_decoded), _Item]
+EventIdPath = Annotated[fields.EventId, BeforeValidator(_decoded), _Event]
 Cursor = Annotated[str | None, Query(max_length=512, description="`next_cursor` of the page before")]
-Limit = Annotated[int, Query(ge=1, le=500)]
-NumNeighbors = Annotated[int, Query(ge=1, le=100)]
+Limit = Annotated[int, Query(ge=1, le=500, description="how many in one page", examples=[50])]
+NumNeighbors = Annotated[int, Query(ge=1, le=100, description="how many", examples=[10])]
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -1,8 +1,8 @@
 """The JSON bodies of requests and answers about items; see `schemas.py`."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SkipValidation, model_validator
+from pydantic import Field, PlainValidator, model_validator
 
 from service.http.fields import ItemId, Name, Schema, Title, Values, ValuesOrNull
 from service.http.schemas import ResponseSchema
@@ -66,9 +66,12 @@ class NewItem(ItemBody):
     item_id: ItemId = Field(description="id of the item, yours")
 
 
+UncheckedItem = Annotated[Any, PlainValidator(lambda element: element, json_schema_input_type=NewItem)]
+
+
 class ItemsRequest(Schema):
     # Documented as items, and read one by one: a wrong one does not affect the others.
-    items: list[SkipValidation[NewItem]] = Field(
+    items: list[UncheckedItem] = Field(
         min_length=1, max_length=500, description="the items; if an id appears twice, the last one counts"
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.auth import OPEN_PATHS, Keys, presented_key
+from service.auth import PROBES, Keys, is_open, presented_key
 from service.errors import Draining, Overloaded, PayloadTooLarge, ServiceError, Unauthorized, status_of
 from service.http.problems import KEY_ID, REQUEST_ID, from_service_error, internal
 from service.logs import RepeatedWarnings, request_context, request_id_from
@@ -16,7 +16,7 @@ from service.metrics import Metrics
 log = structlog.get_logger("service.access")
 repeated = RepeatedWarnings(log)
 
-QUIET_PATHS = OPEN_PATHS | {"/metrics"}
+QUIET_PATHS = PROBES | {"/metrics"}
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -84,7 +84,7 @@ class AccessLog:
 
 
 class RequireKey:
-    """Without a valid key only the probes answer. Routes that are added later need a key too."""
+    """Without a valid key only probes and pages answer. Routes that are added later need a key too."""
 
     def __init__(self, app: ASGIApp, *, keys: Keys, metrics: Metrics) -> None:
         self.app = app
@@ -92,7 +92,7 @@ class RequireKey:
         self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or not self.keys or scope["path"] in OPEN_PATHS:
+        if scope["type"] == "lifespan" or not self.keys or is_open(scope["path"]):
             await self.app(scope, receive, send)
             return
         key = presented_key(scope["headers"])

@@ -5,15 +5,14 @@ made from an object of a use case: `UserPage.model_validate(page)` reads its att
 its first wrong element only: thousands of reports would take longer than the request.
 """
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SkipValidation
+from pydantic import ConfigDict, Field, PlainValidator
 
 from service.http.fields import (
     Context,
     EventId,
     EventType,
-    FieldError,
     ItemId,
     Query,
     Schema,
@@ -244,9 +243,12 @@ class Interaction(EventContent):
     user_id: UserId = Field(description="the user", examples=["ada"])
 
 
+# Documented as an interaction, and read later, one by one: a wrong one does not affect the others.
+UncheckedInteraction = Annotated[Any, PlainValidator(lambda element: element, json_schema_input_type=Interaction)]
+
+
 class InteractionsRequest(Schema):
-    # Documented as interactions, and read one by one: a wrong one does not affect the others.
-    interactions: list[SkipValidation[Interaction]] = Field(min_length=1, max_length=500, description="the events")
+    interactions: list[UncheckedInteraction] = Field(min_length=1, max_length=500, description="the events")
     wait: Literal["durable", "visible"] = Field(
         default="durable",
         description="durable: answer when the events are stored; visible: when memory holds them, too",
@@ -265,37 +267,3 @@ class InteractionResult(ResponseSchema):
 
 class InteractionsResponse(ResponseSchema):
     results: list[InteractionResult] = Field(description="one for each event, in order")
-
-
-# ---- operations
-
-
-class ModelInfo(ResponseSchema):
-    bundle: str = Field(description="name of the served bundle")
-    space: str = Field(description="id of the language model whose memory states are compatible")
-    format: int = Field(description="version of the format of the bundle")
-    vocabulary: Literal["titles", "items"] = Field(description="how the model reads a title: as text, or as one token")
-    split_layer: int = Field(description="L, the layer whose states are stored as memory")
-    recent_length: int = Field(description="K, interactions in a prompt")
-    max_memory: int = Field(description="M, memory elements of a user")
-    num_items: int = Field(description="items of the catalogue")
-    loaded_at: str = Field(description="RFC 3339 time in UTC")
-
-
-class Health(ResponseSchema):
-    status: Literal["ok"] = Field(description="always ok; otherwise the answer is an error")
-
-
-class Problem(BaseModel):
-    """An error (RFC 9457). Some errors have further members."""
-
-    type: str = Field(description="urn:automr:problem:NAME, or about:blank")
-    title: str = Field(description="the kind of error, the same text each time")
-    status: int = Field(description="the HTTP status")
-    detail: str = Field(description="what is wrong, and what to do")
-    instance: str = Field(description="path of the request")
-    request_id: str = Field(description="finds the request in the logs")
-    errors: list[FieldError] | None = Field(default=None, description="with 422: the wrong fields")
-    results: list[InteractionResult] | None = Field(
-        default=None, description="when every interaction was rejected: why, one for each"
-    )

@@ -14,7 +14,7 @@ import pytest
 from pydantic import BaseModel, SecretStr
 
 from service import errors
-from service.http import schemas
+from service.http import ops_schemas, schemas
 from service.metrics import Metrics
 from service.settings import PREFIX, Settings
 from tests.docs.documents import ROOT, Document, document, documents
@@ -147,9 +147,10 @@ def _exists(page: Path, link: str) -> bool:
 
 
 def _schemas() -> Iterator[type[BaseModel]]:
-    for _, model in inspect.getmembers(schemas, inspect.isclass):
-        if issubclass(model, BaseModel):
-            yield model
+    for module in (schemas, ops_schemas):
+        for _, model in inspect.getmembers(module, inspect.isclass):
+            if issubclass(model, BaseModel):
+                yield model
 
 
 def _fields(model: type[BaseModel]) -> list[str]:

@@ -26,7 +26,7 @@ router = APIRouter(tags=["interactions"], route_class=JsonRoute)
     "/interactions",
     status_code=202,
     response_model=InteractionsResponse,
-    responses={200: {"model": InteractionsResponse}},
+    responses={200: {"model": InteractionsResponse}, 504: {}},
 )
 async def add_interactions(body: InteractionsRequest, request: Request, resources: ResourcesDep) -> Response:
     """Stores events: 202 when they are durable, 200 when memory holds them (`wait: visible`).

@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 
 from service.http.dependencies import ResourcesDep
-from service.http.schemas import ModelInfo
+from service.http.ops_schemas import ModelInfo
 
 router = APIRouter(tags=["model"])
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from service.errors import Draining, NotReady
 from service.http.dependencies import ResourcesDep
-from service.http.schemas import Health
+from service.http.ops_schemas import Health
 from service.metrics import CONTENT_TYPE
 
 router = APIRouter(tags=["operations"])

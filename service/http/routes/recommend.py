@@ -12,7 +12,7 @@ from service.usecases.timeline import SessionItem
 router = APIRouter(tags=["recommend"], route_class=JsonRoute)
 
 
-@router.post("/recommend")
+@router.post("/recommend", responses={409: {}, 504: {}})
 async def recommend(body: RecommendRequest, request: Request, resources: ResourcesDep) -> RecommendResponse:
     """k items for a user."""
     recommendation = await while_connected(request, resources.answers.recommend(to_request(body)))

@@ -35,7 +35,7 @@ async def export_user(user_id: UserIdPath, resources: ResourcesDep) -> Streaming
     return StreamingResponse(_lines(user_id, first, events), media_type="application/x-ndjson")
 
 
-@router.get("/memory")
+@router.get("/memory", responses={409: {}})
 async def get_memory(user_id: UserIdPath, resources: ResourcesDep) -> UserMemory:
     """What the service remembers of the user in words; computed from the events, as for a query."""
     entries = await resources.users.memory_in_words(user_id)

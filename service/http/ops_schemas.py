@@ -1,0 +1,39 @@
+"""The JSON answers about the service itself, and the error document."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from service.http.fields import FieldError
+from service.http.schemas import InteractionResult, ResponseSchema
+
+
+class ModelInfo(ResponseSchema):
+    bundle: str = Field(description="name of the served bundle")
+    space: str = Field(description="id of the language model whose memory states are compatible")
+    format: int = Field(description="version of the format of the bundle")
+    vocabulary: Literal["titles", "items"] = Field(description="how the model reads a title: as text, or as one token")
+    split_layer: int = Field(description="L, the layer whose states are stored as memory")
+    recent_length: int = Field(description="K, interactions in a prompt")
+    max_memory: int = Field(description="M, memory elements of a user")
+    num_items: int = Field(description="items of the catalogue")
+    loaded_at: str = Field(description="RFC 3339 time in UTC")
+
+
+class Health(ResponseSchema):
+    status: Literal["ok"] = Field(description="always ok; otherwise the answer is an error")
+
+
+class Problem(BaseModel):
+    """An error (RFC 9457). Some errors have further members."""
+
+    type: str = Field(description="urn:automr:problem:NAME, or about:blank")
+    title: str = Field(description="the kind of error, the same text each time")
+    status: int = Field(description="the HTTP status")
+    detail: str = Field(description="what is wrong, and what to do")
+    instance: str = Field(description="path of the request")
+    request_id: str = Field(description="finds the request in the logs")
+    errors: list[FieldError] | None = Field(default=None, description="with 422: the wrong fields")
+    results: list[InteractionResult] | None = Field(
+        default=None, description="when every interaction was rejected: why, one for each"
+    )
