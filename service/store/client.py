@@ -204,10 +204,20 @@ class MemoryStore:
 
     async def forget_user(self, user_id: str) -> Deleted:
         """Deletes every key of the user, of all spaces, atomically; then takes the user out of the live counts."""
-        deleted = Deleted(*await self._script(scripts.FORGET_USER, user_keys(user_id), user_prefix(user_id)))
+        prefix = user_prefix(user_id)
+        *counts, has_more = await self._script(scripts.FORGET_USER, user_keys(user_id), prefix)
+        deleted = Deleted(*counts)
+        if has_more:
+            deleted = deleted._replace(keys=deleted.keys + await self._unlink_all(prefix))
         await self.count({user_id: b""})
         await self._call("HDEL", DEAD, encode_text(user_id))
         return deleted
+
+    async def _unlink_all(self, prefix: str) -> int:
+        """Deletes every key that begins so, by a search through all keys of the store. Returns their number."""
+        with _translated_errors():
+            keys = [key async for key in self._client.scan_iter(match=f"{prefix}*", count=1000)]
+        return sum(await self._run([("UNLINK", key) for key in keys])) if keys else 0
 
     async def forget_event(self, user_id: str, event_id: str) -> bool:
         """Deletes an event and its states. False if it is unknown.

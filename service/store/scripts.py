@@ -162,9 +162,10 @@ local function forget_all(prefix)
     local answer = redis.pcall(command, key)
     return type(answer) == 'number' and answer or 0
   end
-  local counts = {length('HLEN', KEYS[1]), 0, 0}
+  local counts = {length('HLEN', KEYS[1]), 0, 0, 0}
   local doomed = {KEYS[1], KEYS[2], KEYS[3], KEYS[4], prefix .. 'shown'}
   local spaces = redis.pcall('SMEMBERS', KEYS[4])
+  if spaces.err then counts[4] = 1 end
   for _, space in ipairs(spaces.err and {} or spaces) do
     counts[2] = counts[2] + length('HLEN', prefix .. 'states:' .. space)
     doomed[#doomed + 1] = prefix .. 'states:' .. space
@@ -175,7 +176,8 @@ local function forget_all(prefix)
 end
 """
 
-# ARGV: prefix of the user's keys  ->  numbers of deleted events, states and keys
+# ARGV: prefix of the user's keys  ->  numbers of deleted events, states and keys, and 1 if the set of spaces is
+# damaged: then keys of spaces are left.
 FORGET_USER = _FORGET_ALL + "return forget_all(ARGV[1])"
 
 # Takes an event out of everything but `events`. Searches all of `order`, because the tie key of an event cannot be

@@ -78,11 +78,11 @@ class Users:
     async def forget_event(self, user_id: str, event_id: str) -> bool:
         """Deletes an event; False if it is unknown.
 
-        A worker encodes the windows that contained it again. Until then their states are stale and are not used.
+        A worker encodes the windows that contained it again. Until then their states are stale and are not used. It is
+        asked also if the event is unknown: perhaps an earlier call deleted it, and failed before it could ask.
         """
         was_there = await self.store.forget_event(user_id, event_id)
-        if was_there:
-            await self.store.request_encoding([user_id])
+        await self.store.request_encoding([user_id])
         return was_there
 
     async def export(self, user_id: str) -> AsyncIterator[TitledEvent]:

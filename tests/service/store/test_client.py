@@ -339,6 +339,16 @@ async def test_forgetting_a_user_leaves_no_key_and_counts_what_it_deleted(store:
     assert (await store.counts("u", "s")).states == 0
 
 
+async def test_a_damaged_set_of_spaces_leaves_no_state_behind(store: MemoryStore, raw: Redis) -> None:
+    for user in ("u", "uu", "u*"):
+        await fill(store, make_events(5, user), "s")
+    await raw.delete("automr:{u}:spaces")
+    await raw.set("automr:{u}:spaces", "not a set")
+    assert (await store.forget_user("u")).events == 5
+    assert not [key async for key in raw.scan_iter() if b"{u}" in key]
+    assert [(await store.counts(user, "s")).states for user in ("uu", "u*")] == [5, 5], "another user was touched"
+
+
 async def test_a_late_write_does_not_restore_a_deleted_user(store: MemoryStore, raw: Redis) -> None:
     await fill(store, make_events(5))
     await store.forget_user("u")

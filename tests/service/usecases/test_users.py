@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from service.errors import UnknownUser
+from service.errors import StoreUnavailable, UnknownUser
 from service.store.embedded import EmbeddedServer
 from tests.conftest import TITLES
 from tests.service.real import NOW, K, M, Service, history, interaction, open_app, open_service, states_from_scratch
@@ -75,6 +75,23 @@ async def test_who_is_forgotten_while_encoded_stays_forgotten(
             await service.users.forget("someone")
             await encoding
             assert await keys_of(raw, "someone") == []
+
+
+async def test_a_deletion_that_failed_half_way_may_be_repeated(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await service.submit(history(12), "visible")
+
+    async def is_away(users: object) -> None:
+        raise StoreUnavailable("away")
+
+    monkeypatch.setattr(service.store, "request_encoding", is_away)
+    with pytest.raises(StoreUnavailable):
+        await service.users.forget_event("u", "e004")
+    monkeypatch.undo()
+    assert not await service.users.forget_event("u", "e004"), "it is gone already"
+    await service.work_off()
+    assert not (await service.timeline("u")).missing_states(), "nobody asked for the states that became stale"
 
 
 async def test_forgetting_an_event_derives_memory_anew(service: Service) -> None:
