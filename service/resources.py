@@ -142,7 +142,7 @@ async def _open_bundle(settings: Settings, metrics: Metrics, shared: Shared, spa
         kernel = await stack.enter_async_context(open_kernel(settings, metrics, store=store, spawn=spawn))
         view, engine = kernel.view, kernel.engine
         kernel.worker.counts_events = False  # until this bundle answers
-        ingest = Ingest(view, store, kernel.items, kernel.worker, metrics)
+        ingest = Ingest(view, store, kernel.items, kernel.worker, metrics, max_backlog=settings.max_backlog)
         stack.push_async_callback(ingest.stop)
         half_life_days = settings.live_half_life_days
         live_counts = await asyncio.to_thread(

@@ -89,6 +89,9 @@ class Settings(BaseSettings):
     max_bodies_bytes: int = Field(
         default=64 << 20, ge=1024, description="bodies of all requests in work together, in bytes; more get 429"
     )
+    max_backlog: int = Field(
+        default=100_000, ge=1, description="users waiting to be encoded; above, POST /interactions answers 429"
+    )
     max_connections: int = Field(
         default=4096, ge=1, le=1_000_000, description="connections of callers; more are refused with 503"
     )
