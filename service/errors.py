@@ -10,6 +10,7 @@
     │   ├── UnknownUser
     │   └── UnknownBundle
     ├── BundleConflict                a bundle cannot be loaded or activated as things are
+    ├── CursorExpired                 the list of a cursor is not kept any more
     ├── NoWords                       the served bundle cannot answer queries in words
     ├── PayloadTooLarge               the body is larger than the limit
     ├── ClientGone                    the caller closed the connection
@@ -90,6 +91,10 @@ class UnknownBundle(NotFound):
 
 class BundleConflict(ServiceError):
     title = "Bundle conflict"
+
+
+class CursorExpired(ServiceError):
+    title = "Cursor expired"
 
 
 class NoWords(ServiceError):
@@ -186,6 +191,7 @@ STATUS: Mapping[type[Exception], int] = {
     Unauthorized: 401,
     NotFound: 404,
     BundleConflict: 409,
+    CursorExpired: 410,
     NoWords: 409,
     PayloadTooLarge: 413,
     ClientGone: CLIENT_CLOSED_REQUEST,

@@ -16,12 +16,17 @@ from service.bundles.bundles import Bundles
 from service.engine.engine import Engine
 from service.engine.process import Spawn, spawn
 from service.feedback.answers import Answers
+from service.feedback.pages import Pages
 from service.metrics import Metrics
 from service.settings import Settings
 from service.store.bundles import BundleStore
 from service.store.client import MemoryStore
 from service.store.embedded import EmbeddedServer
+from service.store.pages import PageStore
 from service.store.shown import ShownStore
+from service.usecases.browsing.items import ItemList
+from service.usecases.browsing.related import RelatedItems
+from service.usecases.browsing.users import UserList
 from service.usecases.encode import Worker
 from service.usecases.ingest import Ingest
 from service.usecases.items import Items
@@ -71,6 +76,9 @@ class Resources:
     recommender: Recommender
     shown: ShownLists
     answers: Answers
+    related: RelatedItems
+    item_list: ItemList
+    user_list: UserList
     live_counts: LiveCounts
     loaded_at: str
     bundles: "Bundles[Resources] | None" = None
@@ -165,7 +173,10 @@ async def _open_bundle(settings: Settings, metrics: Metrics, shared: Shared, spa
             users=Users(view, store, engine, shown),
             recommender=recommender,
             shown=shown,
-            answers=Answers(recommender, shown),
+            related=RelatedItems(view, engine, kernel.items),
+            item_list=ItemList(view, kernel.items),
+            user_list=UserList(store),
+            answers=Answers(recommender, shown, Pages(PageStore(store.run))),
             live_counts=live_counts,
             loaded_at=datetime.now(UTC).isoformat(timespec="seconds"),
             bundles=shared.bundles,

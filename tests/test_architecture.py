@@ -38,6 +38,7 @@ ARROWS = {
     "model_store.voices": "answers errors manifest",
     "model_store.words": "errors grounding",
     "model_store.bundle": "catalogue errors files grounding lm manifest memory text view voices words",
+    "model_store.related": "answers bundle",
     "model_store.inference": "answers beams bundle lm memory text voices",
     "service.store": "errors logs",
     "service.engine": "errors logs metrics settings",

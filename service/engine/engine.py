@@ -31,16 +31,20 @@ from service.engine.messages import (
     Encoded,
     Expired,
     Failed,
+    FindRelated,
     FindSimilar,
     MemoryEntry,
     MemoryRead,
     ModelOptions,
     PutItems,
     ReadMemory,
+    ReadVectors,
     Recommend,
     Recommended,
+    RelatedFound,
     Result,
     SimilarFound,
+    VectorsRead,
     WordsAnswered,
 )
 from service.engine.process import ModelProcess, Spawn, spawn
@@ -204,6 +208,23 @@ class Engine:
         asked = FindSimilar(next(self._ids), row, num_results, np.packbits(allowed).tobytes(), len(allowed))
         found: SimilarFound = await self._ask(asked)
         return list(zip(found.rows, found.distances, strict=True))
+
+    async def related(
+        self, row: int, num_results: int, allowed: NDArray[np.bool_]
+    ) -> list[tuple[int, float, Literal["near", "follow", "together"]]]:
+        """(row, score, table) of the allowed items that go with `row`, best first; see `model_store.related`."""
+        if len(self._waiting) >= self._max_queue:
+            raise Overloaded(f"{self._max_queue} requests are waiting already.")
+        asked = FindRelated(next(self._ids), row, num_results, np.packbits(allowed).tobytes(), len(allowed))
+        found: RelatedFound = await self._ask(asked)
+        return list(zip(found.rows, found.scores, found.tables, strict=True))
+
+    async def vectors(self, rows: Sequence[int]) -> NDArray[np.float32]:
+        """(n, D) the title vectors of catalogue rows. Raises as `recommend` does, but for DeadlineExceeded."""
+        if not rows:
+            return np.zeros((0, 1), dtype=np.float32)
+        found: VectorsRead = await self._ask(ReadVectors(next(self._ids), list(rows)))
+        return np.frombuffer(found.vectors, dtype="<f4").reshape(len(rows), -1)
 
     async def _encode_one(self, titles: list[str]) -> States:
         async with self._background_room:

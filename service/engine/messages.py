@@ -98,6 +98,23 @@ class FindSimilar(Message):
     num_items: int
 
 
+class FindRelated(Message):
+    """The `num_results` allowed items that go together with `row`, by what users did."""
+
+    id: int
+    row: int
+    num_results: int
+    allowed: bytes
+    num_items: int
+
+
+class ReadVectors(Message):
+    """The title vectors of catalogue rows."""
+
+    id: int
+    rows: list[int]
+
+
 WordsLevel = Literal["lexical", "off", "retrieve", "full"]  # how far a query in words is answered
 
 
@@ -132,7 +149,7 @@ class Cancel(Message):
     id: int
 
 
-Work = Recommend | Encode | PutItems | CountItems | FindSimilar | AskWords | ReadMemory
+Work = Recommend | Encode | PutItems | CountItems | FindSimilar | FindRelated | ReadVectors | AskWords | ReadMemory
 
 # ---- from the model
 
@@ -183,6 +200,22 @@ class SimilarFound(Message):
     id: int
     rows: list[int]
     distances: list[float]
+
+
+class RelatedFound(Message):
+    """The columns of `model_store.related.Related`."""
+
+    id: int
+    rows: list[int]
+    scores: list[float]
+    tables: list[Literal["near", "follow", "together"]]
+
+
+class VectorsRead(Message):
+    """`vectors`: (n, D) float32."""
+
+    id: int
+    vectors: bytes
 
 
 class MemoryEntry(msgspec.Struct, array_like=True, gc=False):
@@ -240,7 +273,19 @@ class Failed(Message):
     reason: str
 
 
-Result = Recommended | Encoded | ItemsPut | ItemsCounted | SimilarFound | WordsAnswered | MemoryRead | Expired | Failed
+Result = (
+    Recommended
+    | Encoded
+    | ItemsPut
+    | ItemsCounted
+    | SimilarFound
+    | RelatedFound
+    | VectorsRead
+    | WordsAnswered
+    | MemoryRead
+    | Expired
+    | Failed
+)
 
 
 class Batch(Message):
@@ -258,7 +303,7 @@ class Batch(Message):
     cache_bytes: int
 
 
-ToModel = Recommend | Encode | PutItems | CountItems | FindSimilar | AskWords | ReadMemory | Cancel
+ToModel = Work | Cancel
 ToServer = Ready | Broken | Batch
 
 encoder = msgspec.msgpack.Encoder()

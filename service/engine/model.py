@@ -30,6 +30,7 @@ from model_store.inference import embed, encode, recommend
 from model_store.lm.precision import set_precision
 from model_store.lm.prepacked import prepack_matrices
 from model_store.lm.window_cache import WindowCache
+from model_store.related import related
 from model_store.text.prompt import ItemPrompt
 from model_store.voices.live import LiveItems, TokenCounts
 from service import logs
@@ -45,6 +46,7 @@ from service.engine.messages import (
     Encoded,
     Expired,
     Failed,
+    FindRelated,
     FindSimilar,
     Frames,
     ItemsCounted,
@@ -52,11 +54,14 @@ from service.engine.messages import (
     ModelOptions,
     PutItems,
     ReadMemory,
+    ReadVectors,
     Ready,
     Recommend,
     Recommended,
+    RelatedFound,
     Result,
     SimilarFound,
+    VectorsRead,
     Work,
     frame,
     to_model,
@@ -78,6 +83,8 @@ _KINDS: dict[type, str] = {
     PutItems: "put",
     CountItems: "count",
     FindSimilar: "similar",
+    FindRelated: "related",
+    ReadVectors: "vectors",
     AskWords: "words",
     ReadMemory: "memory",
 }
@@ -96,6 +103,7 @@ class Model:
             options.window_cache_mib * 2**20, keeps_keys_values=bundle.manifest.vocabulary == "titles"
         )
         self.live = live_items(bundle)
+        self.counts: RowCounts | None = None
         self.num_threads = options.threads or _default_threads(bundle)
         self._runners: dict[str, Callable[[Sequence[Any]], list[Result]]] = {
             "recommend": self._recommend,
@@ -103,6 +111,8 @@ class Model:
             "put": self._put,
             "count": self._count,
             "similar": self._find_similar,
+            "related": self._find_related,
+            "vectors": self._read_vectors,
         }
         self.words = None if bundle.words is None else WordsRunner(bundle.words)
         if self.words is not None:
@@ -227,13 +237,31 @@ class Model:
             tokens, near = self.bundle.tokens_of(rows), self.bundle.tokens_of(pairs).reshape(-1, 2)
             self.live.count(TokenCounts(tokens, counts, near, pair_counts))
             self._renew_voices(self.live)
-        by_row = RowCounts(rows, counts, pairs.reshape(-1, 2), pair_counts).by_row(len(self.bundle.catalogue))
+        self.counts = RowCounts(rows, counts, pairs.reshape(-1, 2), pair_counts)
+        by_row = self.counts.by_row(len(self.bundle.catalogue))
         self.bundle.catalogue = self.bundle.catalogue.with_live(by_row)
         return [ItemsCounted(each.id) for each in asked]
 
     def _renew_voices(self, live: LiveItems) -> None:
         if self.bundle.voices is not None:
             self.bundle.voices = self.bundle.voices.with_known(live.known())
+
+    def _find_related(self, asked: Sequence[FindRelated]) -> list[Result]:
+        return [self._related_to(each) for each in asked]
+
+    def _related_to(self, asked: FindRelated) -> RelatedFound:
+        allowed = unpack_rows(asked.allowed, asked.num_items, len(self.bundle.catalogue))
+        found = related(self.bundle, asked.row, asked.num_results, allowed, self.counts)
+        columns = ([each[place] for each in found] for place in range(3))
+        return RelatedFound(asked.id, *columns)
+
+    def _read_vectors(self, asked: Sequence[ReadVectors]) -> list[Result]:
+        index = self.bundle.index
+        found = [index.vectors(np.array(each.rows, dtype=np.int64)) for each in asked]
+        return [
+            VectorsRead(each.id, vectors.astype("<f4", copy=False).tobytes())
+            for each, vectors in zip(asked, found, strict=True)
+        ]
 
     def _find_similar(self, asked: Sequence[FindSimilar]) -> list[Result]:
         return [self._similar_to(each) for each in asked]

@@ -5,7 +5,7 @@ Also `while_connected`, which ends work for a caller who left.
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import unquote
 
 from fastapi import Depends, Path, Query, Request
@@ -47,6 +47,22 @@ EventIdPath = Annotated[fields.EventId, BeforeValidator(_decoded), _Event]
 Cursor = Annotated[str | None, Query(max_length=512, description="`next_cursor` of the page before")]
 Limit = Annotated[int, Query(ge=1, le=500, description="how many in one page", examples=[50])]
 NumNeighbors = Annotated[int, Query(ge=1, le=100, description="how many", examples=[10])]
+SearchWords = Annotated[
+    str,
+    Query(
+        max_length=500,
+        description="words, all of which the id or the title contains, in any order and case",
+        examples=["bramble"],
+    ),
+]
+FilterText = Annotated[
+    str | None,
+    Query(max_length=20_000, description="a filter as in POST /recommend, as JSON", examples=['{"kind": "series"}']),
+]
+By = Annotated[
+    Literal["behaviour", "words"], Query(description="what users did, or the words of titles", examples=["behaviour"])
+]
+Prefix = Annotated[str, Query(max_length=256, description="the beginning of the ids", examples=["reader-"])]
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -106,6 +106,8 @@ class Schema(BaseModel):
 
 
 class FieldError(Schema):
+    model_config = ConfigDict(from_attributes=True)  # warnings of an answer have the same form
+
     field: str = Field(description="path of the field in the body, such as `recent.0.item_id`")
     message: str = Field(description="what is wrong with it")
 

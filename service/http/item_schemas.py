@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PlainValidator, model_validator
 
 from service.http.fields import ItemId, Name, Schema, Title, Values, ValuesOrNull
-from service.http.schemas import ResponseSchema
+from service.http.schemas import NEXT_CURSOR, ResponseSchema
 
 
 class ItemBody(Schema):
@@ -102,3 +102,24 @@ class Neighbor(ResponseSchema):
 class Neighbors(ResponseSchema):
     item_id: str = Field(description="the item that was asked for")
     neighbors: list[Neighbor] = Field(description="available items, nearest first")
+
+
+class ItemsPage(ResponseSchema):
+    items: list[Item] = Field(description="one page, in the order of the catalogue; new items come last")
+    next_cursor: str | None = Field(description=NEXT_CURSOR)
+
+
+class RelatedItem(ResponseSchema):
+    item_id: str = Field(description="the item")
+    title: str = Field(description="its title")
+    source: Literal["near", "follow", "together", "words"] = Field(
+        description="near: users often have both close together; follow: it often comes next; together: counted live; "
+        "words: a similar title"
+    )
+    score: float | None = Field(description="strength by behaviour, 0 to 1; null for words")
+    distance: float | None = Field(description="L2 distance of the title vectors; null for behaviour")
+
+
+class RelatedItems(ResponseSchema):
+    item_id: str = Field(description="the item you asked for")
+    related: list[RelatedItem] = Field(description="available items, best first; at last those by words")

@@ -20,7 +20,8 @@ from service.http.fields import (
     Timestamp,
     UserId,
 )
-from service.http.filters import WholeFilter
+
+NEXT_CURSOR = "the `cursor` of the next page; null on the last one. A page may be short and have a next one"
 
 
 class ResponseSchema(Schema):
@@ -30,66 +31,6 @@ class ResponseSchema(Schema):
 # ---- recommendations
 
 
-class RecentItem(Schema):
-    item_id: ItemId = Field(description="an item the catalogue does not know is ignored")
-    timestamp: Timestamp | None = Field(
-        default=None, description="its place among the stored events; null: newer than all of them"
-    )
-
-
-class RecommendRequest(Schema):
-    user_id: UserId | None = Field(default=None, description="null for an anonymous session, described by `recent`")
-    k: int = Field(default=10, ge=1, le=100, description="how many items")
-    exclude_seen: bool | None = Field(
-        default=None,
-        description="leave out what the user had; null: yes, unless users of the bundle's data come back to items",
-    )
-    explain: bool = Field(default=True, description="say why each item is there, and list the older events that count")
-    recent: list[RecentItem] = Field(
-        default=[],
-        max_length=100,
-        fail_fast=True,
-        description="items of this session, oldest first, in addition to the stored events",
-    )
-    candidates: list[ItemId] | None = Field(
-        default=None, min_length=1, max_length=1000, description="recommend only these"
-    )
-    filter: WholeFilter | None = Field(
-        default=None,
-        description="recommend only items that pass: attribute -> value or list of allowed values, or an operator "
-        "(`op`: eq ne lt lte gt gte range in exists starts_with and or not); nested at most 8 deep, at most 100 parts",
-        examples=[
-            {"kind": ["series", "standalone"]},
-            {
-                "op": "and",
-                "filters": [
-                    {"kind": "series"},
-                    {"op": "range", "attribute": "year", "gte": 1990, "lt": 2000},
-                    {"op": "not", "filter": {"op": "starts_with", "attribute": "title", "text": "Uncle"}},
-                ],
-            },
-        ],
-    )
-    exclude: list[ItemId] = Field(
-        default=[],
-        max_length=1000,
-        fail_fast=True,
-        description="never recommend these, for example what is on the page",
-    )
-    deadline_ms: int | None = Field(
-        default=None, ge=1, le=60_000, description="answer within this time, with a fallback if need be"
-    )
-    query: Query | None = Field(default=None, description="what the user asks for, in words of any language")
-    reasoning: Literal["off", "retrieve", "full"] = Field(
-        default="retrieve",
-        description="with `query`. off: the words alone; retrieve: memories are chosen for the query; full: the ideal "
-        "item is described, too",
-    )
-    timestamp: Timestamp | None = Field(
-        default=None, description="the time of the request, from which the age of events counts; null: now"
-    )
-
-
 class Reason(ResponseSchema):
     """`voice`: language_model, popularity, near, follow, linear, alike or return; a bundle may have others."""
 
@@ -97,6 +38,14 @@ class Reason(ResponseSchema):
     share: float = Field(description="of what all voices give to this item, the part of this voice")
     item_id: str | None = Field(description="item of the event behind the voice; null when there is none")
     event_id: str | None = Field(description="that event; null also for an item of `recent`")
+
+
+class Move(ResponseSchema):
+    """A rule moved the item within the list of candidates."""
+
+    rule: Literal["boosts", "rotation", "diversity", "distinct", "caps", "pins"] = Field(description="which rule")
+    from_rank: int | None = Field(description="its rank before; null when the rule brought the item into the list")
+    to_rank: int = Field(description="its rank after; pins are placed last, and other ranks do not count them")
 
 
 class RecommendedItem(ResponseSchema):
@@ -114,6 +63,11 @@ class RecommendedItem(ResponseSchema):
         default=None, description="L2 distance to the nearest generated title; null when popular or found"
     )
     reason: Reason | None = Field(default=None, description="null when it is not known, or `explain` is false")
+    moves: list[Move] = Field(
+        default=[],
+        description="what the rules of the request did to its place, in their order; empty without `explain`",
+        examples=[[{"rule": "boosts", "from_rank": 7, "to_rank": 1}]],
+    )
 
 
 class MemoryElement(ResponseSchema):
@@ -207,6 +161,13 @@ class RecommendResponse(ResponseSchema):
     )
     model: ModelName = Field(description="what answered")
     timings_ms: dict[str, float] = Field(description="step → milliseconds")
+    next_cursor: str | None = Field(
+        default=None, description="with `paged`: the `cursor` of the next page, for 30 minutes; null on the last one"
+    )
+
+
+class UsersResponse(ResponseSchema):
+    recommendations: list[RecommendResponse] = Field(description="one for each user, in the order of `users`")
 
 
 # ---- interactions

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from service.http.schemas import MemoryElement, ResponseSchema, WordsEntry
+from service.http.schemas import NEXT_CURSOR, MemoryElement, ResponseSchema, WordsEntry
 
 
 class UserEvent(ResponseSchema):
@@ -56,3 +56,13 @@ class ForgottenEvent(ResponseSchema):
     user_id: str = Field(description="the user")
     event_id: str = Field(description="the event")
     forgotten: bool = Field(description="whether it was there")
+
+
+class ListedUser(ResponseSchema):
+    user_id: str = Field(description="the user")
+    events: int = Field(description="stored events")
+
+
+class UsersPage(ResponseSchema):
+    users: list[ListedUser] = Field(description="one page, in no order; a user may come on two pages")
+    next_cursor: str | None = Field(description=NEXT_CURSOR)

@@ -233,6 +233,20 @@ class MemoryStore:
             async for key in self._client.scan_iter(match=ALL_EVENTS, count=1000, _type="hash"):
                 yield user_of(key)
 
+    async def scan_node(self, node: int, place: int, *options: Any) -> tuple[int, list[bytes], int]:
+        """One step of SCAN on a node (0 unless it is a cluster): where to go on, keys, and the number of nodes."""
+        if not isinstance(self._client, RedisCluster):
+            place, keys = await self._call("SCAN", place, *options)
+            return place, keys, 1
+        with _translated_errors():
+            async with self._slots:
+                await self._client.initialize()
+                nodes = sorted(self._client.get_primaries(), key=lambda each: str(each.name))
+                if node >= len(nodes):
+                    return 0, [], len(nodes)  # the cluster has fewer nodes than before
+                places, keys = await self._client.execute_command("SCAN", place, *options, target_nodes=nodes[node])
+                return next(iter(places.values())), keys, len(nodes)  # by node, and one was asked
+
     # ---- states of a user
 
     async def save_states(self, space: str, states: Sequence[UserStates], limit: int) -> list[Saved]:

@@ -10,6 +10,9 @@
     automr:{<uid>}:shown              LIST    id, a space, JSON of a list that was shown   newest 20, for a day
                                               (see `shown.py`)
     automr:{+shown:<id>}:shown        LIST    the same for an anonymous session            one, for a day
+    automr:{<uid>}:pages              HASH    "<expires>:<id>" -> list whose pages may be  newest 20, half an hour
+                                              asked for, bytes (see `pages.py`)
+    automr:{+pages:<id>}:pages        HASH    the same for an anonymous session            one, half an hour
     automr:{<uid>}:retrieval:<space>  STRING  written by earlier versions; only deleted    one per space
     automr:encode                     STREAM  {user}, consumer group "encoders"            users not yet encoded
     automr:dead                       HASH    user -> JSON reason and time: users who     users who cannot be
@@ -30,9 +33,9 @@
                                               of users
     automr:{+live}:days               HASH    day -> number of changes of its counts       newest `KEPT_DAYS`
 
-Only shown lists and leases expire. <uid> is percent-quoted, so every user id gives a valid key. The braces make it the
-hash tag, so all keys of a user are in one slot of Redis Cluster. Live counts are in another slot; no user has a tag
-with "+" or ":", because these are quoted.
+Only shown lists, pages and leases expire. <uid> is percent-quoted, so every user id gives a valid key. The braces make
+it the hash tag, so all keys of a user are in one slot of Redis Cluster. Live counts are in another slot; no user has a
+tag with "+" or ":", because these are quoted.
 """
 
 from urllib.parse import quote, unquote
@@ -56,6 +59,11 @@ def user_prefix(user_id: str) -> str:
     return f"automr:{{{_quoted(user_id)}}}:"
 
 
+def users_with(prefix: str) -> str:
+    """A pattern for SCAN: the events of users whose ids begin so. Quoted ids have none of its special characters."""
+    return f"automr:{{{_quoted(prefix)}*}}:events"
+
+
 def count_keys(user_id: str) -> list[str]:
     """KEYS of COUNT: what the user adds to the live counts, and the days."""
     return [f"automr:{{+live}}:of:{_quoted(user_id)}", DAYS]
@@ -64,6 +72,11 @@ def count_keys(user_id: str) -> list[str]:
 def anonymous_key(recommendation_id: str) -> str:
     """Key of the list that an anonymous session was shown."""
     return f"automr:{{+shown:{_quoted(recommendation_id)}}}:shown"
+
+
+def anonymous_pages_key(recommendation_id: str) -> str:
+    """Key of the list of an anonymous session whose pages may be asked for."""
+    return f"automr:{{+pages:{_quoted(recommendation_id)}}}:pages"
 
 
 def _quoted(user_id: str) -> str:

@@ -163,7 +163,7 @@ local function forget_all(prefix)
     return type(answer) == 'number' and answer or 0
   end
   local counts = {length('HLEN', KEYS[1]), 0, 0, 0}
-  local doomed = {KEYS[1], KEYS[2], KEYS[3], KEYS[4], prefix .. 'shown'}
+  local doomed = {KEYS[1], KEYS[2], KEYS[3], KEYS[4], prefix .. 'shown', prefix .. 'pages'}
   local spaces = redis.pcall('SMEMBERS', KEYS[4])
   if spaces.err then counts[4] = 1 end
   for _, space in ipairs(spaces.err and {} or spaces) do

@@ -5,7 +5,10 @@ from typing import NamedTuple
 
 from model_store.answers import Answer, Ranked, Reason, Source
 from model_store.catalogue.catalogue import Catalogue
+from model_store.catalogue.items import Item
 from service.store.events import Event
+from service.usecases.ranking.draft import Listed
+from service.usecases.ranking.moves import Move
 from service.usecases.timeline import Known
 
 _LEAST_SHARE = 0.01  # of an event that is listed because it voted
@@ -25,7 +28,10 @@ class ShownReason(NamedTuple):
 
 
 class ShownItem(NamedTuple):
-    """`score`: log-probability of the title, None unless generated. `distance`: see `model_store.answers.Ranked`."""
+    """`score`: log-probability of the title, None unless generated. `distance`: see `model_store.answers.Ranked`.
+
+    `moves`: what the rules of the request did to its place.
+    """
 
     rank: int
     item_id: str
@@ -34,6 +40,7 @@ class ShownItem(NamedTuple):
     source: Source
     distance: float | None
     reason: ShownReason | None = None
+    moves: Sequence[Move] = ()
 
 
 class UsedMemory(NamedTuple):
@@ -52,22 +59,32 @@ class UsedMemory(NamedTuple):
 
 
 def show(
-    catalogue: Catalogue, ranked: Sequence[Ranked], known: Known, answer: Answer | None
-) -> tuple[list[ShownItem], list[UsedMemory]]:
-    """The items and the older events that count. `answer` None: without reasons and events."""
-    used = [] if answer is None else _used(known, answer)
-    reasons = [None] * len(ranked) if answer is None else [_shown(reason, known) for reason in answer.reasons]
-    rows = [item.row for item in ranked] + [catalogue.rows[event.item_id] for event, _, _ in used]
-    items = catalogue.items.at(rows)
-    shown = [
-        ShownItem(rank, item.item_id, item.title, _rounded(found.score), found.source, _rounded(found.distance), reason)
-        for rank, (item, found, reason) in enumerate(zip(items, ranked, reasons, strict=False), start=1)
+    catalogue: Catalogue, pages: Sequence[Listed], known: Known, answer: Answer | None
+) -> tuple[list[list[ShownItem]], list[UsedMemory]]:
+    """The items of each page, ranked through, and the older events that count. `answer` None: without reasons."""
+    shown: list[list[ShownItem]] = []
+    rank = 1
+    for page in pages:
+        reasons = [None if answer is None else _shown(reason, known) for reason in page.reasons]
+        items = catalogue.items.at(found.row for found in page.ranked)
+        columns = zip(items, page.ranked, reasons, page.moves, strict=True)
+        shown.append([_item(rank + place, *column) for place, column in enumerate(columns)])
+        rank += len(items)
+    return shown, [] if answer is None else _memory(catalogue, known, answer)
+
+
+def _item(rank: int, item: Item, found: Ranked, reason: ShownReason | None, moves: Sequence[Move]) -> ShownItem:
+    score, distance = _rounded(found.score), _rounded(found.distance)
+    return ShownItem(rank, item.item_id, item.title, score, found.source, distance, reason, moves)
+
+
+def _memory(catalogue: Catalogue, known: Known, answer: Answer) -> list[UsedMemory]:
+    used = _used(known, answer)
+    titles = catalogue.titles([event.item_id for event, _, _ in used])
+    return [
+        UsedMemory(event.event_id, event.item_id, title, event.timestamp, _rounded(weight), _rounded(share))
+        for (event, weight, share), title in zip(used, titles, strict=True)
     ]
-    memory = [
-        UsedMemory(event.event_id, event.item_id, item.title, event.timestamp, _rounded(weight), _rounded(share))
-        for (event, weight, share), item in zip(used, items[len(ranked) :], strict=True)
-    ]
-    return shown, memory
 
 
 def _shown(reason: Reason | None, known: Known) -> ShownReason | None:

@@ -16,15 +16,12 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from model_store.answers import GROUNDED, Answer, PastRows, Ranked, popular
-from model_store.catalogue.conditions import Condition
+from model_store.answers import GROUNDED, Answer, PastRows, Ranked, Reason, popular
 from model_store.catalogue.filters import Filters
 from model_store.view import BundleView
 from service.engine.engine import Engine
@@ -43,16 +40,17 @@ from service.logs import RepeatedWarnings
 from service.metrics import Metrics
 from service.store.client import MemoryStore
 from service.store.events import Remembered
-from service.usecases.explain import ShownItem, UsedMemory, show
+from service.usecases.explain import show
+from service.usecases.ranking.candidates import Candidate, candidates_of, merged
+from service.usecases.ranking.draft import Draft, Listed, silent
 from service.usecases.repair import Repair
+from service.usecases.requests import Context, Fallback, Progress, Recommendation, Request, ServedModel
 from service.usecases.seen import SeenRows
-from service.usecases.timeline import Known, SessionItem, events_needed, known_of, states_needed
-from service.usecases.warned import Warned, of_candidates, of_filter
+from service.usecases.timeline import events_needed, known_of, states_needed
+from service.usecases.warned import NOT_DIVERSE, of_candidates, of_filter, of_rules
 from service.usecases.words import (
     NO_WORDS,
     NUM_EVENTS,
-    Degraded,
-    Reasoning,
     ShownReasoning,
     degraded,
     known_in_words,
@@ -64,65 +62,8 @@ from service.usecases.words import (
 log = structlog.get_logger("service.usecases.recommend")
 repeated = RepeatedWarnings(log)
 
-Fallback = Literal["cold_start", "memory_unavailable", "deadline", "engine_error"] | Degraded
-
 _RESERVE_S = 0.02  # of the time of a request, kept for writing and sending the answer
 _NO_ROWS = np.zeros(0, dtype=np.int64)
-
-
-@dataclass(frozen=True)
-class Request:
-    """Who asks for what. `user_id` None is an anonymous session, described by `recent` (oldest first).
-
-    `exclude_seen` None: unless users of the data come back to items. `timestamp`: the time of the request, None for
-    now. It is the clock of the past: the age of an event counts from it, and events at this time or later are the
-    current basket. Events are read whatever their time, and items are available by the real clock.
-
-    `query`: what the user asks for in words; `reasoning` says how far memory may be used for it.
-    """
-
-    user_id: str | None = None
-    k: int = 10
-    exclude_seen: bool | None = None
-    explain: bool = True
-    recent: Sequence[SessionItem] = ()
-    candidates: Sequence[str] | None = None
-    filter: Condition | None = None
-    exclude: Sequence[str] = ()
-    deadline_ms: int | None = None
-    timestamp: int | None = None
-    query: str | None = None
-    reasoning: Reasoning = "retrieve"
-
-
-class ServedModel(NamedTuple):
-    """The name of the bundle, and the space of its hidden states."""
-
-    bundle: str
-    space: str
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """`timings_ms` maps a stage to its milliseconds; the stages of the model are those of its whole batch."""
-
-    recommendation_id: str
-    user_id: str | None
-    items: list[ShownItem]
-    memory: list[UsedMemory]
-    fallback: Fallback | None
-    model: ServedModel
-    timings_ms: dict[str, float]
-    reasoning: ShownReasoning | None = None
-    warnings: list[Warned] = field(default_factory=list)
-
-
-class Context(NamedTuple):
-    """What is known of the user at this moment. `seen`: catalogue rows."""
-
-    known: Known
-    seen: NDArray[np.int64]
-    fallback: Fallback | None
 
 
 class Recommender:
@@ -143,44 +84,98 @@ class Recommender:
 
     async def recommend(self, request: Request) -> Recommendation:
         """Raises Overloaded, Draining and NoWords; every other failure becomes a fallback."""
+        return self.finish(await self.begin(request))
+
+    async def begin(self, request: Request) -> Progress:
+        """All of `recommend` that waits for the store and the model. Raises as it does."""
         if request.query is not None and self.view.manifest.words is None:
             raise NoWords(NO_WORDS)
         deadline = self._deadline(request)
         with self.engine.admission.admitted(deadline):
-            return await self._recommend(request, deadline)
+            return await self._begin(request, deadline)
 
-    async def _recommend(self, request: Request, deadline: float) -> Recommendation:
-        started = time.perf_counter()
-        timings_s: dict[str, float] = {}
-        context: Context | None = None
-        answer: Answer | WordsAnswered | None = None
-        failure: Fallback | None = None
+    async def _begin(self, request: Request, deadline: float) -> Progress:
+        progress = Progress(request, time.perf_counter())
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
-                context = await self._recall(request)
-                await self._prepare_filter(request)
-                timings_s["memory"] = time.perf_counter() - started
+                progress.context = context = await self._recall(request)
+                await self._prepare_filters(request)
+                progress.lap("memory")
                 if request.query is not None or context.known.recent:
-                    answer = await self._ask_model(request, context, deadline)
-                    timings_s |= _timings_of(answer, time.perf_counter() - started - timings_s["memory"])
+                    progress.answer, progress.promoted = await self._ask_model(request, context, deadline)
+                    at_model_s = progress.lap("queue")
+                    progress.timings_s |= _timings_of(progress.answer, at_model_s)
+                if request.rules.diversity:
+                    rows = [each.ranked.row for each in self._candidates(progress)]
+                    progress.vectors = await self.engine.vectors(rows)
+                    progress.lap("rules")
         except (TimeoutError, DeadlineExceeded):
-            failure = "deadline"
+            progress.failure = "deadline"
         except (ModelFailed, ModelUnavailable):
-            failure = "engine_error"
+            progress.failure = "engine_error"
         except (Overloaded, Draining):
             raise
         except Exception:
             log.exception("the engine failed")
-            failure = "engine_error"
-        context = context or self._context(request)
+            progress.failure = "engine_error"
+        return progress
+
+    def finish(self, progress: Progress, page: Listed | None = None) -> Recommendation:
+        """`page`: the items to show, if they were chosen together with those of other users (see `draft`)."""
         try:
-            recommendation = self._answer(request, context, answer, failure)
+            recommendation = self._answer(progress, self._pages(progress) if page is None else [page])
         except Exception:
-            if answer is None:
+            if progress.answer is None or page is not None:
                 raise
             log.exception("the engine failed")  # its answer cannot be shown
-            recommendation = self._answer(request, context, None, "engine_error")
-        return self._timed(recommendation, {**timings_s, "total": time.perf_counter() - started})
+            progress.answer, progress.failure = None, "engine_error"
+            recommendation = self._answer(progress, self._pages(progress))
+        total = time.perf_counter() - progress.started
+        return self._timed(recommendation, {**progress.timings_s, "total": total})
+
+    def draft(self, progress: Progress) -> Draft:
+        """The candidates in the order of the rules, of which items can be taken."""
+        candidates, vectors = self._candidates(progress), progress.vectors
+        return Draft(
+            candidates,
+            progress.request.rules,
+            self.view.catalogue,
+            self._filters.mask,
+            allowed=self._allowed(progress.request, self._context_of(progress)),
+            vectors=vectors if vectors is not None and len(vectors) == len(candidates) else None,
+        )
+
+    def _pages(self, progress: Progress) -> list[Listed]:
+        if progress.request.rules.need_candidates:
+            return self.draft(progress).pages(progress.request.k)
+        ranked, reasons = self._listed(progress, progress.answer)
+        return [Listed(ranked, reasons, [[] for _ in ranked])]
+
+    def _candidates(self, progress: Progress) -> list[Candidate]:
+        catalogue = self.view.catalogue
+        found = candidates_of(catalogue, *self._listed(progress, progress.answer))
+        if progress.promoted is None:
+            return found
+        return merged(found, candidates_of(catalogue, *self._listed(progress, progress.promoted)))
+
+    def _listed(
+        self, progress: Progress, answer: Answer | WordsAnswered | None
+    ) -> tuple[list[Ranked], list[Reason | None]]:
+        """What the model answered; without an answer, popular items."""
+        if isinstance(answer, Answer):
+            return answer.items, list(answer.reasons) or [None] * len(answer.items)
+        request = progress.request
+        allowed = self._allowed(request, self._context_of(progress))
+        if answer is None:
+            ranked = popular(self.view.catalogue, allowed, request.num_candidates)
+        else:
+            ranked = ranked_items(answer, self.view.catalogue, allowed, request.num_candidates)
+        return ranked, [None] * len(ranked)
+
+    def _context_of(self, progress: Progress) -> Context:
+        if progress.context is None:
+            progress.context = self._context(progress.request)
+        return progress.context
 
     def _deadline(self, request: Request) -> float:
         """The time by which the answer must be ready, on the clock of `time.monotonic()`; nothing else sets it."""
@@ -225,22 +220,47 @@ class Recommender:
             seen = self._seen_rows.with_session(seen, names, self.view.catalogue)
         return Context(known, seen, fallback)
 
-    async def _prepare_filter(self, request: Request) -> None:
-        """Applies a filter that is new to this process in a thread, as a large catalogue takes long."""
-        condition, catalogue = request.filter, self.view.catalogue
-        if condition is not None and not self._filters.is_cheap(catalogue, condition):
-            await asyncio.to_thread(self._filters.mask, catalogue, condition)
+    async def _prepare_filters(self, request: Request) -> None:
+        """Applies conditions that are new to this process in a thread, as a large catalogue takes long."""
+        catalogue = self.view.catalogue
+        for condition in (request.filter, *request.rules.conditions):
+            if condition is not None and not self._filters.is_cheap(catalogue, condition):
+                await asyncio.to_thread(self._filters.mask, catalogue, condition)
 
-    async def _ask_model(self, request: Request, context: Context, deadline: float) -> Answer | WordsAnswered:
+    async def _ask_model(
+        self, request: Request, context: Context, deadline: float
+    ) -> tuple[Answer | WordsAnswered, Answer | WordsAnswered | None]:
+        """The best items, and those that boosts lift above others, which may be far behind: one batch of the model."""
+        allowed = self._allowed(request, context)
+        lifted = self._lifted(request, allowed)
+        if lifted is None:
+            return await self._ask(request, context, allowed, deadline), None
+        return await asyncio.gather(
+            self._ask(request, context, allowed, deadline), self._ask(request, context, lifted, deadline)
+        )
+
+    def _lifted(self, request: Request, allowed: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
+        """(N,) the allowed items that gain more from boosts than others do; None if no item does, or all do."""
+        if not request.rules.boosts:
+            return None
+        catalogue = self.view.catalogue
+        additions = np.zeros(len(allowed))
+        for boost in request.rules.boosts:
+            additions += boost.add * self._filters.mask(catalogue, boost.condition)[: len(allowed)]
+        lifted: NDArray[np.bool_] = allowed & (additions > additions[allowed].min(initial=np.inf))
+        return lifted if lifted.any() else None
+
+    async def _ask(
+        self, request: Request, context: Context, allowed: NDArray[np.bool_], deadline: float
+    ) -> Answer | WordsAnswered:
         """Encode, retrieve, combine, generate, ground: one job for the model, in a batch with others.
 
         A query in words is another kind of job.
         """
         known = context.known
-        allowed = self._allowed(request, context)
         if request.query is None:
             return await self.engine.recommend(
-                known.recent, known.memory.states, allowed, request.k, deadline=deadline, past=known.past
+                known.recent, known.memory.states, allowed, request.num_candidates, deadline=deadline, past=known.past
             )
         return await self.engine.answer_words(
             request.query,
@@ -248,7 +268,7 @@ class Recommender:
             queries_of(known.past_events),
             allowed,
             reasoning=request.reasoning,
-            num_results=request.k,
+            num_results=request.num_candidates,
             deadline=deadline,
         )
 
@@ -270,42 +290,41 @@ class Recommender:
         allowed[[catalogue.rows[item_id] for item_id in request.exclude if item_id in catalogue.rows]] = False
         return allowed
 
-    def _answer(
-        self,
-        request: Request,
-        context: Context,
-        answer: Answer | WordsAnswered | None,
-        failure: Fallback | None,
-    ) -> Recommendation:
+    def _answer(self, progress: Progress, pages: Sequence[Listed]) -> Recommendation:
         """The model's answer; without one, popular items and the reason as `fallback`."""
-        fallback, catalogue = failure or context.fallback, self.view.catalogue
+        request, context, answer = progress.request, self._context_of(progress), progress.answer
+        fallback, catalogue = progress.failure or context.fallback, self.view.catalogue
         reasoning: ShownReasoning | None = None
+        explained = answer if request.explain and isinstance(answer, Answer) else None
+        items, memory = show(
+            catalogue, pages if request.explain else [silent(page) for page in pages], context.known, explained
+        )
         if isinstance(answer, Answer):
-            ranked = answer.items
-            self._observe_model(answer)
-            items, memory = show(catalogue, ranked, context.known, answer if request.explain else None)
+            self._observe_model(answer, pages[0].reasons)
         elif answer is not None:
             fallback = fallback or degraded(request.reasoning, answer.level)
-            ranked = ranked_items(answer, catalogue, self._allowed(request, context), request.k)
             self.metrics.queries_total.labels(answer.level).inc()
-            items, memory = show(catalogue, ranked, context.known, None)
             if request.explain:
                 memory, reasoning = show_reasoning(answer, context.known, catalogue)
         else:
             fallback = fallback or "cold_start"
-            ranked = popular(catalogue, self._allowed(request, context), request.k)
-            items, memory = show(catalogue, ranked, context.known, None)
-        self._observe(ranked, fallback)
+        self._observe(pages[0].ranked, fallback)
         return Recommendation(
             recommendation_id=secrets.token_hex(16),
             user_id=request.user_id,
-            items=items,
+            items=items[0],
             memory=memory,
             fallback=fallback,
             model=ServedModel(self.view.manifest.name, self.view.manifest.space),
             timings_ms={},
             reasoning=reasoning,
-            warnings=[*of_candidates(request.candidates or (), catalogue), *of_filter(request.filter, catalogue)],
+            warnings=[
+                *of_candidates(request.candidates or (), catalogue),
+                *of_filter(request.filter, catalogue),
+                *of_rules(request.rules, catalogue, request.user_id, {item.item_id for item in items[0]}),
+                *([NOT_DIVERSE] if request.rules.diversity and progress.vectors is None else []),
+            ],
+            later=items[1:],
         )
 
     def _timed(self, recommendation: Recommendation, timings_s: Mapping[str, float]) -> Recommendation:
@@ -314,9 +333,9 @@ class Recommender:
             recommendation.timings_ms[stage] = round(1000 * seconds, 3)
         return recommendation
 
-    def _observe_model(self, answer: Answer) -> None:
+    def _observe_model(self, answer: Answer, reasons: Sequence[Reason | None]) -> None:
         self.metrics.memory_elements.observe(len(answer.chosen))
-        for voice, count in Counter(reason.voice for reason in answer.reasons if reason is not None).items():
+        for voice, count in Counter(reason.voice for reason in reasons if reason is not None).items():
             self.metrics.reason_total.labels(voice).inc(count)
 
     def _observe(self, ranked: Sequence[Ranked], fallback: Fallback | None) -> None:

@@ -3,7 +3,7 @@
 In: parts of a valid request and the catalogue. Out: `Warned`, a field and what is odd about it. Knows no HTTP.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from model_store.catalogue.conditions import (
     StartsWith,
     comparisons_in,
 )
+from service.usecases.ranking.rules import Rules
 
 MOST_NAMED = 20  # candidates
 
@@ -27,6 +28,9 @@ class Warned(NamedTuple):
 
     field: str
     message: str
+
+
+NOT_DIVERSE = Warned("diversity", "not applied: the vectors of the items could not be read in time")
 
 
 def of_candidates(candidates: Sequence[str], catalogue: Catalogue) -> list[Warned]:
@@ -56,6 +60,29 @@ def _kinds_in(leaf: Comparison) -> list[Kind]:
     if isinstance(leaf, Among):
         return [typed.kind for typed in leaf.values]
     return [leaf.kind] if isinstance(leaf, Between) else ["text"] if isinstance(leaf, StartsWith) else []
+
+
+def of_rules(rules: Rules, catalogue: Catalogue, user_id: str | None, shown: Collection[str]) -> list[Warned]:
+    """Rules without effect: names that no item has, pins that are not `shown`, what was shown lately is not known."""
+    found = [
+        each
+        for place, boost in enumerate(rules.boosts)
+        for each in of_filter(boost.condition, catalogue, f"boosts.{place}.filter")
+    ]
+    for place, pin in enumerate(rules.pins):
+        if pin.item_id not in shown:
+            is_known = pin.item_id in catalogue.rows
+            message = "this item may not be shown to this user now" if is_known else "the catalogue has no such item"
+            found.append(Warned(f"pins.{place}.item_id", message))
+    for place, cap in enumerate(rules.caps):
+        if cap.attribute not in OWN_NAMES:
+            odd = of_attribute(cap.attribute, (), catalogue.attributes)
+            found += [Warned(f"caps.{place}.attribute", message) for message in odd]
+    if rules.rotation is not None and user_id is None:
+        found.append(Warned("rotation", "has no effect without `user_id`"))
+    elif rules.rotation is not None and rules.shown_at is None:
+        found.append(Warned("rotation", "not applied: what was shown lately cannot be read now"))
+    return found
 
 
 def of_attribute(name: str, wanted: Iterable[Kind], known: Attributes) -> Iterator[str]:

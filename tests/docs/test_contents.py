@@ -15,6 +15,7 @@ from pydantic import BaseModel, SecretStr
 
 from service import errors
 from service.http import ops_schemas, schemas
+from service.http.wanted import bodies, filters, rules
 from service.metrics import Metrics
 from service.settings import PREFIX, Settings
 from tests.docs.documents import ROOT, Document, document, documents
@@ -147,7 +148,7 @@ def _exists(page: Path, link: str) -> bool:
 
 
 def _schemas() -> Iterator[type[BaseModel]]:
-    for module in (schemas, ops_schemas):
+    for module in (schemas, ops_schemas, bodies, filters, rules):
         for _, model in inspect.getmembers(module, inspect.isclass):
             if issubclass(model, BaseModel):
                 yield model

@@ -32,7 +32,7 @@ from service.engine.process import spawn
 from service.feedback.answers import Answers
 from service.http.routes.interactions import event_or_reason
 from service.http.routes.recommend import to_request
-from service.http.schemas import RecommendRequest
+from service.http.wanted.bodies import RecommendRequest
 from service.metrics import Metrics
 from service.resources import Resources, open_resources
 from service.settings import Settings
@@ -42,7 +42,8 @@ from service.usecases.encode import Worker
 from service.usecases.ingest import Ingest, Outcome
 from service.usecases.items import Items
 from service.usecases.live import LiveCounts
-from service.usecases.recommend import Recommendation, Recommender
+from service.usecases.recommend import Recommender
+from service.usecases.requests import Recommendation
 from service.usecases.seen import SeenRows
 from service.usecases.shown import ShownLists
 from service.usecases.timeline import Timeline, events_with_states, window_fingerprint

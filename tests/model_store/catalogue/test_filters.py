@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model_store.catalogue.attributes import Kind
 from model_store.catalogue.catalogue import Catalogue
 from model_store.catalogue.conditions import (
     Among,
@@ -40,7 +41,7 @@ SHOPS = st.lists(ITEMS, max_size=8, unique_by=lambda item: item.item_id)
 
 @st.composite
 def ranges(draw: st.DrawFn) -> Between:
-    kind = draw(st.sampled_from(["number", "text"]))
+    kind: Kind = draw(st.sampled_from(["number", "text"]))
     wanted = ORDERED.filter(lambda value: isinstance(value, str) == (kind == "text"))
     bounds = st.none() | st.builds(Bound, wanted, st.booleans())
     return Between(draw(NAMES), kind, draw(bounds), draw(bounds))
@@ -115,8 +116,8 @@ def test_values_of_different_types_make_different_conditions() -> None:
 
 
 def test_the_comparisons_of_a_tree_come_in_order() -> None:
-    leaves = [equal_to("a", [1]), Exists("b"), StartsWith("c", "x")]
-    assert list(comparisons_in(Every((leaves[0], Not(Some((leaves[1], leaves[2]))))))) == leaves
+    first, second, third = equal_to("a", [1]), Exists("b"), StartsWith("c", "x")
+    assert list(comparisons_in(Every((first, Not(Some((second, third))))))) == [first, second, third]
 
 
 def test_a_change_tests_the_changed_item_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +129,12 @@ def test_a_change_tests_the_changed_item_only(monkeypatch: pytest.MonkeyPatch) -
     assert filters.is_cheap(catalogue, condition)
     tested: list[str] = []
     holds = Between.holds
-    monkeypatch.setattr(Between, "holds", lambda self, item: tested.append(item.item_id) or holds(self, item))
+
+    def watched(self: Between, item: Item) -> bool:
+        tested.append(item.item_id)
+        return holds(self, item)
+
+    monkeypatch.setattr(Between, "holds", watched)
     assert filters.mask(catalogue, condition).sum() == 50 and tested == []
     changed = catalogue.with_items(
         [Item("i3", "x", attributes={"year": 60}), Item("new", "y", attributes={"year": 70})]

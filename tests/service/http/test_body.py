@@ -21,7 +21,8 @@ from service.http.dependencies import while_connected
 from service.http.fields import field_errors
 from service.http.item_schemas import ItemBody, ItemPatch, ItemsRequest
 from service.http.routes.interactions import event_or_reason
-from service.http.schemas import InteractionsRequest, RecommendRequest
+from service.http.schemas import InteractionsRequest
+from service.http.wanted.bodies import RecommendRequest
 from tests.service.standins import Shell, shell
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3)

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from service.http.fields import field_errors, reason
 from service.http.item_schemas import ItemBody, ItemPatch
-from service.http.schemas import Interaction, RecommendRequest
+from service.http.schemas import Interaction
+from service.http.wanted.bodies import RecommendRequest
 
 ODD_BUT_FINE = [
     "a b",
@@ -48,6 +49,19 @@ def refusal(model: type[Any], body: Any) -> str:
     with pytest.raises(ValidationError) as caught:
         model.model_validate(body)
     return reason(caught.value)
+
+
+def nested(depth: int) -> dict[str, Any]:
+    found: dict[str, Any] = {"a": 1}
+    for _ in range(depth):
+        found = {"op": "not", "filter": found}
+    return found
+
+
+def wide(parts: int) -> dict[str, Any]:
+    """A filter of so many parts, its own and those of its parts counted."""
+    sizes = [min(41, parts - 1 - start) for start in range(0, parts - 1, 41)]
+    return {"op": "and", "filters": [{"op": "or", "filters": [{"a": 1}] * (size - 1)} for size in sizes]}
 
 
 def interaction(**changes: Any) -> dict[str, Any]:
@@ -98,11 +112,35 @@ def test_a_recommend_request_may_be_empty() -> None:
         ("recent", [{"item_id": "i"}] * 101), ("recent", [{"item": "i"}]), ("candidates", []),
         ("candidates", ["i"] * 1001),
         ("filter", {"a": {"b": 1}}), ("filter", {"a": None}), ("filter", {str(n): 1 for n in range(21)}),
-        ("filter", {"": 1}), ("filter", {"a": [[1]]}), ("unknown", 1),
+        ("filter", {"": 1}), ("filter", {"a": [[1]]}), ("unknown", 1), ("filter", {"op": "eq"}),
+        ("filter", {"op": "gt", "attribute": "a", "value": True}), ("filter", {"op": "range", "attribute": "a"}),
+        ("filter", {"op": "range", "attribute": "a", "gt": 1, "gte": 2}), ("filter", {"op": "and", "filters": []}),
+        ("filter", {"op": "range", "attribute": "a", "gt": 1, "lt": "2"}), ("filter", nested(8)), ("filter", wide(101)),
+        ("boosts", [{"filter": {"a": 1}}]), ("boosts", [{"filter": {"a": 1}, "factor": 2.0, "add": 1.0}]),
+        ("boosts", [{"filter": {"a": 1}, "factor": 0.0}]), ("caps", [{"attribute": "a", "at_most": 0}]),
+        ("diversity", 1.5), ("rotation", {"rate": 2}), ("exclude", ["i"] * 1001),
     ],
 )  # fmt: skip
 def test_a_recommend_request_is_strict(field: str, value: Any) -> None:
     assert refusal(RecommendRequest, {field: value}).startswith(field)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"pins": [{"item_id": "i1", "position": 11}]},
+        {"pins": [{"item_id": "i1", "position": 1}, {"item_id": "i1", "position": 2}]},
+        {"pins": [{"item_id": "i1", "position": 1}, {"item_id": "i2", "position": 1}]},
+        {"cursor": "x", "user_id": "u"},
+    ],
+)
+def test_wishes_that_contradict_each_other_are_refused(body: dict[str, Any]) -> None:
+    assert refusal(RecommendRequest, body)
+
+
+def test_filters_up_to_the_limits_are_taken() -> None:
+    for wanted in (nested(7), wide(100)):
+        RecommendRequest.model_validate({"filter": wanted})
 
 
 def test_a_filter_takes_values_and_lists_of_them() -> None:

@@ -28,6 +28,7 @@ from service.store.embedded import EmbeddedServer
 from service.store.events import DIGEST_BYTES, Deleted, Event, UserCounts, UserStates, item_digest
 from service.store.keys import ENCODE, GROUP
 from service.store.overlay import NewRecord
+from service.store.scan import event_counts, scan_users
 
 STRANGE = ["{a}:b", "a}{b", "*?[x]\\", "nul\0tab\t\n", "ünï✓🎬", "x" * 3000, " ", "%7B", "..", "lone \ud800"]
 events_of_one_user = st.lists(
@@ -617,6 +618,12 @@ async def test_every_method_works_on_a_cluster(cluster_store: MemoryStore) -> No
     batch = [Event(f"e{i}", f"u{i % 20}", "i", i) for i in range(100)]
     assert await store.append(batch) == ["accepted"] * 100 and await store.append(batch) == ["duplicate"] * 100
     assert sorted([user async for user in store.users()]) == sorted({event.user_id for event in batch})
+    scanned, cursor = await scan_users(store, "u1", None, 10)
+    while cursor is not None:
+        more, cursor = await scan_users(store, "u1", cursor, 10)
+        scanned += more
+    assert set(scanned) == {"u1", *(f"u{number}" for number in range(10, 20))}, "both nodes are scanned"
+    assert await event_counts(store, ["u1", "u2"]) == [5, 5]
     for user in ("u1", "u2", "u3", "u4"):
         assert await save(store, user, "s", {f"e{user[1:]}": b"state"}, keep=100) == 1
         assert [m.record for m in await store.recall(user, "s", 100)] == [b"state"] + [None] * 4

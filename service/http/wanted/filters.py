@@ -17,6 +17,8 @@ from pydantic import (
     GetJsonSchemaHandler,
     PlainValidator,
     Tag,
+    TypeAdapter,
+    ValidationError,
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
@@ -34,7 +36,8 @@ from model_store.catalogue.conditions import (
     StartsWith,
     equal_to,
 )
-from service.http.fields import Name, Scalar, Schema, Values, hidden, scalar
+from service.errors import BadRequest
+from service.http.fields import Name, Scalar, Schema, Values, hidden, reason, scalar
 
 MAX_DEPTH, MAX_PARTS = 8, 100
 SHORT = hidden("short")  # the tag of the short form
@@ -269,6 +272,17 @@ def condition_of(found: Any) -> Condition:
         return condition
     parts = [equal_to(name, wanted if isinstance(wanted, list) else [wanted]) for name, wanted in found.items()]
     return parts[0] if len(parts) == 1 else Every(tuple(parts))
+
+
+_whole: TypeAdapter[Any] = TypeAdapter(WholeFilter)
+
+
+def condition_of_text(text: str) -> Condition:
+    """The condition of a filter as JSON text. Raises BadRequest."""
+    try:
+        return condition_of(_whole.validate_json(text, strict=True))
+    except ValidationError as error:
+        raise BadRequest(f"filter: {reason(error)}") from None
 
 
 def _kind(value: Any) -> Kind:

@@ -1,0 +1,51 @@
+"""Lists to look through: GET /items, GET /items/{item_id}/related, GET /users."""
+
+from fastapi import APIRouter, Request
+
+from service.http.dependencies import (
+    By,
+    Cursor,
+    FilterText,
+    ItemIdPath,
+    Limit,
+    NumNeighbors,
+    Prefix,
+    ResourcesDep,
+    SearchWords,
+    while_connected,
+)
+from service.http.item_schemas import ItemsPage, RelatedItems
+from service.http.user_schemas import UsersPage
+from service.http.wanted.filters import condition_of_text
+
+router = APIRouter()
+
+
+@router.get("/items", tags=["items"])
+async def list_items(
+    resources: ResourcesDep,
+    query: SearchWords = "",
+    filter: FilterText = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+) -> ItemsPage:
+    """The catalogue in pages, hidden items too: all of it, or what has the words of a query and passes a filter."""
+    condition = None if filter is None else condition_of_text(filter)
+    return ItemsPage.model_validate(await resources.item_list.page(query, condition, limit, cursor))
+
+
+@router.get("/items/{item_id}/related", tags=["items"])
+async def get_related(
+    item_id: ItemIdPath, request: Request, resources: ResourcesDep, k: NumNeighbors = 10, by: By = "behaviour"
+) -> RelatedItems:
+    """The items that go together with this one: for users (`behaviour`), or by the words of their titles (`words`)."""
+    found = await while_connected(request, resources.related.of(item_id, k, by))
+    return RelatedItems.model_validate({"item_id": item_id, "related": found})
+
+
+@router.get("/users", tags=["users"])
+async def list_users(
+    resources: ResourcesDep, prefix: Prefix = "", limit: Limit = 50, cursor: Cursor = None
+) -> UsersPage:
+    """The users of whom events are stored, in pages and in no order."""
+    return UsersPage.model_validate(await resources.user_list.page(prefix, limit, cursor))

@@ -1,0 +1,40 @@
+"""Pages of the users of the store, by the beginning of their ids. Knows no HTTP."""
+
+from typing import NamedTuple
+
+from service.store.client import MemoryStore
+from service.store.scan import event_counts, scan_users
+
+_MOST_STEPS = 20  # of the store in one call; each looks at about `_KEYS_A_STEP` keys
+_KEYS_A_STEP = 1000
+
+
+class ListedUser(NamedTuple):
+    user_id: str
+    events: int
+
+
+class UsersPage(NamedTuple):
+    users: list[ListedUser]
+    next_cursor: str | None
+
+
+class UserList:
+    def __init__(self, store: MemoryStore) -> None:
+        self.store = store
+
+    async def page(self, prefix: str, limit: int, cursor: str | None) -> UsersPage:
+        """At least `limit` users where the call finds so many, in no order; a page may be short and have a next one.
+
+        A user who is there all the time is on some page, perhaps on two. Raises BadRequest for a foreign cursor.
+        """
+        found: dict[str, None] = {}
+        place = cursor
+        for _ in range(_MOST_STEPS):
+            user_ids, place = await scan_users(self.store, prefix, place, _KEYS_A_STEP)
+            found |= dict.fromkeys(user_ids)
+            if place is None or len(found) >= limit:
+                break
+        numbers = await event_counts(self.store, list(found))
+        listed = [ListedUser(*pair) for pair in zip(found, numbers, strict=True)]
+        return UsersPage([user for user in listed if user.events], place)

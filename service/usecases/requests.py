@@ -1,0 +1,112 @@
+"""What is asked of the recommender, what is known on the way, and what it answers. Knows neither HTTP nor torch."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_store.answers import Answer
+from model_store.catalogue.conditions import Condition
+from service.engine.messages import WordsAnswered
+from service.usecases.explain import ShownItem, UsedMemory
+from service.usecases.ranking.candidates import LEAST, MOST
+from service.usecases.ranking.rules import NO_RULES, Rules
+from service.usecases.timeline import Known, SessionItem
+from service.usecases.warned import Warned
+from service.usecases.words import Degraded, Reasoning, ShownReasoning
+
+Fallback = Literal["cold_start", "memory_unavailable", "deadline", "engine_error"] | Degraded
+
+
+@dataclass(frozen=True)
+class Request:
+    """Who asks for what. `user_id` None is an anonymous session, described by `recent` (oldest first).
+
+    `exclude_seen` None: unless users of the data come back to items. `timestamp`: the time of the request, None for
+    now. It is the clock of the past: the age of an event counts from it, and events at this time or later are the
+    current basket. Events are read whatever their time, and items are available by the real clock.
+
+    `query`: what the user asks for in words; `reasoning` says how far memory may be used for it.
+    """
+
+    user_id: str | None = None
+    k: int = 10
+    exclude_seen: bool | None = None
+    explain: bool = True
+    recent: Sequence[SessionItem] = ()
+    candidates: Sequence[str] | None = None
+    filter: Condition | None = None
+    exclude: Sequence[str] = ()
+    deadline_ms: int | None = None
+    timestamp: int | None = None
+    query: str | None = None
+    reasoning: Reasoning = "retrieve"
+    rules: Rules = NO_RULES
+
+    @property
+    def num_candidates(self) -> int:
+        """How many items the model is asked for."""
+        if not self.rules.need_candidates:
+            return self.k
+        return MOST if self.rules.is_paged or self.rules.is_distinct else max(LEAST, 4 * self.k)
+
+
+class ServedModel(NamedTuple):
+    """The name of the bundle, and the space of its hidden states."""
+
+    bundle: str
+    space: str
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """`timings_ms` maps a stage to its milliseconds; the stages of the model are those of its whole batch.
+
+    `later`: the pages after `items`, with `Rules.is_paged`. `next_cursor`: of the first of them.
+    """
+
+    recommendation_id: str
+    user_id: str | None
+    items: list[ShownItem]
+    memory: list[UsedMemory]
+    fallback: Fallback | None
+    model: ServedModel
+    timings_ms: dict[str, float]
+    reasoning: ShownReasoning | None = None
+    warnings: list[Warned] = field(default_factory=list)
+    later: Sequence[Sequence[ShownItem]] = ()
+    next_cursor: str | None = None
+
+
+class Context(NamedTuple):
+    """What is known of the user at this moment. `seen`: catalogue rows."""
+
+    known: Known
+    seen: NDArray[np.int64]
+    fallback: Fallback | None
+
+
+@dataclass
+class Progress:
+    """A request on its way to an answer. `promoted`: the model's answer for the items that boosts lift.
+
+    `vectors` (n, D) of the candidates, read for `diversity`. `failure`: why something of this is missing.
+    """
+
+    request: Request
+    started: float
+    context: Context | None = None
+    answer: Answer | WordsAnswered | None = None
+    promoted: Answer | WordsAnswered | None = None
+    vectors: NDArray[np.float32] | None = None
+    failure: Fallback | None = None
+    timings_s: dict[str, float] = field(default_factory=dict)
+
+    def lap(self, stage: str) -> float:
+        """The seconds since the start that no earlier stage took are those of `stage`."""
+        seconds = time.perf_counter() - self.started - sum(self.timings_s.values())
+        self.timings_s[stage] = seconds
+        return seconds

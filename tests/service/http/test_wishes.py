@@ -1,0 +1,263 @@
+"""Every wish of a request over HTTP, on tiny bundles: random requests, and the laws of pages and of several users."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi import FastAPI
+from httpx2 import AsyncClient
+from redis.asyncio import Redis
+
+from model_store.manifest import Vocabulary
+from service.store.embedded import EmbeddedServer
+from service.usecases.ranking.order import marginal_order
+from tests.conftest import TITLES, small_voices, write_bundle
+from tests.service.real import history, interaction, open_app
+from tests.service.wishes import Shop
+
+ALL = [f"i{row}" for row in range(len(TITLES))]
+BOTH = pytest.mark.parametrize("vocabulary", ["titles", "items"])
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[Vocabulary, Path]:
+    folder = tmp_path_factory.mktemp("wishes")
+    voices = small_voices(len(TITLES), has_returns=False)
+    write_bundle(folder / "titles", vocabulary="titles")
+    write_bundle(folder / "items", vocabulary="items", voices=voices)
+    return {"titles": folder / "titles", "items": folder / "items"}
+
+
+@dataclass(frozen=True)
+class Caller:
+    client: AsyncClient
+    app: FastAPI
+    shop: Shop
+
+    async def ask(self, path: str = "/recommend", status: int = 200, **body: Any) -> dict[str, Any]:
+        response = await self.client.post(path, json=body)
+        assert response.status_code == status, response.text
+        found: dict[str, Any] = response.json()
+        return found
+
+
+def attributes(row: int) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "series": f"s{row % 5}",
+        "price": row / 2,
+        "tags": [row % 3, f"t{row % 2}"],
+        "new": row > 15,
+    }
+    return found if row % 7 else {"price": row}
+
+
+@asynccontextmanager
+async def calling(path: Path, url: str) -> AsyncIterator[Caller]:
+    async with open_app(path, url) as (app, client):
+        items = [
+            {"item_id": f"i{row}", "title": title, "attributes": attributes(row)} for row, title in enumerate(TITLES)
+        ]
+        events = [*history(6), *(interaction(50 + n, "v", item_id=f"i{9 + n}") for n in range(3))]
+        assert (await client.post("/items", json={"items": items})).status_code == 200
+        assert (await client.post("/interactions", json={"interactions": events})).status_code == 202
+        known = {
+            item["item_id"]: {**item["attributes"], "item_id": item["item_id"], "title": item["title"]}
+            for item in items
+        }
+        seen = {user: {each["item_id"] for each in events if each["user_id"] == user} for user in ("u", "v")}
+        yield Caller(client, app, Shop(known, seen))
+
+
+def ids(answer: dict[str, Any]) -> list[str]:
+    return [item["item_id"] for item in answer["items"]]
+
+
+@BOTH
+async def test_no_answer_breaks_a_wish(
+    vocabulary: Vocabulary, bundles: dict[Vocabulary, Path], valkey: EmbeddedServer, raw: Redis
+) -> None:
+    async with calling(bundles[vocabulary], valkey.url) as caller:
+        for seed in range(40):
+            request = caller.shop.some_request(random.Random(f"{vocabulary} {seed}"))
+            answer = await caller.ask(**request)
+            wrong = caller.shop.violations(request, answer, has_returns=False)
+            assert not wrong, (request, ids(answer), wrong)
+            caller.shop.remember(request.get("user_id"), answer)
+
+
+@BOTH
+async def test_no_answer_to_several_users_breaks_a_wish(
+    vocabulary: Vocabulary, bundles: dict[Vocabulary, Path], valkey: EmbeddedServer, raw: Redis
+) -> None:
+    async with calling(bundles[vocabulary], valkey.url) as caller:
+        for seed in range(10):
+            dice = random.Random(f"{vocabulary} {seed}")
+            wishes = caller.shop.some_wishes(dice) | {"distinct": seed % 3 > 0}
+            users = dice.sample(["u", "v", "w", "x"], k=dice.randint(1, 4))
+            answers = (await caller.ask("/recommend/users", users=users, **wishes))["recommendations"]
+            assert [answer["user_id"] for answer in answers] == users
+            for place, (user, answer) in enumerate(zip(users, answers, strict=True)):
+                others = {each for other in answers[:place] + answers[place + 1 :] for each in ids(other)}
+                taken = frozenset(others if wishes["distinct"] else ())
+                request = {**wishes, "user_id": user}
+                wrong = caller.shop.violations(request, answer, has_returns=False, taken=taken)
+                assert not wrong, (request, ids(answer), wrong)
+                caller.shop.remember(user, answer)
+
+
+async def test_several_users_get_what_each_gets_alone(
+    bundles: dict[Vocabulary, Path], valkey: EmbeddedServer, raw: Redis
+) -> None:
+    async with calling(bundles["items"], valkey.url) as caller:
+        together = (await caller.ask("/recommend/users", users=["u", "v", "w"], k=5))["recommendations"]
+        alone = [await caller.ask(user_id=user, k=5) for user in ("u", "v", "w")]
+        assert [ids(answer) for answer in together] == [ids(answer) for answer in alone]
+        assert [answer["fallback"] for answer in together] == [None, None, "cold_start"]
+        for wrong in ({"users": ["u", "u"]}, {"users": []}, {"users": [str(n) for n in range(50)], "k": 21}):
+            await caller.ask("/recommend/users", 422, **wrong)
+
+
+# ---- pages
+
+
+async def pages_of(caller: Caller, **body: Any) -> list[dict[str, Any]]:
+    pages = [await caller.ask(**body, paged=True)]
+    while pages[-1]["next_cursor"]:
+        pages.append(await caller.ask(cursor=pages[-1]["next_cursor"]))
+    return pages
+
+
+@BOTH
+async def test_pages_go_through_the_whole_list_whatever_happens_between_them(
+    vocabulary: Vocabulary, bundles: dict[Vocabulary, Path], valkey: EmbeddedServer, raw: Redis
+) -> None:
+    async with calling(bundles[vocabulary], valkey.url) as caller:
+        body = {"user_id": "u", "k": 4, "diversity": 0.5, "boosts": [{"filter": {"new": True}, "factor": 3}]}
+        whole = await pages_of(caller, **body)
+        order = [each for page in whole for each in ids(page)]
+        assert len(set(order)) == len(order) == 14 and len({page["recommendation_id"] for page in whole}) == 1
+        assert [item["rank"] for page in whole for item in page["items"]] == list(range(1, 15))
+        first = await caller.ask(**body, paged=True)
+        assert ids(first) == order[:4] == ids(await caller.ask(**body)), "the first page is the answer without pages"
+        cursor = first["next_cursor"]
+        await caller.ask(
+            "/interactions", 202, interactions=[interaction(90, item_id=order[5], timestamp=1_700_000_500)]
+        )
+        await caller.client.put("/items/fresh", json={"title": "Fresh Tea", "attributes": {"new": True}})
+        second = await caller.ask(cursor=cursor)
+        assert ids(second) == order[4:8], "neither an event nor a new item moves the list"
+        assert second == {**await caller.ask(cursor=cursor), "timings_ms": second["timings_ms"]}, (
+            "a page can be read again"
+        )
+        await caller.client.patch(f"/items/{order[9]}", json={"hidden": True})
+        third = await caller.ask(cursor=second["next_cursor"])
+        assert ids(third) == [order[8], *order[10:12]] and [each["field"] for each in third["warnings"]] == ["items"]
+        assert [item["rank"] for item in third["items"]] == [9, 11, 12]
+        fourth = await caller.ask(cursor=third["next_cursor"])
+        assert ids(fourth) == order[12:] and fourth["next_cursor"] is None
+
+
+async def test_a_cursor_that_is_foreign_or_over_says_so(
+    bundles: dict[Vocabulary, Path], valkey: EmbeddedServer, raw: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with calling(bundles["items"], valkey.url) as caller:
+        cursor = (await caller.ask(user_id="u", k=2, paged=True))["next_cursor"]
+        for foreign in ("", "x", "é", "bnVsbA", "W10", cursor[:-8], cursor + "A"):
+            await caller.ask("/recommend", 400, cursor=foreign)
+        assert "cursor" in str(await caller.ask("/recommend", 422, cursor=cursor, k=3))
+        anonymous = (await caller.ask(k=2, paged=True))["next_cursor"]
+        await caller.client.delete("/users/u")
+        assert not [key async for key in raw.scan_iter("*u}:pages")], "deleted with the user"
+        gone = await caller.ask("/recommend", 410, cursor=cursor)
+        assert gone["type"] == "urn:automr:problem:cursor-expired"
+        await caller.ask(cursor=anonymous)
+        monkeypatch.setattr("service.store.pages.time.time", lambda: 2e9)
+        await caller.ask("/recommend", 410, cursor=anonymous)
+
+
+async def test_a_user_keeps_few_lists_for_a_short_time(
+    bundles: dict[Vocabulary, Path], valkey: EmbeddedServer, raw: Redis
+) -> None:
+    async with calling(bundles["items"], valkey.url) as caller:
+        cursors = [(await caller.ask(user_id="u", k=2, paged=True))["next_cursor"] for _ in range(23)]
+        (key,) = [key async for key in raw.scan_iter("*u}:pages")]
+        assert await raw.hlen(key) == 20 and 0 < await raw.ttl(key) <= 1800
+        found = [(await caller.client.post("/recommend", json={"cursor": each})).status_code for each in cursors]
+        assert found.count(200) == 20 and found[-1] == 200
+
+
+# ---- single wishes
+
+
+async def test_a_list_is_diversified_by_the_vectors_of_the_index(
+    bundles: dict[Vocabulary, Path], valkey: EmbeddedServer, raw: Redis
+) -> None:
+    async with calling(bundles["items"], valkey.url) as caller:
+        plain = await caller.ask(user_id="u", k=20)
+        rows = [int(each[1:]) for each in ids(plain)]
+        vectors = await caller.app.state.resources.engine.vectors(rows)
+        scores = np.array([item["score"] for item in plain["items"]])
+        relevance = (scores - scores.min()) / (scores.max() - scores.min())
+        for weight in (0.3, 1.0):
+            found = await caller.ask(user_id="u", k=20, diversity=weight)
+            assert ids(found) == [f"i{rows[place]}" for place in marginal_order(relevance, vectors, weight)]
+
+
+async def test_an_item_far_behind_can_be_lifted_to_the_top(
+    bundles: dict[Vocabulary, Path], valkey: EmbeddedServer, raw: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.usecases.requests.LEAST", 2)
+    async with calling(bundles["titles"], valkey.url) as caller:
+        worst = ids(await caller.ask(user_id="u", k=20))[-1]
+        only = {"op": "eq", "attribute": "item_id", "value": worst}
+        lifted = await caller.ask(user_id="u", k=1, boosts=[{"filter": only, "add": 14}, {"filter": only, "add": 14}])
+        assert ids(lifted) == [worst], "it is not among the best four, which are all that the model was asked for"
+
+
+async def test_what_was_just_shown_goes_last_in_the_next_answer_and_in_that_of_others_not(
+    bundles: dict[Vocabulary, Path], valkey: EmbeddedServer, raw: Redis
+) -> None:
+    async with calling(bundles["items"], valkey.url) as caller:
+        twin = [interaction(70 + n, "twin", item_id=f"i{9 + n}", timestamp=1_700_000_050 + n) for n in range(3)]
+        await caller.ask("/interactions", 202, interactions=twin)
+        order = ids(await caller.ask(user_id="twin", k=17))
+        rotation = {"user_id": "v", "k": 5, "rotation": {"rate": 1}}
+        shown = [ids(await caller.ask(**rotation)) for _ in range(3)]
+        assert [each for page in shown for each in page] == order[:15]
+        assert ids(await caller.ask(user_id="v", k=5)) == order[:5], "only on request"
+        assert not (await caller.ask(user_id="new", k=5, rotation={"rate": 1}))["warnings"]
+
+
+async def test_explanations_tell_moves_and_silence_tells_none(
+    bundles: dict[Vocabulary, Path], valkey: EmbeddedServer, raw: Redis
+) -> None:
+    async with calling(bundles["items"], valkey.url) as caller:
+        body = {"user_id": "u", "k": 3, "pins": [{"item_id": "i19", "position": 1}]}
+        top = (await caller.ask(**body))["items"][0]
+        assert top["item_id"] == "i19" and top["moves"][-1]["rule"] == "pins" and top["moves"][-1]["to_rank"] == 1
+        assert all(item["moves"] == [] for item in (await caller.ask(**body, explain=False))["items"])
+
+
+async def test_wishes_hold_without_the_model(
+    bundles: dict[Vocabulary, Path], valkey: EmbeddedServer, raw: Redis
+) -> None:
+    """Popular items in its place, by the same rules; what cannot be done is told."""
+    async with calling(bundles["items"], valkey.url) as caller:
+
+        async def fail(*args: Any, **options: Any) -> Any:
+            await asyncio.sleep(0)
+            raise RuntimeError("planted")
+
+        engine = caller.app.state.resources.engine
+        engine.recommend = engine.vectors = fail
+        body = {"user_id": "u", "k": 6, "caps": [{"attribute": "series", "at_most": 1}], "diversity": 0.4,
+                "filter": {"op": "exists", "attribute": "series"}}  # fmt: skip
+        answer = await caller.ask(**body)
+        assert answer["fallback"] == "engine_error" and len(answer["items"]) == 5
+        assert [each["field"] for each in answer["warnings"]] == ["diversity"]
