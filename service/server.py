@@ -28,7 +28,7 @@ from service.http.stopping import Server
 from service.metrics import Metrics
 from service.resources import Resources, open_resources
 from service.settings import Settings
-from service.usecases.requests import Request
+from service.usecases.ranking.requests import Request
 
 log = structlog.get_logger("service.server")
 

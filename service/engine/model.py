@@ -252,8 +252,9 @@ class Model:
     def _related_to(self, asked: FindRelated) -> RelatedFound:
         allowed = unpack_rows(asked.allowed, asked.num_items, len(self.bundle.catalogue))
         found = related(self.bundle, asked.row, asked.num_results, allowed, self.counts)
-        columns = ([each[place] for each in found] for place in range(3))
-        return RelatedFound(asked.id, *columns)
+        return RelatedFound(
+            asked.id, [each.row for each in found], [each.score for each in found], [each.table for each in found]
+        )
 
     def _read_vectors(self, asked: Sequence[ReadVectors]) -> list[Result]:
         index = self.bundle.index

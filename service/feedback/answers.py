@@ -9,8 +9,8 @@ from service.errors import StoreCorrupt, StoreUnavailable
 from service.feedback.pages import Pages
 from service.store.shown import ShownList
 from service.usecases.ranking.draft import distinct_pages
+from service.usecases.ranking.requests import Progress, Recommendation, Request
 from service.usecases.recommend import Recommender
-from service.usecases.requests import Progress, Recommendation, Request
 from service.usecases.shown import ShownLists
 from service.usecases.warned import Warned
 

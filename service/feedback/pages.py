@@ -16,7 +16,7 @@ from service.store.events import decode_text, encode_text
 from service.store.pages import PageStore
 from service.usecases.explain import ShownItem, ShownReason
 from service.usecases.ranking.moves import Move
-from service.usecases.requests import Recommendation, ServedModel
+from service.usecases.ranking.requests import Recommendation, ServedModel
 from service.usecases.warned import Warned
 
 _FOREIGN = "The cursor was not made by this service."

@@ -236,16 +236,13 @@ class MemoryStore:
     async def scan_node(self, node: int, place: int, *options: Any) -> tuple[int, list[bytes], int]:
         """One step of SCAN on a node (0 unless it is a cluster): where to go on, keys, and the number of nodes."""
         if not isinstance(self._client, RedisCluster):
-            place, keys = await self._call("SCAN", place, *options)
-            return place, keys, 1
+            return (*await self._call("SCAN", place, *options), 1)
         with _translated_errors():
-            async with self._slots:
-                await self._client.initialize()
-                nodes = sorted(self._client.get_primaries(), key=lambda each: str(each.name))
-                if node >= len(nodes):
-                    return 0, [], len(nodes)  # the cluster has fewer nodes than before
-                places, keys = await self._client.execute_command("SCAN", place, *options, target_nodes=nodes[node])
-                return next(iter(places.values())), keys, len(nodes)  # by node, and one was asked
+            nodes = sorted((await self._client.initialize()).get_primaries(), key=lambda each: str(each.name))
+            if node >= len(nodes):
+                return 0, [], len(nodes)  # the cluster has fewer nodes than before
+            by_node, keys = await self._client.execute_command("SCAN", place, *options, target_nodes=nodes[node])
+            return by_node.popitem()[1], keys, len(nodes)
 
     # ---- states of a user
 

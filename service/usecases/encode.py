@@ -214,10 +214,10 @@ class Worker:
         return {user_id for user_id, num_changed in changes.items() if num_changed}
 
     def _is_new(self, item_id: str) -> bool:
-        """Whether the tables of the voices know nothing of an item; without voices nobody asks for pairs."""
+        """Whether the tables of the bundle know nothing of an item."""
         catalogue = self.view.catalogue
         row = catalogue.rows.get(item_id)
-        return self.view.manifest.voices is not None and (row is None or not catalogue.popularity[row])
+        return row is None or not catalogue.popularity[row]
 
     async def _changed_since(self, digests: Mapping[str, bytes]) -> set[str]:
         """The users whose events are no longer those of `digests`."""

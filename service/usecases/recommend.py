@@ -43,8 +43,8 @@ from service.store.events import Remembered
 from service.usecases.explain import show
 from service.usecases.ranking.candidates import Candidate, candidates_of, merged
 from service.usecases.ranking.draft import Draft, Listed, silent
+from service.usecases.ranking.requests import Context, Fallback, Progress, Recommendation, Request, ServedModel
 from service.usecases.repair import Repair
-from service.usecases.requests import Context, Fallback, Progress, Recommendation, Request, ServedModel
 from service.usecases.seen import SeenRows
 from service.usecases.timeline import events_needed, known_of, states_needed
 from service.usecases.warned import NOT_DIVERSE, of_candidates, of_filter, of_rules

@@ -42,8 +42,8 @@ from service.usecases.encode import Worker
 from service.usecases.ingest import Ingest, Outcome
 from service.usecases.items import Items
 from service.usecases.live import LiveCounts
+from service.usecases.ranking.requests import Recommendation
 from service.usecases.recommend import Recommender
-from service.usecases.requests import Recommendation
 from service.usecases.seen import SeenRows
 from service.usecases.shown import ShownLists
 from service.usecases.timeline import Timeline, events_with_states, window_fingerprint

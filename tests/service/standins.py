@@ -21,7 +21,7 @@ from service.store.events import Deleted, Event, UserCounts
 from service.usecases.explain import ShownItem, ShownReason, UsedMemory
 from service.usecases.ingest import Outcome, Wait
 from service.usecases.items import Neighbor
-from service.usecases.requests import Recommendation, Request, ServedModel
+from service.usecases.ranking.requests import Recommendation, Request, ServedModel
 from service.usecases.users import TitledEvent, UserPage
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from service.errors import Overloaded
 from service.store.embedded import EmbeddedServer
-from service.usecases.requests import Recommendation
+from service.usecases.ranking.requests import Recommendation
 from tests.service.real import Service, ask, history, open_service
 
 DEADLINE_S = 0.4

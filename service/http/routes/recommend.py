@@ -10,7 +10,7 @@ from service.http.schemas import RecommendResponse, UsersResponse
 from service.http.wanted.bodies import RecommendRequest, UsersRequest, Wanted
 from service.http.wanted.filters import condition_of
 from service.http.wanted.rules import rules_of
-from service.usecases import requests as use_case
+from service.usecases.ranking import requests as use_case
 from service.usecases.timeline import SessionItem
 
 router = APIRouter(tags=["recommend"], route_class=JsonRoute)

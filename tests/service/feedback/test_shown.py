@@ -11,7 +11,7 @@ from service.errors import StoreUnavailable
 from service.metrics import Metrics
 from service.store.client import MemoryStore
 from service.store.shown import MOST_LISTS, ShownList, ShownStore
-from service.usecases.requests import Request
+from service.usecases.ranking.requests import Request
 from service.usecases.shown import ShownLists
 from tests.service.real import Service, history
 

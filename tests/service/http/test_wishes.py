@@ -60,13 +60,13 @@ def attributes(row: int) -> dict[str, Any]:
 @asynccontextmanager
 async def calling(path: Path, url: str) -> AsyncIterator[Caller]:
     async with open_app(path, url) as (app, client):
-        items = [
+        items: list[dict[str, Any]] = [
             {"item_id": f"i{row}", "title": title, "attributes": attributes(row)} for row, title in enumerate(TITLES)
         ]
         events = [*history(6), *(interaction(50 + n, "v", item_id=f"i{9 + n}") for n in range(3))]
         assert (await client.post("/items", json={"items": items})).status_code == 200
         assert (await client.post("/interactions", json={"interactions": events})).status_code == 202
-        known = {
+        known: dict[str, dict[str, Any]] = {
             item["item_id"]: {**item["attributes"], "item_id": item["item_id"], "title": item["title"]}
             for item in items
         }
@@ -119,7 +119,12 @@ async def test_several_users_get_what_each_gets_alone(
         alone = [await caller.ask(user_id=user, k=5) for user in ("u", "v", "w")]
         assert [ids(answer) for answer in together] == [ids(answer) for answer in alone]
         assert [answer["fallback"] for answer in together] == [None, None, "cold_start"]
-        for wrong in ({"users": ["u", "u"]}, {"users": []}, {"users": [str(n) for n in range(50)], "k": 21}):
+        refused: list[dict[str, Any]] = [
+            {"users": ["u", "u"]},
+            {"users": []},
+            {"users": [str(n) for n in range(50)], "k": 21},
+        ]
+        for wrong in refused:
             await caller.ask("/recommend/users", 422, **wrong)
 
 
@@ -138,7 +143,12 @@ async def test_pages_go_through_the_whole_list_whatever_happens_between_them(
     vocabulary: Vocabulary, bundles: dict[Vocabulary, Path], valkey: EmbeddedServer, raw: Redis
 ) -> None:
     async with calling(bundles[vocabulary], valkey.url) as caller:
-        body = {"user_id": "u", "k": 4, "diversity": 0.5, "boosts": [{"filter": {"new": True}, "factor": 3}]}
+        body: dict[str, Any] = {
+            "user_id": "u",
+            "k": 4,
+            "diversity": 0.5,
+            "boosts": [{"filter": {"new": True}, "factor": 3}],
+        }
         whole = await pages_of(caller, **body)
         order = [each for page in whole for each in ids(page)]
         assert len(set(order)) == len(order) == 14 and len({page["recommendation_id"] for page in whole}) == 1
@@ -212,7 +222,7 @@ async def test_a_list_is_diversified_by_the_vectors_of_the_index(
 async def test_an_item_far_behind_can_be_lifted_to_the_top(
     bundles: dict[Vocabulary, Path], valkey: EmbeddedServer, raw: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.usecases.requests.LEAST", 2)
+    monkeypatch.setattr("service.usecases.ranking.requests.LEAST", 2)
     async with calling(bundles["titles"], valkey.url) as caller:
         worst = ids(await caller.ask(user_id="u", k=20))[-1]
         only = {"op": "eq", "attribute": "item_id", "value": worst}
@@ -227,7 +237,7 @@ async def test_what_was_just_shown_goes_last_in_the_next_answer_and_in_that_of_o
         twin = [interaction(70 + n, "twin", item_id=f"i{9 + n}", timestamp=1_700_000_050 + n) for n in range(3)]
         await caller.ask("/interactions", 202, interactions=twin)
         order = ids(await caller.ask(user_id="twin", k=17))
-        rotation = {"user_id": "v", "k": 5, "rotation": {"rate": 1}}
+        rotation: dict[str, Any] = {"user_id": "v", "k": 5, "rotation": {"rate": 1}}
         shown = [ids(await caller.ask(**rotation)) for _ in range(3)]
         assert [each for page in shown for each in page] == order[:15]
         assert ids(await caller.ask(user_id="v", k=5)) == order[:5], "only on request"
@@ -238,7 +248,7 @@ async def test_explanations_tell_moves_and_silence_tells_none(
     bundles: dict[Vocabulary, Path], valkey: EmbeddedServer, raw: Redis
 ) -> None:
     async with calling(bundles["items"], valkey.url) as caller:
-        body = {"user_id": "u", "k": 3, "pins": [{"item_id": "i19", "position": 1}]}
+        body: dict[str, Any] = {"user_id": "u", "k": 3, "pins": [{"item_id": "i19", "position": 1}]}
         top = (await caller.ask(**body))["items"][0]
         assert top["item_id"] == "i19" and top["moves"][-1]["rule"] == "pins" and top["moves"][-1]["to_rank"] == 1
         assert all(item["moves"] == [] for item in (await caller.ask(**body, explain=False))["items"])
@@ -256,8 +266,11 @@ async def test_wishes_hold_without_the_model(
 
         engine = caller.app.state.resources.engine
         engine.recommend = engine.vectors = fail
-        body = {"user_id": "u", "k": 6, "caps": [{"attribute": "series", "at_most": 1}], "diversity": 0.4,
-                "filter": {"op": "exists", "attribute": "series"}}  # fmt: skip
+        body: dict[str, Any] = {"user_id": "u", "k": 6, "diversity": 0.4}
+        body |= {
+            "caps": [{"attribute": "series", "at_most": 1}],
+            "filter": {"op": "exists", "attribute": "series"},
+        }
         answer = await caller.ask(**body)
         assert answer["fallback"] == "engine_error" and len(answer["items"]) == 5
         assert [each["field"] for each in answer["warnings"]] == ["diversity"]

@@ -14,7 +14,7 @@ from model_store.manifest import RetrieverSpec
 from model_store.text.prompt import ItemPrompt
 from service.store.embedded import EmbeddedServer
 from service.usecases.encode import backfill
-from service.usecases.requests import Recommendation
+from service.usecases.ranking.requests import Recommendation
 from tests.conftest import TITLES, write_bundle
 from tests.service import real
 from tests.service.real import K, Service, history, interaction, open_app, open_service, states_from_scratch

@@ -19,7 +19,7 @@ from model_store.voices.voices import Voices
 from service.store.counts import SECONDS_PER_DAY, Counts
 from service.store.embedded import EmbeddedServer
 from service.usecases.live import decayed
-from service.usecases.requests import Recommendation
+from service.usecases.ranking.requests import Recommendation
 from tests.conftest import BOTH_VOCABULARIES, write_bundle
 from tests.service.real import NOW, K, Service, ask, interaction, open_service
 

@@ -15,7 +15,7 @@ from model_store.manifest import RetrieverSpec
 from service.engine.messages import Result
 from service.errors import ServiceError
 from service.store.embedded import EmbeddedServer
-from service.usecases.requests import Recommendation, Request
+from service.usecases.ranking.requests import Recommendation, Request
 from service.usecases.timeline import SessionItem
 from tests.conftest import BOTH_VOCABULARIES, TITLES, write_bundle
 from tests.service.real import NOW, K, M, Service, ask, busy, history, interaction, open_service

@@ -15,7 +15,7 @@ from model_store.catalogue.items import Item
 from model_store.inference import recommend
 from service.store.embedded import EmbeddedServer
 from service.store.events import Event
-from service.usecases.requests import Recommendation
+from service.usecases.ranking.requests import Recommendation
 from service.usecases.timeline import Known, SessionItem, events_needed, events_with_states, known_of
 from tests.conftest import TITLES, small_voices, write_bundle
 from tests.service.real import (

@@ -17,7 +17,7 @@ from service.engine.messages import WordsLevel
 from service.engine.words import CachedEncoder
 from service.errors import NoWords, StoreUnavailable
 from service.store.embedded import EmbeddedServer
-from service.usecases.requests import Recommendation
+from service.usecases.ranking.requests import Recommendation
 from tests.conftest import TITLES
 from tests.service.real import NOW, Service, ask, busy, interaction, open_app, open_service
 from tests.words import small_words, write_words_bundle
