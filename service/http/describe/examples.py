@@ -42,21 +42,32 @@ _ASPECT = {
     "entries": [_ENTRY["id"]],
 }
 
+_WANTED: Mapping[str, Any] = {
+    "k": 10,
+    "exclude_seen": True,
+    "explain": True,
+    "candidates": [_ITEM, _OLD_ITEM],
+    "filter": {"theme": ["garden", "kitchen"], "volume": 3},
+    "exclude": ["a-body-of-work"],
+    "deadline_ms": 1000,
+    "query": "the next of the series my sister liked",
+    "reasoning": "retrieve",
+    "timestamp": _TIME,
+    "boosts": [{"filter": {"theme": "kitchen"}, "factor": 3.0}],
+    "caps": [{"attribute": "series", "at_most": 1}],
+    "diversity": 0.2,
+    "rotation": {"rate": 0.5, "time_s": 3600},
+}
+
 EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     "RecommendRequest": {
+        **_WANTED,
         "user_id": _USER,
-        "k": 10,
-        "exclude_seen": True,
-        "explain": True,
         "recent": [{"item_id": _OLD_ITEM, "timestamp": _TIME}],
-        "candidates": [_ITEM, _OLD_ITEM],
-        "filter": {"theme": ["garden", "kitchen"], "volume": 3},
-        "exclude": ["a-body-of-work"],
-        "deadline_ms": 1000,
-        "query": "the next of the series my sister liked",
-        "reasoning": "retrieve",
-        "timestamp": _TIME,
+        "pins": [{"item_id": "green-tea", "position": 2}],
+        "paged": True,
     },
+    "UsersRequest": {**_WANTED, "users": [_USER, "reader-1"], "distinct": True},
     "RecommendResponse": {
         "recommendation_id": "fbd9053df1def2fb64c52c11f6ae32e4",
         "user_id": _USER,
@@ -69,6 +80,7 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
                 "source": "generated",
                 "distance": 0.0,
                 "reason": {"voice": "follow", "share": 0.61, "item_id": _OLD_ITEM, "event_id": _EVENT},
+                "moves": [{"rule": "boosts", "from_rank": 7, "to_rank": 1}],
             }
         ],
         "memory": [{**_MEMORY, "weight": 0.4493, "share": 0.12}],
@@ -83,6 +95,7 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
         "warnings": [{"field": "candidates.3", "message": "the catalogue does not know this item"}],
         "model": {"bundle": "demo", "space": "71591e8845c4"},
         "timings_ms": {"memory": 1.092, "queue": 0.952, "encode": 0.348, "generate": 6.337, "total": 9.762},
+        "next_cursor": "WyJyZWFkZXItMiIsImZiZDkwNTNkIiwxLDE3NjAwMDE4MDBd",
     },
     "Interaction": _INTERACTION,
     "InteractionsRequest": {"interactions": [_INTERACTION], "wait": "durable"},
@@ -119,6 +132,12 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
         "results": [{"index": 0, "item_id": "green-tea", "status": "accepted", "reason": None}],
     },
     "DeletedItem": {"item_id": "green-tea", "deleted": True},
+    "ItemsPage": {"items": [{"item_id": "green-tea", **_TEA}], "next_cursor": "NTA6ZGVtbw"},
+    "RelatedItems": {
+        "item_id": _OLD_ITEM,
+        "related": [{"item_id": _ITEM, "title": _TITLE, "source": "follow", "score": 0.21, "distance": None}],
+    },
+    "UsersPage": {"users": [{"user_id": _USER, "events": 15}], "next_cursor": "0-1536"},
     "Neighbors": {
         "item_id": _OLD_ITEM,
         "neighbors": [{"item_id": "a-year-of-small-weeds", "title": "A Year of Small Weeds", "distance": 0.339}],

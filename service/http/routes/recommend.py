@@ -16,7 +16,7 @@ from service.usecases.timeline import SessionItem
 router = APIRouter(tags=["recommend"], route_class=JsonRoute)
 
 
-@router.post("/recommend", responses={409: {}, 504: {}})
+@router.post("/recommend", responses={409: {}, 410: {}, 504: {}})
 async def recommend(body: RecommendRequest, request: Request, resources: ResourcesDep) -> RecommendResponse:
     """k items for a user, or the next page of an earlier list."""
     answers = resources.answers
@@ -24,7 +24,7 @@ async def recommend(body: RecommendRequest, request: Request, resources: Resourc
     return RecommendResponse.model_validate(await while_connected(request, work))
 
 
-@router.post("/recommend/users")
+@router.post("/recommend/users", responses={409: {}, 504: {}})
 async def recommend_to_users(body: UsersRequest, request: Request, resources: ResourcesDep) -> UsersResponse:
     """k items for each of several users, such as a household or the readers of a newsletter."""
     wanted = replace(_to_request(body), rules=rules_of(body, is_distinct=body.distinct))
