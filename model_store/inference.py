@@ -8,6 +8,7 @@ store. Not thread-safe: one call at a time per bundle.
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import compress
 
 import numpy as np
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model_store.answers import GENERATED, GROUNDED, Answer, Query, Ranked, Reason, popular
+from model_store.beams.new_titles import asked_again
 from model_store.beams.search import ScoredTitle, Search, beam_search
-from model_store.beams.trie import AllowedItems
+from model_store.beams.trie import AllowedItems, Node
 from model_store.bundle import Bundle
 from model_store.lm.padding import pad
 from model_store.lm.split_lm import SplitLM
@@ -70,6 +72,9 @@ def embed(lm: SplitLM, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
 def recommend(bundle: Bundle, queries: Sequence[Query], windows: WindowCache | None = None) -> list[Answer]:
     """One answer per query, in order. `windows` is a cache that belongs to the bundle's language model."""
     watch = Stopwatch()
+    asked, num_asked = queries, len(queries)
+    owners, again = _asked_again(bundle, queries)
+    queries = [*queries, *again]
     spec = bundle.manifest.retriever
     prompts = [query.prompt for query in queries]
     bottom = run_bottom(bundle.lm, prompts) if windows is None else windows.run_bottom(bundle.lm, prompts)
@@ -84,8 +89,10 @@ def recommend(bundle: Bundle, queries: Sequence[Query], windows: WindowCache | N
 
     allowed = [bundle.catalogue.trie.allow(query.allowed) for query in queries]
     titles, voting = generate(bundle, bottom, top_input, allowed=allowed, queries=queries)
+    for owner, found in zip(owners, titles[num_asked:], strict=True):
+        titles[owner] = joined(titles[owner], found)
     watch.lap("generate")
-    lists = [_rank(bundle, *row) for row in zip(queries, titles, allowed, strict=True)]
+    lists = [_rank(bundle, *row) for row in zip(asked, titles, allowed, strict=False)]
     watch.lap("ground")
     weights = log_scores.exp().numpy(force=True)
     return [
@@ -98,8 +105,34 @@ def recommend(bundle: Bundle, queries: Sequence[Query], windows: WindowCache | N
             event_shares=_event_shares(voting, row, query),
             timings_s=watch.laps,
         )
-        for row, query in enumerate(queries)
+        for row, query in enumerate(asked)
     ]
+
+
+def _asked_again(bundle: Bundle, queries: Sequence[Query]) -> tuple[list[int], list[Query]]:
+    """Further queries for new titles (see `new_titles.py`), and for each the place of the query that it belongs to."""
+    trie, prompt = bundle.catalogue.trie, bundle.prompt
+    owners, found = list[int](), list[Query]()
+    if trie.is_new is None:
+        return owners, found
+    for owner, query in enumerate(queries):
+        window = prompt.titles_in(query.prompt)
+        for place, node in asked_again(trie, trie.allow(query.allowed), window):
+            below = np.zeros(len(query.allowed), dtype=bool)
+            rows = trie.order[node.start : node.stop]
+            below[rows] = query.allowed[rows] & trie.is_new[rows]
+            kept = [*prompt.head, *(token for number, title in enumerate(window) if number != place for token in title)]
+            owners.append(owner)
+            found.append(replace(query, prompt=kept, allowed=below))
+    return owners, found
+
+
+def joined(titles: Sequence[ScoredTitle], others: Sequence[ScoredTitle]) -> list[ScoredTitle]:
+    """The titles of both, each once with its higher score, best first."""
+    scores: dict[Node, float] = {}
+    for node, score in (*titles, *others):
+        scores[node] = max(score, scores.get(node, score))
+    return [ScoredTitle(node, score) for node, score in sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))]
 
 
 def generate(

@@ -5,6 +5,7 @@ learned parts can be judged against the truth, with the demo's own recipe, on re
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ import pytest
 
 from model_store.answers import Answer, Query
 from model_store.bundle import Bundle
+from model_store.catalogue.items import Item
 from model_store.inference import recommend
 from training import pipeline
 from training.data.splits import Target
@@ -115,3 +117,38 @@ def test_with_the_retrieved_memory_the_next_volume_comes_first_far_more_often(wo
         f"right at the first place: {retrieved:.0%} with the retrieved memory, {without:.0%} without, "
         f"{at_random:.0%} with a random one"
     )
+
+
+def test_a_new_volume_is_in_the_top_3_of_readers_of_its_series_and_an_unrelated_title_is_not(world: World) -> None:
+    """After the examples whose newest item is a volume of a series; known items keep their scores and their order."""
+    bundle, catalogue = world.bundle, world.bundle.catalogue
+    num_known = len(catalogue)
+    read = [bundle.prompt.tokenizer.decode(bundle.prompt.titles_in(each.prompt)[-1]) for each in world.examples]
+    volumes = {
+        place: title.split(":")[0][:-2] for place, title in enumerate(read) if title.split(":")[0][-1:].isdigit()
+    }
+    shown = dict(list(volumes.items())[:25])
+    queries = [
+        Query(
+            world.examples[place].prompt,
+            world.states.at(world.examples[place].user, world.examples[place].memory_positions),
+            ~np.isin(
+                np.arange(num_known),
+                [catalogue.rows[item.item_id] for item in catalogue.items if item.title == read[place].strip()],
+            ),
+            10,
+        )
+        for place in shown
+    ]
+    ranks = []
+    for place, query in zip(shown, queries, strict=True):
+        before = recommend(bundle, [query])[0]
+        new = [Item("volume", f"{shown[place]} 9: The Moonlit Compost"), Item("odd", "Quarterly Report on Zinc Prices")]
+        changed = replace(bundle, catalogue=catalogue.with_items(new))
+        answer = recommend(changed, [replace(query, allowed=np.append(query.allowed, [True, True]))])[0]
+        rows = [item.row for item in answer.items]
+        known = [item for item in answer.items if item.row < num_known]
+        assert [item.row for item in known] == [item.row for item in before.items][: len(known)]
+        ranks.append(rows.index(num_known) + 1 if num_known in rows else 99)
+        assert num_known + 1 not in rows, "a title that nothing is known of is among the first ten"
+    assert len(ranks) >= 10 and np.mean(np.array(ranks) <= 3) >= 0.7, f"ranks of a new volume: {sorted(ranks)}"

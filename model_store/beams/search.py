@@ -1,7 +1,8 @@
 """Constrained beam search: the most likely titles of the catalogue after a prompt (D3, arXiv 2406.14900).
 
 The score of a title is the sum of the log-probabilities of its tokens under the whole vocabulary, without length
-normalisation. A beam follows edges of the trie. The first token of an edge is a choice, the others are forced: they are
+normalisation; titles that came after training are scored as `new_titles.py` says. A beam follows edges of the trie. The
+first token of an edge is a choice, the others are forced: they are
 scored too, but read in the same step, so beams of one step may differ in length. Scores only fall along a beam. A beam
 whose score is not above the k-th best finished title is therefore dropped, and the search ends when no beam is left.
 The last token of a title is scored, but never read.
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache
 
+from model_store.beams.new_titles import leaves_below, new_children, share_below
 from model_store.beams.tree_attention import Branch, TokenTree
 from model_store.beams.trie import AllowedItems, Children, Node, Trie, TrieEdge
 from model_store.lm.split_lm import SplitLM
@@ -111,6 +113,12 @@ class Search:
         add = heapq.heappush if len(self.titles) < self.num_titles else heapq.heappushpop
         add(self.titles, (score, node))
 
+    def finish_new(self, trie: Trie, node: Node, score: float) -> None:
+        """Titles that leave the titles of training at `node`, whose score is `score`; see `new_titles.py`."""
+        if trie.is_new is not None and (share := share_below(trie, self.allowed, node, score)) > self.bound:
+            for leaf in leaves_below(trie, self.allowed, node, self.num_titles):
+                self.finish(leaf, share)
+
     def result(self) -> list[ScoredTitle]:
         return [ScoredTitle(node, score) for score, node in sorted(self.titles, key=lambda pair: (-pair[0], pair[1]))]
 
@@ -134,6 +142,8 @@ def beam_search(
     hidden = lm.top_hidden(top_input.states, top_input.mask, caches[1])[:, -1]
     log_probs = adjust_first_step(lm.head(hidden).float().log_softmax(dim=-1))
     frontiers = {query: _first_frontier(trie, search, query, log_probs) for query, search in enumerate(searches)}
+    for search in searches:
+        search.finish_new(trie, trie.root, 0.0)
     tree = TokenTree(lm, caches, (prompt_mask, top_input.mask))
     while beams := [
         beam for query, frontier in frontiers.items() for beam in _select_beams(query, searches[query], frontier, trie)
@@ -147,6 +157,8 @@ def _next_edges(trie: Trie, search: Search, nodes: Sequence[Node]) -> NextEdges:
     parts = [trie.children(node) for node in nodes]
     children = Children.joined(parts)
     places = search.allowed.among(children)
+    if trie.is_new is not None:
+        places, _ = new_children(trie, children, places)
     ends = places.searchsorted(np.cumsum([len(part.starts) for part in parts]))
     return NextEdges(children, places, ends, np.array([node.depth for node in nodes]))
 
@@ -207,6 +219,9 @@ def _advance(
     for beam, score in zip(beams, scores.tolist(), strict=True):
         if beam.edge.is_leaf:
             searches[beam.query].finish(beam.edge.child, score)
+    for found in expansions if trie.is_new is not None else ():
+        for index in found.beams.tolist():
+            searches[found.query].finish_new(trie, beams[index].edge.child, float(scores[index]))
     rounded = scores.astype(np.float32)
     return {
         found.query: Frontier(found.edges, last[found.beams], rounded[found.edge_beams] + part)

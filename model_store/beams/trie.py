@@ -92,6 +92,16 @@ class AllowedItems:
             np.add.at(counts, above[is_below], signs[is_below])
         return counts.nonzero()[0]
 
+    def count(self, node: Node) -> int:
+        """The number of allowed items below `node`."""
+        first, last = self._places.searchsorted(np.array([node.start, node.stop], dtype=self._places.dtype))
+        return int(self._before[node.stop] - self._before[node.start] + self._signs[first:last].sum())
+
+    def has(self, rows: NDArray[np.integer]) -> NDArray[np.bool_]:
+        """(n,) whether each of the catalogue rows (n,) is allowed."""
+        found: NDArray[np.bool_] = self._rows[rows]
+        return found
+
     def rows(self, node: Node) -> NDArray[np.int64]:
         """Catalogue rows of the allowed items below `node`."""
         rows = self._order[node.start : node.stop]
@@ -99,13 +109,19 @@ class AllowedItems:
 
 
 class Trie:
-    """The trie over `sequences`, one for each catalogue row. Thread-safe."""
+    """The trie over `sequences`, one for each catalogue row. Thread-safe.
 
-    def __init__(self, sequences: Sequence[Sequence[int]] | Paths) -> None:
+    `is_new` (N,): rows whose titles came after training, which a search scores in another way (see `new_titles.py`);
+    None if there are none.
+    """
+
+    def __init__(self, sequences: Sequence[Sequence[int]] | Paths, is_new: NDArray[np.bool_] | None = None) -> None:
         self.paths = sequences if isinstance(sequences, Paths) else Paths.of(sequences)
         self.order, self._table = self.paths.order, self.paths.tokens
         num_rows = len(self.paths)
         self.root = Node(0, num_rows, 0)
+        self.is_new = is_new if is_new is not None and is_new.any() else None
+        self._trained_before = None if self.is_new is None else self._counted(~self.is_new).before
         self.children = lru_cache(maxsize=_MAX_CHILDREN)(self._children)
         self._edge_over = lru_cache(maxsize=_MAX_EDGES)(self._edge)
         self._none = CountedMask(np.zeros(num_rows, dtype=bool), np.broadcast_to(np.int32(0), num_rows + 1))
@@ -156,6 +172,24 @@ class Trie:
         column = self._table[node.depth, node.start : node.stop]
         starts = np.concatenate([[0], np.flatnonzero(column[1:] != column[:-1]) + 1]) + node.start
         return Children(column[starts - node.start], starts, np.append(starts[1:], node.stop))
+
+    def without_trained(self, children: Children, places: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(n,) whether the children at `places` (n,) have only titles below that came after training."""
+        if self._trained_before is None:
+            return np.zeros(len(places), dtype=bool)
+        before = self._trained_before
+        found: NDArray[np.bool_] = before[children.stops[places]] == before[children.starts[places]]
+        return found
+
+    def leaf_of(self, row: int) -> Node:
+        """The leaf of a catalogue row: its title, which other rows may share."""
+        place = int(self.paths.places[row])
+        column, start, stop = self._table[:, place], place, place + 1
+        while start and np.array_equal(self._table[:, start - 1], column):
+            start -= 1
+        while stop < self.root.stop and np.array_equal(self._table[:, stop], column):
+            stop += 1
+        return Node(start, stop, int(np.count_nonzero(column >= 0)))
 
     def edge(self, children: Children, place: int, depth: int) -> TrieEdge:
         """The edge from a node at `depth` to its child at `place`: all tokens that the sequences below share."""

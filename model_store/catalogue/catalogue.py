@@ -206,5 +206,8 @@ class Catalogue:
             new[row] = item if first is None else replace(item, popularity=first.popularity)
         if not new:
             return self
-        columns = self._columns.replaced(old, new, self._prompt)
+        columns = self._columns.replaced(old, new, self._prompt, self._trained_title)
         return Catalogue(self.items.replaced(new), self._prompt, columns)
+
+    def _trained_title(self, row: int) -> str | None:
+        return self.items.base_at(row).title if row < len(self.items.base) else None

@@ -57,8 +57,17 @@ class Columns:
             trie=None if prompt is None else Trie(_paths([item.title for item in items], prompt)),
         )
 
-    def replaced(self, old: Mapping[int, Item], new: Mapping[int, Item], prompt: Prompt | None) -> "Columns":
-        """A copy with the items `new`, by row. `old` are the items they replace; rows that are not in it are new."""
+    def replaced(
+        self,
+        old: Mapping[int, Item],
+        new: Mapping[int, Item],
+        prompt: Prompt | None,
+        trained_title: Callable[[int], str | None],
+    ) -> "Columns":
+        """A copy with the items `new`, by row. `old` are the items they replace; rows that are not in it are new.
+
+        `trained_title` is the title that a row had at the beginning, None for a row that came later.
+        """
         rows = np.fromiter(new, dtype=np.int64, count=len(new))
         added = {row: item for row, item in new.items() if row not in old}
         popularity = np.array([item.popularity for item in added.values()], dtype=np.int64)
@@ -76,7 +85,9 @@ class Columns:
                 for item in items.values()
                 for triple in counted(item.attributes, number)
             ),
-            trie=None if prompt is None or self.trie is None else _trie_with(self.trie, old, new, prompt),
+            trie=None
+            if prompt is None or self.trie is None
+            else _trie_with(self.trie, old, new, prompt, trained_title),
         )
 
     def recounted(self, live: NDArray[np.float64]) -> "Columns":
@@ -159,12 +170,25 @@ def _read_paths(arrays: Mapping[str, NDArray[Any]], prompt: Prompt) -> Paths:
     return _paths(json.loads(arrays["titles"].tobytes()), prompt)
 
 
-def _trie_with(trie: Trie, old: Mapping[int, Item], new: Mapping[int, Item], prompt: Prompt) -> Trie:
+def _trie_with(
+    trie: Trie,
+    old: Mapping[int, Item],
+    new: Mapping[int, Item],
+    prompt: Prompt,
+    trained_title: Callable[[int], str | None],
+) -> Trie:
     """The trie with the titles of `new`; the same object when no title changed."""
-    tokens = {row: prompt.title_tokens(item.title) for row, item in new.items()}
-    moved = [row for row in new if row not in old or prompt.title_tokens(old[row].title) != tokens[row]]
+    flat, counts = prompt.tokens_of_titles([item.title for item in new.values()])
+    tokens = dict(zip(new, np.split(flat, np.cumsum(counts)[:-1]), strict=True))
+    moved = [row for row in new if row not in old or old[row].title != new[row].title]
     if not moved:
         return trie
-    changed = Trie(trie.paths.replaced(np.array(moved, dtype=np.int64), [tokens[row] for row in moved]))
+    paths = trie.paths.replaced(np.array(moved, dtype=np.int64), [tokens[row].tolist() for row in moved])
+    is_new = np.zeros(len(paths), dtype=bool)
+    if trie.is_new is not None:
+        is_new[: len(trie.is_new)] = trie.is_new
+    if prompt.has_stable_tokens:  # a title that is one token is scored as those of training are
+        is_new[moved] = [trained_title(row) != new[row].title for row in moved]
+    changed = Trie(paths, is_new)
     changed.children(changed.root)  # cached now, so that the first request does not wait for it
     return changed

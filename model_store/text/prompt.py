@@ -77,6 +77,15 @@ class Prompt:
         recent = titles[-self.spec.recent_length :]
         return [*self.head, *(token for title in recent for token in self.title_tokens(title))]
 
+    def titles_in(self, prompt: Sequence[int]) -> list[tuple[int, ...]]:
+        """The titles of a prompt that `tokens` made, each as its tokens with the terminator."""
+        found, start, size = list[tuple[int, ...]](), len(self.head), len(self.terminator)
+        for stop in range(start + size, len(prompt) + 1):
+            if list(prompt[stop - size : stop]) == self.terminator and stop - size >= start:
+                found.append(tuple(prompt[start:stop]))
+                start = stop
+        return found
+
     @property
     def max_tokens(self) -> int:
         """The largest possible number of tokens of a prompt."""
