@@ -3,10 +3,11 @@
 A row of the trained tables is never changed: an added row says how much of it is kept, and which items come on top.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 import numpy as np
+from immutables import Map
 from numpy.typing import NDArray
 from scipy import sparse
 
@@ -26,21 +27,18 @@ class AddedRow(NamedTuple):
 
 
 class AddedRows:
-    """`rows`: (number of a table, token) → added row, for tokens below `num_tokens`."""
+    """`rows`: for each table, token → added row. `has_row` (V', tables): whether a token has one; not changed later."""
 
-    def __init__(self, rows: Mapping[tuple[int, int], AddedRow], num_tables: int, num_tokens: int) -> None:
-        self.rows = rows
-        self.has_row = np.zeros((num_tokens, num_tables), dtype=bool)
-        if rows:
-            tables, tokens = np.array(list(rows), dtype=np.int64).T
-            self.has_row[tokens, tables] = True
+    def __init__(self, rows: Sequence[Map[int, AddedRow]], has_row: NDArray[np.bool_]) -> None:
+        self.rows, self.has_row = rows, has_row
 
     def onto(self, rows: sparse.csr_matrix, tables: NDArray[np.int64], tokens: NDArray[np.int64]) -> sparse.csr_matrix:
         """Trained `rows` with what was added to them; see `KnownItems.rows`. Changes `rows`."""
         found = np.flatnonzero(self.has_row[tokens, tables])
         if not len(found):
             return rows
-        added = [self.rows[pair] for pair in zip(tables[found].tolist(), tokens[found].tolist(), strict=True)]
+        pairs = zip(tables[found].tolist(), tokens[found].tolist(), strict=True)
+        added = [self.rows[table][token] for table, token in pairs]
         kept = np.ones(len(tokens), dtype=np.float32)
         kept[found] = [row.kept for row in added]
         rows.data *= np.repeat(kept, np.diff(rows.indptr))

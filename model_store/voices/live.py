@@ -6,11 +6,12 @@ each other by the formula of training; only pairs with an item that the trained 
 titles and counts the result is the trained knowledge itself, so that an evaluation ranks as the service does.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
+from immutables import Map
 from numpy.typing import NDArray
 
 from model_store.voices.added import AddedRow, AddedRows
@@ -45,8 +46,13 @@ class LiveItems:
         self._titles = SimilarTitles(_most_popular(titles, trained.facts.popularity))
         self._alike: dict[int, dict[int, float]] = {}  # token → near token → cosine, of what came after training
         self._alike_sums: dict[int, float] = {}  # of trained rows
-        self._alike_rows: dict[int, AddedRow] = {}
-        self._near_rows: dict[int, AddedRow] = {}
+        # Maps, because snapshots share them: a snapshot costs what changed, however many titles came before.
+        self._alike_rows: Map[int, AddedRow] = Map()
+        self._near_rows: Map[int, AddedRow] = Map()
+        self._has = {
+            NEAR: np.zeros(0, dtype=bool),
+            ALIKE: np.zeros(0, dtype=bool),
+        }  # by token, whether it has such a row
         nothing = np.zeros(0, dtype=np.int64)
         self._counts = TokenCounts(nothing, np.zeros(0), nothing.reshape(0, 2), np.zeros(0))
         self._num_tokens = trained.num_tokens
@@ -60,9 +66,8 @@ class LiveItems:
                 changed |= self._add_title(token, title)
         if ALIKE in self._trained.tables.names:
             self._sum_trained_rows(changed)
-            for token in changed:
-                near, trained = self._alike[token], self._alike_sums.get(token, 0.0)
-                self._alike_rows[token] = AddedRow.of(trained, np.array(list(near)), np.array(list(near.values())))
+            self._alike_rows = self._alike_rows.update({token: self._alike_row(token) for token in changed})
+            self._has[ALIKE] = _marked(self._has[ALIKE], changed, self._num_tokens)
 
     def count(self, counts: TokenCounts) -> None:
         """Replaces the counts of live events."""
@@ -70,18 +75,20 @@ class LiveItems:
         newest = max(int(counts.tokens.max(initial=-1)), int(counts.pairs.max(initial=-1)))
         self._num_tokens = max(self._num_tokens, newest + 1)
         if NEAR in self._trained.tables.names:
-            self._near_rows = dict(self._rows_of_pairs(counts.pairs, counts.pair_counts))
+            self._near_rows = Map(self._rows_of_pairs(counts.pairs, counts.pair_counts))
+            self._has[NEAR] = _marked(np.zeros(0, dtype=bool), self._near_rows, self._num_tokens)
 
     def known(self) -> KnownItems:
         if self._num_tokens == self._trained.num_tokens and not len(self._counts.tokens) and not self._alike_rows:
             return self._trained
         names = self._trained.tables.names
-        rows = {
-            (names.index(name), token): row
-            for name, added in ((NEAR, self._near_rows), (ALIKE, self._alike_rows))
-            for token, row in added.items()
-        }
-        return KnownItems(self._facts(), self._trained.tables, AddedRows(rows, len(names), self._num_tokens))
+        added = {NEAR: self._near_rows, ALIKE: self._alike_rows}
+        rows = [added.get(name, Map[int, AddedRow]()) for name in names]
+        has_row = np.zeros((self._num_tokens, len(names)), dtype=bool)
+        for name, has in self._has.items():
+            if name in names:
+                has_row[: len(has), names.index(name)] = has
+        return KnownItems(self._facts(), self._trained.tables, AddedRows(rows, has_row))
 
     def _facts(self) -> ItemFacts:
         """Those of new items are the means of all items, as for an item without events in training."""
@@ -104,6 +111,10 @@ class LiveItems:
             best = sorted(changed.items(), key=lambda pair: (-pair[1], pair[0]))
             self._alike[other] = dict(islice(best, NUM_ALIKE))
         return {token, *near} if near else set()
+
+    def _alike_row(self, token: int) -> AddedRow:
+        near = self._alike[token]
+        return AddedRow.of(self._alike_sums.get(token, 0.0), np.array(list(near)), np.array(list(near.values())))
 
     def _sum_trained_rows(self, tokens: set[int]) -> None:
         """What the trained rows of these tokens summed to before they were divided by their sums, each token once."""
@@ -134,6 +145,13 @@ class LiveItems:
         if self._near_sums is not None:
             return float(self._near_sums[token]) if token < len(self._near_sums) else 0.0
         return _USUAL_NEAR_SUM if self._has_trained_row(np.array([token]))[0] else 0.0
+
+
+def _marked(flags: NDArray[np.bool_], tokens: Collection[int], size: int) -> NDArray[np.bool_]:
+    """A copy of `flags` with `size` elements, those of `tokens` set."""
+    found = np.pad(flags, (0, max(size - len(flags), 0)))
+    found[np.fromiter(tokens, dtype=np.int64, count=len(tokens))] = True
+    return found
 
 
 def _most_popular(titles: Iterable[tuple[int, str]], popularity: NDArray[np.float32]) -> Sequence[tuple[int, str]]:

@@ -57,6 +57,7 @@ log = structlog.get_logger("service.engine")
 _RESTART_AFTER_S = 1.0
 _STOP_S = 5.0  # for a batch that runs when the connection closes
 _LOOK_EVERY_S = 5.0
+_PUT_AT_ONCE = 2000  # items in one message to a process that starts, so that requests are answered in between
 _HUNG_AFTER_S = 300.0  # far longer than any batch
 
 States = NDArray[np.float16]
@@ -306,8 +307,9 @@ class Engine:
 
     async def _bring_up_to_date(self, process: ModelProcess, reading: "asyncio.Task[None]") -> None:
         changed = self._view.catalogue.items.changed
-        if changed:
-            items = [_changed(changed[row]) for row in sorted(changed)]
+        ordered = sorted(changed)
+        for start in range(0, len(ordered), _PUT_AT_ONCE):
+            items = [_changed(changed[row]) for row in ordered[start : start + _PUT_AT_ONCE]]
             await self._tell(PutItems(next(self._ids), items), process, reading)
         if self._counts is not None:
             await self._tell(_counting(next(self._ids), self._counts), process, reading)

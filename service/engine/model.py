@@ -286,11 +286,16 @@ def live_items(bundle: Bundle) -> LiveItems | None:
 
 
 def put_items(bundle: Bundle, items: Sequence[Item]) -> None:
-    """Adds or changes items: first their vectors, then the catalogue, so that no row is without a vector."""
-    catalogue = bundle.catalogue.with_items(items)
-    rows = np.array([catalogue.rows[item.item_id] for item in items], dtype=np.int64)
-    prompts = [bundle.prompt.tokens([item.title]) for item in items]
-    for start in range(0, len(items), _TITLES_PER_CALL):
+    """Adds or changes items: first their vectors, then the catalogue, so that no row is without a vector.
+
+    An item that keeps its title keeps its vector.
+    """
+    known, catalogue = bundle.catalogue, bundle.catalogue.with_items(items)
+    titles = {catalogue.rows[item.item_id]: item.title for item in items}
+    fresh = [row for row, title in titles.items() if row >= len(known) or known.items[row].title != title]
+    rows = np.array(fresh, dtype=np.int64)
+    prompts = [bundle.prompt.tokens([titles[row]]) for row in fresh]
+    for start in range(0, len(rows), _TITLES_PER_CALL):
         part = slice(start, start + _TITLES_PER_CALL)
         bundle.index.put(rows[part], embed(bundle.lm, prompts[part]))
     bundle.catalogue = catalogue
