@@ -22,7 +22,19 @@ from service.http import problems
 from service.http.describe import openapi
 from service.http.fields import field_errors
 from service.http.middleware import AccessLog, BodyLimit, RequireKey, count_rejection, route_of
-from service.http.routes import bundles, interactions, items, lists, model, ops, page, recommend, users
+from service.http.routes import (
+    bundles,
+    experiments,
+    interactions,
+    items,
+    lists,
+    merge,
+    model,
+    ops,
+    page,
+    recommend,
+    users,
+)
 from service.metrics import Metrics
 from service.resources import Resources, open_resources
 from service.settings import Settings
@@ -67,7 +79,7 @@ def create_app(settings: Settings, resources_factory: ResourcesFactory = open_re
     app.openapi = cache(partial(openapi.document, app))  # type: ignore[method-assign]
     app.state.metrics = metrics
     app.state.is_draining = False
-    for module in (recommend, interactions, users, items, lists, bundles, model, ops, page):
+    for module in (recommend, interactions, users, merge, items, lists, bundles, experiments, model, ops, page):
         app.include_router(module.router)
     return app
 

@@ -31,6 +31,7 @@ _FIELDS = {
     "eventid": "event_id",
     "query": "query",
     "sessionid": "session_id",
+    "recommendationid": "recommendation_id",
 }
 _NEEDED = {"user_id", "item_id", "timestamp"}
 _SEPARATORS = (",", "\t", ";")

@@ -17,6 +17,7 @@ def geometric(first: float, factor: float, count: int) -> list[float]:
 SECONDS = geometric(0.000_5, 2, 16)  # 0.5 ms .. 16 s
 LAG_SECONDS = geometric(0.005, 2, 18)  # 5 ms .. 11 min
 COUNTS = [0.0, *geometric(1, 2, 8)]  # 0, 1, 2 .. 128
+SHARES = [tenths / 10 for tenths in range(11)]
 DISTANCES = [0.0, *geometric(0.001, 2, 16)]
 
 
@@ -67,6 +68,12 @@ class Metrics:
         self.shown_lists_total = self._counter(
             "shown_lists_total", "Answers that are kept for events that name them, and those that were lost", "result"
         )
+        self.outcomes = self._gauge(
+            "outcomes", "Answers of a variant and what users did with them, of all processes", "variant", "outcome"
+        )
+        self.shadows_total = self._counter("shadows_total", "Answers that another variant computes, too", "result")
+        self.shadow_overlap = self._histogram("shadow_overlap", "Share of items in both lists", SHARES)
+        self.shadow_seconds = self._histogram("shadow_seconds", "Time of the variant that is not shown", SECONDS)
         self.memory_elements = self._histogram("memory_elements", "Memory elements used in an answer", COUNTS)
         self.grounding_distance = self._histogram(
             "grounding_distance", "Distance from a grounded item to the nearest generated title", DISTANCES
@@ -74,6 +81,7 @@ class Metrics:
 
     def _memory(self) -> None:
         self.interactions_total = self._counter("interactions_total", "Interactions received", "status")
+        self.merged_events_total = self._counter("merged_events_total", "Events moved from guests to users")
         self.ingest_visible_lag_seconds = self._histogram(
             "ingest_visible_lag_seconds", "Acknowledged to encoded, by the worker in this process", LAG_SECONDS
         )

@@ -16,12 +16,15 @@ from service.bundles.bundles import Bundles
 from service.engine.engine import Engine
 from service.engine.process import Spawn, spawn
 from service.feedback.answers import Answers
+from service.feedback.experiments import Experiments
+from service.feedback.outcomes import Outcomes
 from service.feedback.pages import Pages
 from service.metrics import Metrics
 from service.settings import Settings
 from service.store.bundles import BundleStore
 from service.store.client import MemoryStore
 from service.store.embedded import EmbeddedServer
+from service.store.feedback.outcomes import ExperimentStore, OutcomeStore
 from service.store.pages import PageStore
 from service.store.shown import ShownStore
 from service.usecases.browsing.items import ItemList
@@ -55,7 +58,9 @@ class Shared:
 
     store: MemoryStore
     shown: ShownLists
-    bundles: "Bundles[Resources] | None" = None
+    outcomes: Outcomes
+    experiments: Experiments
+    bundles: "Bundles[Resources]"
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ class Resources:
     related: RelatedItems
     item_list: ItemList
     user_list: UserList
+    experiments: Experiments
     live_counts: LiveCounts
     loaded_at: str
     bundles: "Bundles[Resources] | None" = None
@@ -133,9 +139,13 @@ async def open_resources(settings: Settings, metrics: Metrics, *, spawn: Spawn =
         store = await stack.enter_async_context(open_store(settings))
         shown = ShownLists(ShownStore(store.run, kept_s=round(3600 * settings.shown_hours)), metrics)
         stack.push_async_callback(shown.stop)
+        outcomes = Outcomes(OutcomeStore(store.run))
+        experiments = Experiments(ExperimentStore(store.run), outcomes, metrics)
+        stack.push_async_callback(experiments.stop)
+        await experiments.start()
 
         def open_one(chosen: Settings) -> AbstractAsyncContextManager[Resources]:
-            return _open_bundle(chosen, metrics, Shared(store, shown, bundles), spawn)
+            return _open_bundle(chosen, metrics, Shared(store, shown, outcomes, experiments, bundles), spawn)
 
         bundles: Bundles[Resources] = Bundles(settings, metrics, BundleStore(store.run), open_one)
         stack.push_async_callback(bundles.stop)
@@ -150,7 +160,7 @@ async def _open_bundle(settings: Settings, metrics: Metrics, shared: Shared, spa
         kernel = await stack.enter_async_context(open_kernel(settings, metrics, store=store, spawn=spawn))
         view, engine = kernel.view, kernel.engine
         kernel.worker.counts_events = False  # until this bundle answers
-        ingest = Ingest(view, store, kernel.items, kernel.worker, metrics, max_backlog=settings.max_backlog)
+        ingest = Ingest(view, store, kernel.items, kernel.worker, metrics)
         stack.push_async_callback(ingest.stop)
         half_life_days = settings.live_half_life_days
         live_counts = await asyncio.to_thread(
@@ -162,6 +172,15 @@ async def _open_bundle(settings: Settings, metrics: Metrics, shared: Shared, spa
             partial(Recommender, view, engine, store, metrics, default_deadline_ms=settings.deadline_ms)
         )
         stack.push_async_callback(recommender.stop)
+        answers = Answers(
+            recommender,
+            shown,
+            Pages(PageStore(store.run)),
+            experiments=shared.experiments,
+            metrics=metrics,
+            recommender_of=partial(_recommender_of, shared.bundles),
+        )
+        stack.push_async_callback(answers.stop)
         yield Resources(
             settings=settings,
             metrics=metrics,
@@ -170,14 +189,20 @@ async def _open_bundle(settings: Settings, metrics: Metrics, shared: Shared, spa
             engine=engine,
             items=kernel.items,
             ingest=ingest,
-            users=Users(view, store, engine, shown),
+            users=Users(view, store, engine, shown, settle=shared.outcomes.settle, metrics=metrics),
             recommender=recommender,
             shown=shown,
             related=RelatedItems(view, engine, kernel.items),
             item_list=ItemList(view, kernel.items),
             user_list=UserList(store),
-            answers=Answers(recommender, shown, Pages(PageStore(store.run))),
+            answers=answers,
+            experiments=shared.experiments,
             live_counts=live_counts,
             loaded_at=datetime.now(UTC).isoformat(timespec="seconds"),
             bundles=shared.bundles,
         )
+
+
+def _recommender_of(bundles: Bundles[Resources], name: str) -> Recommender | None:
+    parts = bundles.named(name)
+    return None if parts is None else parts.recommender

@@ -77,7 +77,7 @@ class Settings(BaseSettings):
         default=30.0, ge=0, le=3650, description="days after which a live event counts half, 0 = they are not counted"
     )
     shown_hours: float = Field(
-        default=24.0, ge=0, le=720, description="time for which answers are kept, so that events can name them, 0 = not"
+        default=24.0, ge=0, le=48, description="time for which answers are kept, so that events can name them, 0 = not"
     )
     deadline_ms: int = Field(
         default=2000, ge=1, le=60_000, description="deadline of a recommendation that sets none, in ms"
@@ -88,9 +88,6 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=1 << 20, ge=1024, description="largest request body, in bytes")
     max_bodies_bytes: int = Field(
         default=64 << 20, ge=1024, description="bodies of all requests in work together, in bytes; more get 429"
-    )
-    max_backlog: int = Field(
-        default=100_000, ge=1, description="users waiting to be encoded; above, POST /interactions answers 429"
     )
     max_connections: int = Field(
         default=4096, ge=1, le=1_000_000, description="connections of callers; more are refused with 503"

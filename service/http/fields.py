@@ -83,6 +83,7 @@ def _small(context: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
 UserId = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_visible)]
 ItemId = UserId
 EventId = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_visible)]
+RecommendationId = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\x21-\x7e]+$")]
 EventType = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_visible)]
 Title = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_clean_title)]
 Query = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_clean_query)]

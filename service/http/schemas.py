@@ -15,6 +15,7 @@ from service.http.fields import (
     EventType,
     ItemId,
     Query,
+    RecommendationId,
     Schema,
     SessionId,
     Timestamp,
@@ -160,6 +161,11 @@ class RecommendResponse(ResponseSchema):
         examples=[[{"field": "filter.colour", "message": "no item has this attribute; did you mean `color`?"}]],
     )
     model: ModelName = Field(description="what answered")
+    variant: str | None = Field(
+        default=None,
+        description="which variant answered: `default`, or the experiment and the variant in it",
+        examples=["spring/no-memory"],
+    )
     timings_ms: dict[str, float] = Field(description="step → milliseconds")
     next_cursor: str | None = Field(
         default=None, description="with `paged`: the `cursor` of the next page, for 30 minutes; null on the last one"
@@ -194,6 +200,11 @@ class EventContent(Schema):
         default=None,
         description="facts of your own: text, numbers, true or false by name, at most 2048 bytes; kept and given back",
         examples=[{"device": "phone", "position": 3}],
+    )
+    recommendation_id: RecommendationId | None = Field(
+        default=None,
+        description="of the answer that showed the item: the event counts for its variant in GET /experiments",
+        examples=["fbd9053df1def2fb64c52c11f6ae32e4"],
     )
 
 

@@ -17,6 +17,9 @@ class UserEvent(ResponseSchema):
     query: str | None = Field(description="what the user wrote before they chose the item")
     session_id: str | None = Field(description="as it was sent")
     context: dict[str, Any] | None = Field(description="as it was sent")
+    recommendation_id: str | None = Field(
+        default=None, description="as it was sent", examples=["fbd9053df1def2fb64c52c11f6ae32e4"]
+    )
 
 
 class Counts(ResponseSchema):

@@ -42,6 +42,7 @@ from service.store.events import (
     make_cursor,
     read_cursor,
 )
+from service.store.feedback.outcomes import attributions, markings
 from service.store.keys import (
     ALL_EVENTS,
     DAY_PREFIX,
@@ -121,22 +122,25 @@ class MemoryStore:
 
     # ---- events of a user
 
-    async def append(self, events: Sequence[Event]) -> list[Appended]:
+    async def append(self, events: Sequence[Event], *, with_outcomes: bool = True) -> list[Appended]:
         """Stores events. Where the user has an event with this id, that one is kept: `duplicate`, or `conflict` if it
-        differs.
+        differs. `with_outcomes`: an event that names an answer counts for it (see `feedback/outcomes.py`).
 
         Asks for the encoding of all users, also for duplicates: so a retry repairs a crash between the two writes.
         """
         by_user: dict[str, list[int]] = {}
         for position, event in enumerate(events):
             by_user.setdefault(event.user_id, []).append(position)
+        outcomes = attributions(events) if with_outcomes else []  # before the events are stored
         appends = [append_command([events[i] for i in positions]) for positions in by_user.values()]
         requests = [encoding_command(by_user)] if events else []
+        requests += markings(events) if with_outcomes else []
         if self._is_cluster:  # the queue may be on another node, and events must be stored before it names their user
-            answers = await self._run(appends)
+            answers = await self._run(outcomes + appends)
             await self._run(requests)
         else:
-            answers = await self._run(appends + requests)
+            answers = await self._run(outcomes + appends + requests)
+        answers = answers[len(outcomes) :]
         appended: list[Appended] = ["accepted"] * len(events)
         for positions, answer in zip(by_user.values(), answers, strict=False):
             for position, found in zip(positions, answer, strict=True):

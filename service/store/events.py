@@ -24,7 +24,7 @@ from service.errors import BadRequest
 DIGEST_BYTES = 8
 _LARGEST_TIME = 2**53  # Redis orders by a double
 _FIELDS = itemgetter("item_id", "timestamp", "type", "value")
-_OPTIONAL = ("query", "session_id", "context")
+_OPTIONAL = ("query", "session_id", "context", "recommendation_id")
 _SCORE = re.compile(rb"-?(\d+(\.\d+)?(e[+-]?\d+)?|inf)")
 
 
@@ -33,6 +33,7 @@ class Event(NamedTuple):
 
     `query`: what the user wrote before they chose the item; None where they wrote nothing. `session_id` and `context`
     (text, numbers, booleans by name) are the caller's; they are kept and given back, and nothing else reads them.
+    `recommendation_id`: of the answer that the user acted on (see `feedback/outcomes.py`).
     """
 
     event_id: str
@@ -44,6 +45,7 @@ class Event(NamedTuple):
     query: str | None = None
     session_id: str | None = None
     context: Mapping[str, Any] | None = None
+    recommendation_id: str | None = None
 
 
 # What `append` did with an event: stored it; found it stored already; found another event with its id, and kept that.
@@ -133,7 +135,7 @@ def read_json(raw: bytes | None) -> dict[str, Any]:
 
 
 def encode_event(event: Event) -> bytes:
-    """JSON without the event id and the user id, which are field and key; the last three fields only where given.
+    """JSON without the event id and the user id, which are field and key; the last four fields only where given.
 
     Equal events have equal bytes.
     """
@@ -149,6 +151,8 @@ def encode_event(event: Event) -> bytes:
         fields["session_id"] = event.session_id
     if event.context:
         fields["context"] = dict(sorted(event.context.items()))
+    if event.recommendation_id is not None:
+        fields["recommendation_id"] = event.recommendation_id
     return encode_text(json.dumps(fields, ensure_ascii=False, separators=(",", ":")))
 
 
@@ -176,31 +180,33 @@ def decode_events(user_id: str, event_ids: Sequence[bytes], bodies: Sequence[byt
     try:
         stored = [from_json(body or b"") for body in bodies]
         item_ids, timestamps, kinds, values = zip(*map(_FIELDS, stored), strict=True)
-        queries, sessions, contexts = ([each.get(name) for each in stored] for name in _OPTIONAL)
+        queries, sessions, contexts, recommendations = ([each.get(name) for each in stored] for name in _OPTIONAL)
         contexts = list(map(_context, contexts)) if any(contexts) else [None] * len(contexts)
         is_valid = _are(item_ids, str) and _are(timestamps, int) and _are(kinds, str)
         is_valid = is_valid and -_LARGEST_TIME <= min(timestamps) <= max(timestamps) <= _LARGEST_TIME
         is_valid = is_valid and _are(values, NoneType, int, float) and _are(queries, NoneType, str)
-        is_valid = is_valid and _are(sessions, NoneType, str)
+        is_valid = is_valid and _are([*sessions, *recommendations], NoneType, str)
         if not is_valid or not all(map(isfinite, filter(None, values))):
             raise ValueError("at least one event is not well formed")
         identities = [event_id.decode("utf-8", "surrogatepass") for event_id in event_ids]
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return [decode_event(user_id, *pair) for pair in zip(event_ids, bodies, strict=True)]
-    rows = zip(identities, repeat(user_id), item_ids, timestamps, kinds, values, queries, sessions, contexts)
+    rows = zip(
+        identities, repeat(user_id), item_ids, timestamps, kinds, values, queries, sessions, contexts, recommendations
+    )
     return list(map(partial(tuple.__new__, Event), rows))
 
 
 def decode_event(user_id: str, event_id: bytes, body: bytes | None) -> Event | None:
     """None when `body` is not an event of ours.
 
-    A `value` that JSON cannot express (NaN, Infinity), a `query` or `session_id` that is no text and a `context` that
-    is no object of plain values become None.
+    A `value` that JSON cannot express (NaN, Infinity), a `query`, `session_id` or `recommendation_id` that is no text
+    and a `context` that is no object of plain values become None.
     """
     try:
         stored = _parse(body or b"")
         item_id, timestamp, kind, value = _FIELDS(stored)
-        query, session_id, context = (stored.get(name) for name in _OPTIONAL)
+        query, session_id, context, shown = (stored.get(name) for name in _OPTIONAL)
         identity = event_id.decode("utf-8", "surrogatepass")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
@@ -208,8 +214,10 @@ def decode_event(user_id: str, event_id: bytes, body: bytes | None) -> Event | N
     is_valid = is_valid and abs(timestamp) <= _LARGEST_TIME
     if not is_valid or not (value is None or _is_number(value, (int, float))):
         return None
-    asked, session_id = (each if isinstance(each, str) else None for each in (query, session_id))
-    return Event(identity, user_id, item_id, timestamp, kind, _finite(value), asked, session_id, _context(context))
+    asked, session_id, shown = (each if isinstance(each, str) else None for each in (query, session_id, shown))
+    return Event(
+        identity, user_id, item_id, timestamp, kind, _finite(value), asked, session_id, _context(context), shown
+    )
 
 
 def is_same_event(stored: bytes, event: Event) -> bool:

@@ -26,6 +26,12 @@
     automr:bundles                    STRING  JSON: bundles that are loaded, which answers one
     automr:bundles:fill               HASH    name -> JSON: how far its memory is filled   bundles that are loaded
     automr:bundles:fill:<name>        STRING  who fills it, for 30 s                       bundles that are loaded
+    automr:{<uid>}:outcomes           HASH    event_id -> JSON: an event that names an     not counted yet
+                                              answer (see `feedback/outcomes.py`)
+    automr:{+outcomes}:totals         HASH    variant, kind -> number of events            variants
+    automr:{+outcomes}:waiting        ZSET    users with outcomes, by time                 users not counted yet
+    automr:{+outcomes}:counted:<day>  SET     digests of events that were counted          events of a day, 3 days
+    automr:experiments                STRING  JSON: the experiment that runs               one
     automr:probe                      STRING  empty: written to see whether writes work    one
     automr:{+live}:of:<uid>           STRING  cells: what the user adds to the live counts 21 bytes for each; at most
                                               (see `counts.py`)                            1,100 cells
@@ -33,9 +39,9 @@
                                               of users
     automr:{+live}:days               HASH    day -> number of changes of its counts       newest `KEPT_DAYS`
 
-Only shown lists, pages and leases expire. <uid> is percent-quoted, so every user id gives a valid key. The braces make
-it the hash tag, so all keys of a user are in one slot of Redis Cluster. Live counts are in another slot; no user has a
-tag with "+" or ":", because these are quoted.
+Shown lists, pages, leases, and what is or was to be counted expire. <uid> is percent-quoted, so every user id gives a
+valid key. The braces make it the hash tag, so all keys of a user are in one slot of Redis Cluster. Live counts and
+outcomes are in other slots; no user has a tag with "+" or ":", because these are quoted.
 """
 
 from urllib.parse import quote, unquote
@@ -47,6 +53,8 @@ DEAD = "automr:dead"
 ITEM_KEYS = ["automr:items", "{automr:items}:changes", "{automr:items}:version"]
 WAITING = "automr:{automr:encode}:waiting"  # its hash tag is the name of the stream: both are in one slot
 DAYS, DAY_PREFIX = "automr:{+live}:days", "automr:{+live}:day:"
+TOTALS, COUNTED_PREFIX = "automr:{+outcomes}:totals", "automr:{+outcomes}:counted:"
+UNSETTLED, EXPERIMENTS = "automr:{+outcomes}:waiting", "automr:experiments"
 BUNDLES, BUNDLES_FILL = "automr:bundles", "automr:bundles:fill"
 PROBE = "automr:probe"
 ALL_EVENTS = "automr:{*}:events"  # a pattern for SCAN

@@ -8,7 +8,7 @@ The comment above each script says: arguments -> answer.
 """
 
 # Members of `order` are "<16 hex of tie_key>:<event_id>".
-_EVENT_ID = """
+EVENT_ID = """
 local function event_id(member) return string.sub(member, 18) end
 local function event_ids(members)
   local ids = {}
@@ -18,12 +18,12 @@ end
 """
 
 # `states` names an event by the first 80 bits of its id's SHA-1: ids may be long, and 20 hex digits keep a field small.
-_FIELD = """
+FIELD = """
 local function field(id) return string.sub(redis.sha1hex(id), 1, 20) end
 """
 
 # HMGET in portions of 1000 fields, because Lua's unpack() has a limit.
-_HMGET = """
+HMGET = """
 local function hmget(key, fields)
   local values = {}
   for i = 1, #fields, 1000 do
@@ -83,9 +83,9 @@ local function log_digest(members) return redis.sha1hex(table.concat(members, '\
 # missing), log digest, seen. Only the newest events have records in the answer, as many as the number of states. Reads
 # all states at once, because looking up each of them in a listpack takes longer.
 RECALL = (
-    _EVENT_ID
-    + _FIELD
-    + _HMGET
+    EVENT_ID
+    + FIELD
+    + HMGET
     + _SEEN
     + _LOG
     + """
@@ -107,8 +107,8 @@ DIGEST = _LOG + "return log_digest(redis.call('ZREVRANGE', KEYS[2], 0, ARGV[1] -
 # of the last event of this page; newest first, with one member more than the limit when another page follows. Compares
 # members byte by byte, because Lua's < on strings depends on the server's locale.
 PAGE = (
-    _EVENT_ID
-    + _HMGET
+    EVENT_ID
+    + HMGET
     + """
 local function is_before(a, b)
   for i = 1, math.min(#a, #b) do
@@ -134,8 +134,8 @@ return {members, hmget(KEYS[1], event_ids(members)), score or false}
 # Only events that exist and are among the newest `keep` have a state. Other states are deleted here, which bounds the
 # size of a user.
 SAVE_STATES = (
-    _EVENT_ID
-    + _FIELD
+    EVENT_ID
+    + FIELD
     + _LOG
     + """
 local is_kept, written = {}, 0
@@ -156,14 +156,14 @@ return {written, log_digest(members)}
 )
 
 # Uses pcall, so that a key of a wrong type does not stop a deletion.
-_FORGET_ALL = """
+FORGET_ALL = """
 local function forget_all(prefix)
   local function length(command, key)
     local answer = redis.pcall(command, key)
     return type(answer) == 'number' and answer or 0
   end
   local counts = {length('HLEN', KEYS[1]), 0, 0, 0}
-  local doomed = {KEYS[1], KEYS[2], KEYS[3], KEYS[4], prefix .. 'shown', prefix .. 'pages'}
+  local doomed = {KEYS[1], KEYS[2], KEYS[3], KEYS[4], prefix .. 'shown', prefix .. 'pages', prefix .. 'outcomes'}
   local spaces = redis.pcall('SMEMBERS', KEYS[4])
   if spaces.err then counts[4] = 1 end
   for _, space in ipairs(spaces.err and {} or spaces) do
@@ -178,7 +178,7 @@ end
 
 # ARGV: prefix of the user's keys  ->  numbers of deleted events, states and keys, and 1 if the set of spaces is
 # damaged: then keys of spaces are left.
-FORGET_USER = _FORGET_ALL + "return forget_all(ARGV[1])"
+FORGET_USER = FORGET_ALL + "return forget_all(ARGV[1])"
 
 # Takes an event out of everything but `events`. Searches all of `order`, because the tie key of an event cannot be
 # computed here. Deletions and corrections are rare.
@@ -197,9 +197,9 @@ end
 
 # ARGV: prefix of the user's keys, event_id  ->  1 (deleted) or 0 (unknown)
 FORGET_EVENT = (
-    _EVENT_ID
-    + _FIELD
-    + _FORGET_ALL
+    EVENT_ID
+    + FIELD
+    + FORGET_ALL
     + _TAKE_OUT
     + """
 local prefix, id = ARGV[1], ARGV[2]
@@ -214,8 +214,8 @@ return 1
 # ARGV: prefix of the user's keys, event_id, body, timestamp, order member, item digest  ->  1 (new), 2 (it has taken
 # the place of the event that was stored under its id) or 0 (that event has the same body)
 REPLACE = (
-    _EVENT_ID
-    + _FIELD
+    EVENT_ID
+    + FIELD
     + _TAKE_OUT
     + """
 local prefix, id, body, timestamp, member, digest = unpack(ARGV)

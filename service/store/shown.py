@@ -6,11 +6,13 @@ recommendation id, a space, and JSON: a script finds a list by its beginning. Kn
 """
 
 import json
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 from service.store.events import decode_text, encode_text, read_json
-from service.store.keys import anonymous_key, user_prefix
+from service.store.feedback.outcomes import LISTS
+from service.store.keys import TOTALS, anonymous_key, user_prefix
 
 MOST_LISTS = 20  # of a user; older ones are dropped
 
@@ -35,11 +37,13 @@ class ShownStore:
         self._run, self.kept_s = run, kept_s
 
     async def save(self, lists: Sequence[ShownList]) -> None:
-        """One round trip. A repeated call stores a list twice, which changes no answer."""
+        """One round trip. Also counts the lists of each variant; a repeated call counts them again."""
         commands: list[tuple[Any, ...]] = []
         for each in lists:
             key = shown_key(each.user_id, each.recommendation_id)
             commands += [("LPUSH", key, _encode(each)), ("LTRIM", key, 0, MOST_LISTS - 1), ("EXPIRE", key, self.kept_s)]
+        numbers = Counter(each.variant for each in lists)
+        commands += [("HINCRBY", TOTALS, f"{variant}|{LISTS}", number) for variant, number in numbers.items()]
         await self._run(commands)
 
     async def recent(self, user_id: str, *, now: int) -> list[ShownList]:

@@ -13,7 +13,7 @@ from typing import Literal
 import structlog
 
 from model_store.view import BundleView
-from service.errors import DeadlineExceeded, Overloaded, Rejected, StoreCorrupt, StoreUnavailable
+from service.errors import DeadlineExceeded, Rejected, StoreCorrupt, StoreUnavailable
 from service.metrics import Metrics
 from service.store.client import MemoryStore
 from service.store.deadletters import DeadLetters
@@ -25,7 +25,6 @@ log = structlog.get_logger("service.usecases.ingest")
 
 Wait = Literal["durable", "visible"]
 
-_RETRY_AFTER_S = 5.0
 _MEASURE_EVERY_S = 1.0
 _CONFLICT = (
     "event_id: another event is stored under this id, and stays; correct it with"
@@ -48,11 +47,8 @@ def _outcome(appended: Appended, event_id: str) -> Outcome:
 
 
 class Ingest:
-    def __init__(
-        self, view: BundleView, store: MemoryStore, items: Items, worker: Worker, metrics: Metrics, *, max_backlog: int
-    ) -> None:
+    def __init__(self, view: BundleView, store: MemoryStore, items: Items, worker: Worker, metrics: Metrics) -> None:
         self.view, self.store, self.items, self.worker, self.metrics = view, store, items, worker, metrics
-        self._backlog, self._max_backlog = 0, max_backlog  # users waiting to be encoded, as of the last look
         self._dead_letters = DeadLetters(store.run)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -75,10 +71,7 @@ class Ingest:
 
         With `wait="visible"` it returns when memory holds the events. `timeout_s` limits that wait: DeadlineExceeded
         says that the events are durable, but not yet visible. StoreUnavailable promises nothing; a retry is safe.
-        Overloaded: nothing is stored, because too many users wait to be encoded.
         """
-        if self._backlog > self._max_backlog:
-            raise Overloaded("Too many users wait to be encoded.", retry_after_s=_RETRY_AFTER_S)
         checked = await self._without_unknown_items(elements)
         events = [each for each in checked if isinstance(each, Event)]
         appended = iter(await self.store.append(events) if events else [])
@@ -123,13 +116,9 @@ class Ingest:
     async def _measure_backlog(self) -> None:
         while True:
             try:
-                await self.look_at_backlog()
+                self.metrics.encode_backlog.set(await self.store.backlog())
+                self.metrics.encode_lag_seconds.set(await self.store.backlog_age_s())
+                self.metrics.dead_letters.set(await self._dead_letters.count())
             except (StoreUnavailable, StoreCorrupt):
                 log.debug("store unavailable: the encode backlog is unknown")
             await asyncio.sleep(_MEASURE_EVERY_S)
-
-    async def look_at_backlog(self) -> None:
-        self._backlog = await self.store.backlog()
-        self.metrics.encode_backlog.set(self._backlog)
-        self.metrics.encode_lag_seconds.set(await self.store.backlog_age_s())
-        self.metrics.dead_letters.set(await self._dead_letters.count())

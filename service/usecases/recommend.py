@@ -46,7 +46,7 @@ from service.usecases.ranking.draft import Draft, Listed, silent
 from service.usecases.ranking.requests import Context, Fallback, Progress, Recommendation, Request, ServedModel
 from service.usecases.repair import Repair
 from service.usecases.seen import SeenRows
-from service.usecases.timeline import events_needed, known_of, states_needed
+from service.usecases.timeline import events_needed, known_of, recent_only, states_needed
 from service.usecases.warned import NOT_DIVERSE, of_candidates, of_filter, of_rules
 from service.usecases.words import (
     NO_WORDS,
@@ -101,7 +101,7 @@ class Recommender:
                 progress.context = context = await self._recall(request)
                 await self._prepare_filters(request)
                 progress.lap("memory")
-                if request.query is not None or context.known.recent:
+                if not request.is_popular and (request.query is not None or context.known.recent):
                     progress.answer, progress.promoted = await self._ask_model(request, context, deadline)
                     at_model_s = progress.lap("queue")
                     progress.timings_s |= _timings_of(progress.answer, at_model_s)
@@ -215,6 +215,8 @@ class Recommender:
         now = int(time.time()) if request.timestamp is None else request.timestamp
         know = known_of if request.query is None else known_in_words
         known = know(events, self.view, now, request.recent)
+        if not request.memory:
+            known = recent_only(known, self.view)
         if request.recent:
             names = [item.item_id for item in request.recent]
             seen = self._seen_rows.with_session(seen, names, self.view.catalogue)
@@ -307,7 +309,7 @@ class Recommender:
             if request.explain:
                 memory, reasoning = show_reasoning(answer, context.known, catalogue)
         else:
-            fallback = fallback or "cold_start"
+            fallback = fallback or (None if request.is_popular else "cold_start")
         self._observe(pages[0].ranked, fallback)
         return Recommendation(
             recommendation_id=secrets.token_hex(16),

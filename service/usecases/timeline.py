@@ -70,6 +70,13 @@ def known_of(
     return Timeline(remembered, view, with_states=states_needed(view) > 0).known(now, session)
 
 
+def recent_only(known: Known, view: BundleView) -> Known:
+    """The same without memory: the newest K events alone."""
+    length = view.manifest.prompt.recent_length
+    past = PastRows(known.past.rows[-length:], known.past.timestamps[-length:], known.past.now)
+    return known._replace(memory=empty_memory(view), past=past, past_events=known.past_events[-length:])
+
+
 def states_kept(view: BundleView) -> int:
     """Number of newest events that have a state. Recent events have one too, because they become memory next."""
     return view.manifest.prompt.recent_length + view.manifest.memory.max_elements

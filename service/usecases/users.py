@@ -2,19 +2,23 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from model_store.view import BundleView
 from service.engine.engine import Engine
-from service.errors import NoWords, UnknownUser
+from service.errors import BadRequest, NoWords, UnknownUser
+from service.metrics import Metrics
 from service.store.client import MemoryStore
 from service.store.events import Deleted, Event, UserCounts
+from service.store.feedback.merge import Merged, merge
 from service.usecases.shown import ShownLists
 from service.usecases.timeline import Timeline, events_with_states
 from service.usecases.words import NO_WORDS, NUM_EVENTS, ShownEntry, known_in_words, queries_of, show_entries
 
 _EVENTS_PER_PAGE = 500
+
+Settle = Callable[[Sequence[str]], Awaitable[object]]
 
 
 class TitledEvent(NamedTuple):
@@ -29,6 +33,7 @@ class TitledEvent(NamedTuple):
     query: str | None
     session_id: str | None
     context: Mapping[str, Any] | None
+    recommendation_id: str | None = None
 
 
 class UserPage(NamedTuple):
@@ -41,8 +46,19 @@ class UserPage(NamedTuple):
 
 
 class Users:
-    def __init__(self, view: BundleView, store: MemoryStore, engine: Engine, shown: ShownLists) -> None:
+    def __init__(
+        self,
+        view: BundleView,
+        store: MemoryStore,
+        engine: Engine,
+        shown: ShownLists,
+        *,
+        settle: Settle,
+        metrics: Metrics,
+    ) -> None:
+        """`settle` counts what users did with lists, before they are merged."""
         self.view, self.store, self.engine, self.shown = view, store, engine, shown
+        self.settle, self.metrics = settle, metrics
 
     async def get(self, user_id: str, cursor: str | None, limit: int) -> UserPage:
         """Raises UnknownUser when the store holds no event, BadRequest for a cursor that this service did not make."""
@@ -74,6 +90,18 @@ class Users:
         """Deletes everything, in all spaces. An unknown user is no error, so that the call can be repeated."""
         self.shown.forget(user_id)
         return await self.store.forget_user(user_id)
+
+    async def merge(self, user_id: str, guest_id: str) -> Merged:
+        """Moves all events of the guest to the user; the guest is gone when it is complete. Safe to repeat.
+
+        Raises BadRequest for the same user.
+        """
+        if guest_id == user_id:
+            raise BadRequest("`from_user_id` must be another user than the one in the path.")
+        self.shown.forget(guest_id)
+        merged = await merge(self.store, guest_id, user_id, self.settle)
+        self.metrics.merged_events_total.inc(merged.moved)
+        return merged
 
     async def forget_event(self, user_id: str, event_id: str) -> bool:
         """Deletes an event; False if it is unknown.
@@ -110,6 +138,7 @@ class Users:
                 query=event.query,
                 session_id=event.session_id,
                 context=event.context,
+                recommendation_id=event.recommendation_id,
             )
             for event, title in zip(events, titles, strict=True)
         ]

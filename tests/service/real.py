@@ -30,6 +30,7 @@ from service.engine.messages import ModelOptions, Result
 from service.engine.model import Model, serve
 from service.engine.process import spawn
 from service.feedback.answers import Answers
+from service.feedback.experiments import Experiments
 from service.http.routes.interactions import event_or_reason
 from service.http.routes.recommend import to_request
 from service.http.wanted.bodies import RecommendRequest
@@ -99,6 +100,7 @@ class Service:
     users: Users
     shown: ShownLists
     answers: Answers
+    experiments: Experiments
     live_counts: LiveCounts
     metrics: Metrics
 
@@ -156,6 +158,7 @@ def parts_of(resources: Resources, thread: ModelThread | None) -> Service:
         users=resources.users,
         shown=resources.shown,
         answers=resources.answers,
+        experiments=resources.experiments,
         live_counts=resources.live_counts,
         metrics=resources.metrics,
     )

@@ -1,6 +1,5 @@
 """POST /interactions"""
 
-import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -20,8 +19,6 @@ from service.http.schemas import (
 )
 from service.store.events import Event
 
-_BETWEEN_TURNS = 32  # events that are read before others get their turn
-
 router = APIRouter(tags=["interactions"], route_class=JsonRoute)
 
 
@@ -36,11 +33,7 @@ async def add_interactions(body: InteractionsRequest, request: Request, resource
 
     With `wait: visible`, 504 means that they are durable, but that memory does not hold them in time.
     """
-    events = []
-    for number, element in enumerate(body.interactions, 1):
-        events.append(event_or_reason(element))
-        if number % _BETWEEN_TURNS == 0:
-            await asyncio.sleep(0)  # other requests need not wait for the whole body
+    events = [event_or_reason(element) for element in body.interactions]
     if body.wait == "visible":
         timeout_s = resources.settings.visible_timeout_s
         outcomes = await while_connected(request, resources.ingest.submit(events, "visible", timeout_s=timeout_s))
@@ -75,4 +68,5 @@ def event_of(event_id: str, user_id: str, content: EventContent) -> Event:
         query=content.query,
         session_id=content.session_id,
         context=content.context or None,
+        recommendation_id=content.recommendation_id,
     )

@@ -29,7 +29,8 @@ class Request:
     now. It is the clock of the past: the age of an event counts from it, and events at this time or later are the
     current basket. Events are read whatever their time, and items are available by the real clock.
 
-    `query`: what the user asks for in words; `reasoning` says how far memory may be used for it.
+    `query`: what the user asks for in words; `reasoning` says how far memory may be used for it. Variants of an
+    experiment set the last two: without `memory` only the newest K events count, `is_popular` asks for popular items.
     """
 
     user_id: str | None = None
@@ -45,6 +46,8 @@ class Request:
     query: str | None = None
     reasoning: Reasoning = "retrieve"
     rules: Rules = NO_RULES
+    memory: bool = True
+    is_popular: bool = False
 
     @property
     def num_candidates(self) -> int:
@@ -79,6 +82,7 @@ class Recommendation:
     warnings: list[Warned] = field(default_factory=list)
     later: Sequence[Sequence[ShownItem]] = ()
     next_cursor: str | None = None
+    variant: str | None = None
 
 
 class Context(NamedTuple):

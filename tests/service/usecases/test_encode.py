@@ -17,7 +17,7 @@ from service.store.deadletters import DeadLetter, DeadLetters
 from service.store.embedded import EmbeddedServer
 from service.store.events import Saved
 from service.usecases.encode import UserWork
-from tests.service.real import Service, history, interaction, open_app
+from tests.service.real import Service, history, interaction
 
 
 async def letters_of(service: Service) -> list[DeadLetter]:
@@ -88,22 +88,6 @@ async def test_a_user_who_never_rests_lets_others_through(service: Service, monk
     monkeypatch.undo()
     await service.work_off()
     assert not (await service.timeline("a")).missing_states() and not await service.store.backlog()
-
-
-async def test_events_are_refused_while_too_many_users_wait(
-    bundle_path: Path, valkey: EmbeddedServer, raw: Redis
-) -> None:
-    events = [interaction(number, f"u{number}") for number in range(5)]
-    async with open_app(bundle_path, valkey.url, max_backlog=3, encode_in_process=False) as (app, client):
-        ingest = app.state.resources.ingest
-        assert (await client.post("/interactions", json={"interactions": events})).status_code == 202
-        await ingest.look_at_backlog()
-        refused = await client.post("/interactions", json={"interactions": [interaction(9, "late")]})
-        assert refused.status_code == 429 and int(refused.headers["Retry-After"]) >= 1
-        assert (await client.get("/users/late")).status_code == 404, "a refused event was stored"
-        await ingest.worker.work(block_ms=1)
-        await ingest.look_at_backlog()
-        assert (await client.post("/interactions", json={"interactions": events})).status_code == 202
 
 
 async def test_a_round_that_was_broken_off_starts_again_at_once(
