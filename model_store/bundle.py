@@ -41,6 +41,8 @@ from model_store.lm.checkpoint import load_lm
 from model_store.lm.split_lm import SplitLM
 from model_store.manifest import Manifest
 from model_store.memory.retriever import Retriever
+from model_store.reasoner.files import REASONER, open_reasoner
+from model_store.reasoner.language import LanguageReasoner
 from model_store.text.prompt import ItemPrompt, Prompt
 from model_store.view import BundleView, open_catalogue
 from model_store.voices.voices import Voices
@@ -58,6 +60,7 @@ class Bundle(BundleView):
     index: ItemIndex
     voices: Voices | None = None
     words: Words | None = None
+    reasoner: LanguageReasoner | None = None  # of queries in words
 
     @classmethod
     def open(cls, path: Path | str, *, device: torch.device | str = "cpu") -> Self:
@@ -82,6 +85,7 @@ class Bundle(BundleView):
             index=ItemIndex.load(path / INDEX),
             voices=Voices.load(path / VOICES, manifest.voices) if manifest.voices else None,
             words=open_words(path / WORDS) if manifest.words else None,
+            reasoner=_open_reasoner(path, manifest, device),
         )
         bundle._check_sizes(path)
         bundle._check_window(path)
@@ -121,6 +125,11 @@ class Bundle(BundleView):
                 f"{path}: prompt, memory and answer may have {longest} tokens, but the sliding attention of the model"
                 f" sees {window}; lower recent_length or max_title_tokens"
             )
+
+
+def _open_reasoner(path: Path, manifest: Manifest, device: torch.device | str) -> LanguageReasoner | None:
+    has_reasoner = manifest.words is not None and manifest.words.has_reasoner
+    return open_reasoner(path / WORDS / REASONER, device=device) if has_reasoner else None
 
 
 def build_retriever(manifest: Manifest) -> Retriever:
@@ -186,7 +195,7 @@ class BundleWriter:
         voices.save(self._draft / VOICES)
 
     def add_words(self, directory: Path) -> None:
-        """Copy a directory that `words.files.save_words` wrote."""
+        """Copy a directory that `words.files.save_words` wrote, with a reasoner in it or without."""
         shutil.copytree(directory, self._draft / WORDS)
 
     def add_all_but_words(self, bundle: Path) -> None:

@@ -27,6 +27,8 @@ from model_store.text.vocabulary import TITLES_FILE
 
 MANIFEST, LM, RETRIEVER, ITEMS, INDEX = "manifest.json", "lm", "retriever.safetensors", "items.jsonl", "items.faiss"
 COLUMNS, VOICES, WORDS = "items.safetensors", "voices.safetensors", "words"
+REASONER = f"{WORDS}/reasoner"
+_REASONER_FILES = ("config.json", "model.safetensors", "tokenizer.json", "ranker.safetensors")
 _WORDS_FILES = ("words.json", "words.safetensors", "dense.faiss", "encoder/encoder.json")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
 _MODEL_FILES = (".safetensors", "config.json", TITLES_FILE, *_TOKENIZER_FILES)
@@ -61,6 +63,8 @@ def verify_parts(path: Path, manifest: Manifest) -> None:
     """
     needed = {RETRIEVER, ITEMS, INDEX} | ({VOICES} if manifest.voices else set())
     needed |= {f"{WORDS}/{name}" for name in _WORDS_FILES} if manifest.words else set()
+    has_reasoner = manifest.words is not None and manifest.words.has_reasoner
+    needed |= {f"{REASONER}/{name}" for name in _REASONER_FILES} if has_reasoner else set()
     missing = needed - manifest.files.keys()
     if missing:
         raise BundleCorrupt(
@@ -71,13 +75,14 @@ def verify_parts(path: Path, manifest: Manifest) -> None:
 def verify_files(path: Path, manifest: Manifest, names: Collection[str] | None = None) -> None:
     """Check size and SHA-256 of the files in `names` (None: all files). Raises BundleCorrupt.
 
-    Extra files are ignored, except in `lm/`, where transformers could read them.
+    Extra files are ignored, except in `lm/` and `words/reasoner/`, where transformers could read them.
     """
-    for file in sorted((path / LM).glob("[!.]*")):
-        if f"{LM}/{file.name}" not in manifest.files and not file.is_dir():
-            raise BundleCorrupt(
-                f"{path}: {LM}/{file.name} does not belong to the bundle and may change its model; remove it"
-            )
+    for folder in (LM, REASONER):
+        for file in sorted((path / folder).glob("[!.]*")):
+            if f"{folder}/{file.name}" not in manifest.files and not file.is_dir():
+                raise BundleCorrupt(
+                    f"{path}: {folder}/{file.name} does not belong to the bundle and may change its model; remove it"
+                )
     checked = {name: entry for name, entry in manifest.files.items() if names is None or name in names}
     for name, entry in checked.items():
         file = path / name

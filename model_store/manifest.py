@@ -74,6 +74,7 @@ class WordsSpec(_FrozenModel):
     dimension: int = Field(ge=1, description="of the vectors of texts")
     num_aspects: int = Field(ge=0, description="of global memory")
     memory_scale: float = Field(ge=0, le=1, description="how far memory is used; 0 where it did not help")
+    has_reasoner: bool = Field(default=False, description="whether a language model reasons (see reasoner/)")
 
 
 class GenerationSpec(_FrozenModel):

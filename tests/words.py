@@ -11,6 +11,7 @@ from model_store.bundle import Bundle, BundleWriter
 from model_store.files import read_manifest
 from model_store.grounding import ItemIndex
 from model_store.manifest import WordsSpec
+from model_store.reasoner.files import REASONER, save_reasoner
 from model_store.words.answer import Words
 from model_store.words.aspects import Aspect, GlobalMemory
 from model_store.words.evidence import CONTEXT, FEATURES
@@ -21,6 +22,7 @@ from model_store.words.ranker import Ranker
 from model_store.words.selector import SELECTOR_FEATURES, Selector
 from model_store.words.texts import item_text
 from tests.conftest import TITLES, write_bundle
+from tests.reasoners import tiny_model, tiny_tokenizer
 from training.words.encoding import lsa_encoder
 
 ASPECTS = ("warm", "strong", "for the evening")
@@ -52,21 +54,27 @@ def small_words(titles: Sequence[str] = tuple(TITLES)) -> Words:
     return Words(index, GlobalMemory(aspects, vectors.shape[1]), _selector(), _ranker())
 
 
-def write_words_bundle(path: Path) -> None:
-    """The bundle of `write_bundle` with small words."""
+def write_words_bundle(path: Path, *, has_reasoner: bool = False) -> None:
+    """The bundle of `write_bundle` with small words, and a tiny language model as their reasoner."""
     write_bundle(path)
     words, manifest = small_words(), read_manifest(path)
     spec = WordsSpec(
         dimension=words.index.encoder.dimension,
         num_aspects=len(words.aspects),
         memory_scale=words.ranker.memory_scale,
+        has_reasoner=has_reasoner,
     )
     with tempfile.TemporaryDirectory() as draft, BundleWriter(path) as writer:
         save_words(words, Path(draft) / "words")
+        if has_reasoner:
+            tokenizer = tiny_tokenizer()
+            model = tiny_model(len(tokenizer))
+            save_reasoner(model, tokenizer, words.ranker, Path(draft) / "words" / REASONER)
         writer.add_all_but_words(path)
         writer.add_words(Path(draft) / "words")
         writer.finish(manifest.model_copy(update={"words": spec}))
-    assert Bundle.open(path).words is not None
+    opened = Bundle.open(path)
+    assert opened.words is not None and (opened.reasoner is not None) == has_reasoner
 
 
 def _selector() -> Selector:

@@ -281,7 +281,24 @@ def _command(module: str, options: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    chooser = argparse.ArgumentParser(add_help=False)
+    chooser.add_argument("--task", default="next", choices=("next", "query"))
+    chosen, others = chooser.parse_known_args(argv)
+    if chosen.task == "query":
+        from training.evaluate_words import main as evaluate_words  # only paid where it is asked for
+
+        return evaluate_words(others)
+    return _evaluate_next(others)
+
+
+def _evaluate_next(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--task",
+        default="next",
+        choices=("next", "query"),
+        help="next: the next item of users (this help); query: queries in words, with the options of evaluate_words",
+    )
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True, help="data set that the bundle was made from")
     parser.add_argument("--out", type=Path, required=True, help="directory of the report")

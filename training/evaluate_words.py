@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model_store.reasoner.files import REASONER, open_reasoner
+from model_store.reasoner.language import LanguageReasoner
 from model_store.words.answer import Words, WordsQuery
 from model_store.words.files import open_words
 from model_store.words.ranker import Ranker
@@ -25,13 +28,14 @@ from training.run.program import run_program
 from training.run.stage import atomic_file, digest, progress, read_certificate
 from training.words.examples import Example, ExampleMaker, ranked_rows
 from training.words.metrics import CUT, list_metrics
-from training.words.report import comparison, write_words_report
+from training.words.report import comparison, slices, write_words_report
 from training.words.rewards import Rewards
-from training.words.rows import ORACLE, ROWS, chosen_features
-from training.words.split import TEST, VALID, QueryTarget, WordsSplit, sample_query_targets, words_split
+from training.words.rows import ORACLE, REASONED, ROWS, chosen_features
+from training.words.split import TEST, TRAIN, VALID, QueryTarget, WordsSplit, sample_query_targets, words_split
 from training.words.words_files import WORDS, read_rows
 
 _PART = 250  # targets whose lists are cached together
+_VAGUE = 50  # choices in training, from which on a query says little
 _VERSION = 1
 
 
@@ -43,6 +47,8 @@ def run(split: WordsSplit, words_dir: Path, out: Path, options: argparse.Namespa
     cache = out / "cache" / digest([_VERSION, certificate, options.split, options.max_targets, options.seed])
     maker = ExampleMaker(split, words.index, words.aspects, options.seed)
     lists = _lists(maker, words_dir, targets, cache)
+    if options.reasoner:
+        lists[REASONED] = _reasoned(split, words, options.reasoner, targets, cache)
     answers, users = [target.answers for target in targets], np.array([target.user for target in targets])
     metrics = {row: list_metrics(list(lists[row]), answers) for row in lists}
     report = {
@@ -52,6 +58,7 @@ def run(split: WordsSplit, words_dir: Path, out: Path, options: argparse.Namespa
         "users": len(np.unique(users)),
         "items": len(split.item_ids),
         "rows": comparison(metrics, users),
+        "slices": slices(metrics, users, _parts(split, targets)),
         "milliseconds": _times(split, words, targets[: options.time_targets]),
         "training": certificate,
     }
@@ -75,6 +82,48 @@ def _lists(
                 draft.write_text(json.dumps({row: [ranks[row] for ranks in found] for row in found[0]}))
     parts = [json.loads((cache / f"{start}.json").read_text()) for start in starts]
     return {row: np.array([ranks for part in parts for ranks in part[row]], dtype=np.int64) for row in parts[0]}
+
+
+def _reasoned(
+    split: WordsSplit, words: Words, reasoner_dir: Path, targets: Sequence[QueryTarget], cache: Path
+) -> NDArray[np.int64]:
+    """(targets, 100) as a bundle with this reasoner answers. Cached like the other rows."""
+    reasoner, facts = open_reasoner(reasoner_dir / REASONER), read_certificate(reasoner_dir)
+    found: list[list[int]] = []
+    for start in progress(range(0, len(targets), _PART), desc="reasoned", unit="part"):
+        file = cache / f"reasoned-{digest(facts)}-{start}.json"
+        if not file.is_file():
+            part = targets[start : start + _PART]
+            ranked = [_answered(split, words, target, reasoner) for target in progress(part, unit="query")]
+            with atomic_file(file) as draft:
+                draft.write_text(json.dumps(ranked))
+        found += json.loads(file.read_text())
+    return np.array(found, dtype=np.int64)
+
+
+def _answered(split: WordsSplit, words: Words, target: QueryTarget, reasoner: LanguageReasoner) -> list[int]:
+    memory = words.remember(split.history(target.user, target.timestamp))
+    query = WordsQuery(target.query, target.timestamp, memory)
+    (answer,) = words.answer([query], CUT, reasoning="full", reasoner=reasoner)
+    return _padded(answer.rows)
+
+
+def _parts(split: WordsSplit, targets: Sequence[QueryTarget]) -> dict[str, NDArray[np.bool_]]:
+    """Vague and exact queries, by how many items were chosen after them in the train period; own and new ones."""
+    asked = Counter(
+        query for query, period in zip(split.queries, split.periods.tolist(), strict=True) if period == TRAIN
+    )
+    chosen = np.array([asked[target.query] for target in targets])
+    is_own = [
+        any(event.query == target.query for event in split.history(target.user, target.timestamp)) for target in targets
+    ]
+    return {
+        "never asked in training": chosen == 0,
+        "exact: 1 to 50 choices in training": (chosen > 0) & (chosen <= _VAGUE),
+        "vague: more than 50 choices in training": chosen > _VAGUE,
+        "the user asked exactly this before": np.array(is_own),
+        "new for the user": ~np.array(is_own),
+    }
 
 
 def _ranked(
@@ -119,6 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="data set with queries")
     parser.add_argument("--words", type=Path, required=True, help="directory that training.train_words wrote")
+    parser.add_argument("--reasoner", type=Path, help="OUT of training.reason; adds the row of the language model")
     parser.add_argument("--out", type=Path, required=True, help="directory of the report")
     parser.add_argument("--split", default="test", choices=("valid", "test"), help="period of the targets (test)")
     parser.add_argument("--max-targets", type=int, default=5000, help="number of targets, drawn by seed (5000)")

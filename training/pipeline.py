@@ -27,7 +27,7 @@ from training.run.inputs import Inputs, load_inputs
 from training.run.program import run_program
 from training.run.recipes import RECIPES, Recipe, get_recipe
 from training.run.stage import is_done, read_certificate
-from training.words.split import words_split
+from training.words.split import WordsSplit, words_split
 
 
 def run(
@@ -97,8 +97,13 @@ def complete(
     return {"voices": voted, "annotate": annotated, "retriever": trained, "bundle": bundle}
 
 
-def complete_demo(inputs: Inputs, out: Path, *, work: Path, recipe: Recipe, seed: int) -> dict[str, Any]:
-    """Adds to the bundle events of some readers and, if the recipe has askers, the words of their questions."""
+def complete_demo(
+    inputs: Inputs, out: Path, *, work: Path, recipe: Recipe, seed: int, reasoner: str | None
+) -> dict[str, Any]:
+    """Adds to the bundle events of some readers and, if the recipe has askers, the words of their questions.
+
+    `reasoner`: the language model that learns to reason about them, if any.
+    """
     if not recipe.synthetic_askers:
         write_demo_interactions(inputs, None, out)
         return {}
@@ -110,7 +115,20 @@ def complete_demo(inputs: Inputs, out: Path, *, work: Path, recipe: Recipe, seed
     if read_manifest(out).words is None or not was_done:
         (out / INTERACTIONS).unlink(missing_ok=True)  # else it would be a file of the bundle, with a checksum
         train_words.put_into_bundle(work / "words", out)
+    if reasoner is not None:
+        facts = {**facts, "reasoner": _add_reasoner(split, out, work, reasoner, seed)}
     write_demo_interactions(inputs, questions, out)
+    return facts
+
+
+def _add_reasoner(split: WordsSplit, out: Path, work: Path, model: str, seed: int) -> dict[str, Any]:
+    from training.reasoning.pipeline import Reasoning, put_into_bundle  # only paid where it is asked for
+    from training.reasoning.recipes import reason_recipe
+
+    place, recipe = work / "reasoner", reason_recipe("demo")
+    facts = Reasoning(split, work / "words", place, model=model, recipe=recipe, seed=seed).run()
+    (out / INTERACTIONS).unlink(missing_ok=True)
+    put_into_bundle(place, work / "words", out, even_if_worse=True)  # it is there to be tried
     return facts
 
 
@@ -130,6 +148,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--model", help="checkpoint folder, GGUF file, hub name or `smollm2`; without it a small model is made here"
     )
+    parser.add_argument(
+        "--reasoner", help="demo only: a language model that reasons about questions in words, as `smollm2`"
+    )
     parser.add_argument("--cut", default="time", choices=("time", "leave-one-out"), help="how data is cut (time)")
     parser.add_argument("--work", type=Path, help="intermediate results (default OUT.work)")
     parser.add_argument("--seed", type=int, default=0)
@@ -141,6 +162,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         is_demo = arguments.data is None and recipe.synthetic_users > 0
         if arguments.data is None and not is_demo:
             parser.error("--data is required; only the recipe `demo` makes its own data")
+        if arguments.reasoner and not is_demo:
+            parser.error("--reasoner is for the recipe demo; with data of your own, run training.reason")
         if is_demo:
             inputs = demo_inputs(recipe.synthetic_users, arguments.seed)
         else:
@@ -159,7 +182,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             device=arguments.device,
         )
         if is_demo and "bundle" in facts:
-            facts["words"] = complete_demo(inputs, arguments.out, work=work, recipe=recipe, seed=arguments.seed)
+            options = {"work": work, "recipe": recipe, "seed": arguments.seed, "reasoner": arguments.reasoner}
+            facts["words"] = complete_demo(inputs, arguments.out, **options)
         return {**diagnosis, **facts}
 
     return run_program(stage, parser.parse_args(argv), is_shared=True)

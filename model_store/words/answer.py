@@ -83,7 +83,8 @@ class Words:
         watch = _Watch()
         vectors = self.index.encoder.encode([query.text for query in queries])
         watch.lap("embed")
-        policy = reasoner or ChainReasoner()
+        # With less than full reasoning nothing slow is asked, so the deterministic policy names the aspects.
+        policy = reasoner if reasoner is not None and reasoning == "full" else ChainReasoner()
         pairs = zip(queries, vectors, strict=True)
         return [self._answer(query, vector, k, reasoning, policy, watch=_Watch(watch.laps)) for query, vector in pairs]
 
@@ -95,26 +96,31 @@ class Words:
         watch.lap("reason")
         question, pool, evidence = self.consider(query, vector, memory, aspects)
         watch.lap("search")
-        places = self.selector.choose(entry_features(question, memory, pool)) if pool else []
-        memories = [memory.entries[pool[place]] for place in places]
-        fetched = [[memory.entries[place] for place in each] for each in fetch_for_aspects(question, memory)]
-        features, profile = evidence.with_chosen(places), None
+        entries = [memory.entries[place] for place in pool]
+        inputs = entry_features(question, memory, pool) if pool else None
+        places = self.selector.choose(inputs) if inputs is not None else []
+        profile = None
         if reasoning == "full":
-            profile = policy.profile(query.text, aspects, memories)
-            if profile.is_free:
-                ideal = self.index.encoder.encode([profile.text])[0]
-                features[FEATURES.index("profile")] = self.index.vectors[evidence.rows] @ ideal
+            order = self.selector.order(inputs) if inputs is not None else []
+            chosen = [order.index(place) for place in places]
+            profile = policy.profile(query.text, aspects, [entries[place] for place in order], chosen)
+            places = places if profile.used is None else [order[place] for place in profile.used]
+        features = evidence.with_chosen(places)
+        if profile is not None and profile.is_free:
+            ideal = self.index.encoder.encode([profile.text])[0]
+            features[FEATURES.index("profile")] = self.index.vectors[evidence.rows] @ ideal
         watch.lap("reason")
-        rows, scores = _best(evidence.rows, self.ranker.scores(features, evidence.context), query.allowed, k)
+        ranker = policy.ranker or self.ranker
+        rows, scores = _best(evidence.rows, ranker.scores(features, evidence.context), query.allowed, k)
         watch.lap("rank")
         return WordsAnswer(
             rows=rows,
             scores=scores,
             aspects=aspects,
-            fetched=[memory.entries[place] for place in pool],
-            memories=memories,
+            fetched=entries,
+            memories=[entries[place] for place in places],
             profile=profile,
-            for_aspects=fetched,
+            for_aspects=[[memory.entries[place] for place in each] for each in fetch_for_aspects(question, memory)],
             timings_s=watch.laps,
         )
 

@@ -2,8 +2,8 @@
 
     query → nearest global aspects → aspects that matter → entries of local memory for each → ideal profile
 
-`Reasoner` is the interface of a policy; a language model may replace `ChainReasoner`, which is deterministic: it takes
-the nearest aspects that many people share, and describes the ideal item by the chosen memories.
+`Reasoner` is the interface of a policy. `ChainReasoner` is deterministic: it takes the nearest aspects that many people
+share, and describes the ideal item by the chosen memories. `model_store.reasoner` has one with a language model.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from model_store.words.aspects import Aspect, GlobalMemory
 from model_store.words.evidence import LocalMemory
 from model_store.words.index import Values
 from model_store.words.memory import Entry
+from model_store.words.ranker import Ranker
 from model_store.words.selector import Question
 from model_store.words.vectors import Vectors
 
@@ -24,34 +25,48 @@ _COUNT_WEIGHT, _LEVEL_WEIGHT = 0.02, {"record": 0.0, "pattern": 0.05, "profile":
 
 
 class Profile(NamedTuple):
-    """The ideal item in words. `is_free`: its text is embedded; otherwise the mean of the chosen memories is used."""
+    """The ideal item in words. `is_free`: its text is embedded; otherwise the mean of the chosen memories is used.
+
+    `used`: places in the pool of the memories that count, in place of those that the selector chose.
+    """
 
     text: str
     is_free: bool = False
+    used: tuple[int, ...] | None = None
 
 
 class Reasoner(Protocol):
     """A policy. Must not change its arguments; may be slow."""
 
+    @property
+    def ranker(self) -> Ranker | None:
+        """The weights of the ranking that were learned with its profiles; None: those of the words."""
+        ...
+
     def aspects(self, query: str, shown: Sequence[tuple[Aspect, float]]) -> list[Aspect]:
         """At most `NUM_CHOSEN` of the shown aspects, each with its cosine to the query, that matter for it."""
         ...
 
-    def profile(self, query: str, aspects: Sequence[Aspect], chosen: Sequence[Entry]) -> Profile:
-        """The ideal item for the query, from the memories that the selector chose."""
+    def profile(self, query: str, aspects: Sequence[Aspect], pool: Sequence[Entry], chosen: Sequence[int]) -> Profile:
+        """The ideal item for the query. `pool`: the entries that were fetched, most useful first by the selector.
+
+        `chosen`: places in the pool of those that the selector chose. Comes after `aspects` of the same query.
+        """
         ...
 
 
 class ChainReasoner:
     """Deterministic; takes microseconds."""
 
+    ranker: Ranker | None = None
+
     def aspects(self, query: str, shown: Sequence[tuple[Aspect, float]]) -> list[Aspect]:
         ranked = sorted(shown, key=lambda pair: -pair[1] - _COUNT_WEIGHT * np.log(pair[0].num_users))
         return [aspect for aspect, _ in ranked[:NUM_CHOSEN]]
 
-    def profile(self, query: str, aspects: Sequence[Aspect], chosen: Sequence[Entry]) -> Profile:
+    def profile(self, query: str, aspects: Sequence[Aspect], pool: Sequence[Entry], chosen: Sequence[int]) -> Profile:
         wishes = ", ".join(dict.fromkeys(aspect.name for aspect in aspects))
-        memories = "; ".join(entry.text for entry in chosen)
+        memories = "; ".join(pool[place].text for place in chosen)
         return Profile(f"{query}{f', {wishes}' if wishes else ''}{f'; like {memories}' if memories else ''}")
 
 

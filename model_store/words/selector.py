@@ -96,6 +96,11 @@ class Selector:
         order = np.argsort(-logits, kind="stable").tolist()
         return [place - 1 for place in order[: order.index(0)]][:MAX_CHOSEN]
 
+    def order(self, features: Values) -> list[int]:
+        """All places in the pool, most useful first, whether they are better than the null choice or not."""
+        order: list[int] = np.argsort(-self.logits(features)[1:], kind="stable").tolist()
+        return order
+
     def arrays(self) -> dict[str, NDArray[Any]]:
         parts = enumerate(self.layers)
         return {

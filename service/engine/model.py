@@ -114,7 +114,7 @@ class Model:
             "related": self._find_related,
             "vectors": self._read_vectors,
         }
-        self.words = None if bundle.words is None else WordsRunner(bundle.words)
+        self.words = None if bundle.words is None else WordsRunner(bundle.words, bundle.reasoner)
         if self.words is not None:
             self._runners |= {"words": self.words.answer, "memory": self.words.read_memory}
 

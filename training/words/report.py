@@ -9,8 +9,12 @@ from numpy.typing import NDArray
 
 from training.run.metrics import paired_bootstrap
 from training.run.stage import write_json
-from training.words.rows import HYBRID, ORACLE, OWN, ROWS
+from training.words.rows import HYBRID, ORACLE, OWN, REASONED, ROWS
 
+_OTHER_LABELS = {
+    ORACLE: "oracle (best single memory; knows the answer)",
+    REASONED: "MR.Rec, reasoned by the language model",
+}
 METRICS = ("recall@1", "recall@10", "recall@100", "ndcg@10", "ndcg@100")
 
 
@@ -28,6 +32,26 @@ def comparison(metrics: Mapping[str, Mapping[str, NDArray[np.float64]]], users: 
                 difference = {"absolute": drawn.difference(one, other), "relative": drawn.relative(one, other)}
                 found[name].setdefault(row, {})[metric] = difference
     return found
+
+
+def slices(
+    metrics: Mapping[str, Mapping[str, NDArray[np.float64]]],
+    users: NDArray[np.int64],
+    parts: Mapping[str, NDArray[np.bool_]],
+) -> dict[str, Any]:
+    """Part of the targets → how many, means, and what MR.Rec adds to the query alone; null where it is empty."""
+    return {
+        name: {"targets": int(chosen.sum()), **comparison(_only(metrics, chosen), users[chosen])}
+        if chosen.any()
+        else None
+        for name, chosen in parts.items()
+    }
+
+
+def _only(
+    metrics: Mapping[str, Mapping[str, NDArray[np.float64]]], chosen: NDArray[np.bool_]
+) -> dict[str, dict[str, NDArray[np.float64]]]:
+    return {row: {metric: values[chosen] for metric, values in of.items()} for row, of in metrics.items()}
 
 
 def write_words_report(report: Mapping[str, Any], out: Path) -> None:
@@ -51,12 +75,28 @@ def _markdown(report: Mapping[str, Any]) -> list[str]:
         over = _percent(rows["minus_hybrid"][row]["ndcg@100"]["relative"])
         own = _percent(rows["own_minus"][row]["ndcg@100"]["relative"])
         lines.append(f"| {_label(row)} | {values} | {over} | {own} |")
+    lines += _slice_lines(report["slices"])
     lines += ["", f"Median milliseconds of one query: {', '.join(f'{name} {ms}' for name, ms in times.items())}.", ""]
-    return lines + [f"* {_label(row)}: {ROWS[row].explanation}" for row in rows["means"] if row != ORACLE]
+    return lines + [f"* {_label(row)}: {ROWS[row].explanation}" for row in rows["means"] if row in ROWS]
+
+
+def _slice_lines(parts: Mapping[str, Any]) -> list[str]:
+    head = [
+        "",
+        "| queries | number | hybrid NDCG@100 | MR.Rec NDCG@100 | MR.Rec over hybrid |",
+        "|---|---|---|---|---|",
+    ]
+    found = [
+        f"| {name} | {part['targets']} | {part['means'][HYBRID]['ndcg@100'][0]:.4f} |"
+        f" {part['means'][OWN]['ndcg@100'][0]:.4f} | {_percent(part['minus_hybrid'][OWN]['ndcg@100']['relative'])} |"
+        for name, part in parts.items()
+        if part is not None
+    ]
+    return head + found
 
 
 def _label(row: str) -> str:
-    return "oracle (best single memory; knows the answer)" if row == ORACLE else ROWS[row].label
+    return _OTHER_LABELS.get(row) or ROWS[row].label
 
 
 def _percent(interval: tuple[float, float, float] | None) -> str:

@@ -21,7 +21,7 @@ from model_store.words.index import Values
 from model_store.words.selector import MAX_CHOSEN, Selector
 from training.words.examples import Example
 
-OWN, HYBRID, ORACLE = "mr_rec", "hybrid", "oracle"
+OWN, HYBRID, ORACLE, REASONED = "mr_rec", "hybrid", "oracle", "reasoned"
 MEMORY_PART = (*HISTORY_PART, *READ_PART, *CHOSEN_PART)
 EVERYTHING = (*QUERY_PART, *MEMORY_PART, *ASPECTS_PART)
 

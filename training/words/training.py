@@ -65,9 +65,14 @@ def learn(examples: Sequence[Example], user_ids: Sequence[str], num_items: int, 
 def by_role(examples: Sequence[Example], user_ids: Sequence[str]) -> Roles:
     roles: Roles = {role: [] for role, _ in _SHARES}
     for example in examples:
-        place = int(hashlib.sha256(user_ids[example.target.user].encode()).hexdigest(), 16) % 100
-        roles[next(role for role, end in _SHARES if place < end)].append(example)
+        roles[role_of(user_ids[example.target.user])].append(example)
     return roles
+
+
+def role_of(user_id: str) -> str:
+    """What the valid targets of a user are for: to teach, to choose or to judge."""
+    place = int(hashlib.sha256(user_id.encode()).hexdigest(), 16) % 100
+    return next(role for role, end in _SHARES if place < end)
 
 
 class _Base:

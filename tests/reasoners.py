@@ -1,0 +1,51 @@
+"""A tiny language model with random weights whose tokenizer has the letters of the dialogue."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from model_store.reasoner.dialogue import ASPECT_LETTERS, HEAD, MEMORY_LETTERS
+
+_TEXTS = [HEAD, "Query: Aspects: Need: Memory: Used: Ideal:"]
+_LETTERS = [f" {letter}" for letter in ASPECT_LETTERS + MEMORY_LETTERS]
+
+
+def tiny_tokenizer(*, letters: bool = True) -> PreTrainedTokenizerFast:
+    """Byte-level, as those of pretrained models: a space and a letter are one token."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([*_TEXTS, *(_LETTERS if letters else [])] * 10, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>")
+
+
+def tiny_model(vocab_size: int, seed: int = 0) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def write_tiny_model(directory: Path) -> Path:
+    tokenizer = tiny_tokenizer()
+    tiny_model(len(tokenizer)).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
