@@ -9,25 +9,20 @@ and forgotten with it. A query that asks for more than its time allows gets the 
 """
 
 import hashlib
-import os
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from model_store.reasoner.language import LanguageReasoner
 from model_store.words.answer import Reasoning, Words, WordsAnswer, WordsQuery
-from model_store.words.aspects import Aspect
 from model_store.words.encoders import TextEncoder
 from model_store.words.events import WordEvent
 from model_store.words.live import with_items
 from model_store.words.memory import Entry, write_memory
-from model_store.words.reasoning import Profile
 from model_store.words.texts import query_terms
 from model_store.words.vectors import Vectors
 from service.engine.messages import (
@@ -79,36 +74,11 @@ class CachedEncoder:
         self._encoder.save(directory)
 
 
-class Threaded:
-    """A reasoner that computes on all cores, because its model is large; what else runs here is small and has one."""
-
-    def __init__(self, reasoner: LanguageReasoner) -> None:
-        self._reasoner, self.ranker = reasoner, reasoner.ranker
-
-    def aspects(self, query: str, shown: Sequence[tuple[Aspect, float]]) -> list[Aspect]:
-        with _all_cores():
-            return self._reasoner.aspects(query, shown)
-
-    def profile(self, query: str, aspects: Sequence[Aspect], pool: Sequence[Entry], chosen: Sequence[int]) -> Profile:
-        with _all_cores():
-            return self._reasoner.profile(query, aspects, pool, chosen)
-
-
-@contextmanager
-def _all_cores() -> Iterator[None]:
-    usual = torch.get_num_threads()
-    torch.set_num_threads(max(os.cpu_count() or 1, usual))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(usual)
-
-
 class WordsRunner:
     """Single-threaded, as `Words` is."""
 
     def __init__(self, words: Words, reasoner: LanguageReasoner | None = None) -> None:
-        self._reasoner = None if reasoner is None else Threaded(reasoner)
+        self._reasoner = reasoner
         self._trained = replace(words, index=replace(words.index, encoder=CachedEncoder(words.index.encoder)))
         self.words, self._added = self._trained, list[str]()
         self.seconds = dict.fromkeys(_LEVELS, 0.0)  # mean time of an answer

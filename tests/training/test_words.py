@@ -12,7 +12,7 @@ from model_store.errors import BundleCorrupt
 from model_store.words.answer import WordsQuery
 from model_store.words.files import open_words
 from tests.conftest import write_bundle
-from training import evaluate_words, train_words
+from training import evaluate, train_words
 from training.data.dataset import clean_dataset, save_dataset
 from training.data.questions import questions_dataset
 from training.run.stage import read_certificate
@@ -29,13 +29,24 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("words")
     save_dataset(questions_dataset(USERS, seed=2), root / "data")
     assert train_words.main(["--data", f"{root}/data", "--out", f"{root}/words", "--encoder", "lsa"]) == 0
-    assert evaluate(root) == 0
+    assert evaluated(root) == 0
     return root
 
 
-def evaluate(root: Path) -> int:
-    return evaluate_words.main(
-        ["--data", f"{root}/data", "--words", f"{root}/words", "--out", f"{root}/report", "--time-targets", "3"]
+def evaluated(root: Path) -> int:
+    return evaluate.main(
+        [
+            "--task",
+            "query",
+            "--data",
+            f"{root}/data",
+            "--words",
+            f"{root}/words",
+            "--out",
+            f"{root}/report",
+            "--time-targets",
+            "3",
+        ]
     )
 
 
@@ -91,7 +102,7 @@ def test_a_finished_stage_is_not_run_again_and_lists_are_cached(
     monkeypatch.setattr("training.evaluate_words.ranked_rows", lambda *_: pytest.fail("ranked twice"))
     assert train_words.main(["--data", f"{place}/data", "--out", f"{place}/words", "--encoder", "lsa"]) == 0
     assert json.loads(capsys.readouterr().out)["items"] == 180
-    assert evaluate(place) == 0
+    assert evaluated(place) == 0
     assert means(place) == before
     facts = read_certificate(place / "words")
     assert facts["grpo"]["reward"] >= facts["grpo"]["reward_before"]

@@ -10,6 +10,9 @@ The bookshop of `synthetic.py`, whose readers also ask for books. There are two 
   questions of other readers tell; no title says so. The reader read volumes of one series of each of several themes.
   The question alone fits the volumes of a theme, and the reader's series of that theme tells which.
 
+With `unrelated`, each question is asked by another reader, drawn at random: what a reader did says nothing about what
+the reader asks for, and memory can only harm.
+
 The memories are of the first two fifths of the time, the questions of the second half, so that the train period has
 questions and all queries of the valid and test periods are questions. In: a seed. Out: a `Dataset` with queries;
 `right_memories` tells the memory that each question needs.
@@ -62,13 +65,14 @@ Row = tuple[str, str]  # item, query; the query is "" where nothing was asked
 Event = tuple[str, str, int, str]  # user, item, time, query
 
 
-def questions_dataset(num_users: int = 1500, seed: int = 0) -> Dataset:
+def questions_dataset(num_users: int = 1500, seed: int = 0, *, unrelated: bool = False) -> Dataset:
     """Equal arguments give equal data. Raises DataError."""
     if num_users < 1 or seed < 0:
         raise DataError(f"{num_users} users with seed {seed}: needs at least 1 user and a seed ≥ 0")
     items = synthetic_items()
     shelf = _Shelf(items)
-    events = [event for user in range(num_users) for event in _history(shelf, user, seed)]
+    askers = np.random.default_rng(seed).permutation(num_users) if unrelated else np.arange(num_users)
+    events = [event for user in range(num_users) for event in _history(shelf, user, int(askers[user]), seed)]
     frame = pl.DataFrame(events, schema=["user_id", "item_id", "timestamp", "query"], orient="row")
     return clean_dataset("questions", frame.drop("query"), items, frame.filter(pl.col("query") != ""))[0]
 
@@ -100,8 +104,8 @@ class _Shelf:
         return [ids[start : start + NUM_VOLUMES] for start in range(0, len(ids), NUM_VOLUMES)]
 
 
-def _history(shelf: _Shelf, user: int, seed: int) -> list[Event]:
-    """Memories, then books without a question, then the questions; each on a day of its own."""
+def _history(shelf: _Shelf, user: int, asker: int, seed: int) -> list[Event]:
+    """Memories, then books without a question, then the questions of `asker`; each on a day of its own."""
     rng = np.random.default_rng((seed, user))
     themes = [THEMES[place].name for place in rng.permutation(len(THEMES))]
     people = [PEOPLE[place] for place in rng.permutation(len(PEOPLE))[:PRESENTS]]
@@ -119,8 +123,9 @@ def _history(shelf: _Shelf, user: int, seed: int) -> list[Event]:
         questions.append((series[volume + 1], _one_of(then, rng).format(about)))
     others = [(shelf.books[place], "") for place in rng.permutation(len(shelf.books))[:OTHERS]]
     asked = [questions[place] for place in rng.permutation(len(questions))[:QUESTIONS]]
-    timed = [*_days(memories, MEMORY_TIME, rng), *_days(others, OTHER_TIME, rng), *_days(asked, QUESTION_TIME, rng)]
-    return [(f"asker-{user:05d}", item, time, query) for time, (item, query) in timed]
+    past = [*_days(memories, MEMORY_TIME, rng), *_days(others, OTHER_TIME, rng)]
+    timed = [*((user, each) for each in past), *((asker, each) for each in _days(asked, QUESTION_TIME, rng))]
+    return [(f"asker-{whose:05d}", item, time, query) for whose, (time, (item, query)) in timed]
 
 
 def _one_of(texts: Sequence[str], rng: np.random.Generator) -> str:
@@ -141,10 +146,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="directory of the data set to write")
     parser.add_argument("--users", type=int, default=1500, help="number of readers (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="equal seeds make equal data (default: %(default)s)")
+    parser.add_argument("--unrelated", action="store_true", help="readers ask for what their past says nothing about")
     args = parser.parse_args(argv)
     try:
-        dataset = questions_dataset(args.users, args.seed)
-        save_dataset(dataset, args.out, source={"questions": True, "users": args.users, "seed": args.seed})
+        dataset = questions_dataset(args.users, args.seed, unrelated=args.unrelated)
+        save_dataset(
+            dataset,
+            args.out,
+            source={"questions": True, "unrelated": args.unrelated, "users": args.users, "seed": args.seed},
+        )
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

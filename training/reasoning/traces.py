@@ -85,6 +85,8 @@ def _ideals(situation: Situation, memories: Sequence[Entry]) -> list[str]:
         words = [word for word in words_of(texts[row].title) if len(word) > _SHORT]
         if words and sum(word in known for word in words) >= _SUPPORTED * len(words):
             titles.append(texts[row].title)
-        shared = [word for word in dict.fromkeys(words_of(texts[row].sentence)) if word in asked]
+        # What others asked for describes an item only where nothing else does.
+        described = texts[row]._replace(phrases=()) if texts[row].attributes else texts[row]
+        shared = [word for word in dict.fromkeys(words_of(described.sentence)) if word in asked]
         supported.append(" ".join(shared[:8]))
     return [text for text in dict.fromkeys([*titles, *supported, situation.target.query]) if text]

@@ -39,3 +39,10 @@ def test_equal_seeds_make_equal_data() -> None:
     one, same, other = questions_dataset(5), questions_dataset(5), questions_dataset(5, seed=1)
     assert one.interactions.equals(same.interactions)
     assert not one.interactions.equals(other.interactions)
+
+
+def test_unrelated_questions_are_asked_by_readers_whose_past_does_not_answer_them() -> None:
+    unrelated = questions_dataset(120, seed=3, unrelated=True)
+    assert unrelated.queries is not None and DATASET.queries is not None
+    assert unrelated.queries.height == DATASET.queries.height
+    assert right_memories(unrelated).height < 0.2 * right_memories(DATASET).height
