@@ -98,7 +98,7 @@ def complete(
 
 
 def complete_demo(
-    inputs: Inputs, out: Path, *, work: Path, recipe: Recipe, seed: int, reasoner: str | None
+    inputs: Inputs, out: Path, *, work: Path, recipe: Recipe, seed: int, reasoner: str | None = None
 ) -> dict[str, Any]:
     """Adds to the bundle events of some readers and, if the recipe has askers, the words of their questions.
 

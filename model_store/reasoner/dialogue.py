@@ -64,7 +64,7 @@ class Format:
         self._parts = {name: self._tokens(name) for name in ("Query:", "Aspects:", "Need:", "Memory:", "Used:", ";")}
         self.ideal = self._tokens("Ideal:")
         vocabulary = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-        new_line = tokenizer.convert_ids_to_tokens(self.letters.end)
+        new_line = vocabulary[self.letters.end]
         self.ends = [token for token, text in enumerate(vocabulary) if text is not None and new_line in text]
         self.ends = sorted({*self.ends, *tokenizer.all_special_ids})
 

@@ -37,7 +37,8 @@ def open_reasoner(directory: Path, *, device: torch.device | str = "cpu") -> Lan
         model = AutoModelForCausalLM.from_pretrained(
             directory, trust_remote_code=False, local_files_only=True, use_safetensors=True, dtype="auto"
         )
+        torch.nn.Module.to(model, device)  # the model's own method has no types
         ranker = Ranker.from_arrays(load_file(directory / RANKER))
-        return LanguageReasoner(Policy(model.to(device).eval(), Format(tokenizer)), ranker)
+        return LanguageReasoner(Policy(model.eval(), Format(tokenizer)), ranker)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise BundleCorrupt(f"{directory}: not the reasoner of a bundle ({error}); build the bundle again") from error

@@ -16,13 +16,15 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import get_last_checkpoint
-from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
 
 from model_store.reasoner.dialogue import Format
 from model_store.reasoner.policy import Policy
 from training.reasoning.judging import think
 from training.reasoning.recipes import GROUP, GrpoSettings
 from training.reasoning.situations import QUALITY_WEIGHT, SMALL_WEIGHT, Reward, Situation
+from training.reasoning.tuning import inner_model
 
 _SAVED_EVERY = 20
 
@@ -38,7 +40,7 @@ class Rollouts:
         assert all(len(set(numbers[at : at + GROUP])) == 1 for at in range(0, len(numbers), GROUP))
         asked = [self.situations[number] for number in numbers[::GROUP]]
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + trainer.state.global_step)
-        policy = Policy(trainer.accelerator.unwrap_model(trainer.model).get_base_model(), self.form)
+        policy = Policy(inner_model(trainer.accelerator.unwrap_model(trainer.model)), self.form)
         thoughts = think(policy, asked, GROUP, generator)
         starts = [[*self.form.head, *self.form.question(each.target.query, each.names)] for each in asked]
         return {
@@ -77,11 +79,12 @@ def grpo(
     weights = {"quality": QUALITY_WEIGHT, "complete": SMALL_WEIGHT, "helped": SMALL_WEIGHT}
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    parts: list[Any] = [RewardPart(name, weight, situations, reward) for name, weight in weights.items()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of trl and transformers, about names that change
         trainer = GRPOTrainer(
             model=model,
-            reward_funcs=[RewardPart(name, weight, situations, reward) for name, weight in weights.items()],
+            reward_funcs=parts,
             args=_options(settings, list(weights.values()), work),
             train_dataset=Dataset.from_dict({"prompt": [str(number) for number in range(len(situations))]}),
             processing_class=tokenizer,

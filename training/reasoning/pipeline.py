@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,7 +27,7 @@ from training.reasoning.judging import Sample, drawn, first_rewards, gain, most_
 from training.reasoning.recipes import ReasonRecipe
 from training.reasoning.situations import Reward, Situation, make_situations
 from training.reasoning.traces import Trace, verified_traces
-from training.reasoning.tuning import Dialogue, adapted, dialogue_of, learn, thought_dialogue
+from training.reasoning.tuning import Dialogue, adapted, dialogue_of, inner_model, learn, thought_dialogue
 from training.run.stage import StageError, begin, digest, finish, is_done, read_certificate
 from training.words.split import VALID, WordsSplit, sample_query_targets
 from training.words.training import CHOOSE, JUDGE, TEACH, role_of
@@ -103,10 +103,13 @@ class Reasoning:
     def _model(self, adapters: Path | None) -> PeftModel:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model, _ = pretrained(self.model_name, device)
-        return adapted(model.to(device, torch.bfloat16), self.recipe.tuning, adapters)
+        torch.nn.Module.to(
+            model, device, torch.bfloat16
+        )  # the model's own method has no types
+        return adapted(model, self.recipe.tuning, adapters)
 
     def _policy(self, model: PeftModel) -> Policy:
-        return Policy(model.get_base_model(), Format(self.tokenizer))
+        return Policy(inner_model(model), Format(self.tokenizer))
 
     # --- steps ----------------------------------------------------------------------------------------------------
 
@@ -120,7 +123,7 @@ class Reasoning:
         form, model = Format(self.tokenizer), self._model(None)
         dialogues = [dialogue_of(trace, form) for trace in traces]
         learned = learn(model, dialogues, self.recipe.tuning, self.recipe.warm_up, place / "checkpoints-sft")
-        model.save_pretrained(place)
+        model.save_pretrained(str(place))
         return {"traces": len(traces), "of": len(self.teach), **_about(traces, dialogues), **learned}
 
     def _raft(self, place: Path) -> dict[str, Any]:
@@ -132,7 +135,7 @@ class Reasoning:
         facts = {"groups": spread(samples), "positive": len(best)}
         if best:
             facts |= learn(model, best, recipe.tuning, recipe.raft, place / "checkpoints-sft")
-        model.save_pretrained(place)
+        model.save_pretrained(str(place))
         return facts
 
     def _grpo(self, place: Path) -> dict[str, Any]:
@@ -142,7 +145,7 @@ class Reasoning:
         facts = grpo(
             model, self.tokenizer, self.teach, self.reward, settings=self.recipe.grpo, work=place / "checkpoints-grpo"
         )
-        model.save_pretrained(place)
+        model.save_pretrained(str(place))
         return facts
 
     # --- the result -----------------------------------------------------------------------------------------------
@@ -150,7 +153,7 @@ class Reasoning:
     def _judged(self) -> dict[str, Any]:
         """Chooses a step on the users that choose, fits the weights of the ranking, and judges on others."""
         done = [step for step in STEPS if (self.out / step / "adapter_config.json").is_file()]
-        rewards = {step: self._step(f"choose-{step}", lambda _, s=step: self._mean_of(s)) for step in done}
+        rewards = {step: self._step(f"choose-{step}", partial(self._mean_of, step)) for step in done}
         best = max(done, key=lambda step: float(rewards[step]["reward"]))
         judged = {
             step: self._thoughts(step, self.judge, f"judge, {step}") for step in dict.fromkeys(("warm-up", *done))
@@ -175,7 +178,7 @@ class Reasoning:
     def _thoughts(self, step: str, situations: Sequence[Situation], desc: str) -> list[Sample]:
         return most_probable(self._policy(self._model(self.out / step)), situations, self.reward, desc)
 
-    def _mean_of(self, step: str) -> dict[str, Any]:
+    def _mean_of(self, step: str, _: Path) -> dict[str, Any]:
         return {"reward": round(float(first_rewards(self._thoughts(step, self.choose, f"choose, {step}")).mean()), 5)}
 
 

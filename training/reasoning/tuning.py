@@ -75,6 +75,13 @@ def adapted(model: PreTrainedModel, settings: TuningSettings, saved: Path | None
     return found
 
 
+def inner_model(model: PeftModel) -> PreTrainedModel:
+    """The model itself, with the adapters in its layers."""
+    inner = model.get_base_model()
+    assert isinstance(inner, PreTrainedModel)
+    return inner
+
+
 def learn(
     model: PeftModel, dialogues: Sequence[Dialogue], settings: TuningSettings, schedule: Schedule, work: Path
 ) -> dict[str, float]:
@@ -106,7 +113,7 @@ def _loss(model: PeftModel, dialogues: Sequence[Dialogue]) -> Tensor:
     for row, (ids, own) in enumerate(dialogues):
         tokens[row, : len(ids)] = torch.tensor(ids)
         labels[row, : len(ids)] = torch.where(torch.tensor(own), tokens[row, : len(ids)], _IGNORED)
-    inner = model.get_base_model()
+    inner = inner_model(model)
     tokens, labels = tokens.to(inner.device), labels.to(inner.device)
     states = inner.base_model(input_ids=tokens).last_hidden_state[:, :-1]
     wanted = labels[:, 1:]

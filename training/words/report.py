@@ -76,7 +76,12 @@ def _markdown(report: Mapping[str, Any]) -> list[str]:
         own = _percent(rows["own_minus"][row]["ndcg@100"]["relative"])
         lines.append(f"| {_label(row)} | {values} | {over} | {own} |")
     lines += _slice_lines(report["slices"])
-    lines += ["", f"Median milliseconds of one query: {', '.join(f'{name} {ms}' for name, ms in times.items())}.", ""]
+    if times:
+        lines += [
+            "",
+            f"Median milliseconds of one query: {', '.join(f'{name} {ms}' for name, ms in times.items())}.",
+            "",
+        ]
     return lines + [f"* {_label(row)}: {ROWS[row].explanation}" for row in rows["means"] if row in ROWS]
 
 
