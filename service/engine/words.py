@@ -40,6 +40,7 @@ from service.engine.messages import (
 _REASONING: tuple[Reasoning, ...] = ("off", "retrieve", "full")
 _LEVELS: tuple[WordsLevel, ...] = ("lexical", *_REASONING)
 _MARGIN = 2.0  # of the mean time of a level: memories differ in size
+_MARGIN_WITH_MODEL = 1.5  # of a dialogue with a language model, whose tokens are bounded
 _NEWEST = 0.1  # weight of the newest time in the mean
 _NUM_CACHED = 20_000  # vectors: 30 MB with 384 numbers each
 
@@ -130,8 +131,11 @@ class WordsRunner:
     def _level(self, asked: AskWords, now: float) -> WordsLevel:
         """The highest level, at most the one that was asked for, that is expected to end in time."""
         possible = _LEVELS[1 : _LEVELS.index(asked.reasoning) + 1]
-        in_time = [level for level in possible if now + _MARGIN * self.seconds[level] <= asked.deadline]
+        in_time = [level for level in possible if now + self._margin(level) * self.seconds[level] <= asked.deadline]
         return in_time[-1] if in_time else "lexical"
+
+    def _margin(self, level: WordsLevel) -> float:
+        return _MARGIN_WITH_MODEL if level == "full" and self._reasoner is not None else _MARGIN
 
     def _lexical(self, asked: AskWords) -> WordsAnswered:
         began = time.perf_counter()

@@ -103,9 +103,7 @@ class Reasoning:
     def _model(self, adapters: Path | None) -> PeftModel:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model, _ = pretrained(self.model_name, device)
-        torch.nn.Module.to(
-            model, device, torch.bfloat16
-        )  # the model's own method has no types
+        torch.nn.Module.to(model, device, torch.bfloat16)  # the model's own method has no types
         return adapted(model, self.recipe.tuning, adapters)
 
     def _policy(self, model: PeftModel) -> Policy:
