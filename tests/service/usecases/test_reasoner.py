@@ -83,7 +83,7 @@ def test_without_time_for_the_language_model_memories_are_still_chosen(bundle: P
     runner = WordsRunner(opened.words, opened.reasoner)
     runner.warm_up([0, 1, 2])
     assert all(runner.seconds[level] > 0 for level in ("off", "retrieve", "full"))
-    runner.seconds |= {"full": 0.9, "retrieve": 0.01}
+    runner.seconds |= {"full": 0.9, "retrieve": 0.02, "off": 0.01}
     for seconds, level in ((60.0, "full"), (1.0, "retrieve"), (0.001, "lexical")):
         asked = AskWords(
             id=1,
