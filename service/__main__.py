@@ -68,6 +68,13 @@ def _backfill(args: argparse.Namespace) -> int:
     return 0
 
 
+def _export(args: argparse.Namespace) -> int:
+    from service.commands import run_export
+
+    print(json.dumps(asyncio.run(run_export(_settings(args), args.out))["stats"]))
+    return 0
+
+
 def _import(args: argparse.Namespace) -> int:
     from service.commands import run_import
 
@@ -127,9 +134,11 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--banner", action="store_true", help="print example commands even if stdout is no terminal")
     worker = _command(commands, "worker", _worker, "encode memory for servers that do not do so")
     backfill = _command(commands, "backfill", _backfill, "encode the memory of every user for this bundle")
+    export = _command(commands, "export", _export, "write all live events and items as a data set for training")
+    export.add_argument("--out", type=Path, required=True, metavar="DATASET", help="a new directory, or that of a run")
     import_ = _command(commands, "import", _import, "store a file of interactions")
     import_.add_argument("file", type=Path, metavar="FILE", help="JSON lines or CSV, also as .gz")
-    for offline in (worker, backfill, import_):
+    for offline in (worker, backfill, export, import_):
         _add_flags(offline, "bundle", "store", "device", "threads")
     _add_bundles(_command(commands, "bundles", _bundles, "switch the bundle of a running server"))
     text = "users who could not be encoded: list them, encode them again, or drop the list"

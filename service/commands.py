@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import structlog
 
@@ -84,6 +84,16 @@ async def run_import(settings: Settings, path: Path) -> int:
     """Sends a file of interactions to the store, without a server. Returns their number."""
     async with open_resources(settings, Metrics()) as resources:
         return await import_file(resources.ingest.submit, path)
+
+
+async def run_export(settings: Settings, out: Path) -> dict[str, Any]:
+    """Writes the live store as a data set; returns its manifest. Raises SettingsError, also without pyarrow."""
+    try:
+        from service.export.dataset import export
+    except ImportError:
+        raise SettingsError(["export needs pyarrow: pip install '.[train]'"]) from None
+    async with open_kernel(settings, Metrics()) as kernel:
+        return await export(kernel.store, kernel.view.catalogue.items, out)
 
 
 async def import_file(submit: Submit, path: Path) -> int:

@@ -45,6 +45,7 @@ ARROWS = {
     "service.engine": "errors logs metrics settings",
     "service.usecases": "engine errors logs metrics store",
     "service.bundles": "engine errors logs metrics settings store usecases",
+    "service.export": "errors store",
     "service.feedback": "errors logs metrics store usecases",
     "service.resources": "bundles engine feedback metrics settings store usecases",
     "service.http": "auth bundles errors feedback logs metrics resources settings store usecases watchdog",

@@ -1,0 +1,91 @@
+"""What is in the live store comes out as a data set, to the event: training reads it, and an import gives it back."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from model_store.catalogue.items import Item
+from service.commands import import_file
+from service.errors import SettingsError, StoreUnavailable
+from service.export import dataset
+from service.export.dataset import export
+from service.store.client import MemoryStore
+from service.store.events import Event
+from tests.service.real import NOW, Service, history
+from training.data.dataset import load_dataset
+
+ITEMS = [
+    Item("i0", "Zero", attributes={"pages": 3, "tags": ["a", "b"], "mixed": 1}),
+    Item("i1", "One", attributes={"pages": 4, "mixed": "x"}),
+    *(Item(f"i{number}", f"Item {number}") for number in range(2, 7)),
+]
+KINDS = ("view", "click", "purchase", "dislike", "rating", "impression")
+
+
+def events(num_users: int, num_events: int) -> list[Event]:
+    return [
+        Event(f"e{n}", f"u{user}", f"i{n % 7}", NOW + n, KINDS[n % 6], float(n % 5), "red tea" if n % 3 == 0 else None)
+        for user in range(num_users)
+        for n in range(num_events)
+    ]
+
+
+async def test_all_events_come_out_and_training_reads_them(store: MemoryStore, tmp_path: Path) -> None:
+    stored = events(5, 20)
+    await store.append(stored)
+    manifest = await export(store, ITEMS, tmp_path / "out")
+    rows = pq.read_table(tmp_path / "out" / "interactions.parquet").to_pylist()
+    assert {(row["user_id"], row["event_id"], row["type"], row["rating"]) for row in rows} == {
+        (event.user_id, event.event_id, event.type, event.value) for event in stored
+    }
+    assert len(rows) == len(stored) == manifest["stats"]["interactions"]
+    found = load_dataset(tmp_path / "out")
+    assert found.interactions.height == len(stored) and found.items.height == len(ITEMS)
+    assert found.queries is not None and found.queries.height == sum(event.query is not None for event in stored)
+    by_id = {row["item_id"]: row for row in pq.read_table(tmp_path / "out" / "items.parquet").to_pylist()}
+    assert (by_id["i0"]["pages"], by_id["i0"]["tags"], by_id["i0"]["mixed"]) == (3, ["a", "b"], "1")
+
+
+@pytest.mark.parametrize("dies_after", [0, 1, 3, 5])
+async def test_an_interrupted_export_goes_on(
+    store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_after: int
+) -> None:
+    monkeypatch.setattr(dataset, "_EVENTS_PER_PART", 8)
+    await store.append(events(6, 5))
+    left, read = dies_after, store.events
+
+    async def dying(*args: Any, **kwargs: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise StoreUnavailable("killed")
+        return await read(*args, **kwargs)
+
+    with monkeypatch.context() as patched, pytest.raises(StoreUnavailable):
+        patched.setattr(store, "events", dying)
+        await export(store, ITEMS, tmp_path / "out")
+    assert not (tmp_path / "out" / "dataset.json").exists()
+    manifest = await export(store, ITEMS, tmp_path / "out")
+    rows = pq.read_table(tmp_path / "out" / "interactions.parquet").to_pylist()
+    assert len({(row["user_id"], row["event_id"]) for row in rows}) == len(rows) == 30
+    assert manifest["stats"]["users"] == 6 and not (tmp_path / "out" / "export.partial").exists()
+
+
+async def test_other_files_are_not_overwritten(store: MemoryStore, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(SettingsError):
+        await export(store, ITEMS, tmp_path)
+
+
+async def test_an_export_of_a_user_is_imported_as_it_was(service: Service, tmp_path: Path) -> None:
+    facts = {"query": "red tea", "session_id": "s", "context": {"device": "phone"}, "recommendation_id": "r"}
+    await service.submit([{**each, **facts, "type": "rating", "value": 4.5} for each in history(5)], "visible")
+    before = [event async for event in service.users.export("u")]
+    lines = [json.dumps({"user_id": "u", **event._asdict()}) for event in before]
+    (tmp_path / "u.jsonl").write_text("\n".join(lines))
+    await service.users.forget("u")
+    assert await import_file(service.ingest.submit, tmp_path / "u.jsonl") == 5
+    assert [event async for event in service.users.export("u")] == before
