@@ -20,7 +20,7 @@ from service.metrics import Metrics
 from service.settings import PREFIX, Settings
 from tests.docs.documents import ROOT, Document, document, documents
 
-MAX_README_LINES = 150
+MAX_README_LINES = 155
 MAP_START, MAP_END = "## The map", "## Where to go next"
 LOUD = ("warning", "error", "exception")  # log calls that an operator has to understand
 
