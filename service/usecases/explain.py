@@ -40,7 +40,7 @@ class ShownItem(NamedTuple):
     source: Source
     distance: float | None
     reason: ShownReason | None = None
-    moves: Sequence[Move] = ()
+    moves: list[Move] = []  # noqa: RUF012 - nobody changes it
 
 
 class UsedMemory(NamedTuple):
@@ -66,20 +66,22 @@ def show(
     rank = 1
     for page in pages:
         reasons = [None if answer is None else _shown(reason, known) for reason in page.reasons]
-        items = catalogue.items.at(found.row for found in page.ranked)
+        items = catalogue.items.at([found.row for found in page.ranked])
         columns = zip(items, page.ranked, reasons, page.moves, strict=True)
         shown.append([_item(rank + place, *column) for place, column in enumerate(columns)])
         rank += len(items)
     return shown, [] if answer is None else _memory(catalogue, known, answer)
 
 
-def _item(rank: int, item: Item, found: Ranked, reason: ShownReason | None, moves: Sequence[Move]) -> ShownItem:
+def _item(rank: int, item: Item, found: Ranked, reason: ShownReason | None, moves: list[Move]) -> ShownItem:
     score, distance = _rounded(found.score), _rounded(found.distance)
     return ShownItem(rank, item.item_id, item.title, score, found.source, distance, reason, moves)
 
 
 def _memory(catalogue: Catalogue, known: Known, answer: Answer) -> list[UsedMemory]:
     used = _used(known, answer)
+    if not used:
+        return []
     titles = catalogue.titles([event.item_id for event, _, _ in used])
     return [
         UsedMemory(event.event_id, event.item_id, title, event.timestamp, _rounded(weight), _rounded(share))

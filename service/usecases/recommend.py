@@ -41,13 +41,14 @@ from service.metrics import Metrics
 from service.store.client import MemoryStore
 from service.store.events import Remembered
 from service.usecases.explain import show
-from service.usecases.ranking.candidates import Candidate, candidates_of, merged
+from service.usecases.ranking.candidates import LEAST, MOST, Candidate, candidates_of, merged
 from service.usecases.ranking.draft import Draft, Listed, silent
 from service.usecases.ranking.requests import Context, Fallback, Progress, Recommendation, Request, ServedModel
+from service.usecases.ranking.rules import NO_RULES
 from service.usecases.repair import Repair
 from service.usecases.seen import SeenRows
 from service.usecases.timeline import events_needed, known_of, recent_only, states_needed
-from service.usecases.warned import NOT_DIVERSE, of_candidates, of_filter, of_rules
+from service.usecases.warned import NOT_DIVERSE, Warned, of_candidates, of_filter, of_rules
 from service.usecases.words import (
     NO_WORDS,
     NUM_EVENTS,
@@ -100,15 +101,15 @@ class Recommender:
             async with asyncio.timeout(deadline - time.monotonic()):
                 progress.context = context = await self._recall(request)
                 await self._prepare_filters(request)
-                progress.lap("memory")
+                _lap(progress, "memory")
                 if not request.is_popular and (request.query is not None or context.known.recent):
                     progress.answer, progress.promoted = await self._ask_model(request, context, deadline)
-                    at_model_s = progress.lap("queue")
+                    at_model_s = _lap(progress, "queue")
                     progress.timings_s |= _timings_of(progress.answer, at_model_s)
                 if request.rules.diversity:
                     rows = [each.ranked.row for each in self._candidates(progress)]
                     progress.vectors = await self.engine.vectors(rows)
-                    progress.lap("rules")
+                    _lap(progress, "rules")
         except (TimeoutError, DeadlineExceeded):
             progress.failure = "deadline"
         except (ModelFailed, ModelUnavailable):
@@ -146,7 +147,7 @@ class Recommender:
         )
 
     def _pages(self, progress: Progress) -> list[Listed]:
-        if progress.request.rules.need_candidates:
+        if progress.request.rules is not NO_RULES and progress.request.rules.need_candidates:
             return self.draft(progress).pages(progress.request.k)
         ranked, reasons = self._listed(progress, progress.answer)
         return [Listed(ranked, reasons, [[] for _ in ranked])]
@@ -167,9 +168,9 @@ class Recommender:
         request = progress.request
         allowed = self._allowed(request, self._context_of(progress))
         if answer is None:
-            ranked = popular(self.view.catalogue, allowed, request.num_candidates)
+            ranked = popular(self.view.catalogue, allowed, _num_candidates(request))
         else:
-            ranked = ranked_items(answer, self.view.catalogue, allowed, request.num_candidates)
+            ranked = ranked_items(answer, self.view.catalogue, allowed, _num_candidates(request))
         return ranked, [None] * len(ranked)
 
     def _context_of(self, progress: Progress) -> Context:
@@ -224,8 +225,10 @@ class Recommender:
 
     async def _prepare_filters(self, request: Request) -> None:
         """Applies conditions that are new to this process in a thread, as a large catalogue takes long."""
+        if request.filter is None and not request.rules.boosts:
+            return
         catalogue = self.view.catalogue
-        for condition in (request.filter, *request.rules.conditions):
+        for condition in (request.filter, *(boost.condition for boost in request.rules.boosts)):
             if condition is not None and not self._filters.is_cheap(catalogue, condition):
                 await asyncio.to_thread(self._filters.mask, catalogue, condition)
 
@@ -262,7 +265,7 @@ class Recommender:
         known = context.known
         if request.query is None:
             return await self.engine.recommend(
-                known.recent, known.memory.states, allowed, request.num_candidates, deadline=deadline, past=known.past
+                known.recent, known.memory.states, allowed, _num_candidates(request), deadline=deadline, past=known.past
             )
         return await self.engine.answer_words(
             request.query,
@@ -270,7 +273,7 @@ class Recommender:
             queries_of(known.past_events),
             allowed,
             reasoning=request.reasoning,
-            num_results=request.num_candidates,
+            num_results=_num_candidates(request),
             deadline=deadline,
         )
 
@@ -320,14 +323,21 @@ class Recommender:
             model=ServedModel(self.view.manifest.name, self.view.manifest.space),
             timings_ms={},
             reasoning=reasoning,
-            warnings=[
-                *of_candidates(request.candidates or (), catalogue),
-                *of_filter(request.filter, catalogue),
-                *of_rules(request.rules, catalogue, request.user_id, {item.item_id for item in items[0]}),
-                *([NOT_DIVERSE] if request.rules.diversity and progress.vectors is None else []),
-            ],
+            warnings=self._warnings(progress, {item.item_id for item in items[0]}),
             later=items[1:],
         )
+
+    def _warnings(self, progress: Progress, shown: set[str]) -> list[Warned]:
+        request, catalogue, found = progress.request, self.view.catalogue, list[Warned]()
+        if request.candidates:
+            found += of_candidates(request.candidates, catalogue)
+        if request.filter is not None:
+            found += of_filter(request.filter, catalogue)
+        if request.rules is not NO_RULES:
+            found += of_rules(request.rules, catalogue, request.user_id, shown)
+        if request.rules.diversity and progress.vectors is None:
+            found.append(NOT_DIVERSE)
+        return found
 
     def _timed(self, recommendation: Recommendation, timings_s: Mapping[str, float]) -> Recommendation:
         for stage, seconds in timings_s.items():
@@ -350,6 +360,21 @@ class Recommender:
             self.metrics.fallback_total.labels(fallback).inc()
         if fallback not in (None, "cold_start"):
             repeated.warning("answered with a fallback", reason=fallback)
+
+
+def _lap(progress: Progress, stage: str) -> float:
+    """The seconds since the start that no earlier stage took are those of `stage`."""
+    seconds = time.perf_counter() - progress.started - sum(progress.timings_s.values())
+    progress.timings_s[stage] = seconds
+    return seconds
+
+
+def _num_candidates(request: Request) -> int:
+    """How many items the model is asked for."""
+    rules = request.rules
+    if rules is NO_RULES or not rules.need_candidates:
+        return request.k
+    return MOST if rules.is_paged or rules.is_distinct else max(LEAST, 4 * request.k)
 
 
 def _basket(past: PastRows) -> NDArray[np.int64]:

@@ -72,7 +72,7 @@ async def test_recommend(open_shell: Shell) -> None:
     assert answer.status_code == 200
     reason = {"voice": "near", "share": 0.75, "item_id": "i2", "event_id": "e1"}
     shown = {"rank": 1, "item_id": "i1", "title": "One", "score": -1.0, "source": "generated", "distance": 0.0}
-    assert answer.json()["items"] == [{**shown, "reason": reason}]
+    assert answer.json()["items"] == [{**shown, "reason": reason, "moves": []}]
     used = {"event_id": "e1", "item_id": "i2", "title": "Two", "timestamp": 1, "weight": None, "share": 0.5}
     assert answer.json()["memory"] == [used]
     assert answer.json()["fallback"] is None and answer.json()["user_id"] == "u1"
@@ -372,7 +372,8 @@ def test_the_paths_are_the_documented_ones() -> None:
     assert set(app.openapi()["paths"]) == {
         "/recommend", "/interactions", "/users/{user_id}", "/users/{user_id}/export",
         "/users/{user_id}/interactions/{event_id}", "/users/{user_id}/memory", "/items", "/items/{item_id}",
-        "/items/{item_id}/neighbors", "/users/{user_id}:merge", "/experiments",
+        "/items/{item_id}/neighbors", "/items/{item_id}/related", "/recommend/users", "/users",
+        "/users/{user_id}:merge", "/experiments",
         "/bundles", "/bundles/{name}", "/bundles/{name}:activate", "/bundles:rollback",
         "/model", "/livez", "/readyz", "/startupz", "/metrics",
     }  # fmt: skip

@@ -1,6 +1,5 @@
 """What is asked of the recommender, what is known on the way, and what it answers. Knows neither HTTP nor torch."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -12,7 +11,6 @@ from model_store.answers import Answer
 from model_store.catalogue.conditions import Condition
 from service.engine.messages import WordsAnswered
 from service.usecases.explain import ShownItem, UsedMemory
-from service.usecases.ranking.candidates import LEAST, MOST
 from service.usecases.ranking.rules import NO_RULES, Rules
 from service.usecases.timeline import Known, SessionItem
 from service.usecases.warned import Warned
@@ -48,13 +46,6 @@ class Request:
     rules: Rules = NO_RULES
     memory: bool = True
     is_popular: bool = False
-
-    @property
-    def num_candidates(self) -> int:
-        """How many items the model is asked for."""
-        if not self.rules.need_candidates:
-            return self.k
-        return MOST if self.rules.is_paged or self.rules.is_distinct else max(LEAST, 4 * self.k)
 
 
 class ServedModel(NamedTuple):
@@ -108,9 +99,3 @@ class Progress:
     vectors: NDArray[np.float32] | None = None
     failure: Fallback | None = None
     timings_s: dict[str, float] = field(default_factory=dict)
-
-    def lap(self, stage: str) -> float:
-        """The seconds since the start that no earlier stage took are those of `stage`."""
-        seconds = time.perf_counter() - self.started - sum(self.timings_s.values())
-        self.timings_s[stage] = seconds
-        return seconds

@@ -57,9 +57,5 @@ class Rules:
         order = self.boosts or self.pins or self.caps or self.diversity or self.shown_at
         return bool(order) or self.is_paged or self.is_distinct
 
-    @property
-    def conditions(self) -> list[Condition]:
-        return [boost.condition for boost in self.boosts]
-
 
 NO_RULES = Rules()

@@ -222,7 +222,7 @@ async def test_a_list_is_diversified_by_the_vectors_of_the_index(
 async def test_an_item_far_behind_can_be_lifted_to_the_top(
     bundles: dict[Vocabulary, Path], valkey: EmbeddedServer, raw: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.usecases.ranking.requests.LEAST", 2)
+    monkeypatch.setattr("service.usecases.recommend.LEAST", 2)
     async with calling(bundles["titles"], valkey.url) as caller:
         worst = ids(await caller.ask(user_id="u", k=20))[-1]
         only = {"op": "eq", "attribute": "item_id", "value": worst}
