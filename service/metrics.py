@@ -85,6 +85,7 @@ class Metrics:
         self.ingest_visible_lag_seconds = self._histogram(
             "ingest_visible_lag_seconds", "Acknowledged to encoded, by the worker in this process", LAG_SECONDS
         )
+        self.store_breaker_open = self._gauge("store_breaker_open", "1 while the store hangs and is not asked")
         self.dead_letters = self._gauge("dead_letters", "Users who could not be encoded, see `service deadletters`")
         self.encode_backlog = self._gauge("encode_backlog", "Users waiting to be encoded")
         self.encode_lag_seconds = self._gauge("encode_lag_seconds", "Waiting time of the first of them")

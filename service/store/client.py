@@ -24,6 +24,7 @@ from redis.exceptions import RedisClusterException, RedisError
 from service.errors import BadRequest, StartupError, StoreCorrupt, StoreUnavailable
 from service.logs import RepeatedWarnings
 from service.store import overlay, scripts
+from service.store.breaker import Breaker
 from service.store.counts import COUNT, KEPT_DAYS, Counts, decode_counts, decode_days
 from service.store.events import (
     Appended,
@@ -59,7 +60,7 @@ from service.store.keys import (
     user_prefix,
 )
 from service.store.overlay import NewRecord, StoredItem
-from service.store.reasons import reason_of, reply_of
+from service.store.reasons import SLOW, reason_of, reply_of
 from service.store.requests import (
     Command,
     append_arguments,
@@ -87,6 +88,7 @@ class MemoryStore:
     def __init__(self, client: Redis | RedisCluster, *, timeout_s: float) -> None:
         self._client = client
         self._timeout_s = timeout_s
+        self.breaker = Breaker(self.ping)
         self._is_cluster = isinstance(client, RedisCluster)
         # A cluster client raises an error when all connections are in use. Only the pool of the other client waits.
         self._slots = asyncio.Semaphore(MAX_CONNECTIONS // 2) if self._is_cluster else nullcontext()
@@ -113,12 +115,16 @@ class MemoryStore:
         return cls(Redis.from_pool(pool), timeout_s=timeout_s)
 
     async def close(self) -> None:
+        await self.breaker.close()
         with _translated_errors():
             await self._client.aclose()
 
     async def ping(self) -> None:
-        """Raises `StoreUnavailable` if the server does not answer, or does not do what a change of a user needs."""
-        await self._script(scripts.PROBE, [PROBE])
+        """Raises `StoreUnavailable` if the server does not answer, or does not do what a change of a user needs.
+
+        Asks also while the breaker is open.
+        """
+        await self._ask([eval_command(scripts.PROBE, [PROBE])])
 
     # ---- events of a user
 
@@ -373,12 +379,24 @@ class MemoryStore:
 
     async def _run(self, commands: Sequence[Command]) -> list[Any]:
         """The answers, from one round trip (on a cluster one per node), or the first error."""
-        with _translated_errors():
-            async with self._slots:
-                pipeline = self._client.pipeline(transaction=False)
-                for command in commands:
-                    pipeline.execute_command(*command)
-                return list(await pipeline.execute())
+        self.breaker.check()
+        return await self._ask(commands)
+
+    async def _ask(self, commands: Sequence[Command]) -> list[Any]:
+        """`_run` without the breaker, which learns of the outcome."""
+        try:
+            with _translated_errors():
+                async with self._slots:
+                    pipeline = self._client.pipeline(transaction=False)
+                    for command in commands:
+                        pipeline.execute_command(*command)
+                    answers = list(await pipeline.execute())
+        except StoreUnavailable as error:
+            if reason_of(error) is SLOW:
+                self.breaker.timed_out()
+            raise
+        self.breaker.answered()
+        return answers
 
 
 @contextmanager

@@ -115,6 +115,7 @@ class Ingest:
 
     async def _measure_backlog(self) -> None:
         while True:
+            self.metrics.store_breaker_open.set(self.store.breaker.is_open)
             try:
                 self.metrics.encode_backlog.set(await self.store.backlog())
                 self.metrics.encode_lag_seconds.set(await self.store.backlog_age_s())

@@ -23,6 +23,7 @@ from redis.exceptions import RedisError
 
 from model_store.text.history import tie_key
 from service.errors import BadRequest, StartupError, StoreCorrupt, StoreUnavailable
+from service.store.breaker import MOST_TIMEOUTS
 from service.store.client import CLAIM_AFTER_MS, MemoryStore
 from service.store.embedded import EmbeddedServer
 from service.store.events import DIGEST_BYTES, Deleted, Event, UserCounts, UserStates, item_digest
@@ -503,6 +504,40 @@ async def test_a_store_that_is_down_or_stuck_is_reported_quickly(tmp_path: Path)
     nowhere = await MemoryStore.connect("redis+cluster://127.0.0.1:1", timeout_s=0.2)
     await assert_unavailable(nowhere)
     await nowhere.close()
+
+
+async def test_nobody_waits_for_a_store_that_hangs_and_its_first_answer_ends_that(tmp_path: Path) -> None:
+    with EmbeddedServer(tmp_path) as server:
+        store = await MemoryStore.connect(server.url, timeout_s=0.1)
+        await store.append(make_events(2))
+        os.kill(server.pid, signal.SIGSTOP)
+        for _ in range(MOST_TIMEOUTS):
+            with pytest.raises(StoreUnavailable, match="in time"):
+                await store.recall("u", "s", 5)
+        started = time.monotonic()
+        for _ in range(200):
+            with pytest.raises(StoreUnavailable, match="is not asked"):
+                await store.recall("u", "s", 5)
+        assert time.monotonic() - started < 200 * 0.01 and store.breaker.is_open
+        os.kill(server.pid, signal.SIGCONT)
+        async with asyncio.timeout(10):
+            while store.breaker.is_open:
+                await asyncio.sleep(0.02)
+        assert len(await store.recall("u", "s", 5)) == 2
+        await store.close()
+
+
+async def test_time_outs_between_answers_do_not_open_the_breaker(tmp_path: Path) -> None:
+    with EmbeddedServer(tmp_path) as server:
+        store = await MemoryStore.connect(server.url, timeout_s=0.1)
+        for _ in range(MOST_TIMEOUTS + 1):
+            os.kill(server.pid, signal.SIGSTOP)
+            with pytest.raises(StoreUnavailable):
+                await store.backlog()
+            os.kill(server.pid, signal.SIGCONT)
+            await store.ping()
+        assert not store.breaker.is_open
+        await store.close()
 
 
 async def assert_unavailable(store: MemoryStore) -> None:
