@@ -21,10 +21,10 @@ from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisClusterException, RedisError
 
+from service.breaker import Breaker
 from service.errors import BadRequest, StartupError, StoreCorrupt, StoreUnavailable
 from service.logs import RepeatedWarnings
 from service.store import overlay, scripts
-from service.store.breaker import Breaker
 from service.store.counts import COUNT, KEPT_DAYS, Counts, decode_counts, decode_days
 from service.store.events import (
     Appended,

@@ -22,8 +22,8 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from model_store.text.history import tie_key
+from service.breaker import MOST_TIMEOUTS
 from service.errors import BadRequest, StartupError, StoreCorrupt, StoreUnavailable
-from service.store.breaker import MOST_TIMEOUTS
 from service.store.client import CLAIM_AFTER_MS, MemoryStore
 from service.store.embedded import EmbeddedServer
 from service.store.events import DIGEST_BYTES, Deleted, Event, UserCounts, UserStates, item_digest

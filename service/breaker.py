@@ -12,7 +12,7 @@ import structlog
 
 from service.errors import StoreUnavailable
 
-log = structlog.get_logger("service.store.breaker")
+log = structlog.get_logger("service.breaker")
 
 MOST_TIMEOUTS = 3
 PROBE_EVERY_S = 0.5
