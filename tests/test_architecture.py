@@ -41,7 +41,7 @@ ARROWS = {
     "model_store.bundle": "catalogue errors files grounding lm manifest memory reasoner text view voices words",
     "model_store.related": "answers bundle",
     "model_store.inference": "answers beams bundle lm memory text voices",
-    "service.store": "errors logs",
+    "service.store": "breaker errors logs",
     "service.engine": "errors logs metrics settings",
     "service.usecases": "engine errors logs metrics store",
     "service.bundles": "engine errors logs metrics settings store usecases",
