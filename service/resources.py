@@ -23,7 +23,7 @@ from service.metrics import Metrics
 from service.settings import Settings
 from service.store.bundles import BundleStore
 from service.store.client import MemoryStore
-from service.store.embedded import EmbeddedServer
+from service.store.embedded.server import EmbeddedServer
 from service.store.feedback.outcomes import ExperimentStore, OutcomeStore
 from service.store.pages import PageStore
 from service.store.shown import ShownStore

@@ -41,7 +41,7 @@ ARROWS = {
     "model_store.bundle": "catalogue errors files grounding lm manifest memory reasoner text view voices words",
     "model_store.related": "answers bundle",
     "model_store.inference": "answers beams bundle lm memory text voices",
-    "service.store": "breaker errors logs",
+    "service.store": "errors logs",
     "service.engine": "errors logs metrics settings",
     "service.usecases": "engine errors logs metrics store",
     "service.bundles": "engine errors logs metrics settings store usecases",
@@ -63,7 +63,7 @@ HTTP_EDGE = ("service.app", "service.http", "service.server")
 # A heavy library, and the only modules that import it.
 DOORS = {
     "faiss": ("model_store.grounding", "training.studies.collective"),
-    "redis": ("service.store.client",),
+    "redis": ("service.store.connection",),
     "fastapi": HTTP_EDGE,
     "starlette": HTTP_EDGE,
     "uvicorn": HTTP_EDGE,
@@ -354,7 +354,7 @@ PLANTED = [
     (forbidden_imports, {"training/a.py": "import services, redistribute"}, None),
     (closed_doors, {"service/items.py": "import faiss"}, "whose doors are model_store.grounding"),
     (closed_doors, {"service/ingest.py": "from redis.asyncio import Redis"}, "imports redis"),
-    (closed_doors, {"service/http/a.py": "import fastapi", "service/store/client.py": "import redis"}, None),
+    (closed_doors, {"service/http/a.py": "import fastapi", "service/store/connection.py": "import redis"}, None),
     (import_cycles, LATE_CYCLE, "cycle: service.a -> service.b -> service.c -> service.a"),
     (import_cycles, PACKAGE_CYCLE, "cycle: service -> service.a -> service"),
     (import_cycles, {"service/a.py": "from service.b import x", "service/b.py": "import os"}, None),

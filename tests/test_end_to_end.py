@@ -102,7 +102,7 @@ def test_what_was_acknowledged_survives_a_kill_and_a_stop(bundle: Path, tmp_path
 
 @BOTH_VOCABULARIES
 def test_a_worker_encodes_for_a_server_that_does_not(bundle: Path, tmp_path: Path) -> None:
-    from service.store.embedded import EmbeddedServer
+    from service.store.embedded.server import EmbeddedServer
 
     with (
         EmbeddedServer(tmp_path / "shared") as shared,

@@ -1,30 +1,23 @@
-"""`MemoryStore`: the only client of Redis. It reads and writes the keys of the table in `keys.py`.
+"""`MemoryStore`: the client of Redis. It reads and writes the keys of the table in `keys.py`.
 
 Takes and gives the values of `events.py`. State records and catalogue items are opaque here: bytes and JSON objects.
 Every change of a user's keys is one atomic Lua script (`scripts.py`). After an error, every method may simply be called
 again. A user stays small while its states are a listpack: `hash-max-listpack-value` of the server should exceed the
-record size (see `embedded.py`). Knows neither torch nor HTTP.
+record size (see `embedded/server.py`). Knows neither torch nor HTTP.
 
 Errors: `StoreUnavailable` when the server does not answer or refuses a command; `StoreCorrupt` when a key has a wrong
 type.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any, Self
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from typing import Any
 
 import structlog
-from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
-from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisClusterException, RedisError
 
-from service.breaker import Breaker
-from service.errors import BadRequest, StartupError, StoreCorrupt, StoreUnavailable
-from service.logs import RepeatedWarnings
+from service.errors import BadRequest
 from service.store import overlay, scripts
+from service.store.connection import StoreConnection, translated_errors
 from service.store.counts import COUNT, KEPT_DAYS, Counts, decode_counts, decode_days
 from service.store.events import (
     Appended,
@@ -52,7 +45,6 @@ from service.store.keys import (
     ENCODE,
     GROUP,
     ITEM_KEYS,
-    PROBE,
     WAITING,
     count_keys,
     user_keys,
@@ -60,7 +52,6 @@ from service.store.keys import (
     user_prefix,
 )
 from service.store.overlay import NewRecord, StoredItem
-from service.store.reasons import SLOW, reason_of, reply_of
 from service.store.requests import (
     Command,
     append_arguments,
@@ -74,57 +65,13 @@ from service.store.requests import (
 )
 
 log = structlog.get_logger("service.store.client")
-repeated = RepeatedWarnings(log)
 
 CLAIM_AFTER_MS = 30_000  # an entry that its worker did not renew for so long goes to another worker
 CONSUMER_IDLE_MS = 3_600_000  # a worker without entries that did not ask for so long has left
-MAX_CONNECTIONS = 64
-SCHEMES = "redis://, rediss://, unix://, redis+cluster://, rediss+cluster://"
 
 
-class MemoryStore:
-    """One per process and event loop. Its coroutines may run concurrently; they share a pool of connections."""
-
-    def __init__(self, client: Redis | RedisCluster, *, timeout_s: float) -> None:
-        self._client = client
-        self._timeout_s = timeout_s
-        self.breaker = Breaker(self.ping)
-        self._is_cluster = isinstance(client, RedisCluster)
-        # A cluster client raises an error when all connections are in use. Only the pool of the other client waits.
-        self._slots = asyncio.Semaphore(MAX_CONNECTIONS // 2) if self._is_cluster else nullcontext()
-
-    @classmethod
-    async def connect(cls, url: str, *, timeout_s: float = 2.0, client_name: str = "automr") -> Self:
-        """A store for a URL of one of `SCHEMES`. Does not contact the server: see `ping`."""
-        options: dict[str, Any] = {
-            "socket_timeout": timeout_s,
-            "socket_connect_timeout": timeout_s,
-            "client_name": client_name,
-            "max_connections": MAX_CONNECTIONS,
-            # One retry, for pooled connections that broke when the server restarted. No retry after a timeout.
-            "retry": Retry(ExponentialBackoff(cap=0.05, base=0.01), 1, (RedisConnectionError,)),
-        }
-        scheme, _, rest = url.partition("://")
-        try:
-            if scheme.endswith("+cluster"):
-                return cls(RedisCluster.from_url(f"{scheme[:-8]}://{rest}", **options), timeout_s=timeout_s)
-            pool = BlockingConnectionPool.from_url(url, timeout=timeout_s, **options)
-        except ValueError as error:
-            reason = f"{scheme}://: {error}; known are {SCHEMES}"
-            raise StartupError(f"cannot read the store URL ({reason})") from error
-        return cls(Redis.from_pool(pool), timeout_s=timeout_s)
-
-    async def close(self) -> None:
-        await self.breaker.close()
-        with _translated_errors():
-            await self._client.aclose()
-
-    async def ping(self) -> None:
-        """Raises `StoreUnavailable` if the server does not answer, or does not do what a change of a user needs.
-
-        Asks also while the breaker is open.
-        """
-        await self._ask([eval_command(scripts.PROBE, [PROBE])])
+class MemoryStore(StoreConnection):
+    """The methods for each kind of key. One per process and event loop; they may run concurrently."""
 
     # ---- events of a user
 
@@ -225,7 +172,7 @@ class MemoryStore:
 
     async def _unlink_all(self, prefix: str) -> int:
         """Deletes every key that begins so, by a search through all keys of the store. Returns their number."""
-        with _translated_errors():
+        with translated_errors():
             keys = [key async for key in self._client.scan_iter(match=f"{prefix}*", count=1000)]
         return sum(await self._run([("UNLINK", key) for key in keys])) if keys else 0
 
@@ -239,20 +186,9 @@ class MemoryStore:
 
     async def users(self) -> AsyncIterator[str]:
         """Ids of the users with events, by SCAN: an id may come twice; users who come or go meanwhile may be missed."""
-        with _translated_errors():
+        with translated_errors():
             async for key in self._client.scan_iter(match=ALL_EVENTS, count=1000, _type="hash"):
                 yield user_of(key)
-
-    async def scan_node(self, node: int, place: int, *options: Any) -> tuple[int, list[bytes], int]:
-        """One step of SCAN on a node (0 unless it is a cluster): where to go on, keys, and the number of nodes."""
-        if not isinstance(self._client, RedisCluster):
-            return (*await self._call("SCAN", place, *options), 1)
-        with _translated_errors():
-            nodes = sorted((await self._client.initialize()).get_primaries(), key=lambda each: str(each.name))
-            if node >= len(nodes):
-                return 0, [], len(nodes)  # the cluster has fewer nodes than before
-            by_node, keys = await self._client.execute_command("SCAN", place, *options, target_nodes=nodes[node])
-            return by_node.popitem()[1], keys, len(nodes)
 
     # ---- states of a user
 
@@ -362,50 +298,5 @@ class MemoryStore:
             for item_id, version, record in zip(*answer, strict=True)
         ]
 
-    # ---- sending
-
     async def _recall(self, command: Command, user_id: str) -> Recalled:
         return decode_recalled(user_id, (await self._run([command]))[0])
-
-    async def run(self, commands: Sequence[Command]) -> list[Any]:
-        """For the other modules of this room; see `_run`."""
-        return await self._run(commands)
-
-    async def _call(self, *command: Any) -> Any:
-        return (await self._run([command]))[0]
-
-    async def _script(self, script: str, keys: Sequence[str], *args: Any) -> Any:
-        return (await self._run([eval_command(script, keys, *args)]))[0]
-
-    async def _run(self, commands: Sequence[Command]) -> list[Any]:
-        """The answers, from one round trip (on a cluster one per node), or the first error."""
-        self.breaker.check()
-        return await self._ask(commands)
-
-    async def _ask(self, commands: Sequence[Command]) -> list[Any]:
-        """`_run` without the breaker, which learns of the outcome."""
-        try:
-            with _translated_errors():
-                async with self._slots:
-                    pipeline = self._client.pipeline(transaction=False)
-                    for command in commands:
-                        pipeline.execute_command(*command)
-                    answers = list(await pipeline.execute())
-        except StoreUnavailable as error:
-            if reason_of(error) is SLOW:
-                self.breaker.timed_out()
-            raise
-        self.breaker.answered()
-        return answers
-
-
-@contextmanager
-def _translated_errors() -> Iterator[None]:
-    try:
-        yield
-    except (RedisError, RedisClusterException, OSError) as error:
-        if reply_of(error).startswith("WRONGTYPE "):
-            raise StoreCorrupt("A key of the memory store has a value of the wrong type.") from error
-        reason = reason_of(error)
-        repeated.warning("the store does not serve", reason=reason.name, error=type(error).__name__)
-        raise StoreUnavailable(f"The memory store {reason.words}.") from error

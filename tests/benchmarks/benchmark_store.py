@@ -32,7 +32,7 @@ from model_store.memory.retriever import Retriever
 from model_store.text.history import window_ending_at
 from model_store.view import BundleView
 from service.store.client import MemoryStore
-from service.store.embedded import EmbeddedServer
+from service.store.embedded.server import EmbeddedServer
 from service.store.events import Event, UserStates, encode_event, order_member
 from service.store.keys import user_keys
 from service.usecases.seen import SeenRows

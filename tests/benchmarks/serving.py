@@ -18,7 +18,7 @@ from typing import Any
 import redis.asyncio
 
 from service.server import bound_socket
-from service.store.embedded import EmbeddedServer
+from service.store.embedded.server import EmbeddedServer
 from service.store.keys import user_prefix
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,7 +7,7 @@ import pytest
 from redis.asyncio import Redis
 
 from service.store.client import MemoryStore
-from service.store.embedded import EmbeddedServer
+from service.store.embedded.server import EmbeddedServer
 from tests.service.real import Service, open_service
 
 

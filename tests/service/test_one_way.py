@@ -14,7 +14,7 @@ import pytest
 from httpx2 import AsyncClient
 from redis.asyncio import Redis
 
-from service.store.embedded import EmbeddedServer
+from service.store.embedded.server import EmbeddedServer
 from tests.conftest import TITLES, small_voices, write_bundle
 from tests.service.real import K, M, history, open_app
 

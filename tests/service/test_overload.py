@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from service.errors import Overloaded
-from service.store.embedded import EmbeddedServer
+from service.store.embedded.server import EmbeddedServer
 from service.usecases.ranking.requests import Recommendation
 from tests.service.real import Service, ask, history, open_service
 

@@ -9,7 +9,7 @@ from httpx2 import AsyncClient
 from redis.asyncio import Redis
 
 from model_store.bundle import Bundle
-from service.store.embedded import EmbeddedServer
+from service.store.embedded.server import EmbeddedServer
 from tests.conftest import TITLES, small_voices, write_bundle
 from tests.service.real import open_app
 from tests.training.evaluations import SPLIT, small_evaluation

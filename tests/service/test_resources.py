@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from model_store.lm.precision import Bfloat16Linear, Int8Linear
-from service.store.embedded import EmbeddedServer
+from service.store.embedded.server import EmbeddedServer
 from tests.service.real import ask, history, open_service
 
 

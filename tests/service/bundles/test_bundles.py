@@ -18,7 +18,7 @@ from service.engine.messages import ModelOptions
 from service.metrics import Metrics
 from service.remote import RemoteError
 from service.resources import Resources, open_resources
-from service.store.embedded import EmbeddedServer
+from service.store.embedded.server import EmbeddedServer
 from tests.conftest import write_bundle
 from tests.service.real import ModelThread, history, settings_for
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from redis.asyncio import Redis
 from schemathesis.checks import not_a_server_error
 
-from service.store.embedded import EmbeddedServer
+from service.store.embedded.server import EmbeddedServer
 from tests.service.real import NOW, interaction, open_app
 
 TEMPLATE_TOKENS = ["<|im_start|>", "[INST]", "<s>", "</s>", "<|endoftext|>", "{{system}}"]

@@ -8,7 +8,7 @@ import pytest
 from httpx2 import AsyncClient
 
 from service.commands import import_file
-from service.store.embedded import EmbeddedServer
+from service.store.embedded.server import EmbeddedServer
 from tests.service.real import NOW, Service, open_app, open_service
 
 EVENT = {"event_id": "e1", "user_id": "u", "item_id": "i1", "timestamp": NOW, "type": "purchase", "value": 2.0}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from service.errors import DeadlineExceeded
-from service.store.embedded import EmbeddedServer
+from service.store.embedded.server import EmbeddedServer
 from service.store.events import Event
 from tests.service.real import NOW, busy, history, interaction, open_app, open_service
 from tests.service.standins import shell

@@ -15,7 +15,7 @@ from httpx2 import AsyncClient
 from redis.asyncio import Redis
 
 from model_store.manifest import Vocabulary
-from service.store.embedded import EmbeddedServer
+from service.store.embedded.server import EmbeddedServer
 from service.usecases.ranking.order import marginal_order
 from tests.conftest import TITLES, small_voices, write_bundle
 from tests.service.real import history, interaction, open_app

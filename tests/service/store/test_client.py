@@ -22,10 +22,10 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from model_store.text.history import tie_key
-from service.breaker import MOST_TIMEOUTS
 from service.errors import BadRequest, StartupError, StoreCorrupt, StoreUnavailable
 from service.store.client import CLAIM_AFTER_MS, MemoryStore
-from service.store.embedded import EmbeddedServer
+from service.store.connection import MOST_TIMEOUTS
+from service.store.embedded.server import EmbeddedServer
 from service.store.events import DIGEST_BYTES, Deleted, Event, UserCounts, UserStates, item_digest
 from service.store.keys import ENCODE, GROUP
 from service.store.overlay import NewRecord
@@ -582,7 +582,7 @@ async def test_an_invalid_url_is_a_startup_error(url: str) -> None:
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[str]:
     """Two nodes of Redis Cluster, half of the slots each."""
-    from service.store.embedded import _binary  # noqa: PLC2701
+    from service.store.embedded.server import _binary  # noqa: PLC2701
 
     ports, nodes = _free_ports(2), []
     for port in ports:

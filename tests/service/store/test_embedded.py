@@ -15,13 +15,13 @@ from structlog.testing import capture_logs
 
 from service.errors import StoreInUse, StoreUnavailable
 from service.store.client import MemoryStore
-from service.store.embedded import EmbeddedServer
+from service.store.embedded.server import EmbeddedServer
 from service.store.events import Event
 
 OWNER = textwrap.dedent("""
     import sys, time
     from pathlib import Path
-    from service.store.embedded import EmbeddedServer
+    from service.store.embedded.server import EmbeddedServer
     server = EmbeddedServer(Path(sys.argv[1]))
     server.start()
     print(server.pid, server.url, flush=True)

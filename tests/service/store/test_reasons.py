@@ -16,7 +16,7 @@ from service.errors import StoreUnavailable
 from service.logs import RepeatedWarnings
 from service.store import client
 from service.store.client import MemoryStore
-from service.store.embedded import EmbeddedServer
+from service.store.embedded.server import EmbeddedServer
 from tests.service.real import open_app, settings_for
 
 

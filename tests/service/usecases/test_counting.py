@@ -17,7 +17,7 @@ from model_store.catalogue.items import Item
 from service.errors import StoreUnavailable
 from service.store.client import MemoryStore
 from service.store.counts import KEPT_DAYS, SECONDS_PER_DAY
-from service.store.embedded import EmbeddedServer
+from service.store.embedded.server import EmbeddedServer
 from service.store.events import Event, item_digest
 from service.usecases.counting import NUM_COUNTED, SPAN, record_of
 from service.usecases.encode import backfill

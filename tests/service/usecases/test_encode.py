@@ -14,7 +14,7 @@ from service.commands import run_deadletters
 from service.errors import StoreUnavailable
 from service.settings import Settings
 from service.store.deadletters import DeadLetter, DeadLetters
-from service.store.embedded import EmbeddedServer
+from service.store.embedded.server import EmbeddedServer
 from service.store.events import Saved
 from service.usecases.encode import UserWork
 from tests.service.real import Service, history, interaction

@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from model_store.catalogue.items import Item
 from service.commands import import_file
 from service.errors import SettingsError, StoreUnavailable
-from service.store.embedded import EmbeddedServer
+from service.store.embedded.server import EmbeddedServer
 from service.store.events import Event
 from service.usecases.encode import UserWork, backfill
 from service.usecases.timeline import MissingState

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from redis.asyncio import Redis
 
-from service.store.embedded import EmbeddedServer
+from service.store.embedded.server import EmbeddedServer
 from service.store.events import Event
 from tests.service.real import K, ask, history, open_service, states_from_scratch
 

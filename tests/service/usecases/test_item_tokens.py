@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from model_store.catalogue.items import Item
 from model_store.manifest import RetrieverSpec
 from model_store.text.prompt import ItemPrompt
-from service.store.embedded import EmbeddedServer
+from service.store.embedded.server import EmbeddedServer
 from service.usecases.encode import backfill
 from service.usecases.ranking.requests import Recommendation
 from tests.conftest import TITLES, write_bundle

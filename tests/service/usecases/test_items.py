@@ -12,7 +12,7 @@ from model_store.bundle import Bundle
 from model_store.catalogue.items import Item
 from service.engine import model as engine_model
 from service.errors import BadRequest, UnknownItem
-from service.store.embedded import EmbeddedServer
+from service.store.embedded.server import EmbeddedServer
 from service.usecases import records
 from tests.conftest import BOTH_VOCABULARIES, TITLES
 from tests.service.real import Service, ask, history, interaction, open_service

@@ -17,7 +17,7 @@ from model_store.manifest import VoicesSpec
 from model_store.voices.past import ItemFacts
 from model_store.voices.voices import Voices
 from service.store.counts import SECONDS_PER_DAY, Counts
-from service.store.embedded import EmbeddedServer
+from service.store.embedded.server import EmbeddedServer
 from service.usecases.live import decayed
 from service.usecases.ranking.requests import Recommendation
 from tests.conftest import BOTH_VOCABULARIES, write_bundle

@@ -14,7 +14,7 @@ from model_store.words.answer import WordsQuery
 from model_store.words.events import WordEvent
 from service.engine.messages import AskWords, WordsAnswered
 from service.engine.words import WordsRunner
-from service.store.embedded import EmbeddedServer
+from service.store.embedded.server import EmbeddedServer
 from tests.conftest import TITLES
 from tests.service.real import NOW, interaction, open_app
 from tests.words import write_words_bundle

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from model_store.manifest import RetrieverSpec
 from service.engine.messages import Result
 from service.errors import ServiceError
-from service.store.embedded import EmbeddedServer
+from service.store.embedded.server import EmbeddedServer
 from service.usecases.ranking.requests import Recommendation, Request
 from service.usecases.timeline import SessionItem
 from tests.conftest import BOTH_VOCABULARIES, TITLES, write_bundle

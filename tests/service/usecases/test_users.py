@@ -8,7 +8,7 @@ import pytest
 from redis.asyncio import Redis
 
 from service.errors import StoreUnavailable, UnknownUser
-from service.store.embedded import EmbeddedServer
+from service.store.embedded.server import EmbeddedServer
 from tests.conftest import TITLES
 from tests.service.real import NOW, K, M, Service, history, interaction, open_app, open_service, states_from_scratch
 

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from model_store.answers import Answer, PastRows, Query
 from model_store.catalogue.items import Item
 from model_store.inference import recommend
-from service.store.embedded import EmbeddedServer
+from service.store.embedded.server import EmbeddedServer
 from service.store.events import Event
 from service.usecases.ranking.requests import Recommendation
 from service.usecases.timeline import Known, SessionItem, events_needed, events_with_states, known_of

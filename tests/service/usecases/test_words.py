@@ -16,7 +16,7 @@ from model_store.words.events import WordEvent
 from service.engine.messages import WordsLevel
 from service.engine.words import CachedEncoder
 from service.errors import NoWords, StoreUnavailable
-from service.store.embedded import EmbeddedServer
+from service.store.embedded.server import EmbeddedServer
 from service.usecases.ranking.requests import Recommendation
 from tests.conftest import TITLES
 from tests.service.real import NOW, Service, ask, busy, interaction, open_app, open_service

@@ -1,6 +1,6 @@
 """Program that runs a server for the service, and stops it when the service ends.
 
-    embedded_watch.py PARENT SOCKET_DIR LOCK_FD -- COMMAND...
+    watch.py PARENT SOCKET_DIR LOCK_FD -- COMMAND...
 
 Its standard input is a pipe from the service. The server is stopped when the pipe is closed or when the process PARENT
 is gone (a forked child of PARENT may keep the pipe open). If the server ends by itself, so does this program; the

@@ -4,7 +4,7 @@ Takes a directory, gives a URL for `MemoryStore.connect`. The server listens onl
 temporary directory: there is no port and no password, and the path of the data directory may have any length. The name
 of the temporary directory follows from that of the data, so a kill leaves at most one, and the next start takes it.
 Every acknowledged write is on disk (`appendfsync always`). The server ends when this process ends, even by a kill (see
-`embedded_watch.py`). When the server or its watcher dies, a thread starts both again. A directory can have only one
+`watch.py`). When the server or its watcher dies, a thread starts both again. A directory can have only one
 server. Knows neither the keys nor the client.
 """
 
@@ -32,7 +32,7 @@ from service.errors import ServiceError, StoreInUse, StoreUnavailable
 log = structlog.get_logger("service.store.embedded")
 
 LOCK_NAME, LOG_NAME, SOCKET_NAME = "automr.lock", "valkey.log", "valkey.sock"
-WATCHER = Path(__file__).with_name("embedded_watch.py")
+WATCHER = Path(__file__).with_name("watch.py")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0  # between two tries to start it again
 _DAMAGED = ("valkey-check-aof", "AOF manifest")
 _REPAIR = "its files are damaged: restore the directory from a backup, or repair it as docs/troubleshoot.md says"

@@ -1,0 +1,175 @@
+"""The connection to Redis: commands in round trips, errors in the terms of the service, and a circuit breaker.
+
+The breaker: callers do not wait again and again for a store that hangs. After `MOST_TIMEOUTS` commands in a row that
+did not answer in time, further ones fail at once. Meanwhile a task asks the store every `PROBE_EVERY_S`; its first
+answer lets commands through again. Other errors do not count, because they come at once.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, Self
+
+import structlog
+from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisClusterException, RedisError
+
+from service.errors import StartupError, StoreCorrupt, StoreUnavailable
+from service.logs import RepeatedWarnings
+from service.store import scripts
+from service.store.keys import PROBE
+from service.store.reasons import SLOW, reason_of, reply_of
+from service.store.requests import Command, eval_command
+
+log = structlog.get_logger("service.store.connection")
+repeated = RepeatedWarnings(log)
+
+MAX_CONNECTIONS = 64
+SCHEMES = "redis://, rediss://, unix://, redis+cluster://, rediss+cluster://"
+MOST_TIMEOUTS = 3
+PROBE_EVERY_S = 0.5
+
+
+class StoreConnection:
+    """One per process and event loop. Its coroutines may run concurrently; they share a pool of connections."""
+
+    def __init__(self, client: Redis | RedisCluster, *, timeout_s: float) -> None:
+        self._client = client
+        self._timeout_s = timeout_s
+        self.breaker = Breaker(self.ping)
+        self._is_cluster = isinstance(client, RedisCluster)
+        # A cluster client raises an error when all connections are in use. Only the pool of the other client waits.
+        self._slots = asyncio.Semaphore(MAX_CONNECTIONS // 2) if self._is_cluster else nullcontext()
+
+    @classmethod
+    async def connect(cls, url: str, *, timeout_s: float = 2.0, client_name: str = "automr") -> Self:
+        """A store for a URL of one of `SCHEMES`. Does not contact the server: see `ping`."""
+        options: dict[str, Any] = {
+            "socket_timeout": timeout_s,
+            "socket_connect_timeout": timeout_s,
+            "client_name": client_name,
+            "max_connections": MAX_CONNECTIONS,
+            # One retry, for pooled connections that broke when the server restarted. No retry after a timeout.
+            "retry": Retry(ExponentialBackoff(cap=0.05, base=0.01), 1, (RedisConnectionError,)),
+        }
+        scheme, _, rest = url.partition("://")
+        try:
+            if scheme.endswith("+cluster"):
+                return cls(RedisCluster.from_url(f"{scheme[:-8]}://{rest}", **options), timeout_s=timeout_s)
+            pool = BlockingConnectionPool.from_url(url, timeout=timeout_s, **options)
+        except ValueError as error:
+            reason = f"{scheme}://: {error}; known are {SCHEMES}"
+            raise StartupError(f"cannot read the store URL ({reason})") from error
+        return cls(Redis.from_pool(pool), timeout_s=timeout_s)
+
+    async def close(self) -> None:
+        await self.breaker.close()
+        with translated_errors():
+            await self._client.aclose()
+
+    async def ping(self) -> None:
+        """Raises `StoreUnavailable` if the server does not answer, or does not do what a change of a user needs.
+
+        Asks also while the breaker is open.
+        """
+        await self._ask([eval_command(scripts.PROBE, [PROBE])])
+
+    async def scan_node(self, node: int, place: int, *options: Any) -> tuple[int, list[bytes], int]:
+        """One step of SCAN on a node (0 unless it is a cluster): where to go on, keys, and the number of nodes."""
+        if not isinstance(self._client, RedisCluster):
+            return (*await self._call("SCAN", place, *options), 1)
+        with translated_errors():
+            nodes = sorted((await self._client.initialize()).get_primaries(), key=lambda each: str(each.name))
+            if node >= len(nodes):
+                return 0, [], len(nodes)  # the cluster has fewer nodes than before
+            by_node, keys = await self._client.execute_command("SCAN", place, *options, target_nodes=nodes[node])
+            return by_node.popitem()[1], keys, len(nodes)
+
+    async def run(self, commands: Sequence[Command]) -> list[Any]:
+        """For the other modules of this room; see `_run`."""
+        return await self._run(commands)
+
+    async def _call(self, *command: Any) -> Any:
+        return (await self._run([command]))[0]
+
+    async def _script(self, script: str, keys: Sequence[str], *args: Any) -> Any:
+        return (await self._run([eval_command(script, keys, *args)]))[0]
+
+    async def _run(self, commands: Sequence[Command]) -> list[Any]:
+        """The answers, from one round trip (on a cluster one per node), or the first error."""
+        self.breaker.check()
+        return await self._ask(commands)
+
+    async def _ask(self, commands: Sequence[Command]) -> list[Any]:
+        """`_run` without the breaker, which learns of the outcome."""
+        try:
+            with translated_errors():
+                async with self._slots:
+                    pipeline = self._client.pipeline(transaction=False)
+                    for command in commands:
+                        pipeline.execute_command(*command)
+                    answers = list(await pipeline.execute())
+        except StoreUnavailable as error:
+            if reason_of(error) is SLOW:
+                self.breaker.timed_out()
+            raise
+        self.breaker.answered()
+        return answers
+
+
+class Breaker:
+    """`probe` asks the store once, and raises StoreUnavailable when it does not answer."""
+
+    def __init__(self, probe: Callable[[], Awaitable[None]]) -> None:
+        self._probe = probe
+        self._num_timeouts = 0
+        self._probing: asyncio.Task[None] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._num_timeouts >= MOST_TIMEOUTS
+
+    def check(self) -> None:
+        """Raises StoreUnavailable while the store hangs."""
+        if self.is_open:
+            raise StoreUnavailable("The memory store did not answer several times and is not asked until it does.")
+
+    def answered(self) -> None:
+        if self.is_open:
+            log.info("the store answers again")
+        self._num_timeouts = 0
+
+    def timed_out(self) -> None:
+        self._num_timeouts += 1
+        if self.is_open and (self._probing is None or self._probing.done()):
+            log.error("the store hangs, requests are answered without it until it answers")
+            self._probing = asyncio.create_task(self._ask(), name="store-probe")
+
+    async def close(self) -> None:
+        if self._probing is not None:
+            self._probing.cancel()
+            await asyncio.wait([self._probing])
+
+    async def _ask(self) -> None:
+        while self.is_open:
+            await asyncio.sleep(PROBE_EVERY_S)
+            try:
+                await self._probe()
+            except StoreUnavailable:
+                continue
+            self.answered()
+
+
+@contextmanager
+def translated_errors() -> Iterator[None]:
+    try:
+        yield
+    except (RedisError, RedisClusterException, OSError) as error:
+        if reply_of(error).startswith("WRONGTYPE "):
+            raise StoreCorrupt("A key of the memory store has a value of the wrong type.") from error
+        reason = reason_of(error)
+        repeated.warning("the store does not serve", reason=reason.name, error=type(error).__name__)
+        raise StoreUnavailable(f"The memory store {reason.words}.") from error

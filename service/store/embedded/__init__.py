@@ -1,0 +1,1 @@
+"""A private server for a single machine: `server` starts and keeps it, `watch` ends it with its owner."""
