@@ -19,7 +19,7 @@ from service.store.client import MemoryStore
 from service.store.events import Event
 from service.store.feedback.outcomes import OutcomeStore
 from service.store.shown import ShownList, ShownStore
-from service.usecases.recommend import Request
+from service.usecases.ranking.requests import Request
 from tests.service.real import Service, history
 
 NOW = int(time.time())

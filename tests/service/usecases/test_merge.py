@@ -12,7 +12,7 @@ from service.errors import BadRequest, StoreUnavailable
 from service.store.client import MemoryStore
 from service.store.events import Event
 from service.store.feedback.merge import merge
-from service.usecases.recommend import Request
+from service.usecases.ranking.requests import Request
 from tests.service.real import NOW, Service, history, states_from_scratch
 
 
