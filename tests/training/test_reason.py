@@ -87,7 +87,8 @@ def test_the_program_resumes_and_puts_a_reasoner_into_the_bundle(
         patched.setattr("training.reasoning.pipeline.verified_traces", killed)
         assert run(place, "--bundle", f"{place}/bundle", "--even-if-worse") == 0
     assert {step: read_certificate(place / "out" / step) for step in before} == before
-    facts = json.loads(capsys.readouterr().out.splitlines()[-1])
+    (line,) = capsys.readouterr().out.splitlines()
+    facts = json.loads(line)
     assert facts["chosen"] in ("warm-up", "raft", "grpo")
     assert set(facts["judge_gain_over_warm_up"]) >= {"warm-up", "raft"}
     for bounds in facts["headroom"].values():

@@ -15,6 +15,7 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
@@ -25,6 +26,7 @@ from training.reasoning.judging import think
 from training.reasoning.recipes import GROUP, GrpoSettings
 from training.reasoning.situations import QUALITY_WEIGHT, SMALL_WEIGHT, Reward, Situation
 from training.reasoning.tuning import inner_model
+from training.run.stage import progress
 
 _SAVED_EVERY = 20
 
@@ -90,9 +92,25 @@ def grpo(
             processing_class=tokenizer,
             rollout_func=Rollouts(situations, Format(tokenizer), settings.seed),
         )
+        for printing in (ProgressCallback, PrinterCallback):  # to stdout, where only the result belongs
+            trainer.remove_callback(printing)
+        trainer.add_callback(_Bar())
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if work.is_dir() else None)
     model.eval()
     return _facts(trainer.state.log_history)
+
+
+class _Bar(TrainerCallback):
+    """Progress like that of the other stages."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._bar = progress(total=state.max_steps, initial=state.global_step, desc="grpo", unit="step")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._bar.update()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._bar.close()
 
 
 def _options(settings: GrpoSettings, weights: list[float], work: Path) -> GRPOConfig:
