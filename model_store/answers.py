@@ -49,6 +49,11 @@ class RowCounts(NamedTuple):
     pairs: NDArray[np.int64]
     pair_counts: NDArray[np.float64]
 
+    @classmethod
+    def none(cls) -> "RowCounts":
+        nothing = np.zeros(0, dtype=np.int64)
+        return cls(nothing, np.zeros(0), nothing.reshape(0, 2), np.zeros(0))
+
     def by_row(self, num_items: int) -> NDArray[np.float64]:
         """(num_items,) the numbers of events."""
         found: NDArray[np.float64] = np.bincount(self.rows, self.counts, num_items).astype(np.float64)

@@ -28,6 +28,7 @@ from service.store.feedback.outcomes import ExperimentStore, OutcomeStore
 from service.store.pages import PageStore
 from service.store.shown import ShownStore
 from service.usecases.browsing.items import ItemList
+from service.usecases.browsing.rankings import Rankings
 from service.usecases.browsing.related import RelatedItems
 from service.usecases.browsing.users import UserList
 from service.usecases.encode import Worker
@@ -83,6 +84,7 @@ class Resources:
     answers: Answers
     related: RelatedItems
     item_list: ItemList
+    rankings: Rankings
     user_list: UserList
     experiments: Experiments
     live_counts: LiveCounts
@@ -194,6 +196,7 @@ async def _open_bundle(settings: Settings, metrics: Metrics, shared: Shared, spa
             shown=shown,
             related=RelatedItems(view, engine, kernel.items),
             item_list=ItemList(view, kernel.items),
+            rankings=Rankings(view, live_counts),
             user_list=UserList(store),
             answers=answers,
             experiments=shared.experiments,

@@ -43,11 +43,11 @@ class Attributes:
         return self._with({(name, kind): n for name, kinds in other._counts.items() for kind, n in kinds.items()})
 
     def _with(self, sums: Mapping[tuple[str, Kind], int]) -> Self:
-        with self._counts.mutate() as counts:
-            for (name, kind), number in sums.items():
-                kinds = counts.get(name, Map[Kind, int]())
-                counts[name] = kinds.set(kind, kinds.get(kind, 0) + number)
-            return type(self)(counts.finish())
+        changed: dict[str, Map[Kind, int]] = {}
+        for (name, kind), number in sums.items():
+            kinds = changed.get(name) or self._counts.get(name, Map[Kind, int]())
+            changed[name] = kinds.set(kind, kinds.get(kind, 0) + number)
+        return type(self)(self._counts.update(changed))
 
     def __contains__(self, name: str) -> bool:
         return bool(self.kinds(name))

@@ -177,6 +177,11 @@ class Catalogue:
     def _changed_postings(self) -> Postings:
         return postings_of(self.items.changed)
 
+    @property
+    def added_at(self) -> NDArray[np.int64]:
+        """(N,) epoch seconds at which items came while the service ran; 0 for those of the bundle."""
+        return self._columns.added_at
+
     def popularity_of(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """(n,) interactions in training and since then."""
         found: NDArray[np.float64] = self.popularity[rows] + self._columns.live[rows]

@@ -34,6 +34,7 @@ class Columns:
     popularity: NDArray[np.int64]  # (N,) interactions in training
     live: NDArray[np.float64]  # (N,) events since training; not saved
     by_popularity: NDArray[np.int32]  # (N,) rows by popularity + live, the highest first, the lower row if tied
+    added_at: NDArray[np.int64]  # (N,) `Item.added_at`, 0 for None; not saved
     availability: Availability
     postings: Callable[[], Postings]
     attributes: Callable[[], Attributes]  # of the items in `postings`
@@ -50,6 +51,7 @@ class Columns:
             popularity=popularity,
             live=np.zeros(len(items)),
             by_popularity=_falling(popularity),
+            added_at=np.zeros(len(items), dtype=np.int64),
             availability=Availability.none().replaced(np.arange(len(items)), items),
             postings=postings,
             attributes=_attributes_of(postings),
@@ -76,6 +78,7 @@ class Columns:
             popularity=np.append(self.popularity, popularity) if added else self.popularity,
             live=np.append(self.live, np.zeros(len(popularity))) if added else self.live,
             by_popularity=self._by_popularity_with(popularity) if added else self.by_popularity,
+            added_at=self._added_at_with(new),
             availability=self.availability.replaced(rows, new.values()),
             postings=self.postings,
             attributes=self.attributes,
@@ -89,6 +92,12 @@ class Columns:
             if prompt is None or self.trie is None
             else _trie_with(self.trie, old, new, prompt, trained_title),
         )
+
+    def _added_at_with(self, new: Mapping[int, Item]) -> NDArray[np.int64]:
+        found = np.zeros(max(len(self.added_at), max(new, default=-1) + 1), dtype=np.int64)
+        found[: len(self.added_at)] = self.added_at
+        found[list(new)] = [item.added_at or 0 for item in new.values()]
+        return found
 
     def recounted(self, live: NDArray[np.float64]) -> "Columns":
         """A copy with other numbers `live` (N,) of events since training."""
@@ -141,10 +150,18 @@ class Columns:
         lengths = {len(popularity), len(by_popularity), len(availability.always)}
         if lengths | ({len(paths)} if paths is not None else set()) != {len(rows)}:
             raise ValueError("columns of different lengths")
-        trie = None if paths is None else Trie(paths)
-        live = np.zeros(len(rows))
-        known = _attributes_of(lambda: postings)
-        return cls(rows, popularity, live, by_popularity, availability, lambda: postings, known, Attributes(), trie)
+        return cls(
+            rows=rows,
+            popularity=popularity,
+            live=np.zeros(len(rows)),
+            by_popularity=by_popularity,
+            added_at=np.zeros(len(rows), dtype=np.int64),
+            availability=availability,
+            postings=lambda: postings,
+            attributes=_attributes_of(lambda: postings),
+            changed_attributes=Attributes(),
+            trie=None if paths is None else Trie(paths),
+        )
 
 
 def _falling(values: NDArray[np.number]) -> NDArray[np.int32]:

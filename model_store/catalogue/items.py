@@ -28,7 +28,8 @@ class Item:
     """An item of the catalogue.
 
     `popularity`: interactions in training. Available from `available_from` (included) to `available_until` (excluded),
-    epoch seconds, None = open, and never if `hidden`.
+    epoch seconds, None = open, and never if `hidden`. `added_at`: when it came while the service ran, epoch seconds;
+    None for an item of a bundle.
     """
 
     item_id: str
@@ -38,6 +39,7 @@ class Item:
     hidden: bool = False
     available_from: int | None = None
     available_until: int | None = None
+    added_at: int | None = None
 
 
 def write_items(items: Iterable[Item], path: Path) -> NDArray[np.int64]:
@@ -45,7 +47,8 @@ def write_items(items: Iterable[Item], path: Path) -> NDArray[np.int64]:
     sizes = [0]
     with path.open("wb") as file:
         for item in items:
-            sizes.append(file.write((json.dumps(vars(item), ensure_ascii=False) + "\n").encode()))
+            fields = {name: value for name, value in vars(item).items() if name != "added_at"}
+            sizes.append(file.write((json.dumps(fields, ensure_ascii=False) + "\n").encode()))
     return np.cumsum(sizes, dtype=np.int64)
 
 
@@ -143,7 +146,7 @@ class ItemList(Sequence[Item]):
         """Rows whose items may differ from those of `earlier`; few if this list was made from it a short time ago."""
         if earlier._journal is self._journal and earlier._position <= self._position:
             return set(self._journal[earlier._position : self._position])
-        return self.changed.keys() | earlier.changed.keys()
+        return {*self.changed, *earlier.changed}
 
 
 def _parse(line: bytes) -> Item:

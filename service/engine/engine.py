@@ -384,5 +384,6 @@ def _counting(number: int, counts: RowCounts) -> CountItems:
 
 
 def _changed(item: Item) -> ChangedItem:
-    """Without attributes: the server alone filters by them."""
-    return ChangedItem(**{name: value for name, value in vars(item).items() if name != "attributes"})
+    """Without attributes and `added_at`: the server alone uses them."""
+    own = ("attributes", "added_at")
+    return ChangedItem(**{name: value for name, value in vars(item).items() if name not in own})

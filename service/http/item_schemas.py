@@ -60,6 +60,9 @@ class Item(ResponseSchema):
     available_until: int | None = Field(
         default=None, description="recommended until this Unix time, exclusive; null: for ever"
     )
+    added_at: int | None = Field(
+        default=None, description="Unix time at which the item came while the service ran; null: with the bundle"
+    )
 
 
 class NewItem(ItemBody):
@@ -123,3 +126,17 @@ class RelatedItem(ResponseSchema):
 class RelatedItems(ResponseSchema):
     item_id: str = Field(description="the item you asked for")
     related: list[RelatedItem] = Field(description="available items, best first; at last those by words")
+
+
+class RankedItem(ResponseSchema):
+    rank: int = Field(description="1, 2, 3, …")
+    item_id: str = Field(description="the item")
+    title: str = Field(description="its title")
+    score: float = Field(
+        description="popular: events of training and live ones, which fade. trending: how far the events of the last "
+        "days exceed what the weeks before let expect, in standard deviations. latest: Unix time at which it came"
+    )
+
+
+class RankedItems(ResponseSchema):
+    items: list[RankedItem] = Field(description="available items, best first")

@@ -108,7 +108,7 @@ class Items:
 
     async def put_many(self, items: Sequence[Item]) -> list[Item]:
         """The items by id; if an id comes twice, the last one is taken."""
-        made = {item.item_id: Making(partial(Change, item), is_based_on_last=False) for item in items}
+        made = {item.item_id: Making(partial(self._added, item), is_based_on_last=False) for item in items}
         return await self._change(list(made.values()))
 
     async def patch(self, item_id: str, fields: Mapping[str, Any]) -> Item:
@@ -143,6 +143,13 @@ class Items:
         return [
             Neighbor(item.item_id, item.title, distance) for item, (_, distance) in zip(nearest, found, strict=True)
         ]
+
+    def _added(self, item: Item) -> Change:
+        """An item that is replaced came when it came first; one that was deleted comes again."""
+        row = self.view.catalogue.rows.get(item.item_id)
+        if row is None or item.item_id in self._deleted:
+            return Change(replace(item, added_at=int(time.time())))
+        return Change(replace(item, added_at=self.view.catalogue.items[row].added_at))
 
     def _known(self, item_id: str) -> Item:
         row = self.view.catalogue.rows.get(item_id)

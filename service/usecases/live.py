@@ -7,6 +7,7 @@ was counted is "now", so sums follow from the events alone. Knows no HTTP.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Mapping
 
@@ -30,6 +31,7 @@ log = structlog.get_logger("service.usecases.live")
 repeated = RepeatedWarnings(log)
 
 _LOOK_EVERY_S = 5.0
+_TREND_HALF_LIFE_DAYS, _TREND_DAYS = 1.0, 14
 
 
 class LiveCounts:
@@ -51,6 +53,7 @@ class LiveCounts:
         self._rows = SeenRows(view.catalogue)
         self._changes: dict[int, int] = {}  # of the days that are loaded
         self._days: dict[int, Counts] = {}
+        self.trends = RowCounts.none()  # how far the newest days exceed what was expected; see `trends`
         self._num_items = 0  # of the catalogue for which the model has counts
         self._looked_at = time.monotonic()
         self._looking = asyncio.Lock()
@@ -80,7 +83,7 @@ class LiveCounts:
             catalogue = self.view.catalogue
             if changes != self._changes or (changes and len(catalogue) != self._num_items):
                 await self._load(changes)
-                counts = await asyncio.to_thread(self._sums, catalogue)
+                counts, self.trends = await asyncio.to_thread(self._sums_and_trends, catalogue)
                 await self.items.recount(counts.by_row(len(catalogue)))
                 await self.engine.count_items(counts)
                 self._changes, self._num_items = changes, len(catalogue)
@@ -93,9 +96,13 @@ class LiveCounts:
             if self._changes.get(day) != number:
                 self._days[day] = await self.store.counts_of(day)
 
-    def _sums(self, catalogue: Catalogue) -> RowCounts:
+    def _sums_and_trends(self, catalogue: Catalogue) -> tuple[RowCounts, RowCounts]:
         """Counts of items that the catalogue does not know are left out."""
-        pairs, counts = decayed(self._days, self._half_life_days)
+        sums = decayed(self._days, self._half_life_days)
+        return self._by_row(sums, catalogue), self._by_row(trends(self._days), catalogue)
+
+    def _by_row(self, found: Counts, catalogue: Catalogue) -> RowCounts:
+        pairs, counts = found
         rows = self._rows.rows_of(pairs.ravel(), catalogue).reshape(-1, 2)
         is_known = (rows >= 0).all(axis=1)
         rows, counts = rows[is_known], counts[is_known]
@@ -123,6 +130,29 @@ def decayed(days: Mapping[int, Counts], half_life_days: float) -> Counts:
     pairs = np.concatenate([part.pairs for part in days.values()])
     counts = np.concatenate([part.counts * 2.0 ** ((day - newest) / half_life_days) for day, part in days.items()])
     return _summed(pairs, counts)
+
+
+def trends(days: Mapping[int, Counts]) -> Counts:
+    """Of each item, how far the events of the newest days exceed what all days let expect, in standard deviations.
+
+    (recent − expected) / √(expected + 1), where a day of `recent` counts half after `_TREND_HALF_LIFE_DAYS`, and
+    `expected` is what `recent` would be if the item's events were spread over `_TREND_DAYS`, or over all counted days
+    if those are more. Items at or below what is expected are left out.
+    """
+    if not days:
+        return decayed(days, 1.0)
+    newest, num_days = max(days), max(_TREND_DAYS, max(days) - min(days) + 1)
+    items = {day: Counts(part.pairs[own], part.counts[own]) for day, part in days.items() for own in [_is_item(part)]}
+    whole, recent = decayed(items, math.inf), decayed(items, _TREND_HALF_LIFE_DAYS)
+    weight = sum(2.0 ** (-age / _TREND_HALF_LIFE_DAYS) for age in range(min(num_days, newest + 1)))
+    expected = whole.counts * weight / num_days
+    excess = (recent.counts - expected) / np.sqrt(expected + 1)
+    return Counts(whole.pairs[excess > 0], excess[excess > 0])
+
+
+def _is_item(counts: Counts) -> NDArray[np.bool_]:
+    found: NDArray[np.bool_] = counts.pairs[:, 0] == counts.pairs[:, 1]
+    return found
 
 
 def _summed(pairs: NDArray[np.uint64], counts: NDArray[np.float64]) -> Counts:

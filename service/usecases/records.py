@@ -30,6 +30,7 @@ class _Record(msgspec.Struct, forbid_unknown_fields=True):
     available_from: _Time | None = None
     available_until: _Time | None = None
     popularity: Annotated[int, msgspec.Meta(ge=0, le=_MOST)] = 0
+    added_at: _Time | None = None
     deleted: bool = False
 
 

@@ -97,19 +97,22 @@ def memory_mib(pid: int, name: str) -> float:
 
 
 @contextlib.contextmanager
-def running_server(bundle: Path, **environment: str) -> Iterator[Server]:
-    """A server that is ready, with a store of its own. Both are stopped afterwards. `environment`: more variables.
+def running_server(bundle: Path, *, store_url: str | None = None, **environment: str) -> Iterator[Server]:
+    """A server that is ready, with a store of its own unless `store_url` is given; both are stopped afterwards.
 
-    Raises SystemExit when the server does not become ready.
+    `environment`: more variables. Raises SystemExit when the server does not become ready.
     """
     with bound_socket("127.0.0.1", 0) as probe:
         port = probe.getsockname()[1]
-    with tempfile.TemporaryDirectory() as directory, EmbeddedServer(Path(directory)) as store:
-        command = [sys.executable, "-m", "service", "serve", "--bundle", str(bundle), "--store", store.url]
+    with contextlib.ExitStack() as stack:
+        if store_url is None:
+            directory = stack.enter_context(tempfile.TemporaryDirectory())
+            store_url = stack.enter_context(EmbeddedServer(Path(directory))).url
+        command = [sys.executable, "-m", "service", "serve", "--bundle", str(bundle), "--store", store_url]
         command += ["--port", str(port), "--log-level", "warning"]
         process = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment)
         try:
-            server = Server(port, process.pid, store.url)
+            server = Server(port, process.pid, store_url)
             _wait_until_ready(server, process)
             yield server
         finally:

@@ -124,7 +124,7 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     "ForgottenEvent": {"user_id": _USER, "event_id": "order-17-1", "forgotten": True},
     "ItemBody": _TEA,
     "ItemPatch": {**_TEA, "hidden": True},
-    "Item": {"item_id": "green-tea", **_TEA},
+    "Item": {"item_id": "green-tea", **_TEA, "added_at": 1_760_000_000},
     "ItemsRequest": {"items": [{"item_id": "green-tea", **_TEA}]},
     "NewItem": {"item_id": "green-tea", **_TEA},
     "ItemsResponse": {
@@ -137,6 +137,7 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
         "item_id": _OLD_ITEM,
         "related": [{"item_id": _ITEM, "title": _TITLE, "source": "follow", "score": 0.21, "distance": None}],
     },
+    "RankedItems": {"items": [{"rank": 1, "item_id": _ITEM, "title": _TITLE, "score": 94.0}]},
     "UsersPage": {"users": [{"user_id": _USER, "events": 15}], "next_cursor": "0-1536"},
     "Neighbors": {
         "item_id": _OLD_ITEM,

@@ -1,4 +1,4 @@
-"""Lists to look through: GET /items, GET /items/{item_id}/related, GET /users."""
+"""Lists to look through: GET /items, GET /items/{item_id}/related, GET /users, GET /popular, /trending and /latest."""
 
 from fastapi import APIRouter, Request
 
@@ -14,9 +14,11 @@ from service.http.dependencies import (
     SearchWords,
     while_connected,
 )
-from service.http.item_schemas import ItemsPage, RelatedItems
+from service.http.item_schemas import ItemsPage, RankedItems, RelatedItems
 from service.http.user_schemas import UsersPage
 from service.http.wanted.filters import condition_of_text
+from service.resources import Resources
+from service.usecases.browsing.rankings import Ranking
 
 router = APIRouter()
 
@@ -49,3 +51,26 @@ async def list_users(
 ) -> UsersPage:
     """The users of whom events are stored, in pages and in no order."""
     return UsersPage.model_validate(await resources.user_list.page(prefix, limit, cursor))
+
+
+@router.get("/popular", tags=["items"])
+async def list_popular(resources: ResourcesDep, k: NumNeighbors = 10, filter: FilterText = None) -> RankedItems:
+    """What most users chose, in training and since then; live events fade."""
+    return await _ranked(resources, "popular", k, filter)
+
+
+@router.get("/trending", tags=["items"])
+async def list_trending(resources: ResourcesDep, k: NumNeighbors = 10, filter: FilterText = None) -> RankedItems:
+    """What users choose more in these days than in the weeks before; empty while no events are counted."""
+    return await _ranked(resources, "trending", k, filter)
+
+
+@router.get("/latest", tags=["items"])
+async def list_latest(resources: ResourcesDep, k: NumNeighbors = 10, filter: FilterText = None) -> RankedItems:
+    """The items that came while the service ran, the newest first."""
+    return await _ranked(resources, "latest", k, filter)
+
+
+async def _ranked(resources: Resources, ranking: Ranking, k: int, text: str | None) -> RankedItems:
+    condition = None if text is None else condition_of_text(text)
+    return RankedItems.model_validate({"items": await resources.rankings.of(ranking, k, condition)})

@@ -677,6 +677,5 @@ async def test_every_method_works_on_a_cluster(cluster_store: MemoryStore) -> No
     assert await store.renew_encodings("c", [entry for entry, _ in entries]) == 40
     assert await store.renew_encodings("d", [entry for entry, _ in entries]) == 0
     await store.encoded([entry for entry, _ in entries])
-    await store.put_items({"i": {"title": "t"}})
-    assert await store.load_items() == {"i": {"title": "t"}}
-    assert await store.items_version() == 1 and await store.backlog() == 0
+    version = await store.put_items([NewRecord("i", b"{}")], loaded=0)
+    assert await store.changed_items(0) == [("i", version, b"{}")] and await store.backlog() == 0

@@ -12,13 +12,16 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 from scipy import sparse
 
+from model_store.catalogue.conditions import equal_to
 from model_store.catalogue.items import Item
 from model_store.manifest import VoicesSpec
 from model_store.voices.past import ItemFacts
 from model_store.voices.voices import Voices
-from service.store.counts import SECONDS_PER_DAY, Counts
+from service.store.counts import SECONDS_PER_DAY, Counts, cell, record
 from service.store.embedded.server import EmbeddedServer
-from service.usecases.live import decayed
+from service.store.events import item_digest
+from service.usecases.browsing.rankings import Rankings
+from service.usecases.live import decayed, trends
 from service.usecases.ranking.requests import Recommendation
 from tests.conftest import BOTH_VOCABULARIES, write_bundle
 from tests.service.real import NOW, K, Service, ask, interaction, open_service
@@ -172,6 +175,56 @@ async def test_popular_items_follow_live_events(
         assert service.model.bundle.catalogue.most_popular(np.ones(21, dtype=bool), 3) == [1, 20, 0]
         await service.items.put(Item("newer", "Newer"))
         assert ids(await ask(service, k=50))[-1] == "newer"
+
+
+@BOTH_VOCABULARIES
+async def test_a_cold_user_and_the_lists_follow_2000_buyers(
+    make_bundle: Callable[..., Path], valkey: EmbeddedServer, raw: Redis
+) -> None:
+    async with open_service(make_bundle(), valkey.url, live_half_life_days=30) as service:
+        await service.items.put(Item("fresh", "Something Else Entirely", attributes={"kind": "new"}))
+        day = NOW // SECONDS_PER_DAY
+        digests = [item_digest("fresh"), item_digest("i9")]
+        cells = {f"user{n}": [cell(day, digests[0], digests[0])] for n in range(2000)}
+        for number in range(600):  # i9 has been chosen for weeks
+            cells[f"old{number}"] = [cell(day - number % 20, digests[1], digests[1])]
+        records = [(user, record(own)) for user, own in cells.items()]
+        for start in range(0, len(records), 100):
+            await service.store.count(dict(records[start : start + 100]))
+        await service.live_counts.catch_up()
+        answer = await ask(service, k=3)
+        assert answer.fallback == "cold_start" and ids(answer)[:2] == ["fresh", "i9"]
+        rankings = Rankings(service.view, service.live_counts)
+        popular = await rankings.of("popular", 2, None)
+        assert [each.item_id for each in popular] == ["fresh", "i9"] and popular[0].score == 2000
+        (first, *rest) = await rankings.of("trending", 10, None)
+        assert first.item_id == "fresh" and first.score > 20 and "i9" not in {each.item_id for each in rest[:1]}
+        assert [each.item_id for each in await rankings.of("latest", 10, None)] == ["fresh"]
+        assert [each.item_id for each in await rankings.of("popular", 10, equal_to("kind", ["new"]))] == ["fresh"]
+        await service.items.patch("fresh", {"hidden": True})
+        assert not await rankings.of("latest", 10, None)
+
+
+async def test_the_latest_items_are_those_that_came_last(shop: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, name in enumerate(("a", "b", "c")):
+        monkeypatch.setattr("service.usecases.items.time.time", lambda n=number: NOW + n)
+        await shop.items.put(Item(name, f"Title {name}"))
+    await shop.items.put(Item("a", "Another title"))
+    await shop.items.patch("b", {"attributes": {"x": 1}})
+    rankings = Rankings(shop.view, shop.live_counts)
+    assert [(each.item_id, each.score) for each in await rankings.of("latest", 2, None)] == [
+        ("c", NOW + 2), ("b", NOW + 1),
+    ]  # fmt: skip
+    assert (await shop.items.get("a")).added_at == NOW, "an item that is replaced came when it came first"
+
+
+def test_what_is_chosen_as_always_does_not_trend() -> None:
+    flat, rising = np.array([[1, 1]], dtype=np.uint64), np.array([[2, 2]], dtype=np.uint64)
+    days = {day: Counts(flat, np.array([10.0])) for day in range(20_000, 20_030)}
+    days[20_029] = Counts(np.concatenate([flat, rising]), np.array([10.0, 10.0]))
+    found = trends(days)
+    assert found.pairs.tolist() == [[2, 2]] and found.counts[0] > 3
+    assert not len(trends({}).pairs)
 
 
 async def test_an_event_counts_half_after_a_half_life(shop: Service) -> None:
