@@ -23,7 +23,7 @@ import numpy as np
 
 from model_store.catalogue.items import Item
 from service.store.client import MemoryStore
-from service.store.embedded import EmbeddedServer
+from service.store.embedded.server import EmbeddedServer
 from service.store.overlay import NewRecord
 from service.usecases.records import Change
 from tests.benchmarks.benchmark_catalogue import titles_of

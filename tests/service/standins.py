@@ -44,7 +44,7 @@ class Recommender:
         return Recommendation(
             recommendation_id="r1",
             user_id=request.user_id,
-            items=[ShownItem(1, "i1", "One", -1.0, "generated", 0.0, ShownReason("near", 0.75, "i2", "e1"))],
+            items=[ShownItem(1, "i1", "One", -1.0, "generated", 0.0, ShownReason("near", 0.75, "i2", "e1"), [])],
             memory=[UsedMemory("e1", "i2", "Two", 1, None, 0.5)],
             fallback=None,
             model=ServedModel(bundle="tiny", space="abc"),
