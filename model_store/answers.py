@@ -17,11 +17,17 @@ FOUND: Source = "found"  # for a query in words
 
 
 class PastRows(NamedTuple):
-    """Events as catalogue rows (n,) and times (n,) in seconds, oldest first, and the time of the query."""
+    """Events as catalogue rows (n,) and times (n,) in seconds, oldest first, and the time of the query.
+
+    `weights` (n,): how much each event counts; empty where each counts 1. `against`: pairs of a row and how strongly
+    events speak against its item, a positive number.
+    """
 
     rows: Sequence[int]
     timestamps: Sequence[int]
     now: int
+    weights: Sequence[float] = ()
+    against: Sequence[tuple[int, float]] = ()
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,10 @@ from safetensors.torch import load_file, save_file
 from model_store.catalogue.catalogue import Catalogue
 from model_store.catalogue.items import Item, write_items
 from model_store.errors import BundleCorrupt, BundleError, UnsupportedBackbone
+from model_store.event_types import EventTypes
 from model_store.files import (
     COLUMNS,
+    EVENT_TYPES,
     INDEX,
     ITEMS,
     LM,
@@ -44,7 +46,7 @@ from model_store.memory.retriever import Retriever
 from model_store.reasoner.files import REASONER, open_reasoner
 from model_store.reasoner.language import LanguageReasoner
 from model_store.text.prompt import ItemPrompt, Prompt
-from model_store.view import BundleView, open_catalogue
+from model_store.view import BundleView, open_catalogue, open_event_types
 from model_store.voices.voices import Voices
 from model_store.words.answer import Words
 from model_store.words.files import open_words
@@ -86,6 +88,7 @@ class Bundle(BundleView):
             voices=Voices.load(path / VOICES, manifest.voices) if manifest.voices else None,
             words=open_words(path / WORDS) if manifest.words else None,
             reasoner=_open_reasoner(path, manifest, device),
+            event_types=open_event_types(path, manifest),
         )
         bundle._check_sizes(path)
         bundle._check_window(path)
@@ -193,6 +196,9 @@ class BundleWriter:
 
     def add_voices(self, voices: Voices) -> None:
         voices.save(self._draft / VOICES)
+
+    def add_event_types(self, types: EventTypes) -> None:
+        (self._draft / EVENT_TYPES).write_text(types.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     def add_words(self, directory: Path) -> None:
         """Copy a directory that `words.files.save_words` wrote, with a reasoner in it or without."""

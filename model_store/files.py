@@ -7,6 +7,7 @@
     items.safetensors      columns computed from the catalogue, memory-mapped when the bundle is opened (optional)
     items.faiss            title embeddings; id = row
     voices.safetensors     tables of near items and the networks that weigh them (item vocabulary, optional)
+    event_types.json       what types of events mean (optional, see event_types.py)
     words/                 what answers queries in words (optional, see words/files.py)
 
 README.md describes each file. Loads neither torch nor a tokenizer.
@@ -29,6 +30,7 @@ MANIFEST, LM, RETRIEVER, ITEMS, INDEX = "manifest.json", "lm", "retriever.safete
 COLUMNS, VOICES, WORDS = "items.safetensors", "voices.safetensors", "words"
 REASONER = f"{WORDS}/reasoner"
 _REASONER_FILES = ("config.json", "model.safetensors", "tokenizer.json", "ranker.safetensors")
+EVENT_TYPES = "event_types.json"
 _WORDS_FILES = ("words.json", "words.safetensors", "dense.faiss", "encoder/encoder.json")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
 _MODEL_FILES = (".safetensors", "config.json", TITLES_FILE, *_TOKENIZER_FILES)

@@ -27,7 +27,7 @@ from model_store.lm.window_cache import BottomOutput, WindowCache, run_bottom
 from model_store.memory.combine import TopInput, combine
 from model_store.memory.retriever import Selection, choose, take
 from model_store.text.vocabulary import BEGIN
-from model_store.voices.past import Past
+from model_store.voices.past import Against, Past
 from model_store.voices.reasons import reasons, shares_of_events
 from model_store.voices.voices import Voting, all_scores
 
@@ -191,7 +191,18 @@ def past_of(bundle: Bundle, query: Query) -> Past:
         recent = recent[recent != BEGIN]
         return Past(recent, np.arange(len(recent)), len(recent))
     rows = np.array(query.past.rows, dtype=np.int64)
-    return Past(bundle.tokens_of(rows), np.array(query.past.timestamps, dtype=np.int64), query.past.now)
+    return Past(
+        bundle.tokens_of(rows),
+        np.array(query.past.timestamps, dtype=np.int64),
+        query.past.now,
+        np.array(query.past.weights, dtype=np.float32) if query.past.weights else None,
+        _against(bundle, query.past.against) if query.past.against else None,
+    )
+
+
+def _against(bundle: Bundle, pairs: Sequence[tuple[int, float]]) -> Against:
+    rows, weights = zip(*pairs, strict=True)
+    return Against(bundle.tokens_of(np.array(rows, dtype=np.int64)), np.array(weights, dtype=np.float32))
 
 
 def _reasons(

@@ -24,6 +24,7 @@ from service.http.fields import field_errors
 from service.http.middleware import AccessLog, BodyLimit, RequireKey, count_rejection, route_of
 from service.http.routes import (
     bundles,
+    event_types,
     experiments,
     interactions,
     items,
@@ -79,7 +80,20 @@ def create_app(settings: Settings, resources_factory: ResourcesFactory = open_re
     app.openapi = cache(partial(openapi.document, app))  # type: ignore[method-assign]
     app.state.metrics = metrics
     app.state.is_draining = False
-    for module in (recommend, interactions, users, merge, items, lists, bundles, experiments, model, ops, page):
+    for module in (
+        recommend,
+        interactions,
+        event_types,
+        users,
+        merge,
+        items,
+        lists,
+        bundles,
+        experiments,
+        model,
+        ops,
+        page,
+    ):
         app.include_router(module.router)
     return app
 

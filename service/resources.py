@@ -15,6 +15,7 @@ from model_store.view import BundleView
 from service.bundles.bundles import Bundles
 from service.engine.engine import Engine
 from service.engine.process import Spawn, spawn
+from service.event_types.table import EventTable
 from service.feedback.answers import Answers
 from service.feedback.experiments import Experiments
 from service.feedback.outcomes import Outcomes
@@ -58,6 +59,7 @@ class Shared:
     """What all bundles of a process use together."""
 
     store: MemoryStore
+    event_table: EventTable
     shown: ShownLists
     outcomes: Outcomes
     experiments: Experiments
@@ -75,6 +77,7 @@ class Resources:
     metrics: Metrics
     view: BundleView
     store: MemoryStore
+    event_table: EventTable
     engine: Engine
     items: Items
     ingest: Ingest
@@ -115,14 +118,31 @@ async def open_store(settings: Settings) -> AsyncIterator[MemoryStore]:
 
 
 @asynccontextmanager
+async def _open_event_table(store: MemoryStore) -> AsyncIterator[EventTable]:
+    table = EventTable(store)
+    await table.start()
+    try:
+        yield table
+    finally:
+        await table.stop()
+
+
+@asynccontextmanager
 async def open_kernel(
-    settings: Settings, metrics: Metrics, *, store: MemoryStore | None = None, spawn: Spawn = spawn
+    settings: Settings, metrics: Metrics, *, event_table: EventTable | None = None, spawn: Spawn = spawn
 ) -> AsyncIterator[Kernel]:
-    """Yields when the model is warm. `spawn` starts the process of the model; `store` is opened if it is None."""
+    """Yields when the model is warm. `spawn` starts the process of the model.
+
+    Without `event_table`, the store is opened, and its table of event types is followed.
+    """
     async with AsyncExitStack() as stack:
         view = await asyncio.to_thread(open_view, settings)
-        if store is None:
+        if event_table is None:
             store = await stack.enter_async_context(open_store(settings))
+            event_table = await stack.enter_async_context(_open_event_table(store))
+        store = event_table.store
+        event_table.add(view)
+        stack.callback(event_table.remove, view)
         engine = Engine(view, settings, metrics, spawn)
         stack.push_async_callback(engine.stop, _LAST_JOBS_S)
         await engine.start()
@@ -139,6 +159,7 @@ async def open_resources(settings: Settings, metrics: Metrics, *, spawn: Spawn =
     """Yields when a request would be answered: the resources of the bundle that answers first."""
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(settings))
+        event_table = await stack.enter_async_context(_open_event_table(store))
         shown = ShownLists(ShownStore(store.run, kept_s=round(3600 * settings.shown_hours)), metrics)
         stack.push_async_callback(shown.stop)
         outcomes = Outcomes(OutcomeStore(store.run))
@@ -147,7 +168,8 @@ async def open_resources(settings: Settings, metrics: Metrics, *, spawn: Spawn =
         await experiments.start()
 
         def open_one(chosen: Settings) -> AbstractAsyncContextManager[Resources]:
-            return _open_bundle(chosen, metrics, Shared(store, shown, outcomes, experiments, bundles), spawn)
+            together = Shared(store, event_table, shown, outcomes, experiments, bundles)
+            return _open_bundle(chosen, metrics, together, spawn)
 
         bundles: Bundles[Resources] = Bundles(settings, metrics, BundleStore(store.run), open_one)
         stack.push_async_callback(bundles.stop)
@@ -159,7 +181,9 @@ async def _open_bundle(settings: Settings, metrics: Metrics, shared: Shared, spa
     """Yields when the bundle could answer. What takes long for a large catalogue is made in a thread."""
     async with AsyncExitStack() as stack:
         store, shown = shared.store, shared.shown
-        kernel = await stack.enter_async_context(open_kernel(settings, metrics, store=store, spawn=spawn))
+        kernel = await stack.enter_async_context(
+            open_kernel(settings, metrics, event_table=shared.event_table, spawn=spawn)
+        )
         view, engine = kernel.view, kernel.engine
         kernel.worker.counts_events = False  # until this bundle answers
         ingest = Ingest(view, store, kernel.items, kernel.worker, metrics)
@@ -188,6 +212,7 @@ async def _open_bundle(settings: Settings, metrics: Metrics, shared: Shared, spa
             metrics=metrics,
             view=view,
             store=store,
+            event_table=shared.event_table,
             engine=engine,
             items=kernel.items,
             ingest=ingest,

@@ -43,15 +43,25 @@ class ItemFacts(NamedTuple):
     interval: NDArray[np.float32]  # (V,)
 
 
+class Against(NamedTuple):
+    """Items that events of a user speak against: `tokens` (a,), and how strongly, `weights` (a,), positive."""
+
+    tokens: NDArray[np.int64]
+    weights: NDArray[np.float32]
+
+
 class Past(NamedTuple):
     """The events of a user that are known at the time `now`, oldest first; the newest are read, see `VoicesSpec`.
 
-    Timestamps are in seconds and do not fall. Events at the time `now` are the current basket.
+    Timestamps are in seconds and do not fall. Events at the time `now` are the current basket. `weights` multiply the
+    votes of the events; None where each counts 1.
     """
 
     tokens: NDArray[np.int64]  # (n,)
     timestamps: NDArray[np.int64]  # (n,)
     now: int
+    weights: NDArray[np.float32] | None = None  # (n,)
+    against: Against | None = None
 
 
 class Described(NamedTuple):

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from model_store.errors import BundleCorrupt
 from model_store.manifest import VoicesSpec
+from model_store.voices.against import lowered
 from model_store.voices.candidates import Candidates, find_candidates, num_older_features, num_window_features
 from model_store.voices.combiner import Combiner
 from model_store.voices.gate import Gate, Weights
@@ -108,7 +109,10 @@ class Voices:
     def mix(self, forecast: NDArray[np.float32], pasts: Sequence[Past]) -> Mixtures:
         """`forecast` (B, V') are the language model's probabilities of all items, V' ≥ V."""
         described = self.describe(pasts)
-        weights = self.weigh(described[0], is_older=False), self.weigh(described[1], is_older=True)
+        window, older = (
+            _scaled(self.weigh(part, is_older=bool(half)), part, pasts) for half, part in enumerate(described)
+        )
+        weights = window, older
         return Mixtures.of(self.known, forecast, described, weights)
 
     def vote(
@@ -117,7 +121,11 @@ class Voices:
         """Ranks the candidates of each query. `allowed`: the tokens that may be shown, None for all."""
         mixtures = self.mix(forecast, pasts)
         found = [find_candidates(mixtures, row, tokens) for row, tokens in enumerate(allowed)]
-        return Voting(mixtures, found, self._scores(found))
+        scores = [
+            own if past.against is None else own - lowered(self.known, past.against, each.tokens)
+            for own, each, past in zip(self._scores(found), found, pasts, strict=True)
+        ]
+        return Voting(mixtures, found, scores)
 
     @torch.inference_mode()
     def _scores(self, found: Sequence[Candidates]) -> list[NDArray[np.float32]]:
@@ -169,6 +177,22 @@ class Voices:
 
     def _networks(self) -> dict[str, torch.nn.Module]:
         return {"window": self.gates[0], "older": self.gates[1], "combiner": self.combiner}
+
+
+def event_weights(past: Past, places: NDArray[np.int64]) -> NDArray[np.float32]:
+    """(n,) how much the events at these places of the past count."""
+    if past.weights is None or not len(past.weights):
+        return np.ones(len(places), dtype=np.float32)
+    found: NDArray[np.float32] = past.weights[places]
+    return found
+
+
+def _scaled(weights: Weights, described: Described, pasts: Sequence[Past]) -> Weights:
+    """The votes of each event times its weight."""
+    if all(past.weights is None for past in pasts):
+        return weights
+    scales = np.stack([event_weights(past, own) for past, own in zip(pasts, described.places, strict=True)])
+    return Weights(weights.overall, weights.events * torch.from_numpy(scales)[:, :, None])
 
 
 def all_scores(voting: Voting) -> NDArray[np.float32]:

@@ -139,6 +139,8 @@ class Engine:
             past_rows=list(past.rows) if past else [],
             past_times=list(past.timestamps) if past else [],
             now=past.now if past else 0,
+            past_weights=list(past.weights) if past else [],
+            against=list(past.against) if past else [],
         )
         found: Recommended = await self._ask_counted(asked)
         return Answer(

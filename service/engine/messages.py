@@ -40,7 +40,8 @@ class ModelOptions(msgspec.Struct):
 class Recommend(Message):
     """`titles`: the recent window, oldest first. `memory`: (M, D) float16. `allowed`: (N,) bits by catalogue row.
 
-    `past_rows`, `past_times` and `now`: see `model_store.answers.PastRows`; no rows where the bundle has no voices.
+    `past_rows`, `past_times`, `now`, `past_weights` and `against`: see `model_store.answers.PastRows`; no rows where
+    the bundle has no voices.
     """
 
     id: int
@@ -53,6 +54,8 @@ class Recommend(Message):
     past_rows: list[int]
     past_times: list[int]
     now: int
+    past_weights: list[float] = []
+    against: list[tuple[int, float]] = []
 
 
 class Encode(Message):

@@ -203,7 +203,7 @@ class Model:
             memory=np.frombuffer(asked.memory, dtype="<f2").reshape(-1, self.bundle.lm.hidden_size),
             allowed=unpack_rows(asked.allowed, asked.num_items, len(self.bundle.catalogue)),
             num_results=asked.num_results,
-            past=PastRows(asked.past_rows, asked.past_times, asked.now) if asked.past_rows else None,
+            past=_past_of(asked) if asked.past_rows else None,
         )
 
     def _encode(self, asked: Sequence[Encode]) -> list[Result]:
@@ -387,3 +387,7 @@ def _default_threads(bundle: Bundle) -> int:
 
 if __name__ == "__main__":
     raise SystemExit(main())
+
+
+def _past_of(asked: Recommend) -> PastRows:
+    return PastRows(asked.past_rows, asked.past_times, asked.now, asked.past_weights, asked.against)

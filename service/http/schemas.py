@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PlainValidator
 
+from model_store.event_types import UNTYPED, TypeRule
 from service.http.fields import (
     Context,
     EventId,
@@ -184,7 +185,11 @@ class EventContent(Schema):
 
     item_id: ItemId = Field(description="an item of the catalogue", examples=["green-tea"])
     timestamp: Timestamp = Field(examples=[1760000000])
-    type: EventType = Field(default="view", description="what the user did", examples=["purchase"])
+    type: EventType = Field(
+        default=UNTYPED,
+        description="what the user did; GET /settings/events says what each type means",
+        examples=["purchase"],
+    )
     value: float | None = Field(
         default=None, description="a number that belongs to the event, such as a rating", examples=[4.5]
     )
@@ -225,6 +230,15 @@ class InteractionsRequest(Schema):
         default="durable",
         description="durable: answer when the events are stored; visible: when memory holds them, too",
     )
+
+
+class EventSettings(ResponseSchema):
+    number: int = Field(description="grows with each table that is put; 0: the table of the bundle")
+    is_counted: bool = Field(
+        description="false while users wait to be counted again by this table; the encode queue shows how far it is"
+    )
+    types: dict[str, TypeRule] = Field(description="type of events -> its rule")
+    other: TypeRule = Field(description="the rule of types that the table does not name")
 
 
 class InteractionResult(ResponseSchema):

@@ -15,8 +15,9 @@ from typing import Any
 
 import structlog
 
+from model_store.event_types import EventTypes
 from service.errors import BadRequest
-from service.store import overlay, scripts
+from service.store import overlay
 from service.store.connection import StoreConnection, translated_errors
 from service.store.counts import COUNT, KEPT_DAYS, Counts, decode_counts, decode_days
 from service.store.events import (
@@ -51,6 +52,8 @@ from service.store.keys import (
     user_of,
     user_prefix,
 )
+from service.store.lua import scripts
+from service.store.lua.sorting import sorting_of
 from service.store.overlay import NewRecord, StoredItem
 from service.store.requests import (
     Command,
@@ -73,6 +76,12 @@ CONSUMER_IDLE_MS = 3_600_000  # a worker without entries that did not ask for so
 class MemoryStore(StoreConnection):
     """The methods for each kind of key. One per process and event loop; they may run concurrently."""
 
+    _sorting = sorting_of(EventTypes(), 0)
+
+    def use_event_types(self, types: EventTypes, number: int) -> None:
+        """From now on events are sorted by this table; one with a higher number is newer (see `lua/sorting.py`)."""
+        self._sorting = sorting_of(types, number)
+
     # ---- events of a user
 
     async def append(self, events: Sequence[Event], *, with_outcomes: bool = True) -> list[Appended]:
@@ -85,7 +94,7 @@ class MemoryStore(StoreConnection):
         for position, event in enumerate(events):
             by_user.setdefault(event.user_id, []).append(position)
         outcomes = attributions(events) if with_outcomes else []  # before the events are stored
-        appends = [append_command([events[i] for i in positions]) for positions in by_user.values()]
+        appends = [append_command([events[i] for i in positions], self._sorting) for positions in by_user.values()]
         requests = [encoding_command(by_user)] if events else []
         requests += markings(events) if with_outcomes else []
         if self._is_cluster:  # the queue may be on another node, and events must be stored before it names their user
@@ -108,9 +117,8 @@ class MemoryStore(StoreConnection):
         States of windows that contained that one become stale. Asks for encoding, also if nothing changes: so a retry
         repairs a crash between the two writes.
         """
-        command = eval_command(
-            scripts.REPLACE, user_keys(event.user_id), user_prefix(event.user_id), *append_arguments(event)
-        )
+        args = *self._sorting, user_prefix(event.user_id), *append_arguments(event)
+        command = eval_command(scripts.REPLACE, user_keys(event.user_id), *args)
         (answer,) = await self._run([command])
         await self.request_encoding([event.user_id])
         answers: tuple[Replaced, ...] = ("unchanged", "created", "replaced")
@@ -118,22 +126,19 @@ class MemoryStore(StoreConnection):
 
     async def recall(self, user_id: str, space: str, limit: int) -> list[Remembered]:
         """The newest `limit` events, oldest first, with their state records. One round trip, O(limit)."""
-        return (await self._recall(recall_command(user_id, space, limit), user_id)).events
+        return (await self._recall(recall_command(user_id, space, limit, self._sorting), user_id)).events
 
-    async def recall_and_seen(
-        self, user_id: str, space: str, limit: int, *, num_states: int | None = None
-    ) -> tuple[list[Remembered], bytes]:
-        """Result of `recall` and `Recalled.seen`. One round trip.
+    async def recall_and_seen(self, user_id: str, space: str, limit: int, *, num_states: int | None = None) -> Recalled:
+        """The newest `limit` events, what counts as seen, and the newest events against items. One round trip.
 
         Only the newest `num_states` events come with their records (None: all); older ones with None.
         """
-        command = recall_command(user_id, space, limit, num_states=num_states, with_seen=True)
-        recalled = await self._recall(command, user_id)
-        return recalled.events, recalled.seen
+        command = recall_command(user_id, space, limit, self._sorting, num_states=num_states, with_seen=True)
+        return await self._recall(command, user_id)
 
     async def recall_many(self, user_ids: Sequence[str], space: str, limit: int) -> list[Recalled]:
         """The newest `limit` events of each user, in the given order. One round trip; `seen` is left empty."""
-        answers = await self._run([recall_command(user_id, space, limit) for user_id in user_ids])
+        answers = await self._run([recall_command(user_id, space, limit, self._sorting) for user_id in user_ids])
         recalled = []
         for user_id, answer in zip(user_ids, answers, strict=True):
             await asyncio.sleep(0)  # decoding many users takes long: let other tasks run in between
@@ -266,7 +271,7 @@ class MemoryStore(StoreConnection):
 
     async def backlog(self) -> int:
         """Number of users with entries in the queue, including those that workers own."""
-        return int(await self._call("HLEN", WAITING))
+        return min(await self._run([("HLEN", WAITING), ("XLEN", ENCODE)]))
 
     async def backlog_age_s(self) -> float:
         """Age of the oldest entry by the server's clock; 0 for an empty queue."""

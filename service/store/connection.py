@@ -19,8 +19,8 @@ from redis.exceptions import RedisClusterException, RedisError
 
 from service.errors import StartupError, StoreCorrupt, StoreUnavailable
 from service.logs import RepeatedWarnings
-from service.store import scripts
 from service.store.keys import PROBE
+from service.store.lua import scripts
 from service.store.reasons import SLOW, reason_of, reply_of
 from service.store.requests import Command, eval_command
 

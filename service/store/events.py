@@ -16,12 +16,16 @@ from operator import itemgetter
 from types import NoneType
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from pydantic_core import from_json
 
+from model_store.event_types import UNTYPED
 from model_store.text.history import tie_key
 from service.errors import BadRequest
 
 DIGEST_BYTES = 8
+SEEN = np.dtype([("digest", "<u8"), ("until", "<u4")])  # an entry of `Recalled.seen`
+SEEN_FOR_EVER = 2**32 - 1
 _LARGEST_TIME = 2**53  # Redis orders by a double
 _FIELDS = itemgetter("item_id", "timestamp", "type", "value")
 _OPTIONAL = ("query", "session_id", "context", "recommendation_id")
@@ -40,7 +44,7 @@ class Event(NamedTuple):
     user_id: str
     item_id: str
     timestamp: int
-    type: str = "view"
+    type: str = UNTYPED
     value: float | None = None
     query: str | None = None
     session_id: str | None = None
@@ -62,15 +66,19 @@ class Remembered(NamedTuple):
 
 
 class Recalled(NamedTuple):
-    """The newest events of one user, oldest first.
+    """The newest events of one user that are interest, oldest first.
 
-    `log_digest` is a digest of the ids and the order of these events. `seen` is the `item_digest` of every event of the
-    user, concatenated in any order; empty unless it was asked for.
+    `log_digest` changes when these events, their order or what they mean do. `seen`: see `sorting.py`; empty unless it
+    was asked for. `against`: the newest events with a negative weight, newest first.
     """
 
     events: list[Remembered]
     log_digest: bytes
     seen: bytes
+    against: Sequence[Event] = ()
+
+
+NOTHING_RECALLED = Recalled([], b"", b"")
 
 
 class UserStates(NamedTuple):
@@ -221,8 +229,13 @@ def decode_event(user_id: str, event_id: bytes, body: bytes | None) -> Event | N
 
 
 def is_same_event(stored: bytes, event: Event) -> bool:
-    """Whether the stored body tells the same as `event`, which has the same id. False where it cannot be read."""
+    """Whether the stored body tells the same as `event`, which has the same id. False where it cannot be read.
+
+    Earlier versions stored an event without a type as a view.
+    """
     found = decode_event(event.user_id, encode_text(event.event_id), stored)
+    if found is not None and found.type == "view" and event.type == UNTYPED:
+        found = found._replace(type=UNTYPED)
     return found is not None and encode_event(found) == encode_event(event)
 
 

@@ -3,8 +3,16 @@
     key                               type    holds                                        bound
     automr:{<uid>}:events             HASH    event_id -> JSON item_id, timestamp, type,   number of events;
                                               value, query                                 source of truth
-    automr:{<uid>}:order              ZSET    "<tie_key>:<event_id>" by timestamp          number of events
-    automr:{<uid>}:seen               STRING  `item_digest` of each event, 8 bytes each    number of events
+    automr:{<uid>}:order              ZSET    "<tie_key>:<event_id>" by timestamp: events  number of events
+                                              that are interest (see `sorting.py`)
+    automr:{<uid>}:against            ZSET    the same, of events with a negative weight   number of events
+    automr:{<uid>}:aside              ZSET    the same, of all other events                number of events
+    automr:{<uid>}:seen               STRING  `item_digest` and time, 12 bytes each        number of events
+    automr:{<uid>}:facts              HASH    table and revision of the sets; "!<tie_key>" items that were taken back
+                                              -> place of the last event that took it back
+    automr:events                     STRING  JSON: number and table of event types        one
+    automr:events:counted             STRING  name of the table by which all were counted  one
+    automr:events:counting            STRING  who counts them again, for 30 s              one
     automr:{<uid>}:states:<space>     HASH    sha1(event_id)[:20] -> state record, bytes   newest `keep` events
     automr:{<uid>}:spaces             SET     spaces that have keys of this user           bundles served
     automr:{<uid>}:shown              LIST    id, a space, JSON of a list that was shown   newest 20, for a day
@@ -55,8 +63,10 @@ WAITING = "automr:{automr:encode}:waiting"  # its hash tag is the name of the st
 DAYS, DAY_PREFIX = "automr:{+live}:days", "automr:{+live}:day:"
 TOTALS, COUNTED_PREFIX = "automr:{+outcomes}:totals", "automr:{+outcomes}:counted:"
 UNSETTLED, EXPERIMENTS = "automr:{+outcomes}:waiting", "automr:experiments"
+EVENT_TYPES, EVENTS_COUNTED, EVENTS_COUNTING = "automr:events", "automr:events:counted", "automr:events:counting"
 BUNDLES, BUNDLES_FILL = "automr:bundles", "automr:bundles:fill"
 PROBE = "automr:probe"
+USER_KEYS = ("events", "order", "seen", "spaces", "against", "aside", "facts")
 ALL_EVENTS = "automr:{*}:events"  # a pattern for SCAN
 
 
@@ -98,7 +108,7 @@ def user_of(events_key: bytes) -> str:
 
 
 def user_keys(user_id: str, space: str | None = None) -> list[str]:
-    """KEYS[1] to KEYS[4] of the scripts: events, order, seen, spaces; with a space also KEYS[5], its states."""
+    """KEYS[1] to KEYS[7] of the scripts (see USER_KEYS); with a space also KEYS[8], its states."""
     prefix = user_prefix(user_id)
-    keys = [prefix + "events", prefix + "order", prefix + "seen", prefix + "spaces"]
+    keys = [prefix + name for name in USER_KEYS]
     return keys if space is None else [*keys, f"{prefix}states:{space}"]

@@ -5,11 +5,11 @@ from typing import Any
 
 import structlog
 
-from service.store import scripts
 from service.store.events import (
     Event,
     Recalled,
     UserStates,
+    decode_events,
     decode_remembered,
     encode_event,
     encode_text,
@@ -17,10 +17,13 @@ from service.store.events import (
     order_member,
 )
 from service.store.keys import ENCODE, WAITING, user_keys
+from service.store.lua import scripts
 
 log = structlog.get_logger("service.store.client")
 
 Command = tuple[Any, ...]
+Sorting = tuple[str, str]  # see `sorting.sorting_of`
+NUM_AGAINST = 50  # newest events against items that a reader gets
 
 
 def eval_command(script: str, keys: Sequence[str], *args: Any) -> Command:
@@ -30,9 +33,9 @@ def eval_command(script: str, keys: Sequence[str], *args: Any) -> Command:
     return ("EVAL", script, len(keys), *keys, *args)
 
 
-def append_command(events: Sequence[Event]) -> Command:
+def append_command(events: Sequence[Event], sorting: Sorting) -> Command:
     """`events` are of one user."""
-    args: list[Any] = []
+    args: list[Any] = [*sorting]
     for event in events:
         args += append_arguments(event)
     return eval_command(scripts.APPEND, user_keys(events[0].user_id), *args)
@@ -44,19 +47,21 @@ def append_arguments(event: Event) -> tuple[Any, ...]:
 
 
 def recall_command(
-    user_id: str, space: str, limit: int, *, num_states: int | None = None, with_seen: bool = False
+    user_id: str, space: str, limit: int, sorting: Sorting, *, num_states: int | None = None, with_seen: bool = False
 ) -> Command:
     most = limit if num_states is None else num_states
-    return eval_command(scripts.RECALL, user_keys(user_id, space), max(limit, 0), max(most, 0), int(with_seen))
+    args = *sorting, max(limit, 0), max(most, 0), int(with_seen), NUM_AGAINST
+    return eval_command(scripts.RECALL, user_keys(user_id, space), *args)
 
 
 def decode_recalled(user_id: str, answer: Sequence[Any]) -> Recalled:
     """`answer` of RECALL has the newest event first."""
-    ids, bodies, records, log_digest, seen = answer
+    ids, bodies, records, log_digest, seen, *against = answer
     records += [None] * (len(ids) - len(records))  # older events, of which no state was asked for
     events = decode_remembered(user_id, ids[::-1], bodies[::-1], records[::-1])
     warn_of_unreadable(len(ids) - len(events), len(ids))
-    return Recalled(events, log_digest, seen or b"")
+    not_wanted = [event for event in decode_events(user_id, *against) if event is not None]
+    return Recalled(events, log_digest, seen or b"", not_wanted)
 
 
 def warn_of_unreadable(num_unreadable: int, num_events: int) -> None:

@@ -7,6 +7,7 @@ counts by sending more than others. Knows neither Redis nor torch.
 
 from collections.abc import Callable, Sequence
 
+from model_store.event_types import EventTypes
 from service.store.counts import cell, day_of, record
 from service.store.events import Event, item_digest
 
@@ -14,19 +15,24 @@ NUM_COUNTED = 100  # newest events of a user
 SPAN = 10  # events: a pair is counted if its events are at most so far apart
 
 
-def record_of(events: Sequence[Event], is_new: Callable[[str], bool]) -> bytes:
+def record_of(events: Sequence[Event], is_new: Callable[[str], bool], types: EventTypes) -> bytes:
     """The record of a user with these events, oldest first.
 
-    Each event counts its item on its day. A pair of items counts on the day of its later event, if at least one of
-    both `is_new`: the tables of the bundle know nothing of it.
+    An event counts its item on its day if its type counts for popularity. A pair of items counts on the day of its
+    later event, if the types of both events count for neighbours and at least one of the items `is_new`: the tables of
+    the bundle know nothing of it.
     """
     newest = events[-NUM_COUNTED:]
+    rules = [types.rule(event.type, event.value) for event in newest]
     days = [day_of(event.timestamp) for event in newest]
     digests = [item_digest(event.item_id) for event in newest]
     new = [is_new(event.item_id) for event in newest]
-    cells = [cell(day, digest, digest) for day, digest in zip(days, digests, strict=True)]
-    for later in range(len(newest)):
-        for earlier in range(max(0, later - SPAN), later):
+    cells = [
+        cell(day, digest, digest) for day, digest, rule in zip(days, digests, rules, strict=True) if rule.popularity
+    ]
+    near = [place for place, rule in enumerate(rules) if rule.neighbors]
+    for place, later in enumerate(near):
+        for earlier in near[max(0, place - SPAN) : place]:
             if (new[earlier] or new[later]) and digests[earlier] != digests[later]:
                 cells.append(cell(days[later], digests[earlier], digests[later]))
     return record(cells)

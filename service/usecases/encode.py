@@ -208,7 +208,7 @@ class Worker:
         records = {}
         for user_id, each in recalled.items():
             await asyncio.sleep(0)  # lets requests run between two users
-            records[user_id] = record_of([part.event for part in each.events], self._is_new)
+            records[user_id] = record_of([part.event for part in each.events], self._is_new, self.view.event_types)
         changes = dict(zip(records, await self.store.count(records), strict=True))
         self.metrics.live_counts_changed_total.inc(sum(changes.values()))
         return {user_id for user_id, num_changed in changes.items() if num_changed}

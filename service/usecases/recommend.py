@@ -39,7 +39,7 @@ from service.errors import (
 from service.logs import RepeatedWarnings
 from service.metrics import Metrics
 from service.store.client import MemoryStore
-from service.store.events import Remembered
+from service.store.events import NOTHING_RECALLED, Recalled
 from service.usecases.explain import show
 from service.usecases.ranking.candidates import LEAST, MOST, Candidate, candidates_of, merged
 from service.usecases.ranking.draft import Draft, Listed, silent
@@ -47,7 +47,7 @@ from service.usecases.ranking.requests import Context, Fallback, Progress, Recom
 from service.usecases.ranking.rules import NO_RULES
 from service.usecases.repair import Repair
 from service.usecases.seen import SeenRows
-from service.usecases.timeline import events_needed, known_of, recent_only, states_needed
+from service.usecases.timeline import against_of, events_needed, known_of, recent_only, states_needed
 from service.usecases.warned import NOT_DIVERSE, Warned, of_candidates, of_filter, of_rules
 from service.usecases.words import (
     NO_WORDS,
@@ -193,7 +193,7 @@ class Recommender:
             return self._context(request)
         try:
             num_events, num_states = self._wanted(request)
-            events, digests = await self.store.recall_and_seen(
+            recalled = await self.store.recall_and_seen(
                 request.user_id, self.view.manifest.space, num_events, num_states=num_states
             )
         except (StoreUnavailable, StoreCorrupt):
@@ -201,7 +201,7 @@ class Recommender:
         except Exception:
             log.exception("a user cannot be read")
             return self._context(request, fallback="memory_unavailable")
-        context = self._context(request, events, self._seen_rows.of(digests, self.view.catalogue))
+        context = self._context(request, recalled)
         if context.known.is_incomplete:
             self._repair.request(request.user_id)
         return context
@@ -209,19 +209,21 @@ class Recommender:
     def _context(
         self,
         request: Request,
-        events: Sequence[Remembered] = (),
-        seen: NDArray[np.int64] = _NO_ROWS,
+        recalled: Recalled = NOTHING_RECALLED,
         fallback: Fallback | None = None,
     ) -> Context:
         now = int(time.time()) if request.timestamp is None else request.timestamp
         know = known_of if request.query is None else known_in_words
-        known = know(events, self.view, now, request.recent)
+        known = know(recalled.events, self.view, now, request.recent)
         if not request.memory:
             known = recent_only(known, self.view)
+        against = against_of(recalled.against, self.view)
+        known = known._replace(past=known.past._replace(against=against))
+        seen = self._seen_rows.of(recalled.seen, self.view.catalogue, now)
         if request.recent:
             names = [item.item_id for item in request.recent]
             seen = self._seen_rows.with_session(seen, names, self.view.catalogue)
-        return Context(known, seen, fallback)
+        return Context(known, seen, np.array([row for row, _ in against], dtype=np.int64), fallback)
 
     async def _prepare_filters(self, request: Request) -> None:
         """Applies conditions that are new to this process in a thread, as a large catalogue takes long."""
@@ -281,16 +283,17 @@ class Recommender:
         """(N,) what may be shown: available, among the candidates, matching the filter, not seen.
 
         Where users come back to items, seen items may be shown, but not those of the current basket: the evaluation
-        leaves them out, too.
+        leaves them out, too. Items that events of the user speak against are shown only to those who ask for them.
         """
         excludes_seen = not self._has_returns if request.exclude_seen is None else request.exclude_seen
         basket = _basket(context.known.past) if self._has_returns else _NO_ROWS
+        against = context.against if request.exclude_seen is None else _NO_ROWS
         catalogue = self.view.catalogue
         allowed = catalogue.allowed(
             time.time(),
             candidates=request.candidates,
             among=None if request.filter is None else self._filters.mask(catalogue, request.filter),
-            without=context.seen if excludes_seen else basket,
+            without=context.seen if excludes_seen else np.append(basket, against),
         )
         allowed[[catalogue.rows[item_id] for item_id in request.exclude if item_id in catalogue.rows]] = False
         return allowed

@@ -1,7 +1,7 @@
-"""Which items count as seen: the items of all events of the user, whatever their type, and the items of the session.
+"""Which items count as seen: those of events whose type says so, for as long as it says, and those of the session.
 
-The store keeps a digest of 8 bytes for the item of each event; `SeenRows` finds the catalogue rows of these digests. To
-count fewer events, change the scripts that keep the digests: APPEND and _SEEN in `service/store/scripts.py`.
+The store keeps a digest and a time for the item of each such event (`service/store/lua/sorting.py`); `SeenRows` finds
+the catalogue rows of these digests.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.catalogue.catalogue import Catalogue
-from service.store.events import DIGEST_BYTES, item_digest
+from service.store.events import SEEN, SEEN_FOR_EVER, item_digest
 
 _NUM_CACHED = 4096  # digests that fit into the processor's cache
 
@@ -26,12 +26,14 @@ class SeenRows:
         self._rows = np.zeros(0, dtype=np.int64)
         self._follow(catalogue)
 
-    def of(self, seen: bytes, catalogue: Catalogue) -> NDArray[np.int64]:
-        """Rows of the items whose `item_digest` is in `seen`, in any order, some repeated. Unknown items have none.
+    def of(self, seen: bytes, catalogue: Catalogue, now: int) -> NDArray[np.int64]:
+        """Rows of the items that `seen` names for the time `now`, in any order, some repeated. Unknown items have none.
 
         `catalogue` is the one of the last call, or has new items at its end.
         """
-        wanted = _read(seen[: len(seen) // DIGEST_BYTES * DIGEST_BYTES])
+        entries = np.frombuffer(seen[: len(seen) // SEEN.itemsize * SEEN.itemsize], dtype=SEEN)
+        until = entries["until"]
+        wanted = entries["digest"][(until == SEEN_FOR_EVER) | (until > now)]
         if len(self._digests) > _NUM_CACHED:
             wanted = np.sort(wanted)  # then neighbours are looked up next to each other
         rows = self.rows_of(wanted, catalogue)

@@ -11,14 +11,17 @@ whether a stored state belongs to its window. The order of arrival does not matt
 
 import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model_store.answers import PastRows
+from model_store.event_types import EventRule, EventTypes
 from model_store.view import BundleView
 from service.store.events import Event, Remembered
+
+T = TypeVar("T")
 
 
 class Memory(NamedTuple):
@@ -115,6 +118,9 @@ class Timeline:
         self._beyond = [part.event for part in beyond if part.event.item_id in view.catalogue.rows]
         titles = view.catalogue.titles([part.event.item_id for part in remembered])
         places = [place for place, title in enumerate(titles) if title]
+        self._interest = [remembered[place].event for place in places]
+        if view.event_types.parts_memory:
+            places = [place for place in places if self._rule(remembered[place].event).memory]
         self.events = [remembered[place].event for place in places]
         self.titles = [titles[place] for place in places]
         self._recent_length = view.manifest.prompt.recent_length
@@ -131,7 +137,7 @@ class Timeline:
         # (R,) bool: whether a record is readable and was made from the window as it is today.
         self._is_valid: NDArray[np.bool_] = self._decoded.is_valid & (self._decoded.fingerprints == of_windows)
         # Whether an event of the memory has no valid state: lost, stale, or not yet encoded in this space.
-        self.is_incomplete = not self._is_valid[self._memory_rows(self._recent_length)].all()
+        self.is_incomplete = not self._is_valid[self._memory_rows(self._window_of(self._interest))].all()
 
     def known(self, now: int, session: Sequence[SessionItem] = ()) -> Known:
         """Window, memory and past at the time `now`, with the items of the session among the stored events, by time.
@@ -143,29 +149,30 @@ class Timeline:
             return self._known_with(session, now)
         events = self.past(_past_length(self._view))
         past = self._past_rows(events, [event.timestamp for event in events], now)
-        return Known(self.titles[-self._recent_length :], self.memory(), past, events, self.is_incomplete)
+        titles = self._view.catalogue.titles([event.item_id for event in self._window_of(self._interest)])
+        return Known(titles, self.memory(), past, events, self.is_incomplete)
 
     def _known_with(self, session: Sequence[SessionItem], now: int) -> Known:
-        times, together = merged([*self._beyond, *self.events], session, now)
-        window, length = together[-self._recent_length :], min(_past_length(self._view), len(together))
+        times, together = merged([*self._beyond, *self._interest], session, now)
+        window, length = self._window_of(together), min(_past_length(self._view), len(together))
         past = together[len(together) - length :]
         return Known(
             recent=self._view.catalogue.titles([each.item_id for each in window]),
-            memory=self.memory(num_recent=sum(isinstance(each, Event) for each in window)),
+            memory=self.memory(window),
             past=self._past_rows(past, times[len(together) - length :], now),
             past_events=past,
             is_incomplete=self.is_incomplete,
         )
 
     def past(self, num: int) -> list[Event]:
-        """The newest `num` events, oldest first, whether they have a state or not."""
-        if num <= len(self.events):
-            return self.events[len(self.events) - num :]
-        return self._beyond[len(self._beyond) - min(num - len(self.events), len(self._beyond)) :] + self.events
+        """The newest `num` events of interest, oldest first, whether they have a state or not."""
+        if num <= len(self._interest):
+            return self._interest[len(self._interest) - num :]
+        return self._beyond[len(self._beyond) - min(num - len(self._interest), len(self._beyond)) :] + self._interest
 
-    def memory(self, *, num_recent: int | None = None) -> Memory:
-        """Memory elements: valid states of the events before the newest `num_recent` events (K when None)."""
-        elements = self._memory_rows(self._recent_length if num_recent is None else num_recent)
+    def memory(self, window: Sequence[Event | SessionItem] | None = None) -> Memory:
+        """Memory elements: valid states of the newest events that are not in `window` (that of the stored events)."""
+        elements = self._memory_rows(self._window_of(self._interest) if window is None else window)
         rows = np.arange(len(self._records))[elements][self._is_valid[elements]]
         places = [self._first + row for row in rows.tolist()]
         events, titles = [self.events[place] for place in places], [self.titles[place] for place in places]
@@ -185,17 +192,49 @@ class Timeline:
 
     def _past_rows(self, events: Sequence[Event | SessionItem], times: list[int], now: int) -> PastRows:
         rows = self._view.catalogue.rows
-        return PastRows([rows[event.item_id] for event in events], times, now)
+        weights = weights_of(events, self._view.event_types)
+        return PastRows([rows[event.item_id] for event in events], times, now, weights)
 
     def _window(self, row: int) -> Sequence[str]:
         """The titles of the window that ends at an event: the last K up to and including it."""
         end = self._first + row + 1
         return self.titles[max(0, end - self._recent_length) : end]
 
-    def _memory_rows(self, num_recent: int) -> slice:
-        """A slice of `_records`."""
-        end = max(0, len(self._records) - num_recent)
-        return slice(max(0, end - self._max_memory), end)
+    def _window_of(self, events: Sequence[T]) -> Sequence[T]:
+        """The newest K of these events that may be in the window, oldest first."""
+        if self._view.event_types.parts_memory:
+            events = [each for each in events if not isinstance(each, Event) or self._rule(each).window]
+        return events[-self._recent_length :]
+
+    def _memory_rows(self, window: Sequence[Event | SessionItem]) -> slice | NDArray[np.int64]:
+        """Rows of `_records`: the newest M of the events that are not in the window."""
+        stored = [each for each in window if isinstance(each, Event)]
+        if not self._view.event_types.parts_memory:  # the window is the end of the events
+            end = max(0, len(self._records) - len(stored))
+            return slice(max(0, end - self._max_memory), end)
+        in_window = {each.event_id for each in stored}
+        events = self.events[self._first :]
+        rows = [row for row, event in enumerate(events) if event.event_id not in in_window]
+        return np.array(rows[max(0, len(rows) - self._max_memory) :], dtype=np.int64)
+
+    def _rule(self, event: Event) -> EventRule:
+        return self._view.event_types.rule(event.type, event.value)
+
+
+def weights_of(events: Sequence[Event | SessionItem], types: EventTypes) -> Sequence[float]:
+    """How much each event counts; empty where each counts 1, as items of a session do."""
+    found = [types.rule(each.type, each.value).weight if isinstance(each, Event) else 1.0 for each in events]
+    return () if all(weight == 1 for weight in found) else found
+
+
+def against_of(events: Sequence[Event], view: BundleView) -> list[tuple[int, float]]:
+    """Catalogue rows, and how strongly these events speak against their items."""
+    rows, found = view.catalogue.rows, dict[int, float]()
+    for event in events:
+        if event.item_id in rows:
+            row = rows[event.item_id]
+            found[row] = found.get(row, 0.0) - view.event_types.rule(event.type, event.value).weight
+    return [(row, weight) for row, weight in found.items() if weight > 0]
 
 
 def merged(

@@ -158,7 +158,7 @@ async def fetch_and_score(store: MemoryStore, raw: Redis, hidden_size: int, repe
     limit = events_with_states(world.bundle)
 
     async def fetch() -> Any:
-        remembered, _ = await store.recall_and_seen("u", SPACE, limit)
+        remembered = (await store.recall_and_seen("u", SPACE, limit)).events
         return Timeline(remembered, world.bundle).memory().states
 
     async def fetch_then_score() -> None:
@@ -182,9 +182,9 @@ async def long_histories(store: MemoryStore, raw: Redis, repeats: int) -> dict[s
 
     def remember(user_id: str) -> Work:
         async def work() -> None:
-            remembered, seen = await store.recall_and_seen(user_id, SPACE, limit)
+            remembered, _, seen, _ = await store.recall_and_seen(user_id, SPACE, limit)
             Timeline(remembered, world.bundle).memory()
-            seen_rows.of(seen, world.bundle.catalogue)
+            seen_rows.of(seen, world.bundle.catalogue, 0)
 
         return work
 
@@ -205,7 +205,7 @@ async def long_pasts(store: MemoryStore, raw: Redis, repeats: int) -> dict[str, 
         num_events, num_states = events_needed(world.bundle), events_with_states(world.bundle)
 
         async def work() -> None:
-            remembered, _ = await store.recall_and_seen("u", SPACE, num_events, num_states=num_states)
+            remembered = (await store.recall_and_seen("u", SPACE, num_events, num_states=num_states)).events
             known = known_of(remembered, world.bundle, 1_800_000_000)
             if len(known.memory.events) != M:
                 raise RuntimeError(f"{len(known.memory.events)} of {M} elements are valid")

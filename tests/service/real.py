@@ -126,8 +126,8 @@ class Service:
 
     async def seen(self, user_id: str) -> set[str]:
         """Ids of the items that the user has had."""
-        digests = (await self.store.recall_and_seen(user_id, self.space, 1))[1]
-        rows = SeenRows(self.view.catalogue).of(digests, self.view.catalogue)
+        seen = (await self.store.recall_and_seen(user_id, self.space, 1)).seen
+        rows = SeenRows(self.view.catalogue).of(seen, self.view.catalogue, NOW)
         return {self.view.catalogue.items[row].item_id for row in rows.tolist()}
 
     async def work_off(self) -> None:

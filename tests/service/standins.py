@@ -162,7 +162,7 @@ def resources(settings: Settings, metrics: Metrics) -> Resources:
         "view": view(), "store": Store(), "engine": Engine(), "items": Items(), "ingest": Ingest(), "users": Users(),
         "recommender": Recommender(), "live_counts": None, "shown": None, "related": None, "item_list": None,
         "user_list": None, "experiments": None,
-        "rankings": None,
+        "rankings": None, "event_table": None,
     }  # fmt: skip
     parts["answers"] = parts["recommender"]
     return Resources(settings=settings, metrics=metrics, loaded_at="2026-01-01T00:00:00+00:00", **parts)

@@ -23,6 +23,25 @@ _INTERACTION: Mapping[str, Any] = {
     "value": 4.5,
     "query": "the next of the series my sister liked",
 }
+_EVENT_TYPES: Mapping[str, Any] = {
+    "view": {"weight": 0.25, "window": True, "memory": True, "popularity": True, "neighbors": True, "seen_s": 0},
+    "rating": {
+        "weight": 0.5,
+        "cancels": False,
+        "by_value": [
+            {
+                "at_least": 1.0,
+                "at_most": 2.0,
+                "weight": -1.0,
+                "window": False,
+                "memory": False,
+                "popularity": False,
+                "neighbors": False,
+                "cancels": True,
+            }
+        ],
+    },
+}
 _MEMORY = {"event_id": _EVENT, "item_id": _OLD_ITEM, "title": _OLD_TITLE, "timestamp": 1_718_511_463}
 _ENTRY = {
     "id": "record-8d2fcf93c9b5",
@@ -114,6 +133,8 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
                 "type": "purchase",
                 "value": 4.5,
                 "query": None,
+                "session_id": "visit-71",
+                "context": {"device": "phone", "position": 3},
             }
         ],
         "memory": [{**_MEMORY, "weight": None, "share": None}],
@@ -121,6 +142,16 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     },
     "UserMemory": {"user_id": _USER, "memory": [_ENTRY]},
     "ForgottenUser": {"user_id": _USER, "events": 15, "states": 15, "keys": 3},
+    "TypeRule": _EVENT_TYPES["view"] | {"cancels": False, "by_value": []},
+    "ValueRule": _EVENT_TYPES["rating"]["by_value"][0] | {"seen_s": None},
+    "CorrectedEvent": {"user_id": _USER, "event_id": "order-17-1", "status": "replaced"},
+    "EventTypes": {"types": _EVENT_TYPES, "other": {"weight": 0.0, "popularity": False, "neighbors": False}},
+    "EventSettings": {
+        "number": 1,
+        "is_counted": True,
+        "types": _EVENT_TYPES,
+        "other": {"weight": 0.0, "popularity": False, "neighbors": False},
+    },
     "ForgottenEvent": {"user_id": _USER, "event_id": "order-17-1", "forgotten": True},
     "ItemBody": _TEA,
     "ItemPatch": {**_TEA, "hidden": True},

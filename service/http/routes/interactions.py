@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 
+from model_store.event_types import UNTYPED
 from model_store.text.history import derived_event_id
 from service.errors import AllRejected
 from service.http.body import JsonRoute, json_response
@@ -18,6 +19,8 @@ from service.http.schemas import (
     InteractionsResponse,
 )
 from service.store.events import Event
+
+_ID_OF_UNTYPED = "view"  # earlier versions took events without a type for views: a resend must have the same id
 
 router = APIRouter(tags=["interactions"], route_class=JsonRoute)
 
@@ -53,7 +56,8 @@ def event_or_reason(element: Any) -> Event | str:
         interaction = Interaction.model_validate(element)
     except ValidationError as error:
         return reason(error)
-    facts = (interaction.user_id, interaction.item_id, interaction.timestamp, interaction.type)
+    kind = _ID_OF_UNTYPED if interaction.type == UNTYPED else interaction.type
+    facts = (interaction.user_id, interaction.item_id, interaction.timestamp, kind)
     return event_of(interaction.event_id or derived_event_id(*facts), interaction.user_id, interaction)
 
 

@@ -13,18 +13,23 @@ from typing import NamedTuple
 from service.store.client import MemoryStore
 from service.store.events import Event, decode_event, encode_text
 from service.store.keys import user_keys, user_prefix
-from service.store.scripts import EVENT_ID, FIELD, FORGET_ALL, HMGET
+from service.store.lua.scripts import EVENT_ID, FIELD, FORGET_ALL, HMGET
 from service.store.shown import MOST_LISTS
 
 _EVENTS_PER_STEP = 200
 _MOST_STEPS = 50
 
-# KEYS: of the user; ARGV: number  ->  members, bodies of the oldest events
-_OLDEST = (
+# KEYS: of the user; ARGV: number  ->  members, bodies of so many events
+_EVENTS = (
     EVENT_ID
     + HMGET
     + """
-local members = redis.call('ZRANGE', KEYS[2], 0, ARGV[1] - 1)
+local members, limit = {}, tonumber(ARGV[1])
+for _, key in ipairs({KEYS[2], KEYS[5], KEYS[6]}) do
+  if #members < limit then
+    for _, member in ipairs(redis.call('ZRANGE', key, 0, limit - #members - 1)) do members[#members + 1] = member end
+  end
+end
 return {members, hmget(KEYS[1], event_ids(members))}
 """
 )
@@ -40,12 +45,12 @@ for i = 2, #ARGV, 2 do
   local id = event_id(ARGV[i])
   local stored = redis.call('HGET', KEYS[1], id)
   if (stored or '') == ARGV[i + 1] and redis.call('HEXISTS', prefix .. 'outcomes', id) == 0 then
-    redis.call('ZREM', KEYS[2], ARGV[i])
+    for _, key in ipairs({KEYS[2], KEYS[5], KEYS[6]}) do redis.call('ZREM', key, ARGV[i]) end
     for _, space in ipairs(spaces) do redis.call('HDEL', prefix .. 'states:' .. space, field(id)) end
     redis.call('HDEL', KEYS[1], id)
   end
 end
-redis.call('UNLINK', KEYS[3])
+redis.call('HDEL', KEYS[7], 'table')
 local num_left = redis.call('HLEN', KEYS[1])
 if num_left == 0 then forget_all(prefix) end
 return num_left
@@ -72,13 +77,13 @@ async def merge(
     for _ in range(_MOST_STEPS):
         await settle([guest_id])
         keys = user_keys(guest_id)
-        ((members, bodies),) = await store.run([("EVAL", _OLDEST, 4, *keys, _EVENTS_PER_STEP)])
+        ((members, bodies),) = await store.run([("EVAL", _EVENTS, len(keys), *keys, _EVENTS_PER_STEP)])
         pairs = list(zip(members, bodies, strict=True))
         found = (decode_event(user_id, member[17:], body) for member, body in pairs)
         new, known = await _copy(store, guest_id, [event for event in found if event is not None])
         moved, duplicates = moved + new, duplicates + known
         args = [part for member, body in pairs for part in (member, body or b"")]
-        (num_left,) = await store.run([("EVAL", _TAKE_OUT_MANY, 4, *keys, user_prefix(guest_id), *args)])
+        (num_left,) = await store.run([("EVAL", _TAKE_OUT_MANY, len(keys), *keys, user_prefix(guest_id), *args)])
         if not num_left:
             await store.count({guest_id: b""})
             return Merged(moved, duplicates, True)

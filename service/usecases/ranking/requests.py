@@ -77,10 +77,11 @@ class Recommendation:
 
 
 class Context(NamedTuple):
-    """What is known of the user at this moment. `seen`: catalogue rows."""
+    """What is known of the user at this moment. `seen` and `against`, what events speak against: catalogue rows."""
 
     known: Known
     seen: NDArray[np.int64]
+    against: NDArray[np.int64]
     fallback: Fallback | None
 
 

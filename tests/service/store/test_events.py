@@ -67,10 +67,13 @@ def test_decoding_many_events_equals_decoding_each(stored: list[tuple[bytes, byt
 def test_events_that_were_stored_before_there_were_queries_are_read() -> None:
     old = b'{"item_id":"i","timestamp":1,"type":"view","value":null}'
     assert (
-        decode_events("u", [b"e"], [old]) == [Event("e", "u", "i", 1)] and encode_event(Event("e", "u", "i", 1)) == old
+        decode_events("u", [b"e"], [old]) == [Event("e", "u", "i", 1, "view")]
+        and encode_event(Event("e", "u", "i", 1, "view")) == old
     )
     foreign = old.replace(b'"value":null', b'"value":null,"query":[1]')
-    assert decode_events("u", [b"e"], [foreign]) == [Event("e", "u", "i", 1)], "a query that is no text is no query"
+    assert decode_events("u", [b"e"], [foreign]) == [Event("e", "u", "i", 1, "view")], (
+        "a query that is no text is no query"
+    )
 
 
 def test_a_time_that_a_score_cannot_hold_is_not_read() -> None:

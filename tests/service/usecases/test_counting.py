@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from model_store.catalogue.items import Item
+from model_store.event_types import EventTypes
 from service.errors import StoreUnavailable
 from service.store.client import MemoryStore
 from service.store.counts import KEPT_DAYS, SECONDS_PER_DAY
@@ -273,11 +274,11 @@ async def test_an_event_of_the_far_future_takes_no_counts_away(counting: Service
 @given(st.lists(st.tuples(st.sampled_from(ITEMS), st.integers(0, 3)), max_size=30))
 def test_a_record_is_bounded_and_has_no_duplicates(facts: list[tuple[str, int]]) -> None:
     events = [Event(str(place), "u", item, day * DAY) for place, (item, day) in enumerate(facts)]
-    cells = record_of(events, lambda item: True)
+    cells = record_of(events, lambda item: True, EventTypes())
     found = [cells[start : start + 21] for start in range(0, len(cells), 21)]
     assert len(set(found)) == len(found) and len(cells) % 21 == 0
     many = [Event(str(place), "u", f"x{place}", place * DAY) for place in range(500)]
-    assert len(record_of(many, lambda item: True)) <= 21 * NUM_COUNTED * (1 + SPAN)
+    assert len(record_of(many, lambda item: True, EventTypes())) <= 21 * NUM_COUNTED * (1 + SPAN)
 
 
 async def test_what_others_wrote_is_input(store: MemoryStore, raw: Redis) -> None:

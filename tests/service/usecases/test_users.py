@@ -54,7 +54,7 @@ async def test_the_forgotten_leave_no_key_and_may_come_back(service: Service, ra
     await service.submit(history(30, "someone"), "visible")
     await raw.set(f"automr:{{someone}}:retrieval:{service.space}", b"{}")  # as earlier versions wrote it
     receipt = await service.users.forget("someone")
-    assert (receipt.events, receipt.states, receipt.keys) == (30, K + M, 6)
+    assert (receipt.events, receipt.states, receipt.keys) == (30, K + M, 7)
     assert await keys_of(raw, "someone") == []
     await service.work_off()
     assert await keys_of(raw, "someone") == []

@@ -84,7 +84,7 @@ async def known(service: Service, now: int = LATER, session: list[SessionItem] |
     recalled = service.store.recall_and_seen(
         "u", service.space, events_needed(service.view), num_states=events_with_states(service.view)
     )
-    return known_of((await recalled)[0], service.view, now, session or [])
+    return known_of((await recalled).events, service.view, now, session or [])
 
 
 async def from_scratch(service: Service, now: int, allowed: set[str]) -> Answer:

@@ -1,11 +1,14 @@
 """The Lua scripts of the store. Every change of a user's keys is one script, so a reader never sees half of a change.
 
-KEYS of the scripts about one user are those of `keys.user_keys`: events, order, seen, spaces and, where the script
-needs them, the states of one space. Every script uses one hash slot and only commands of Redis 7.0. A script writes
-`events` last: if it is interrupted, the client's retry finds the event missing and repairs the rest. Knows no client.
+KEYS of the scripts about one user are those of `keys.user_keys`: events, order, seen, spaces, against, aside, facts
+and, where the script needs them, the states of one space. Every script uses one hash slot and only commands of Redis
+7.0. A script writes `events` last: if it is interrupted, the client's retry finds the event missing and repairs the
+rest. Knows no client.
 
 The comment above each script says: arguments -> answer.
 """
+
+from service.store.lua.sorting import ADD, IS_BEFORE, LOG, SORT
 
 # Members of `order` are "<16 hex of tie_key>:<event_id>".
 EVENT_ID = """
@@ -34,99 +37,81 @@ local function hmget(key, fields)
 end
 """
 
-# ARGV: (event_id, body, timestamp, order member, item digest)*  ->  for each event 1 (new), 0 (stored already), or the
-# body that is stored under its id and differs in its bytes
-APPEND = """
+# ARGV: name of the table, table (see `sorting.sorting_of`), (event_id, body, timestamp, order member, item digest)*  ->
+# for each event 1 (new), 0 (stored already), or the body that is stored under its id and differs in its bytes
+APPEND = (
+    EVENT_ID
+    + HMGET
+    + SORT
+    + ADD
+    + """
 local answer = {}
-for i = 1, #ARGV, 5 do
+local known = keep_sorted()
+for i = 3, #ARGV, 5 do
   local id, body, timestamp, member, digest = unpack(ARGV, i, i + 4)
   local stored = redis.call('HGET', KEYS[1], id)
-  if not stored then
-    redis.call('ZADD', KEYS[2], timestamp, member)
-    redis.pcall('APPEND', KEYS[3], digest)
-    redis.call('HSET', KEYS[1], id, body)
-  end
+  if not stored then add_event(id, body, timestamp, member, digest) end
   answer[#answer + 1] = not stored and 1 or stored == body and 0 or stored
 end
+if is_outdated(known) then redis.call('HDEL', FACTS, 'table')
+elseif not known then redis.call('HSET', FACTS, 'table', ARGV[1]) end
 return answer
 """
+)
 
-# `seen` has 8 bytes for each event, in any order. It is computed again from the events when its size is wrong: after an
-# event was deleted, and where an earlier version left a hash. `digest` equals `item_digest` of `events.py`.
-_SEEN = """
-local function digest(body)
-  local is_json, fields = pcall(cjson.decode, body)
-  local item = is_json and type(fields) == 'table' and fields['item_id']
-  if type(item) ~= 'string' then return string.rep('\\0', 8) end
-  local bytes = string.gsub(string.sub(redis.sha1hex(item), 1, 16), '..', function(byte)
-    return string.char(tonumber(byte, 16))
-  end)
-  return bytes
-end
-local function seen()
-  local num_events = redis.call('HLEN', KEYS[1])
-  if num_events > 0 and redis.pcall('STRLEN', KEYS[3]) ~= 8 * num_events then
-    local digests = {}
-    for i, body in ipairs(redis.call('HVALS', KEYS[1])) do digests[i] = digest(body) end
-    redis.call('SET', KEYS[3], table.concat(digests))
-  end
-  return redis.call('GET', KEYS[3])
-end
-"""
-
-# A digest of the newest events and their order. States computed from these events are valid while it stays the same.
-_LOG = """
-local function log_digest(members) return redis.sha1hex(table.concat(members, '\\n')) end
-"""
-
-# ARGV: limit, number of states, '1' to ask for `seen`  ->  event ids, bodies, records (each newest first, nil where
-# missing), log digest, seen. Only the newest events have records in the answer, as many as the number of states. Reads
-# all states at once, because looking up each of them in a listpack takes longer.
+# ARGV: name of the table, table, limit, number of states, '1' to ask for `seen`, number of events against  ->  event
+# ids, bodies, records (each newest first, nil where missing), log digest, seen, and ids and bodies of the newest events
+# against items. Only the newest events have records in the answer, as many as the number of states. Reads all states at
+# once, because looking up each of them in a listpack takes longer.
 RECALL = (
     EVENT_ID
     + FIELD
     + HMGET
-    + _SEEN
-    + _LOG
+    + SORT
+    + LOG
     + """
-local limit = tonumber(ARGV[1])
-local members = limit > 0 and redis.call('ZREVRANGE', KEYS[2], 0, limit - 1) or {}
+keep_sorted()
+local limit, num_against = tonumber(ARGV[3]), tonumber(ARGV[6])
+local members = limit > 0 and redis.call('ZREVRANGE', ORDER, 0, limit - 1) or {}
+local against = num_against > 0 and event_ids(redis.call('ZREVRANGE', AGAINST, 0, num_against - 1)) or {}
 local ids = event_ids(members)
-local states, pairs_of_states = {}, redis.call('HGETALL', KEYS[5])
-for i = 1, #pairs_of_states, 2 do states[pairs_of_states[i]] = pairs_of_states[i + 1] end
-local records = {}
-for i = 1, math.min(tonumber(ARGV[2]), #ids) do records[i] = states[field(ids[i])] or false end
-return {ids, hmget(KEYS[1], ids), records, log_digest(members), ARGV[3] == '1' and seen()}
+local records, num_states = {}, math.min(tonumber(ARGV[4]), #ids)
+if num_states > 0 then
+  local states, pairs_of_states = {}, redis.call('HGETALL', KEYS[8])
+  for i = 1, #pairs_of_states, 2 do states[pairs_of_states[i]] = pairs_of_states[i + 1] end
+  for i = 1, num_states do records[i] = states[field(ids[i])] or false end
+end
+local seen = ARGV[5] == '1' and redis.call('GET', SEEN)
+return {ids, hmget(KEYS[1], ids), records, log_digest(members), seen, against, hmget(KEYS[1], against)}
 """
 )
 
 # ARGV: limit  ->  log digest of the newest `limit` events
-DIGEST = _LOG + "return log_digest(redis.call('ZREVRANGE', KEYS[2], 0, ARGV[1] - 1))"
+DIGEST = LOG + "return log_digest(redis.call('ZREVRANGE', KEYS[2], 0, ARGV[1] - 1))"
 
 # ARGV: limit, timestamp, member of the last event shown ('' for both: start at the newest)  ->  members, bodies, score
-# of the last event of this page; newest first, with one member more than the limit when another page follows. Compares
-# members byte by byte, because Lua's < on strings depends on the server's locale.
+# of the last event of this page; newest first, with one member more than the limit when another page follows.
 PAGE = (
     EVENT_ID
     + HMGET
+    + IS_BEFORE
     + """
-local function is_before(a, b)
-  for i = 1, math.min(#a, #b) do
-    local x, y = string.byte(a, i), string.byte(b, i)
-    if x ~= y then return x < y end
+local limit, timestamp, rows = tonumber(ARGV[1]), ARGV[2], {}
+for _, key in ipairs({KEYS[2], KEYS[5], KEYS[6]}) do
+  local shown = 0
+  if timestamp ~= '' then
+    shown = redis.call('ZCOUNT', key, '(' .. timestamp, '+inf')
+    for _, member in ipairs(redis.call('ZRANGEBYSCORE', key, timestamp, timestamp)) do
+      if not is_before_bytes(member, ARGV[3]) then shown = shown + 1 end
+    end
   end
-  return #a < #b
+  local found = redis.call('ZREVRANGE', key, shown, shown + limit, 'WITHSCORES')
+  for i = 1, #found, 2 do rows[#rows + 1] = {found[i], found[i + 1]} end
 end
-local limit, timestamp, shown = tonumber(ARGV[1]), ARGV[2], 0
-if timestamp ~= '' then
-  shown = redis.call('ZCOUNT', KEYS[2], '(' .. timestamp, '+inf')
-  for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], timestamp, timestamp)) do
-    if not is_before(member, ARGV[3]) then shown = shown + 1 end
-  end
-end
-local members = redis.call('ZREVRANGE', KEYS[2], shown, shown + limit)
-local score = members[limit] and redis.call('ZSCORE', KEYS[2], members[limit])
-return {members, hmget(KEYS[1], event_ids(members)), score or false}
+table.sort(rows, function(a, b) return is_before(b[2], b[1], a[2], a[1]) end)
+local members = {}
+for i = 1, math.min(limit + 1, #rows) do members[i] = rows[i][1] end
+return {members, hmget(KEYS[1], event_ids(members)), rows[limit] and rows[limit][2] or false}
 """
 )
 
@@ -136,21 +121,21 @@ return {members, hmget(KEYS[1], event_ids(members)), score or false}
 SAVE_STATES = (
     EVENT_ID
     + FIELD
-    + _LOG
+    + LOG
     + """
 local is_kept, written = {}, 0
 local members = redis.call('ZREVRANGE', KEYS[2], 0, ARGV[3] - 1)
 for i = 1, math.min(tonumber(ARGV[1]), #members) do is_kept[field(event_id(members[i]))] = true end
 for i = 4, #ARGV, 2 do
   if is_kept[field(ARGV[i])] and redis.call('HEXISTS', KEYS[1], ARGV[i]) == 1 then
-    redis.call('HSET', KEYS[5], field(ARGV[i]), ARGV[i + 1])
+    redis.call('HSET', KEYS[8], field(ARGV[i]), ARGV[i + 1])
     written = written + 1
   end
 end
-for _, name in ipairs(redis.call('HKEYS', KEYS[5])) do
-  if not is_kept[name] then redis.call('HDEL', KEYS[5], name) end
+for _, name in ipairs(redis.call('HKEYS', KEYS[8])) do
+  if not is_kept[name] then redis.call('HDEL', KEYS[8], name) end
 end
-if redis.call('EXISTS', KEYS[5]) == 1 then redis.call('SADD', KEYS[4], ARGV[2]) end
+if redis.call('EXISTS', KEYS[8]) == 1 then redis.call('SADD', KEYS[4], ARGV[2]) end
 return {written, log_digest(members)}
 """
 )
@@ -163,7 +148,8 @@ local function forget_all(prefix)
     return type(answer) == 'number' and answer or 0
   end
   local counts = {length('HLEN', KEYS[1]), 0, 0, 0}
-  local doomed = {KEYS[1], KEYS[2], KEYS[3], KEYS[4], prefix .. 'shown', prefix .. 'pages', prefix .. 'outcomes'}
+  local doomed = {unpack(KEYS, 1, 7)}
+  for _, name in ipairs({'shown', 'pages', 'outcomes'}) do doomed[#doomed + 1] = prefix .. name end
   local spaces = redis.pcall('SMEMBERS', KEYS[4])
   if spaces.err then counts[4] = 1 end
   for _, space in ipairs(spaces.err and {} or spaces) do
@@ -180,14 +166,22 @@ end
 # damaged: then keys of spaces are left.
 FORGET_USER = FORGET_ALL + "return forget_all(ARGV[1])"
 
-# Takes an event out of everything but `events`. Searches all of `order`, because the tie key of an event cannot be
-# computed here. Deletions and corrections are rare.
+# Takes an event out of everything but `events`; `seen` and the sets are then made anew, because the event may have
+# taken others back. Searches all members, because the tie key of an event cannot be computed here. Deletions and
+# corrections are rare.
 _TAKE_OUT = """
 local function take_out(prefix, id)
-  for _, member in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
-    if event_id(member) == id then redis.call('ZREM', KEYS[2], member) end
+  local was_in_order = false
+  for _, key in ipairs({KEYS[2], KEYS[5], KEYS[6]}) do
+    for _, member in ipairs(redis.call('ZRANGE', key, 0, -1)) do
+      if event_id(member) == id then
+        redis.call('ZREM', key, member)
+        was_in_order = was_in_order or key == KEYS[2]
+      end
+    end
   end
-  redis.call('UNLINK', KEYS[3])
+  redis.call('HDEL', KEYS[7], 'table')
+  if not was_in_order then redis.call('HINCRBY', KEYS[7], 'revision', 1) end
   for _, space in ipairs(redis.call('SMEMBERS', KEYS[4])) do
     redis.call('HDEL', prefix .. 'states:' .. space, field(id))
     redis.call('UNLINK', prefix .. 'retrieval:' .. space)
@@ -211,19 +205,25 @@ return 1
 """
 )
 
-# ARGV: prefix of the user's keys, event_id, body, timestamp, order member, item digest  ->  1 (new), 2 (it has taken
-# the place of the event that was stored under its id) or 0 (that event has the same body)
+# ARGV: name of the table, table, prefix of the user's keys, event_id, body, timestamp, order member, item digest  ->
+# 1 (new), 2 (it has taken the place of the event that was stored under its id) or 0 (that event has the same body)
 REPLACE = (
     EVENT_ID
     + FIELD
+    + HMGET
+    + SORT
+    + ADD
     + _TAKE_OUT
     + """
-local prefix, id, body, timestamp, member, digest = unpack(ARGV)
+local prefix, id, body, timestamp, member, digest = unpack(ARGV, 3)
 local stored = redis.call('HGET', KEYS[1], id)
 if stored == body then return 0 end
-if stored then take_out(prefix, id) else redis.pcall('APPEND', KEYS[3], digest) end
-redis.call('ZADD', KEYS[2], timestamp, member)
-redis.call('HSET', KEYS[1], id, body)
+if stored then
+  take_out(prefix, id)
+  redis.call('HINCRBY', KEYS[7], 'revision', 1)
+end
+add_event(id, body, timestamp, member, digest)
+sort_again()
 return stored and 2 or 1
 """
 )
