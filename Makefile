@@ -17,7 +17,7 @@ STORE  := var/demo
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test smollm2 bench growth lint format openapi clean
+.PHONY: help demo test smollm2 bench growth lint format openapi typescript clean
 .SUFFIXES:
 
 help: ## this list
@@ -63,8 +63,16 @@ format: $(VENV)/.test ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-openapi: $(VENV)/.demo ## write docs/openapi.json, the description of the API, after a change of it
+openapi: $(VENV)/.test ## after a change of the API: write docs/openapi.json and the types of the Python client
 	@PYTHONPATH=. $(BIN)/python -m service openapi > docs/openapi.json.new && mv docs/openapi.json.new docs/openapi.json
+	@$(BIN)/datamodel-codegen
+	@$(BIN)/python automr/unasync.py && $(BIN)/ruff format --quiet automr
+
+typescript: ## a TypeScript client, made from docs/openapi.json, passes the type checker: needs node and npm's registry
+	@mkdir -p build/typescript && cp tests/typescript/client.ts build/typescript
+	@cd build/typescript && npm install --silent --no-fund --no-audit openapi-typescript@7.13.0 openapi-fetch@0.17.0 typescript@5.9.3
+	@cd build/typescript && npx openapi-typescript ../../docs/openapi.json --default-non-nullable false --output api.ts
+	@cd build/typescript && npx tsc --noEmit --strict --skipLibCheck --target es2022 --module nodenext client.ts && echo "The client is well typed."
 
 clean: ## remove caches, build artefacts, the demo's bundle and the demo's memory (var/); the environment stays
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info var $(BUNDLE) $(BUNDLE).work

@@ -102,9 +102,16 @@ def _cors(settings: Settings) -> list[Middleware]:
     """Before the check of keys, because a browser asks for permission without the key."""
     if not settings.cors_origins:
         return []
-    methods, names = ("GET", "POST", "PUT", "PATCH", "DELETE"), ("Authorization", "Content-Type", *_CORS_HEADERS)
-    options = {"allow_methods": methods, "allow_headers": names, "expose_headers": _CORS_ANSWERS, "max_age": 3600}
-    return [Middleware(CORSMiddleware, allow_origins=settings.cors_origins, **options)]
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST", "PUT", "PATCH", "DELETE"),
+            allow_headers=("Authorization", "Content-Type", *_CORS_HEADERS),
+            expose_headers=_CORS_ANSWERS,
+            max_age=3600,
+        )
+    ]
 
 
 def begin_drain(app: FastAPI) -> None:

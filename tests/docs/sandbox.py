@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tests.docs.documents import ROOT
 
-_COPIED = ("Makefile", "pyproject.toml", "constraints.txt", "model_store", "service", "training")
+_COPIED = ("Makefile", "pyproject.toml", "constraints.txt", "automr", "model_store", "service", "training")
 _STAMPS = (".created", ".torch", ".demo", ".test")  # of the Makefile: what is installed
 _COMMAND_S, _START_S = 180, 60
 _PROLOGUE = "set -euo pipefail -o allexport; if [ -f .shell-state ]; then . ./.shell-state; fi\n"

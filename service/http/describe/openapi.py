@@ -60,6 +60,8 @@ def document(app: FastAPI) -> dict[str, Any]:
     of_models = {name: schema["examples"][0] for name, schema in schemas.items() if schema.get("examples")}
     for name, example in (of_models | dict(EXAMPLES)).items():
         _add_examples(schemas, name, example)
+    for schema in schemas.values():
+        _compose_example(schema)
     made["components"]["schemas"] = dict(sorted(schemas.items()))
     return made
 
@@ -147,6 +149,13 @@ def _add_examples(schemas: Mapping[str, Any], name: str, example: Mapping[str, A
             _add_examples(schemas, inner, value)
         elif isinstance(value, list) and value:
             _add_examples(schemas, inner, value[0])
+
+
+def _compose_example(schema: dict[str, Any]) -> None:
+    """The example of a schema without one, from those of its fields, if all have one."""
+    fields = schema.get("properties", {})
+    if fields and "examples" not in schema and all("examples" in described for described in fields.values()):
+        schema["examples"] = [{name: described["examples"][0] for name, described in fields.items()}]
 
 
 def _references(described: Any) -> Iterator[str]:

@@ -1,0 +1,197 @@
+"""The client for programs without asyncio. Made from `asynchronous.py` by `unasync.py`: change that file."""
+
+import json
+import time
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Self, Unpack, cast
+
+import httpx
+
+from automr import models
+from automr.calls import Call, Kind, Timeouts, path
+from automr.errors import ConnectionFailed, failure, refusal
+from automr.retries import REPEATED_STATUSES, Retries, is_repeatable, retry_after_s
+
+
+class Client:
+    """One method for each operation of the API. Keep one client: it keeps connections open. Safe for many threads.
+
+    Every call may raise the errors of `automr.errors`. After 429, 503 and a broken connection it is repeated. A second
+    write changes nothing twice: the service knows an event by its id, or derives the id from the event.
+    """
+
+    def __init__(
+        self,
+        address: str = "http://127.0.0.1:8000",
+        *,
+        key: str | None = None,
+        timeouts: Timeouts | None = None,
+        retries: Retries | None = None,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        """`address`: where the service answers, with its path if it has one. `transport`: for tests."""
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.Client(base_url=address, headers=headers, transport=transport)
+        self._timeouts, self._retries = timeouts or Timeouts(), retries or Retries()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    # ---- recommendations
+
+    def recommend(self, **body: Unpack[models.RecommendRequest]) -> models.RecommendResponse:
+        """k items for a user."""
+        return cast(models.RecommendResponse, self._json(Call("POST", "/recommend", "recommend", body)))
+
+    # ---- interactions
+
+    def add_interactions(self, **body: Unpack[models.InteractionsRequest]) -> models.InteractionsResponse:
+        """Stores events, one result for each. Raises Invalid when all are rejected."""
+        kind: Kind = "visible" if body.get("wait") == "visible" else "write"
+        return cast(models.InteractionsResponse, self._json(Call("POST", "/interactions", kind, body)))
+
+    # ---- users
+
+    def get_user(self, user_id: str, *, cursor: str | None = None, limit: int | None = None) -> models.UserPage:
+        """Counts, one page of events (newest first) and what is memory today."""
+        params = {"cursor": cursor, "limit": limit}
+        return cast(models.UserPage, self._json(Call("GET", path("/users/{}", user_id), params=params)))
+
+    def export_user(self, user_id: str) -> Iterator[models.UserEvent]:
+        """Every event of the user, newest first. Raises NotFound for an unknown user."""
+        call = Call("GET", path("/users/{}/export", user_id), "slow")
+        answer = self._send(call, stream=True)
+        try:
+            for line in answer.iter_lines():
+                yield cast(models.UserEvent, json.loads(line))
+        except httpx.TransportError as error:
+            raise ConnectionFailed(f"{call.method} {call.path}: the answer broke off: {error}") from error
+        finally:
+            answer.close()
+
+    def get_memory(self, user_id: str) -> models.UserMemory:
+        """What the service remembers of the user in words."""
+        return cast(models.UserMemory, self._json(Call("GET", path("/users/{}/memory", user_id))))
+
+    def forget_user(self, user_id: str) -> models.ForgottenUser:
+        """Deletes everything about the user."""
+        return cast(models.ForgottenUser, self._json(Call("DELETE", path("/users/{}", user_id), "write")))
+
+    def forget_event(self, user_id: str, event_id: str) -> models.ForgottenEvent:
+        """Deletes one event."""
+        call = Call("DELETE", path("/users/{}/interactions/{}", user_id, event_id), "write")
+        return cast(models.ForgottenEvent, self._json(call))
+
+    def correct_event(self, user_id: str, event_id: str, **body: Unpack[models.EventContent]) -> models.CorrectedEvent:
+        """Puts an event in the place of the one with this id. Send the whole event."""
+        call = Call("PUT", path("/users/{}/interactions/{}", user_id, event_id), "write", body)
+        return cast(models.CorrectedEvent, self._json(call))
+
+    # ---- items
+
+    def get_item(self, item_id: str) -> models.Item:
+        """One item of the catalogue."""
+        return cast(models.Item, self._json(Call("GET", path("/items/{}", item_id))))
+
+    def put_item(self, item_id: str, **body: Unpack[models.ItemBody]) -> models.Item:
+        """Adds or replaces an item."""
+        return cast(models.Item, self._json(Call("PUT", path("/items/{}", item_id), "write", body)))
+
+    def patch_item(self, item_id: str, **body: Unpack[models.ItemPatch]) -> models.Item:
+        """Changes only the fields that are given."""
+        return cast(models.Item, self._json(Call("PATCH", path("/items/{}", item_id), "write", body)))
+
+    def delete_item(self, item_id: str) -> models.DeletedItem:
+        """Deletes an item. Raises NotFound when it is not there."""
+        return cast(models.DeletedItem, self._json(Call("DELETE", path("/items/{}", item_id), "write")))
+
+    def put_items(self, **body: Unpack[models.ItemsRequest]) -> models.ItemsResponse:
+        """Adds or replaces many items at once."""
+        return cast(models.ItemsResponse, self._json(Call("POST", "/items", "write", body)))
+
+    def get_neighbors(self, item_id: str, *, k: int | None = None) -> models.Neighbors:
+        """The items whose titles are nearest."""
+        call = Call("GET", path("/items/{}/neighbors", item_id), params={"k": k})
+        return cast(models.Neighbors, self._json(call))
+
+    # ---- bundles
+
+    def list_bundles(self) -> models.BundlesPage:
+        """The bundles of one process, and which of them answers."""
+        return cast(models.BundlesPage, self._json(Call("GET", "/bundles")))
+
+    def load_bundle(self, **body: Unpack[models.BundleToLoad]) -> models.BundlesPage:
+        """Loads a bundle beside the one that answers, on every replica."""
+        return cast(models.BundlesPage, self._json(Call("POST", "/bundles", "write", body, is_idempotent=False)))
+
+    def activate_bundle(self, name: str, *, force: bool | None = None) -> models.BundlesPage:
+        """Switches to a loaded bundle."""
+        call = Call("POST", path("/bundles/{}:activate", name), "write", params={"force": force})
+        return cast(models.BundlesPage, self._json(call))
+
+    def rollback_bundle(self) -> models.BundlesPage:
+        """Switches back to the bundle that answered before. It is repeated only when it was not sent or was refused."""
+        call = Call("POST", "/bundles:rollback", "write", is_idempotent=False)
+        return cast(models.BundlesPage, self._json(call))
+
+    def unload_bundle(self, name: str) -> models.BundlesPage:
+        """Closes a bundle that does not answer."""
+        return cast(models.BundlesPage, self._json(Call("DELETE", path("/bundles/{}", name), "write")))
+
+    # ---- operations
+
+    def get_model(self) -> models.ModelInfo:
+        """The bundle that is served."""
+        return cast(models.ModelInfo, self._json(Call("GET", "/model")))
+
+    def livez(self) -> models.Health:
+        """The process is alive."""
+        return cast(models.Health, self._json(Call("GET", "/livez")))
+
+    def startupz(self) -> models.Health:
+        """The bundle is loaded. Raises Unavailable until it is."""
+        return cast(models.Health, self._json(Call("GET", "/startupz")))
+
+    def readyz(self) -> models.Health:
+        """A request would be answered now. Raises Unavailable when not."""
+        return cast(models.Health, self._json(Call("GET", "/readyz")))
+
+    def metrics(self) -> str:
+        """Metrics as Prometheus text."""
+        return (self._send(Call("GET", "/metrics"))).text
+
+    # ---- sending
+
+    def _json(self, call: Call) -> Any:
+        return (self._send(call)).json()
+
+    def _send(self, call: Call, *, stream: bool = False) -> httpx.Response:
+        """The answer to a call that succeeded, read unless it is streamed."""
+        for repetition in range(self._retries.most + 1):
+            is_last = repetition == self._retries.most
+            request = self._http.build_request(
+                call.method, call.path, json=call.body, params=call.query, timeout=self._timeouts.of(call.kind)
+            )
+            wait_s = 0.0
+            try:
+                answer = self._http.send(request, stream=stream)
+                if answer.is_success:
+                    return answer
+                answer.read()
+                if is_last or answer.status_code not in REPEATED_STATUSES:
+                    raise refusal(answer)
+                wait_s = retry_after_s(answer)
+            except httpx.TransportError as error:
+                if is_last or not is_repeatable(error, is_idempotent=call.is_idempotent):
+                    raise failure(error, f"{call.method} {call.path}") from error
+            time.sleep(self._retries.wait_s(repetition, wait_s))
+        raise AssertionError("the last repetition answers or raises")
