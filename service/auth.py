@@ -15,7 +15,7 @@ from service.errors import InsecureBind
 HASH_PREFIX = "sha256:"
 PROBES = frozenset({"/livez", "/readyz", "/startupz"})
 # The pages and the API's description hold nothing of the shop; what they show comes from routes that need a key.
-PAGES = frozenset({"/docs", "/openapi.json"})
+PAGES = frozenset({"/", "/docs", "/openapi.json"})
 STATIC = "/static/"
 
 

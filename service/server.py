@@ -131,7 +131,7 @@ async def banner(resources: Resources, address: str) -> str:
     question = await _some_question(resources)
     asked = f"  {post}/recommend -d {_quoted(question)}\n" if question else ""
     return f"""
-AutoMR answers at {address}
+AutoMR answers at {address}   (open it in a browser)
   bundle {resources.view.manifest.name} ({len(resources.view.catalogue)} items), store {resources.settings.store_shown}
 
   {post}/recommend -d {recommend}

@@ -131,16 +131,15 @@ function list(answer) {
 function row(item, before, titles, recommendation) {
   const old = before.get(item.item_id);
   const moved = !before.size || old === item.rank ? null : old ? `from ${old}` : "new";
-  const score = item.score === null ? "" : ` · score ${item.score.toFixed(2)}`;
+  const score = item.score === null ? "" : `score ${item.score.toFixed(2)}`;
   const actions = ["view", "purchase", "dislike"].map((type) => element("button", {
     type: "button", class: "small", "aria-label": `${type}: ${item.title}`, on: { click: () => post(item.item_id, type, recommendation) },
   }, type));
   return element("li", { class: moved ? "changed" : "", "data-id": item.item_id },
     element("span", { class: "rank" }, String(item.rank)),
-    element("span", { class: "title" }, item.title, moved && element("span", { class: moved === "new" ? "badge new" : "badge" }, moved), element("span", { class: "badge" }, SOURCES[item.source] || item.source)),
-    element("div", { class: "more" },
-      element("p", { class: "quiet" }, [reasonText(item.reason, titles), item.item_id + score].filter(Boolean).join(" · ")),
-      user && element("div", { class: "actions" }, ...actions)));
+    element("div", {}, element("span", { class: "title" }, item.title), moved && element("span", { class: moved === "new" ? "badge new" : "badge" }, moved)),
+    user && element("div", { class: "actions" }, ...actions),
+    element("p", { class: "quiet more" }, [SOURCES[item.source] || item.source, reasonText(item.reason, titles), score].filter(Boolean).join(" · ")));
 }
 
 function weighed(each) {
@@ -184,7 +183,7 @@ async function post(item, type, recommendation) {
     return;
   }
   const event = { user_id: user, item_id: item, timestamp: Math.floor(Date.now() / 1000), type: type || "view" };
-  if (recommendation && document.body.dataset.attributes === "yes") event.recommendation_id = recommendation;
+  if (recommendation && document.body.dataset.attributed === "yes") event.recommendation_id = recommendation;
   try {
     const answer = await call("POST", "interactions", { interactions: [event], wait: "visible" });
     place("posted").textContent = `${event.type} of ${item}: ${answer.results[0].status}`;

@@ -6,9 +6,12 @@ Nothing is loaded from other servers. The files of Swagger UI come with the pack
 from importlib.resources import files
 from pathlib import Path
 
-from fastapi import APIRouter, Response
-from fastapi.responses import FileResponse
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import FileResponse, HTMLResponse
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.exceptions import HTTPException
+
+from service.http.describe.knobs import knobs_of
 
 router = APIRouter(include_in_schema=False)
 
@@ -31,6 +34,24 @@ _HEADERS = {
 _DOCS_HEADERS = _HEADERS | {
     "Content-Security-Policy": _POLICY.replace("style-src 'self'", "style-src 'unsafe-inline' 'self'")
 }
+
+
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, auto_reload=False
+)
+
+
+@router.get("/")
+async def page(request: Request) -> Response:
+    """Users, their memory and their recommendations, with a field for every knob of POST /recommend."""
+    document = request.app.openapi()
+    schemas = document["components"]["schemas"]
+    text = _TEMPLATES.get_template("index.html").render(
+        paths=list(document["paths"]),
+        knobs=knobs_of(schemas["RecommendRequest"]),
+        attributed="recommendation_id" in schemas["Interaction"]["properties"],
+    )
+    return HTMLResponse(text, headers=_HEADERS)
 
 
 @router.get("/docs")
