@@ -1,6 +1,6 @@
 """A client of the AutoMR API for Python programs. Needs httpx, and nothing of the service.
 
-    from automr import Client
+    from automr.client import Client
 
     with Client("http://127.0.0.1:8000", key="amr_...") as client:
         client.add_interactions(interactions=[{"user_id": "ada", "item_id": "green-tea", "timestamp": 1760000000}])
@@ -10,10 +10,3 @@
 `AsyncClient` has the same methods as coroutines. `automr.models` has the types of bodies and answers, `automr.errors`
 what can go wrong.
 """
-
-from automr.calls import Timeouts
-from automr.client import AsyncClient, Client
-from automr.errors import AutomrError, ConnectionFailed, Refused, TimedOut
-from automr.retries import Retries
-
-__all__ = ["AsyncClient", "AutomrError", "Client", "ConnectionFailed", "Refused", "Retries", "TimedOut", "Timeouts"]

@@ -11,8 +11,8 @@ import httpx
 import pytest
 from datamodel_code_generator.__main__ import main as generate
 
-from automr import AsyncClient, Client, ConnectionFailed, Retries, TimedOut
 from automr import errors as client_errors
+from automr.client import AsyncClient, Client, ConnectionFailed, Retries, TimedOut
 from automr.retries import retry_after_s
 from automr.unasync import synchronous
 

@@ -8,8 +8,8 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from automr import AsyncClient
 from automr import errors as client_errors
+from automr.client import AsyncClient
 from service.app import create_app
 from service.resources import open_resources
 from service.store.embedded import EmbeddedServer
