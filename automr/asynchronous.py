@@ -2,9 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
-from typing import Any, Self, Unpack, cast
+from typing import Any, Literal, Self, Unpack, cast
 
 import httpx
 
@@ -52,6 +52,10 @@ class AsyncClient:
         """k items for a user."""
         return cast(models.RecommendResponse, await self._json(Call("POST", "/recommend", "recommend", body)))
 
+    async def recommend_to_users(self, **body: Unpack[models.UsersRequest]) -> models.UsersResponse:
+        """Lists for several users in one request."""
+        return cast(models.UsersResponse, await self._json(Call("POST", "/recommend/users", "recommend", body)))
+
     # ---- interactions
 
     async def add_interactions(self, **body: Unpack[models.InteractionsRequest]) -> models.InteractionsResponse:
@@ -60,6 +64,13 @@ class AsyncClient:
         return cast(models.InteractionsResponse, await self._json(Call("POST", "/interactions", kind, body)))
 
     # ---- users
+
+    async def list_users(
+        self, *, prefix: str | None = None, limit: int | None = None, cursor: str | None = None
+    ) -> models.UsersPage:
+        """One page of the users of whom events are stored, in no order."""
+        params = {"prefix": prefix, "limit": limit, "cursor": cursor}
+        return cast(models.UsersPage, await self._json(Call("GET", "/users", params=params)))
 
     async def get_user(self, user_id: str, *, cursor: str | None = None, limit: int | None = None) -> models.UserPage:
         """Counts, one page of events (newest first) and what is memory today."""
@@ -98,7 +109,24 @@ class AsyncClient:
         call = Call("PUT", path("/users/{}/interactions/{}", user_id, event_id), "write", body)
         return cast(models.CorrectedEvent, await self._json(call))
 
+    async def merge_user(self, user_id: str, **body: Unpack[models.UserToMerge]) -> models.MergedUser:
+        """Gives the user the events of a guest."""
+        return cast(models.MergedUser, await self._json(Call("POST", path("/users/{}:merge", user_id), "write", body)))
+
     # ---- items
+
+    async def list_items(
+        self,
+        *,
+        query: str | None = None,
+        filter: Mapping[str, Any] | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> models.ItemsPage:
+        """One page of the catalogue, hidden items too: all, or those with the words of `query` that pass `filter`."""
+        chosen = None if filter is None else json.dumps(filter)
+        params = {"query": query, "filter": chosen, "limit": limit, "cursor": cursor}
+        return cast(models.ItemsPage, await self._json(Call("GET", "/items", params=params)))
 
     async def get_item(self, item_id: str) -> models.Item:
         """One item of the catalogue."""
@@ -124,6 +152,23 @@ class AsyncClient:
         """The items whose titles are nearest."""
         call = Call("GET", path("/items/{}/neighbors", item_id), params={"k": k})
         return cast(models.Neighbors, await self._json(call))
+
+    async def get_related(
+        self, item_id: str, *, k: int | None = None, by: Literal["behaviour", "words"] | None = None
+    ) -> models.RelatedItems:
+        """The items that go together with this one."""
+        call = Call("GET", path("/items/{}/related", item_id), params={"k": k, "by": by})
+        return cast(models.RelatedItems, await self._json(call))
+
+    # ---- experiments
+
+    async def get_experiments(self) -> models.ExperimentsPage:
+        """The experiment that runs, and the results of all variants."""
+        return cast(models.ExperimentsPage, await self._json(Call("GET", "/experiments")))
+
+    async def put_experiments(self, **body: Unpack[models.ExperimentToRun]) -> models.ExperimentsPage:
+        """Starts, changes or ends an experiment."""
+        return cast(models.ExperimentsPage, await self._json(Call("PUT", "/experiments", "write", body)))
 
     # ---- bundles
 

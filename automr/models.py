@@ -40,6 +40,17 @@ class BundleToLoad(TypedDict):
     """
 
 
+class Cap(TypedDict):
+    attribute: str
+    """
+    its name; items without it are not counted
+    """
+    at_most: int
+    """
+    items of each value on a page
+    """
+
+
 class CompareFilter(TypedDict):
     op: Literal['lt', 'lte', 'gt', 'gte']
     attribute: str
@@ -130,6 +141,10 @@ class EventContent(TypedDict):
     """
     facts of your own: text, numbers, true or false by name, at most 2048 bytes; kept and given back
     """
+    recommendation_id: NotRequired[str | None]
+    """
+    of the answer that showed the item: the event counts for its variant in GET /experiments
+    """
 
 
 class ExistsFilter(TypedDict):
@@ -137,6 +152,48 @@ class ExistsFilter(TypedDict):
     attribute: str
     """
     name of an attribute; `item_id` and `title` are the item's own
+    """
+
+
+class ExperimentShadow(TypedDict):
+    bundle: NotRequired[str | None]
+    """
+    name of a loaded bundle, which may be of another precision; null: the one that answers
+    """
+    memory: NotRequired[bool]
+    """
+    false: only the newest K events count, no memory
+    """
+    arm: NotRequired[Literal['model', 'popular']]
+    """
+    popular: popular items, without the model
+    """
+    share: float
+    """
+    of the answers that are computed a second time, compared and not shown
+    """
+
+
+class ExperimentVariant(TypedDict):
+    bundle: NotRequired[str | None]
+    """
+    name of a loaded bundle, which may be of another precision; null: the one that answers
+    """
+    memory: NotRequired[bool]
+    """
+    false: only the newest K events count, no memory
+    """
+    arm: NotRequired[Literal['model', 'popular']]
+    """
+    popular: popular items, without the model
+    """
+    name: str
+    """
+    stands in answers and results
+    """
+    share: float
+    """
+    of the users; the shares of all variants sum to 1
     """
 
 
@@ -232,6 +289,10 @@ class Interaction(TypedDict):
     context: NotRequired[dict[str, str | int | float | bool] | None]
     """
     facts of your own: text, numbers, true or false by name, at most 2048 bytes; kept and given back
+    """
+    recommendation_id: NotRequired[str | None]
+    """
+    of the answer that showed the item: the event counts for its variant in GET /experiments
     """
     event_id: NotRequired[str | None]
     """
@@ -372,6 +433,17 @@ class ItemResult(TypedDict):
     """
 
 
+class ItemsPage(TypedDict):
+    items: list[Item]
+    """
+    one page, in the order of the catalogue; new items come last
+    """
+    next_cursor: str | None
+    """
+    the `cursor` of the next page; null on the last one. A page may be short and have a next one
+    """
+
+
 class ItemsResponse(TypedDict):
     items: list[Item]
     """
@@ -380,6 +452,17 @@ class ItemsResponse(TypedDict):
     results: list[ItemResult]
     """
     one for each item of the request, in order
+    """
+
+
+class ListedUser(TypedDict):
+    user_id: str
+    """
+    the user
+    """
+    events: int
+    """
+    stored events
     """
 
 
@@ -453,6 +536,29 @@ class MemoryElement(TypedDict):
     """
 
 
+class MergedUser(TypedDict):
+    user_id: str
+    """
+    the user
+    """
+    from_user_id: str
+    """
+    the guest
+    """
+    moved: int
+    """
+    events that the user did not have
+    """
+    duplicates: int
+    """
+    events that the user had already
+    """
+    is_complete: bool
+    """
+    nothing is left of the guest; false: repeat the call
+    """
+
+
 class ModelInfo(TypedDict):
     bundle: str
     """
@@ -500,6 +606,21 @@ class ModelName(TypedDict):
     space: str
     """
     id of the language model whose memory states are compatible
+    """
+
+
+class Move(TypedDict):
+    rule: Literal['boosts', 'rotation', 'diversity', 'distinct', 'caps', 'pins']
+    """
+    which rule
+    """
+    from_rank: int | None
+    """
+    its rank before; null when the rule brought the item into the list
+    """
+    to_rank: int
+    """
+    its rank after; pins are placed last, and other ranks do not count them
     """
 
 
@@ -553,6 +674,32 @@ class NewItem(TypedDict):
     item_id: str
     """
     id of the item, yours
+    """
+
+
+class OutcomeRate(TypedDict):
+    value: float
+    """
+    share of the lists
+    """
+    low: float
+    """
+    lower end of the 95 % interval
+    """
+    high: float
+    """
+    upper end of the 95 % interval
+    """
+
+
+class Pin(TypedDict):
+    item_id: str
+    """
+    the item
+    """
+    position: int
+    """
+    its rank, at most `k`
     """
 
 
@@ -680,6 +827,55 @@ class RecommendedItem(TypedDict):
     """
     null when it is not known, or `explain` is false
     """
+    moves: NotRequired[list[Move]]
+    """
+    what the rules of the request did to its place, in their order; empty without `explain`
+    """
+
+
+class RelatedItem(TypedDict):
+    item_id: str
+    """
+    the item
+    """
+    title: str
+    """
+    its title
+    """
+    source: Literal['near', 'follow', 'together', 'words']
+    """
+    near: users often have both close together; follow: it often comes next; together: counted live; words: a similar title
+    """
+    score: float | None
+    """
+    strength by behaviour, 0 to 1; null for words
+    """
+    distance: float | None
+    """
+    L2 distance of the title vectors; null for behaviour
+    """
+
+
+class RelatedItems(TypedDict):
+    item_id: str
+    """
+    the item you asked for
+    """
+    related: list[RelatedItem]
+    """
+    available items, best first; at last those by words
+    """
+
+
+class Rotation(TypedDict):
+    rate: float
+    """
+    share of its lead over the last candidate that an item loses; 1: it goes last
+    """
+    time_s: NotRequired[int]
+    """
+    how long after it was shown, seconds
+    """
 
 
 class StartsWithFilter(TypedDict):
@@ -731,6 +927,10 @@ class UserEvent(TypedDict):
     """
     as it was sent
     """
+    recommendation_id: NotRequired[str | None]
+    """
+    as it was sent
+    """
 
 
 class UserPage(TypedDict):
@@ -753,6 +953,70 @@ class UserPage(TypedDict):
     next_cursor: str | None
     """
     the `cursor` of the next page; null on the last one
+    """
+
+
+class UserToMerge(TypedDict):
+    from_user_id: str
+    """
+    the guest
+    """
+
+
+class UsersPage(TypedDict):
+    users: list[ListedUser]
+    """
+    one page, in no order; a user may come on two pages
+    """
+    next_cursor: str | None
+    """
+    the `cursor` of the next page; null on the last one. A page may be short and have a next one
+    """
+
+
+User: TypeAlias = str
+
+
+class VariantResult(TypedDict):
+    variant: str
+    """
+    `default`, or experiment and variant
+    """
+    lists: int
+    """
+    answers
+    """
+    impressions: int
+    """
+    events of type impression that name an answer
+    """
+    clicks: int
+    """
+    events of other types than the rest that name an answer
+    """
+    conversions: int
+    """
+    events of type purchase, order, booking or subscribe
+    """
+    rejections: int
+    """
+    events of type dislike, skip, return or refund
+    """
+    clicked_lists: int
+    """
+    answers with at least one click
+    """
+    converted_lists: int
+    """
+    answers with at least one conversion
+    """
+    click_rate: OutcomeRate | None
+    """
+    clicked of all lists; null without lists
+    """
+    conversion_rate: OutcomeRate | None
+    """
+    converted of all lists; null without lists
     """
 
 
@@ -863,6 +1127,47 @@ class BundlesPage(TypedDict):
     """
 
 
+class Experiment(TypedDict):
+    name: str
+    """
+    also the salt of the hash: another name divides the users anew
+    """
+    control: str
+    """
+    name of the variant that the others are compared with
+    """
+    variants: list[ExperimentVariant]
+    """
+    their order counts, too
+    """
+    shadow: NotRequired[ExperimentShadow | None]
+    """
+    null: no shadow traffic
+    """
+
+
+class ExperimentToRun(TypedDict):
+    experiment: Experiment | None
+    """
+    null: none runs; every user gets the bundle that answers
+    """
+
+
+class ExperimentsPage(TypedDict):
+    experiment: Experiment | None
+    """
+    the one that runs
+    """
+    results: list[VariantResult]
+    """
+    of all variants since their lists are kept, of all replicas
+    """
+    unattributed: int
+    """
+    events that name a recommendation that is unknown, too old, or did not show their item
+    """
+
+
 class ItemsRequest(TypedDict):
     items: list[NewItem]
     """
@@ -903,9 +1208,17 @@ class RecommendResponse(TypedDict):
     """
     what answered
     """
+    variant: NotRequired[str | None]
+    """
+    which variant answered: `default`, or the experiment and the variant in it
+    """
     timings_ms: dict[str, float]
     """
     step → milliseconds
+    """
+    next_cursor: NotRequired[str | None]
+    """
+    with `paged`: the `cursor` of the next page, for 30 minutes; null on the last one
     """
 
 
@@ -917,6 +1230,28 @@ class UserMemory(TypedDict):
     memory: list[WordsEntry]
     """
     records, newest first; patterns, most events first; one profile
+    """
+
+
+class UsersResponse(TypedDict):
+    recommendations: list[RecommendResponse]
+    """
+    one for each user, in the order of `users`
+    """
+
+
+class Boost(TypedDict):
+    filter: EqualFilter | CompareFilter | RangeFilter | InFilter | ExistsFilter | StartsWithFilter | JoinFilter | NotFilter | dict[str, str | int | float | bool | list[str | int | float | bool]]
+    """
+    which items
+    """
+    factor: NotRequired[float | None]
+    """
+    multiplies the probability; below 1 it lowers
+    """
+    add: NotRequired[float | None]
+    """
+    added to the score, a natural logarithm; `factor` 2 is 0.69
     """
 
 
@@ -937,9 +1272,21 @@ class NotFilter(TypedDict):
 
 
 class RecommendRequest(TypedDict):
-    user_id: NotRequired[str | None]
+    boosts: NotRequired[list[Boost]]
     """
-    null for an anonymous session, described by `recent`
+    items that are lifted or lowered
+    """
+    caps: NotRequired[list[Cap]]
+    """
+    how many items of one value
+    """
+    diversity: NotRequired[float]
+    """
+    0: as ranked; 1: each item as unlike those before it as possible, by the vectors of the index
+    """
+    rotation: NotRequired[Rotation | None]
+    """
+    what the user was shown lately sinks; needs `user_id`
     """
     k: NotRequired[int]
     """
@@ -952,10 +1299,6 @@ class RecommendRequest(TypedDict):
     explain: NotRequired[bool]
     """
     say why each item is there, and list the older events that count
-    """
-    recent: NotRequired[list[RecentItem]]
-    """
-    items of this session, oldest first, in addition to the stored events
     """
     candidates: NotRequired[list[Candidate] | None]
     """
@@ -984,4 +1327,91 @@ class RecommendRequest(TypedDict):
     timestamp: NotRequired[int | None]
     """
     the time of the request, from which the age of events counts; null: now
+    """
+    user_id: NotRequired[str | None]
+    """
+    null for an anonymous session, described by `recent`
+    """
+    recent: NotRequired[list[RecentItem]]
+    """
+    items of this session, oldest first, in addition to the stored events
+    """
+    pins: NotRequired[list[Pin]]
+    """
+    items at fixed places of the list
+    """
+    paged: NotRequired[bool]
+    """
+    the answer has `next_cursor`: the list goes on, up to 500 items in pages of `k`
+    """
+    cursor: NotRequired[str | None]
+    """
+    `next_cursor` of an answer: the next page of its list; alone, as the list is made already
+    """
+
+
+class UsersRequest(TypedDict):
+    boosts: NotRequired[list[Boost]]
+    """
+    items that are lifted or lowered
+    """
+    caps: NotRequired[list[Cap]]
+    """
+    how many items of one value
+    """
+    diversity: NotRequired[float]
+    """
+    0: as ranked; 1: each item as unlike those before it as possible, by the vectors of the index
+    """
+    rotation: NotRequired[Rotation | None]
+    """
+    what the user was shown lately sinks; needs `user_id`
+    """
+    k: NotRequired[int]
+    """
+    how many items
+    """
+    exclude_seen: NotRequired[bool | None]
+    """
+    leave out what the user had; null: yes, unless users of the bundle's data come back to items
+    """
+    explain: NotRequired[bool]
+    """
+    say why each item is there, and list the older events that count
+    """
+    candidates: NotRequired[list[Candidate] | None]
+    """
+    recommend only these
+    """
+    filter: NotRequired[EqualFilter | CompareFilter | RangeFilter | InFilter | ExistsFilter | StartsWithFilter | JoinFilter | NotFilter | dict[str, str | int | float | bool | list[str | int | float | bool]] | None]
+    """
+    recommend only items that pass: attribute -> value or list of allowed values, or an operator (`op`: eq ne lt lte gt gte range in exists starts_with and or not); nested at most 8 deep, at most 100 parts
+    """
+    exclude: NotRequired[list[ExcludeItem]]
+    """
+    never recommend these, for example what is on the page
+    """
+    deadline_ms: NotRequired[int | None]
+    """
+    answer within this time, with a fallback if need be
+    """
+    query: NotRequired[str | None]
+    """
+    what the user asks for, in words of any language
+    """
+    reasoning: NotRequired[Literal['off', 'retrieve', 'full']]
+    """
+    with `query`. off: the words alone; retrieve: memories are chosen for the query; full: the ideal item is described, too
+    """
+    timestamp: NotRequired[int | None]
+    """
+    the time of the request, from which the age of events counts; null: now
+    """
+    users: list[User]
+    """
+    1 to 50 different users
+    """
+    distinct: NotRequired[bool]
+    """
+    no item is in two of the lists. Each user in turn takes their best item that is left: in the order of `users`, then backwards, and so on
     """
