@@ -81,6 +81,7 @@ ENVIRONMENT_READERS = ("service.settings", "service.__main__", "training.run.pro
 ENVIRONMENT = ("os.environ", "os.environb", "os.getenv", "os.putenv", "os.unsetenv")
 UNPICKLERS = ("pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "torch.load")
 MAX_FILE_LINES = 400
+GENERATED = ("automr.models", "automr.synchronous")
 MAX_FILES_IN_A_ROOM = 15
 MAX_FUNCTION_LINES_MEDIAN, MAX_FUNCTION_LINES_P90 = 8, 25
 
@@ -301,7 +302,7 @@ def import_effects(tree: Iterable[Module]) -> Iterator[str]:
 def long_files(tree: Iterable[Module]) -> Iterator[str]:
     for module in tree:
         lines = len(module.path.read_text(encoding="utf-8").splitlines())
-        if lines > MAX_FILE_LINES:
+        if lines > MAX_FILE_LINES and module.name not in GENERATED:
             yield f"{module.name} has {lines} lines, more than {MAX_FILE_LINES}"
 
 

@@ -34,7 +34,7 @@ def example_of(operation: dict[str, Any]) -> dict[str, Any]:
     if "requestBody" not in operation:
         return {}
     name = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
-    found: dict[str, Any] = DOCUMENT["components"]["schemas"][name]["examples"][0]
+    found: dict[str, Any] = DOCUMENT["components"]["schemas"][name].get("examples", [{}])[0]
     return found
 
 

@@ -68,7 +68,7 @@ def until(found: Callable[[], Any], what: str, within_s: float = 15) -> Any:
 
 def texts(browser: Browser, selector: str) -> list[str]:
     script = "return [...document.querySelectorAll(arguments[0])].map((each) => each.textContent)"
-    return list(browser.execute_script(script, selector))  # type: ignore[no-untyped-call]
+    return list(browser.execute_script(script, selector))
 
 
 def ask_for(browser: Browser, user: str) -> list[str]:
@@ -88,7 +88,7 @@ def test_titles_are_shown_as_text(browser: Browser, shop: Any) -> None:
     until(lambda: texts(browser, "#users button"), "no users were found")
     ask_for(browser, "ada")
     until(lambda: any(NASTY in text for text in texts(browser, "#history li")), "the title is not in the history")
-    assert browser.execute_script("return window.hacked") is None  # type: ignore[no-untyped-call]
+    assert browser.execute_script("return window.hacked") is None
     assert not complaints(browser)
 
 
@@ -147,8 +147,8 @@ def test_with_keys_the_page_asks_for_one_and_shows_nothing_without(browser: Brow
         until(lambda: "not valid" in browser.find_element(By.ID, "gate-error").text, "a wrong key is not reported")
         gate.send_keys(KEY, Keys.ENTER)
         until(browser.find_element(By.ID, "main").is_displayed, "a valid key does not open the page")
-        assert browser.execute_script("return sessionStorage.getItem('automr-key')") == KEY  # type: ignore[no-untyped-call]
-        assert browser.execute_script("return localStorage.length") == 0  # type: ignore[no-untyped-call]
+        assert browser.execute_script("return sessionStorage.getItem('automr-key')") == KEY
+        assert browser.execute_script("return localStorage.length") == 0
         assert not complaints(browser)
 
 
@@ -200,11 +200,11 @@ def test_pictures(browser: Browser, scheme: str, tmp_path: Path) -> None:
         browser.get(address(client))
         until(lambda: browser.find_element(By.ID, "main").is_displayed(), "the page does not open")
         ask_for(browser, user)
-        ground, text = browser.execute_script(  # type: ignore[no-untyped-call]
+        ground, text = browser.execute_script(
             "const of = getComputedStyle(document.body); return [of.backgroundColor, of.color]"
         )
         assert contrast(ground, text) > 7, (ground, text)
-        browser.execute_script("scrollTo(0, 0)")  # type: ignore[no-untyped-call]
+        browser.execute_script("scrollTo(0, 0)")
         if os.environ.get("SCREENSHOTS") and bundle == DEMO:
             browser.save_screenshot(str(ROOT / f"docs/page-{scheme}.png"))
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
