@@ -17,7 +17,7 @@ STORE  := var/demo
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test smollm2 bench growth lint format openapi page typescript clean
+.PHONY: help demo test smollm2 bench growth lint format openapi page container typescript clean
 .SUFFIXES:
 
 help: ## this list
@@ -71,6 +71,9 @@ openapi: $(VENV)/.test ## after a change of the API: write docs/openapi.json and
 page: $(VENV)/.test ## the page in a real browser; on Debian: apt install chromium chromium-driver
 	@$(PIP) install --quiet selenium==4.51.0
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/real/page.py
+
+container: $(READERS) ## as root: build the image without docker and start it as its user, read-only (needs buildah, mmdebstrap)
+	docker/prove.sh $(BUNDLE)
 
 typescript: ## a TypeScript client, made from docs/openapi.json, passes the type checker: needs node and npm's registry
 	@mkdir -p build/typescript && cp tests/typescript/client.ts build/typescript

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, Unpack, cast
 import httpx
 
 from automr import models
-from automr.calls import Call, Kind, Timeouts, path
+from automr.calls import Call, Kind, Timeouts, as_text, path
 from automr.errors import ConnectionFailed, failure, refusal
 from automr.retries import REPEATED_STATUSES, Retries, is_repeatable, retry_after_s
 
@@ -124,8 +124,7 @@ class AsyncClient:
         cursor: str | None = None,
     ) -> models.ItemsPage:
         """One page of the catalogue, hidden items too: all, or those with the words of `query` that pass `filter`."""
-        chosen = None if filter is None else json.dumps(filter)
-        params = {"query": query, "filter": chosen, "limit": limit, "cursor": cursor}
+        params = {"query": query, "filter": as_text(filter), "limit": limit, "cursor": cursor}
         return cast(models.ItemsPage, await self._json(Call("GET", "/items", params=params)))
 
     async def get_item(self, item_id: str) -> models.Item:
@@ -159,6 +158,35 @@ class AsyncClient:
         """The items that go together with this one."""
         call = Call("GET", path("/items/{}/related", item_id), params={"k": k, "by": by})
         return cast(models.RelatedItems, await self._json(call))
+
+    async def list_popular(
+        self, *, k: int | None = None, filter: Mapping[str, Any] | None = None
+    ) -> models.RankedItems:
+        """What most users choose."""
+        call = Call("GET", "/popular", params={"k": k, "filter": as_text(filter)})
+        return cast(models.RankedItems, await self._json(call))
+
+    async def list_trending(
+        self, *, k: int | None = None, filter: Mapping[str, Any] | None = None
+    ) -> models.RankedItems:
+        """What is chosen more often than before."""
+        call = Call("GET", "/trending", params={"k": k, "filter": as_text(filter)})
+        return cast(models.RankedItems, await self._json(call))
+
+    async def list_latest(self, *, k: int | None = None, filter: Mapping[str, Any] | None = None) -> models.RankedItems:
+        """What is new in the catalogue."""
+        call = Call("GET", "/latest", params={"k": k, "filter": as_text(filter)})
+        return cast(models.RankedItems, await self._json(call))
+
+    # ---- settings
+
+    async def get_event_types(self) -> models.EventSettings:
+        """What types of events mean."""
+        return cast(models.EventSettings, await self._json(Call("GET", "/settings/events")))
+
+    async def put_event_types(self, **body: Unpack[models.EventTypes]) -> models.EventSettings:
+        """Puts another table of event types into force."""
+        return cast(models.EventSettings, await self._json(Call("PUT", "/settings/events", "write", body)))
 
     # ---- experiments
 

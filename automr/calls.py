@@ -1,5 +1,6 @@
 """What a method asks for, before it is sent: method, path, body, and how long to wait for the answer."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -41,6 +42,11 @@ class Call:
     def query(self) -> dict[str, Any]:
         """The parameters that were given."""
         return {name: value for name, value in self.params.items() if value is not None}
+
+
+def as_text(filter: Mapping[str, Any] | None) -> str | None:
+    """A filter as a parameter of a query."""
+    return None if filter is None else json.dumps(filter)
 
 
 def path(template: str, *ids: str) -> str:

@@ -123,7 +123,7 @@ class EventContent(TypedDict):
     """
     type: NotRequired[str]
     """
-    what the user did
+    what the user did; GET /settings/events says what each type means
     """
     value: NotRequired[float | None]
     """
@@ -272,7 +272,7 @@ class Interaction(TypedDict):
     """
     type: NotRequired[str]
     """
-    what the user did
+    what the user did; GET /settings/events says what each type means
     """
     value: NotRequired[float | None]
     """
@@ -365,6 +365,10 @@ class Item(TypedDict):
     available_until: NotRequired[int | None]
     """
     recommended until this Unix time, exclusive; null: for ever
+    """
+    added_at: NotRequired[int | None]
+    """
+    Unix time at which the item came while the service ran; null: with the bundle
     """
 
 
@@ -762,6 +766,32 @@ class RangeFilter(TypedDict):
     """
 
 
+class RankedItem(TypedDict):
+    rank: int
+    """
+    1, 2, 3, …
+    """
+    item_id: str
+    """
+    the item
+    """
+    title: str
+    """
+    its title
+    """
+    score: float
+    """
+    popular: events of training and live ones, which fade. trending: how far the events of the last days exceed what the weeks before let expect, in standard deviations. latest: Unix time at which it came
+    """
+
+
+class RankedItems(TypedDict):
+    items: list[RankedItem]
+    """
+    available items, best first
+    """
+
+
 class Reason(TypedDict):
     voice: str
     """
@@ -975,6 +1005,45 @@ class UsersPage(TypedDict):
 
 
 User: TypeAlias = str
+
+
+class ValueRule(TypedDict):
+    weight: NotRequired[float]
+    """
+    how much the event counts, as a multiple of a purchase; negative: it speaks against its item and against items near it; 0: neither
+    """
+    window: NotRequired[bool]
+    """
+    may be one of the newest events, of which the prompt is made
+    """
+    memory: NotRequired[bool]
+    """
+    may be memory: a stored state, and an older event of the voices
+    """
+    popularity: NotRequired[bool]
+    """
+    counts for the popularity of its item
+    """
+    neighbors: NotRequired[bool]
+    """
+    counts for what goes together with its item
+    """
+    seen_s: NotRequired[int | None]
+    """
+    for how many seconds after the event its item counts as seen; 0: not at all, null: for ever
+    """
+    cancels: NotRequired[bool]
+    """
+    takes back what the user did with the item before: these events are no interest any more and count nowhere; they still make the item seen
+    """
+    at_least: NotRequired[float | None]
+    """
+    the smallest value of the range; null: no limit
+    """
+    at_most: NotRequired[float | None]
+    """
+    the largest value of the range; null: no limit
+    """
 
 
 class VariantResult(TypedDict):
@@ -1222,6 +1291,41 @@ class RecommendResponse(TypedDict):
     """
 
 
+class TypeRule(TypedDict):
+    weight: NotRequired[float]
+    """
+    how much the event counts, as a multiple of a purchase; negative: it speaks against its item and against items near it; 0: neither
+    """
+    window: NotRequired[bool]
+    """
+    may be one of the newest events, of which the prompt is made
+    """
+    memory: NotRequired[bool]
+    """
+    may be memory: a stored state, and an older event of the voices
+    """
+    popularity: NotRequired[bool]
+    """
+    counts for the popularity of its item
+    """
+    neighbors: NotRequired[bool]
+    """
+    counts for what goes together with its item
+    """
+    seen_s: NotRequired[int | None]
+    """
+    for how many seconds after the event its item counts as seen; 0: not at all, null: for ever
+    """
+    cancels: NotRequired[bool]
+    """
+    takes back what the user did with the item before: these events are no interest any more and count nowhere; they still make the item seen
+    """
+    by_value: NotRequired[list[ValueRule]]
+    """
+    other rules for ranges of `value`; the first one that holds counts
+    """
+
+
 class UserMemory(TypedDict):
     user_id: str
     """
@@ -1237,6 +1341,36 @@ class UsersResponse(TypedDict):
     recommendations: list[RecommendResponse]
     """
     one for each user, in the order of `users`
+    """
+
+
+class EventSettings(TypedDict):
+    number: int
+    """
+    grows with each table that is put; 0: the table of the bundle
+    """
+    is_counted: bool
+    """
+    false while users wait to be counted again by this table; the encode queue shows how far it is
+    """
+    types: dict[str, TypeRule]
+    """
+    type of events -> its rule
+    """
+    other: TypeRule
+    """
+    the rule of types that the table does not name
+    """
+
+
+class EventTypes(TypedDict):
+    types: NotRequired[dict[str, TypeRule]]
+    """
+    type of events -> its rule
+    """
+    other: NotRequired[TypeRule]
+    """
+    the rule of types that the table does not name
     """
 
 

@@ -141,7 +141,6 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
         "next_cursor": None,
     },
     "UserMemory": {"user_id": _USER, "memory": [_ENTRY]},
-    "CorrectedEvent": {"user_id": _USER, "event_id": "order-17-1", "status": "replaced"},
     "ForgottenUser": {"user_id": _USER, "events": 15, "states": 15, "keys": 3},
     "TypeRule": _EVENT_TYPES["view"] | {"cancels": False, "by_value": []},
     "ValueRule": _EVENT_TYPES["rating"]["by_value"][0] | {"seen_s": None},
