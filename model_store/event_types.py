@@ -90,7 +90,7 @@ class TypeRule(EventRule):
         return next((rule for rule in self.by_value if rule.holds(value)), self)
 
 
-_BRIEF = {"seen_s": 0}  # looking at an item does not take it off the shelf
+_BRIEF: dict[str, Any] = {"seen_s": 0}  # looking at an item does not take it off the shelf
 _NOTHING: dict[str, Any] = {
     "weight": 0.0, "window": False, "memory": False, "popularity": False, "neighbors": False, "seen_s": 0,
 }  # fmt: skip

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model_store.answers import GENERATED, GROUNDED, Answer, Query, Ranked, Reason, popular
+from model_store.answers import GENERATED, GROUNDED, Answer, PastRows, Query, Ranked, Reason, popular
 from model_store.beams.new_titles import asked_again
 from model_store.beams.search import ScoredTitle, Search, beam_search
 from model_store.beams.trie import AllowedItems, Node
@@ -190,13 +190,16 @@ def past_of(bundle: Bundle, query: Query) -> Past:
         recent = np.array(query.prompt[-bundle.manifest.prompt.recent_length :], dtype=np.int64)
         recent = recent[recent != BEGIN]
         return Past(recent, np.arange(len(recent)), len(recent))
-    rows = np.array(query.past.rows, dtype=np.int64)
+    return past_of_rows(bundle, query.past)
+
+
+def past_of_rows(bundle: Bundle, past: PastRows) -> Past:
     return Past(
-        bundle.tokens_of(rows),
-        np.array(query.past.timestamps, dtype=np.int64),
-        query.past.now,
-        np.array(query.past.weights, dtype=np.float32) if query.past.weights else None,
-        _against(bundle, query.past.against) if query.past.against else None,
+        bundle.tokens_of(np.array(past.rows, dtype=np.int64)),
+        np.array(past.timestamps, dtype=np.int64),
+        past.now,
+        np.array(past.weights, dtype=np.float32) if past.weights else None,
+        _against(bundle, past.against) if past.against else None,
     )
 
 

@@ -93,7 +93,7 @@ async def run_export(settings: Settings, out: Path) -> dict[str, Any]:
     except ImportError:
         raise SettingsError(["export needs pyarrow: pip install '.[train]'"]) from None
     async with open_kernel(settings, Metrics()) as kernel:
-        return await export(kernel.store, kernel.view.catalogue.items, out)
+        return await export(kernel.store, kernel.view.catalogue.items, out, kernel.view.event_types)
 
 
 async def import_file(submit: Submit, path: Path) -> int:

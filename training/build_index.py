@@ -18,6 +18,7 @@ from model_store.bundle import Bundle, BundleWriter, build_retriever
 from model_store.catalogue.catalogue import Catalogue
 from model_store.catalogue.items import Item, clean
 from model_store.errors import EmptyCatalogue
+from model_store.event_types import EventTypes
 from model_store.files import MANIFEST, read_manifest
 from model_store.grounding import ItemIndex
 from model_store.inference import embed
@@ -69,7 +70,8 @@ def embed_items(backbone: Backbone, items: Sequence[Item]) -> np.ndarray:
 
 def stage_key(dataset: Dataset, upstream: Sequence[dict[str, Any]], recipe: Recipe) -> str:
     """Changes with everything that changes the bundle. `upstream` are the certificates of retriever and voices."""
-    return digest([upstream, dataset.items.to_dicts(), recipe.num_beams, recipe.state_dtype])
+    types = [] if dataset.event_types == EventTypes() else [dataset.event_types.digest]
+    return digest([upstream, dataset.items.to_dicts(), recipe.num_beams, recipe.state_dtype, *types])
 
 
 def run(
@@ -100,6 +102,8 @@ def run(
         writer.add_retriever(retriever)
         writer.add_catalogue(Catalogue(items, backbone.prompt))
         writer.add_index(ItemIndex.build(embed_items(backbone, items)))
+        if dataset.event_types != EventTypes():
+            writer.add_event_types(dataset.event_types)
         if manifest.voices is not None:
             writer.add_voices(Voices.load(voices_dir / VOICES_FILE, manifest.voices))
         manifest = writer.finish(manifest)

@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,15 @@ import polars as pl
 
 from training.data.cleaning import read_events
 from training.data.columns import parse_columns
-from training.data.dataset import MAX_DROPPED, Dataset, Dropped, clean_dataset, dataset_stats, save_dataset
+from training.data.dataset import (
+    MAX_DROPPED,
+    Dataset,
+    Dropped,
+    clean_dataset,
+    dataset_stats,
+    read_table_of_types,
+    save_dataset,
+)
 from training.data.faults import DataError, Notes
 from training.data.raw.found import RawData, ReadOptions
 from training.data.raw.sources import READERS, read_source
@@ -76,6 +84,7 @@ def prepare(format: str, source: Path, out: Path, options: ReadOptions, max_drop
     notes = Notes()
     raw = read_source(format, source, options, notes)
     dataset, dropped = _clean(out.resolve().name, raw, notes, max_dropped)
+    dataset = replace(dataset, event_types=read_table_of_types(source))
     found = {"files": raw.files, "notes": [asdict(note) for note in notes]}
     origin = {"format": format, "path": str(source), "options": options.flags() | _flag(max_dropped)} | found
     manifest = save_dataset(dataset, out, source=origin, dropped=dropped)

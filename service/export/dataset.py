@@ -20,12 +20,14 @@ import pyarrow.parquet as pq
 import structlog
 
 from model_store.catalogue.items import Item
+from model_store.event_types import EventTypes
 from service.errors import SettingsError
 from service.store.client import MemoryStore
 from service.store.events import Event
 
 log = structlog.get_logger("service.export.dataset")
 
+DEFAULT_TYPES = EventTypes()
 FORMAT_VERSION = 1  # of dataset.json, as training writes it
 _EVENTS_PER_PART = 50_000
 _EVENTS_PER_PAGE = 500
@@ -41,8 +43,13 @@ _EVENTS = pa.schema(
 _QUERIES = ["user_id", "item_id", "timestamp", "query"]
 
 
-async def export(store: MemoryStore, items: Sequence[Item], out: Path) -> dict[str, Any]:
-    """Returns the manifest of the data set. Raises SettingsError if `out` holds something else."""
+async def export(
+    store: MemoryStore, items: Sequence[Item], out: Path, types: EventTypes = DEFAULT_TYPES
+) -> dict[str, Any]:
+    """Returns the manifest of the data set. Raises SettingsError if `out` holds something else.
+
+    `types`: the table of event types in force, which training then reads as well.
+    """
     if out.is_dir() and any(each.name != _PARTS for each in out.iterdir()):
         raise SettingsError([f"--out {out}: is not empty; choose a new directory"])
     parts = out / _PARTS
@@ -52,6 +59,8 @@ async def export(store: MemoryStore, items: Sequence[Item], out: Path) -> dict[s
     while done < len(users):
         done = await _write_part(store, users, done, parts)
         log.info("exporting", users=done, of=len(users))
+    if types != DEFAULT_TYPES:
+        (out / "event_types.json").write_text(types.model_dump_json(indent=2) + "\n", encoding="utf-8")
     manifest = _assemble(out, parts, items)
     shutil.rmtree(parts)
     return manifest

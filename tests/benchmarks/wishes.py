@@ -18,7 +18,7 @@ from typing import Any
 import structlog
 
 from model_store.view import BundleView
-from service.store.embedded import EmbeddedServer
+from service.store.embedded.server import EmbeddedServer
 from tests.benchmarks.machine import last_line
 from tests.service.real import open_app
 from tests.service.wishes import Shop

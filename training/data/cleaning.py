@@ -9,14 +9,16 @@ from typing import NamedTuple
 import polars as pl
 import polars.selectors as cs
 
+from model_store.event_types import UNTYPED
 from model_store.text.history import clean_title, tie_key
 from training.data.columns import EVENT_ROLES
 from training.data.faults import DataError, Notes
 from training.data.ids import Ids, read_ids, unify
+from training.data.meaning import TYPE
 from training.data.times import MISSING_WORDS, TimeFormat, is_missing, note_unlikely_times, read_times
 
 MAX_QUERY_LENGTH = 500  # characters; the rest is cut off
-_BY_TIME = ["user", "timestamp", "item", "rating"]
+_BY_TIME = ["user", "timestamp", "item"]
 
 
 class Events(NamedTuple):
@@ -38,7 +40,9 @@ class CleanedItems(NamedTuple):
 
 
 class CleanedEvents(NamedTuple):
-    """`events`: user_id, item_id, timestamp in s and rating (or null), by user, time and tie key."""
+    """`events`: user_id, item_id, timestamp in s, rating (or null), and type if the file has types; by user, time and
+    tie key.
+    """
 
     events: pl.DataFrame
     num_incomplete: int
@@ -115,11 +119,14 @@ def _plain_attributes(items: pl.DataFrame) -> list[pl.Expr]:
 
 
 def clean_interactions(raw: Events, known: pl.Series, notes: Notes) -> CleanedEvents:
-    """`known` are the ids of items. Of rows with equal user, item and time, the one with the best rating stays."""
+    """`known` are the ids of items. Of rows with equal user, item, time and type, that with the best rating stays."""
     users, items = raw.users.sorted(), raw.items.sorted()
     ratings = _read_ratings(raw.frame, raw.place, notes)
     note_unlikely_times(raw.times, raw.place, notes)
     columns = {"user": users.codes, "item": items.codes, "timestamp": raw.times, "rating": ratings}
+    if TYPE in raw.frame.columns:
+        columns[TYPE] = _read_types(raw.frame)
+    equal = [*_BY_TIME, *(name for name in columns if name == TYPE)]
     events = pl.DataFrame(columns).with_row_index("row")
     complete = events.drop_nulls(["user", "item", "timestamp"])
     _note_removed("interactions_incomplete", events, complete, raw, notes)
@@ -128,8 +135,8 @@ def clean_interactions(raw: Events, known: pl.Series, notes: Notes) -> CleanedEv
     _note_removed("interactions_without_item", complete, titled, raw, notes)
     num_complete, num_titled = complete.height, titled.height
     del events, complete
-    by_time = titled.sort(_BY_TIME, descending=[False, False, False, True], nulls_last=True)
-    same = pl.all_horizontal(pl.col(_BY_TIME[:3]) == pl.col(_BY_TIME[:3]).shift())
+    by_time = titled.sort([*equal, "rating"], descending=[*(False for _ in equal), True], nulls_last=True)
+    same = pl.all_horizontal(pl.col(equal) == pl.col(equal).shift())
     distinct = by_time.filter(~same.fill_null(False))
     _note_removed("interactions_repeated", titled, distinct, raw, notes)
     del titled, by_time
@@ -155,14 +162,23 @@ def _in_history_order(events: pl.DataFrame, users: pl.Series, items: pl.Series) 
         tied = events.gather(places)
         pairs = zip(users.gather(tied["user"]), items.gather(tied["item"]), strict=True)
         keys = pl.Series("tie", [tie_key(user, item) for user, item in pairs], dtype=pl.String)
-        by_key = tied.with_columns(keys).sort("user", "timestamp", "tie", "item")
-        events = events.with_columns(events[column].scatter(places, by_key[column]) for column in ("item", "rating"))
+        types = [TYPE] if TYPE in events.columns else []
+        by_key = tied.with_columns(keys).sort("user", "timestamp", "tie", "item", *types)
+        moved = ("item", "rating", *types)
+        events = events.with_columns(events[column].scatter(places, by_key[column]) for column in moved)
     return events.select(
         user_id=users.gather(events["user"]),
         item_id=items.gather(events["item"]),
         timestamp="timestamp",
         rating="rating",
+        **({TYPE: pl.col(TYPE)} if TYPE in events.columns else {}),
     )
+
+
+def _read_types(frame: pl.DataFrame) -> pl.Series:
+    """Text; an event without a type has that of the service's events without one."""
+    texts = frame[TYPE].cast(pl.String).str.strip_chars()
+    return texts.set(is_missing(texts).fill_null(True), UNTYPED)
 
 
 def _read_ratings(frame: pl.DataFrame, place: str, notes: Notes) -> pl.Series:

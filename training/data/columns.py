@@ -22,6 +22,7 @@ _KNOWN = {
     "rating": ("rating", "value", "overall", "stars"),
     "title": ("title", "itemtitle", "movietitle", "producttitle"),
     "query": ("query",),
+    "type": ("type", "eventtype", "event", "behavior", "behaviour", "action", "interactiontype"),
 }
 _WORDS = {
     "user_id": "user customer client member visitor account reviewer buyer reader person profile",
@@ -75,8 +76,8 @@ def require_columns(place: str, names: Sequence[str], found: Mapping[str, str], 
 
 
 def with_roles(frame: pl.DataFrame, place: str, roles: Sequence[str], given: ColumnNames) -> pl.DataFrame:
-    """`frame` with the names of roles; `roles` and an optional rating are looked for. Raises DataError."""
-    wanted = roles if "title" in roles else (*roles, "rating")
+    """`frame` with the names of roles; `roles`, and of events a rating and a type, are looked for. Raises DataError."""
+    wanted = roles if "title" in roles else (*roles, "rating", *(("type",) if "query" not in roles else ()))
     found = find_columns(place, frame.columns, wanted, given)
     require_columns(place, frame.columns, found, roles)
     return rename(frame, found)

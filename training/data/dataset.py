@@ -11,13 +11,14 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import polars as pl
 
+from model_store.event_types import EventTypes, parse_event_types
 from training.data.cleaning import clean_interactions, clean_items, clean_queries, read_events, unify_ids
 from training.data.columns import EVENT_ROLES, ITEM_ROLES, QUERY_ROLES, ColumnNames, require_columns, with_roles
 from training.data.faults import DataError, Notes
@@ -42,6 +43,7 @@ __all__ = [
 
 INTERACTIONS, ITEMS, MANIFEST = "interactions.parquet", "items.parquet", "dataset.json"
 QUERIES = "queries.parquet"
+EVENT_TYPES = "event_types.json"
 FORMAT_VERSION = 1
 MAX_DROPPED = 0.1  # of the interactions; more is a mistake in the data
 REQUIRED = {INTERACTIONS: EVENT_ROLES, ITEMS: ITEM_ROLES, QUERIES: QUERY_ROLES}
@@ -52,9 +54,10 @@ class Dataset:
     """Interactions are sorted by user, time and tie key, items by id. Every interaction has its item."""
 
     name: str
-    interactions: pl.DataFrame  # user_id str, item_id str, timestamp int64 s, rating float32 or null
+    interactions: pl.DataFrame  # user_id str, item_id str, timestamp int64 s, rating float32 or null; optional type str
     items: pl.DataFrame  # item_id str, title str (clean, not empty); further columns are attributes
     queries: pl.DataFrame | None = None  # user_id, item_id, timestamp, query str (lower case, not empty)
+    event_types: EventTypes = field(default_factory=EventTypes)  # read only where interactions have a column `type`
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,22 @@ def load_dataset(path: Path) -> Dataset:
     if not manifest and dropped.lost > MAX_DROPPED * tables[0].height:
         counted = f"{dropped.lost} of {tables[0].height} interactions would be left out"
         raise DataError(f"{path}: {counted}; training.prepare --format parquet tells which, and can allow it")
-    return dataset
+    return replace(dataset, event_types=read_table_of_types(path))
+
+
+def read_table_of_types(path: Path) -> EventTypes:
+    """The table in the directory, which may be an answer of GET /settings/events; the defaults without one.
+
+    Raises DataError.
+    """
+    file = path / EVENT_TYPES
+    if not file.exists():
+        return EventTypes()
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        return parse_event_types({name: facts[name] for name in ("types", "other") if name in facts})
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{file}: not a table of event types: {str(error)[:300]}") from None
 
 
 def read_tables(
@@ -136,6 +154,9 @@ def save_dataset(
             "dropped": asdict(dropped) if dropped else {},
             "sha256": {name: _sha256(partial[name]) for name in frames},
         }
+        if dataset.event_types != EventTypes():
+            table = dataset.event_types.model_dump_json(indent=2)
+            (path / EVENT_TYPES).write_text(table + "\n", encoding="utf-8")
         text = json.dumps(manifest, indent=2, ensure_ascii=False)
         partial[MANIFEST].write_text(text + "\n", encoding="utf-8")
         for name in (*frames, MANIFEST):

@@ -8,14 +8,17 @@ metrics.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 
 from training.data.dataset import DataError, Dataset
+from training.data.meaning import Meaning, meaning_of
 
 _REPEAT_SHARE = 0.01
+_TYPES = {"weight": pl.Float32}
+NUM_AGAINST = 50  # events against items that a request carries, as in the service
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,52 @@ class History:
     timestamps: np.ndarray  # (length,) int64, seconds
     train_end: int  # first position outside the train period
     is_long: bool  # long users have targets; the train period of all users is trained on (in the paper: of long users)
+    typed: "Typed | None" = None  # None where the data has no types
+
+    def hidden(self, position: int, *, hides_seen: bool) -> np.ndarray:
+        """Items that may not be shown for the target at `position`: those of the current basket; with `hides_seen` also
+        those that count as seen at its time; and those that events before it speak against.
+        """
+        items, now = self.items[:position], self.timestamps[position]
+        if self.typed is None:
+            return items if hides_seen else items[self.timestamps[:position] == now]
+        parts = [items[self.timestamps[:position] == now], self.typed.against_at(now).items]
+        return np.concatenate([*parts, self.typed.seen_at(now)] if hides_seen else parts)
+
+
+class Against(NamedTuple):
+    """Events that speak against items, oldest first: `items` (a,) rows, and `weights` (a,), positive."""
+
+    items: np.ndarray
+    timestamps: np.ndarray
+    weights: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Typed:
+    """What the types of a user's events say. `weights`, `is_popular`, `is_near`, `is_seen` (length,): of the events of
+    the history. The others are of all events of the user, by time: `seen_items` count as seen from after `seen_from`
+    until `seen_until`.
+    """
+
+    weights: np.ndarray
+    is_popular: np.ndarray
+    is_near: np.ndarray
+    is_seen: np.ndarray
+    seen_items: np.ndarray
+    seen_from: np.ndarray
+    seen_until: np.ndarray
+    against: Against
+
+    def seen_at(self, now: int) -> np.ndarray:
+        found: np.ndarray = self.seen_items[(self.seen_from < now) & (self.seen_until > now)]
+        return found
+
+    def against_at(self, now: int) -> Against:
+        """The newest before `now`, as many as the service reads."""
+        end = int(np.searchsorted(self.against.timestamps, now, side="left"))
+        span = slice(max(0, end - NUM_AGAINST), end)
+        return Against(*(part[span] for part in self.against))
 
 
 @dataclass(frozen=True)
@@ -51,7 +100,11 @@ class Split:
     @cached_property
     def has_repeats(self) -> bool:
         """Whether users repeat items: at least 1 % of the events of the train period are repeats."""
-        had = [history.items[: history.train_end] for history in self.histories]
+        had = [
+            items if history.typed is None else items[history.typed.is_seen[: history.train_end]]
+            for history in self.histories
+            for items in [history.items[: history.train_end]]
+        ]
         num_events = sum(map(len, had))
         return sum(len(items) - len(np.unique(items)) for items in had) >= _REPEAT_SHARE * num_events
 
@@ -67,6 +120,8 @@ class _Table:
     position: np.ndarray
     item: np.ndarray
     timestamp: np.ndarray
+    events: pl.DataFrame
+    meaning: Meaning | None
 
     @property
     def lengths(self) -> np.ndarray:
@@ -126,12 +181,14 @@ def sample_targets(targets: Sequence[Target], limit: int | None, seed: int) -> l
 
 
 def _table(dataset: Dataset, min_item_count: int) -> _Table:
-    counts = dataset.interactions.group_by("item_id").len().filter(pl.col("len") >= min_item_count)
+    meaning = meaning_of(dataset.interactions, dataset.event_types)
+    interactions = dataset.interactions if meaning is None else meaning.interest
+    counts = interactions.group_by("item_id").len().filter(pl.col("len") >= min_item_count)
     items = dataset.items.join(counts.select("item_id"), on="item_id", how="semi").sort("item_id")
     if items.is_empty():
         raise DataError(f"{dataset.name}: no item has {min_item_count} interactions; more data is needed")
     rows = items.select("item_id").with_row_index("row")
-    events = dataset.interactions.join(rows, on="item_id", how="inner", maintain_order="left")
+    events = interactions.join(rows, on="item_id", how="inner", maintain_order="left")
     user = events["user_id"].rle_id().to_numpy().astype(np.int64)
     starts = np.flatnonzero(np.diff(user, prepend=-1, append=user[-1] + 1))
     return _Table(
@@ -142,6 +199,8 @@ def _table(dataset: Dataset, min_item_count: int) -> _Table:
         position=np.arange(len(user)) - starts[user],
         item=events["row"].to_numpy().astype(np.int32),
         timestamp=events["timestamp"].to_numpy().copy(),
+        events=events,
+        meaning=meaning,
     )
 
 
@@ -173,7 +232,7 @@ def _split(
         item_ids=table.items["item_id"].to_list(),
         titles=titles,
         attributes=_attributes(table.items),
-        popularity=np.bincount(table.item[period == 0], minlength=table.items.height),
+        popularity=np.bincount(table.item[(period == 0) & _is_popular(table)], minlength=table.items.height),
         title_class=_title_classes(titles),
         histories=_histories(table, period, is_long),
         valid=valid,
@@ -190,11 +249,45 @@ def _targets(table: _Table, chosen: np.ndarray) -> list[Target]:
 def _histories(table: _Table, period: np.ndarray, is_long: np.ndarray) -> list[History]:
     train_ends = np.add.reduceat((period == 0).astype(np.int64), table.starts[:-1])
     spans = [slice(begin, end) for begin, end in zip(table.starts[:-1], table.starts[1:], strict=True)]
-    users = zip(table.user_ids, spans, train_ends.tolist(), is_long.tolist(), strict=True)
+    users = zip(table.user_ids, spans, train_ends.tolist(), is_long.tolist(), _typed(table, spans), strict=True)
     return [
-        History(user_id, table.item[span], table.timestamp[span], train_end, is_long_user)
-        for user_id, span, train_end, is_long_user in users
+        History(user_id, table.item[span], table.timestamp[span], train_end, is_long_user, typed)
+        for user_id, span, train_end, is_long_user, typed in users
     ]
+
+
+def _is_popular(table: _Table) -> np.ndarray:
+    if table.meaning is None:
+        return np.ones(len(table.item), dtype=bool)
+    return table.events["is_popular"].to_numpy()
+
+
+def _typed(table: _Table, spans: Sequence[slice]) -> Sequence[Typed | None]:
+    """Of each user."""
+    if table.meaning is None:
+        return [None] * len(spans)
+    rows = table.items.select("item_id").with_row_index("row")
+    others = []
+    for frame in (table.meaning.seen, table.meaning.against):
+        known = frame.join(rows, on="item_id", how="inner").sort("user_id", "timestamp", maintain_order=True)
+        others.append(known.partition_by("user_id", as_dict=True))
+    names = ("weight", "is_popular", "is_near", "is_seen")
+    columns = [table.events[name].to_numpy() for name in names]
+    found = []
+    for user_id, span in zip(table.user_ids, spans, strict=True):
+        seen = _arrays(others[0].get((user_id,)), ("row", "timestamp", "until"))
+        against = _arrays(others[1].get((user_id,)), ("row", "timestamp", "weight"))
+        weights, is_popular, is_near, is_seen = (column[span] for column in columns)
+        found.append(Typed(weights, is_popular, is_near, is_seen, *seen, Against(*against)))
+    return found
+
+
+def _arrays(frame: pl.DataFrame | None, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Three columns."""
+    if frame is None:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64)
+    first, second, third = (frame[name].cast(_TYPES.get(name, pl.Int64)).to_numpy() for name in names)
+    return first, second, third
 
 
 def _title_classes(titles: Sequence[str]) -> np.ndarray:

@@ -21,7 +21,7 @@ from scipy import sparse
 
 from model_store.voices.live import NEAR_SHRINKAGE
 from model_store.voices.past import ItemFacts
-from training.data.splits import Split
+from training.data.splits import History, Split
 from training.items.co_occurrence import keep_largest
 from training.items.likeness import alike_items, most_popular_of_titles
 from training.run.stage import progress
@@ -46,7 +46,9 @@ class TrainEvents(NamedTuple):
     @classmethod
     def of(cls, split: Split) -> "TrainEvents":
         parts = [
-            (history.items[: history.train_end], history.timestamps[: history.train_end]) for history in split.histories
+            (history.items[kept], history.timestamps[kept])
+            for history in split.histories
+            for kept in [slice(history.train_end) if history.typed is None else _near_places(history)]
         ]
         user = np.repeat(np.arange(len(parts)), [len(items) for items, _ in parts])
         item = np.concatenate([items for items, _ in parts]).astype(np.int64)
@@ -54,6 +56,12 @@ class TrainEvents(NamedTuple):
         is_first = np.ones(len(user), dtype=bool)
         is_first[1:] = (np.diff(user) != 0) | (np.diff(time) != 0)
         return cls(user, item, time, np.cumsum(is_first) - 1)
+
+
+def _near_places(history: History) -> NDArray[np.int64]:
+    """Places of the events of the train period whose type counts for neighbours."""
+    assert history.typed is not None
+    return np.flatnonzero(history.typed.is_near[: history.train_end])
 
 
 def channel_tables(split: Split, tokens: NDArray[np.int64]) -> dict[str, sparse.csr_matrix]:

@@ -7,7 +7,7 @@ history. The time of the request is the time of the target, so earlier events at
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.voices.past import Past
+from model_store.voices.past import Against, Past
 from training.data.splits import Split, Target
 
 
@@ -22,7 +22,17 @@ class Pasts:
         history, start = self.split.histories[target.user], max(0, target.position - self.length)
         span = slice(start, target.position)
         times = history.timestamps.astype(np.int64)
-        return Past(self.tokens[history.items[span]], times[span], int(times[target.position]))
+        now = int(times[target.position])
+        if history.typed is None:
+            return Past(self.tokens[history.items[span]], times[span], now)
+        against = history.typed.against_at(now)
+        return Past(
+            self.tokens[history.items[span]],
+            times[span],
+            now,
+            history.typed.weights[span],
+            Against(self.tokens[against.items], against.weights) if len(against.items) else None,
+        )
 
     def truth(self, target: Target) -> int:
         return int(self.tokens[self.split.histories[target.user].items[target.position]])
@@ -37,9 +47,7 @@ class Pasts:
         do not come back to items, all that the user had.
         """
         history = self.split.histories[target.user]
-        items = history.items[: target.position]
-        if self.split.has_repeats:
-            items = items[history.timestamps[: target.position] == history.timestamps[target.position]]
+        items = history.hidden(target.position, hides_seen=not self.split.has_repeats)
         tokens = np.unique(self.tokens[items])
         return tokens[tokens != self.truth(target)]
 

@@ -34,7 +34,7 @@ from model_store.voices.candidates import Candidates, find_candidates
 from model_store.voices.combiner import Rankers
 from model_store.voices.gate import Gate
 from model_store.voices.past import RETURN, Described
-from model_store.voices.voices import Voices
+from model_store.voices.voices import Voices, event_weights
 from training.data.splits import Target
 from training.items.pasts import Pasts
 from training.run.stage import progress
@@ -106,7 +106,8 @@ def make_examples(
     voices: Voices, pasts: Pasts, targets: Sequence[Target], forecast: Forecast, *, is_older: bool
 ) -> Examples:
     transposed = {name: table.T.tocsr() for name, table in voices.tables.items()}
-    described = voices.describe([pasts.past(target) for target in targets])[is_older]
+    past_of = [pasts.past(target) for target in targets]
+    described = voices.describe(past_of)[is_older]
     truth, hidden = np.zeros((2, *described.can_vote.shape), dtype=np.float32)
     overall = np.zeros((2, len(targets), 2), dtype=np.float32)
     bar = progress(total=len(targets), desc="shares of the voices", unit="target")
@@ -116,6 +117,8 @@ def make_examples(
             items = np.array([pasts.truth(target)]), pasts.hidden(target)
             for which, (found, tokens) in enumerate(zip((truth, hidden), items, strict=True)):
                 found[row] = _shares(voices, transposed, described.tokens[row], tokens)
+                if past_of[row].weights is not None:
+                    found[row] *= event_weights(past_of[row], described.places[row])[:, None]
                 overall[which, row] = own[tokens].sum(), voices.popularity[tokens].sum()
         bar.update(len(part))
     bar.close()

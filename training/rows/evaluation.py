@@ -152,10 +152,7 @@ class Evaluation:
     def hidden(self, target: Target) -> NDArray[np.int32]:
         """The items that no row shows: those of the current basket, and with `mask_seen` all that the user had."""
         history = self.split.histories[target.user]
-        items: NDArray[np.int32] = history.items[: target.position]
-        if self.mask_seen:
-            return items
-        return items[history.timestamps[: target.position] == history.timestamps[target.position]]
+        return history.hidden(target.position, hides_seen=self.mask_seen)
 
     def allowed_items(self, targets: Sequence[Target]) -> NDArray[np.bool_]:
         """(targets, N)"""
@@ -179,7 +176,13 @@ class Evaluation:
         history = self.split.histories[target.user]
         span = slice(max(0, target.position - length), target.position)
         times: list[int] = history.timestamps[span].tolist()
-        return PastRows(self.rows_of(history.items[span]), times, int(history.timestamps[target.position]))
+        now = int(history.timestamps[target.position])
+        if history.typed is None:
+            return PastRows(self.rows_of(history.items[span]), times, now)
+        weights = history.typed.weights[span].tolist()
+        against = history.typed.against_at(now)
+        pairs = list(zip(self.rows_of(against.items), against.weights.tolist(), strict=True))
+        return PastRows(self.rows_of(history.items[span]), times, now, weights, pairs)
 
     def rows_of(self, items: NDArray[np.integer]) -> list[int]:
         """Rows of the bundle's catalogue."""

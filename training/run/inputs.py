@@ -33,4 +33,9 @@ def fingerprint(split: Split) -> str:
         content.update(f"{history.user_id}\x1f{history.train_end}".encode())
         content.update(history.items.tobytes())
         content.update(history.timestamps.tobytes())
+        if history.typed is not None:
+            typed = history.typed
+            parts = (typed.weights, typed.is_popular, typed.is_near, typed.is_seen, typed.seen_items, typed.seen_from)
+            for part in (*parts, typed.seen_until, *typed.against):
+                content.update(part.tobytes())
     return digest([split.name, split.item_ids, split.titles, content.hexdigest()])

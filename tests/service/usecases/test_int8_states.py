@@ -20,7 +20,7 @@ async def test_memory_is_what_a_backfill_would_make_up_to_half_a_step(
         assert not timeline.is_incomplete, "a state is missing or stale"
         events: list[Event] = timeline.events
         scratch = states_from_scratch(events, service.bundle)
-        found = timeline.memory(num_recent=K)
+        found = timeline.memory()
         assert len(found.events) == 9
         for event, state in zip(found.events, found.states, strict=True):
             exact = scratch[event.event_id][0]

@@ -33,7 +33,7 @@ async def test_pages_show_everything_once_newest_first(service: Service) -> None
 async def test_an_export_has_every_event_whole(service: Service) -> None:
     sent = [
         interaction(number, "someone", type="buy", value=number / 2, query=f"a gift, no. {number} ☕")
-        | {"session_id": f"visit {number % 3}", "context": {"place": number}}
+        | {"session_id": f"visit {number % 3}", "context": {"place": number}, "recommendation_id": None}
         for number in range(12)
     ]
     await service.submit(sent, "durable")

@@ -586,12 +586,12 @@ def test_what_the_service_exports(raw_files: RawFiles) -> None:
     raw_files.put("export.jsonl", *map(json.dumps, lines))
     dataset, summary = raw_files.prepare("csv")
     assert sorted(rows(dataset), key=lambda row: row[:2]) == [
-        ("u1", "i1", 1500000000, None),
-        ("u2", "i1", 1500000000, 4.5),
-        ("u2", "i2", 1500000000, None),
+        ("u1", "i1", 1500000000, None, "view"),
+        ("u2", "i1", 1500000000, 4.5, "view"),
+        ("u2", "i2", 1500000000, None, "view"),
     ]
     assert titles(dataset) == {"i1": "One", "i2": "Two"}
-    assert summary["files"][0]["unused"] == ["event_id", "type"]
+    assert summary["files"][0]["unused"] == ["event_id"]
 
 
 def test_queries_of_an_export_and_of_a_file_of_their_own(raw_files: RawFiles) -> None:

@@ -22,7 +22,7 @@ from training.data.raw.recbole import read_recbole
 from training.data.raw.text_tables import read_event_file, read_item_file, read_query_file
 
 EVENT_FILES, ITEM_FILES, QUERY_FILES = ("interactions", "events", "export"), ("items",), ("queries",)
-_PARQUET = {INTERACTIONS: (*EVENT_ROLES, "rating"), ITEMS: ITEM_ROLES, QUERIES: QUERY_ROLES}
+_PARQUET = {INTERACTIONS: (*EVENT_ROLES, "rating", "type"), ITEMS: ITEM_ROLES, QUERIES: QUERY_ROLES}
 ENDINGS = ("csv", "tsv", "txt", "jsonl", "ndjson", "json")
 
 

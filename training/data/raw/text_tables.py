@@ -14,7 +14,7 @@ from training.data.raw.json_lines import file_facts, read_event_lines, read_item
 from training.data.raw.tables import Quoting, Shape, TableFile
 from training.data.raw.text_files import TextFile
 
-_OPTIONAL = ("rating", "title", "query")
+_OPTIONAL = ("rating", "type", "title", "query")
 _NUMBER = re.compile(r"-?\d+([.,]\d+)?")
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.bundle import Bundle
+from model_store.inference import past_of_rows
 from model_store.voices.candidates import Candidates
 from model_store.voices.gate import FORECAST
 from model_store.voices.past import RETURN, Past
@@ -65,8 +66,7 @@ def past_of_target(evaluation: Evaluation, target: Target) -> Past:
     past = evaluation.past(target)
     if past is None:
         raise ValueError("a bundle without voices has no past")
-    rows, times = (np.array(part, dtype=np.int64) for part in (past.rows, past.timestamps))
-    return Past(evaluation.bundle.tokens_of(rows), times, past.now)
+    return past_of_rows(evaluation.bundle, past)
 
 
 class Reranked(Voices):
