@@ -98,7 +98,8 @@ def _titles() -> Mapping[int, list[str]]:
     """Status → titles of the errors that callers can meet."""
     found: dict[int, list[str]] = defaultdict(list)
     for error in _all_errors(errors.ServiceError):
-        if not issubclass(error, errors.StartupError | errors.ClientGone):
+        # Errors of other modules are not for callers, and which of them exist depends on what is imported.
+        if error.__module__ == errors.__name__ and not issubclass(error, errors.StartupError | errors.ClientGone):
             found[errors.status_of_kind(error)].append(error.title)
     found[422].append("Invalid request")
     return found
