@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 
 from model_store.event_types import EventTypes
 from service.store.embedded.server import EmbeddedServer
+from tests.conftest import TITLES, small_voices, write_bundle
 from tests.service.real import NOW, open_app
 
 App = tuple[FastAPI, AsyncClient]
@@ -125,3 +126,39 @@ async def test_an_item_is_seen_for_as_long_as_its_type_says(opened: App) -> None
     await send(client, "u", {"item_id": "i1"}, {"item_id": "i5", "type": "play"})
     assert "i5" not in await listed(client, "u", timestamp=NOW + 86_000)
     assert "i5" in await listed(client, "u", timestamp=NOW + 86_500)
+
+
+async def test_what_is_near_a_disliked_item_sinks(tmp_path: Path, valkey: EmbeddedServer, raw: Redis) -> None:
+    write_bundle(tmp_path / "voices", vocabulary="items", voices=small_voices(len(TITLES)))
+    async with open_app(tmp_path / "voices", valkey.url) as (_, client):
+        await send(client, "kept", {"item_id": "i1"}, {"item_id": "i2"})
+        await send(client, "u", {"item_id": "i1"}, {"item_id": "i2"}, {"item_id": "i9", "type": "dislike"})
+        before, after = [
+            {item["item_id"]: item["score"] for item in (await asked(client, user))["items"]} for user in ("kept", "u")
+        ]
+        fallen = {item: before[item] - after[item] for item in before.keys() & after.keys()}
+        assert "i9" in before and "i9" not in after, "the disliked item is shown"
+        assert max(fallen.values()) - min(fallen.values()) > 0.5, "nothing near the disliked item sank"
+        nearest = max(fallen, key=lambda item: fallen[item])
+        shown = await listed(client, "u", exclude_seen=False)
+        assert shown.index("i9") > (await listed(client, "kept", exclude_seen=False)).index("i9"), nearest
+
+
+async def test_events_of_all_types_are_all_there(opened: App) -> None:
+    """In parts of 500, sent twice: the counts agree to the event."""
+    _, client = opened
+    kinds = [*EventTypes().types, "a word of ours"]
+    events = [
+        {"user_id": f"u{n % 40}", "item_id": f"i{n * 7 % 20}", "timestamp": NOW - n, "type": kinds[n % len(kinds)],
+         "value": float(n % 5 + 1)}
+        for n in range(5_000)
+    ]  # fmt: skip
+    for status in ("accepted", "duplicate"):
+        for start in range(0, len(events), 500):
+            body = {"interactions": events[start : start + 500]}
+            results = (await client.post("/interactions", json=body)).json()["results"]
+            assert {each["status"] for each in results} == {status}
+    counts = [(await client.get(f"/users/u{n}?limit=1")).json()["counts"]["events"] for n in range(40)]
+    assert sum(counts) == len(events) and set(counts) == {125}
+    exported = (await client.get("/users/u3/export")).text.splitlines()
+    assert len(exported) == 125, "events that are no interest are missing from the export"

@@ -1,11 +1,14 @@
 """Which events are recent, memory, or still to be encoded: a function of the log and the catalogue alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from model_store.bundle import Bundle
+from model_store.event_types import EventTypes, TypeRule
 from model_store.text.history import window_ending_at
 from service.store.events import Event, Remembered
 from service.usecases.timeline import Timeline, events_with_states, states_kept, window_fingerprint
@@ -96,3 +99,27 @@ def test_a_fingerprint_depends_on_titles_and_their_order() -> None:
 def test_a_fingerprint_never_changes() -> None:
     """Stores in use contain fingerprints: after a change, all stored states would be stale."""
     assert window_fingerprint(["a", "b"]).hex() == "a76de9f2d561975f"
+
+
+PARTED = EventTypes(types={"view": TypeRule(memory=False), "save": TypeRule(window=False)})
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from(["view", "save", "both"]), max_size=40))
+def test_window_and_memory_take_the_events_that_may_be_there(bundle: Bundle, kinds: list[str]) -> None:
+    parted = replace(bundle, event_types=PARTED)
+    events = [Event(f"e{n}", "u", f"i{n % 9}", n, kind) for n, kind in enumerate(kinds)]
+    in_memory = [event for event in events if event.type != "view"]
+    titles = bundle.catalogue.titles([event.item_id for event in in_memory])
+    records = {
+        event.event_id: bundle.codec.encode(
+            np.full(32, event.timestamp, dtype=np.float16), window_fingerprint(window_ending_at(titles, place, K))
+        )
+        for place, event in enumerate(in_memory)
+    }
+    known = Timeline([Remembered(event, records.get(event.event_id)) for event in events], parted).known(99)
+    window = [event for event in events if event.type != "save"][-K:]
+    assert known.recent == bundle.catalogue.titles([event.item_id for event in window])
+    if len(events) < events_with_states(bundle):  # a longer log is cut, which changes the first windows
+        expected = [event.timestamp for event in in_memory[-(K + M) :] if event not in window][-M:]
+        assert known.memory.states[:, 0].tolist() == expected

@@ -585,7 +585,7 @@ def test_what_the_service_exports(raw_files: RawFiles) -> None:
     ]
     raw_files.put("export.jsonl", *map(json.dumps, lines))
     dataset, summary = raw_files.prepare("csv")
-    assert sorted(rows(dataset), key=lambda row: row[:2]) == [
+    assert sorted(dataset.interactions.rows(), key=lambda row: row[:2]) == [
         ("u1", "i1", 1500000000, None, "view"),
         ("u2", "i1", 1500000000, 4.5, "view"),
         ("u2", "i2", 1500000000, None, "view"),
