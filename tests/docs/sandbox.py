@@ -102,7 +102,8 @@ class Sandbox:
 def _copy_sources(directory: Path) -> None:
     for name in _COPIED:
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns("bundles", "__pycache__"))
+            left_out = ("__pycache__", *(["bundles"] if name == "model_store" else []))
+            shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns(*left_out))
         else:
             shutil.copy2(ROOT / name, directory / name)
 
