@@ -22,7 +22,7 @@ from service.store.embedded.server import EmbeddedServer
 from service.store.keys import user_prefix
 
 ROOT = Path(__file__).resolve().parents[2]
-START_TIMEOUT_S = 120
+START_TIMEOUT_S = 600
 STOP_TIMEOUT_S = 60
 ENCODE_TIMEOUT_S = 120
 STORE_PROCESSES = ("valkey-server", "redis-server")  # their names in /proc/PID/stat
