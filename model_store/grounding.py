@@ -39,6 +39,7 @@ class ItemIndex:
         """`index` holds the rows 0 … N − 1."""
         self._base = index
         self._changed = faiss.IndexIDMap2(faiss.IndexFlatL2(index.d))
+        self._rows_of_changed: set[int] = set()
         self._replaced = np.empty(0, dtype=np.int64)  # rows of `_base` that `_changed` replaces
         self._num_items = int(index.ntotal)
 
@@ -80,8 +81,11 @@ class ItemIndex:
     def put(self, rows: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
         """Add or replace the vectors (B, D) of `rows` (B,). The cost depends on the number of changed items only."""
         ids = np.ascontiguousarray(rows, dtype=np.int64)
-        self._changed.remove_ids(faiss.IDSelectorArray(ids))
+        again = [row for row in ids.tolist() if row in self._rows_of_changed]
+        if again:  # looks at all changed items
+            self._changed.remove_ids(faiss.IDSelectorArray(np.array(again, dtype=np.int64)))
         self._changed.add_with_ids(_contiguous(vectors), ids)
+        self._rows_of_changed.update(ids.tolist())
         self._replaced = np.union1d(self._replaced, ids[ids < self._base.ntotal])
         self._num_items = max(self._num_items, int(ids.max(initial=-1)) + 1)
 

@@ -1,12 +1,13 @@
 """BM25 over the texts of items (the library bm25s, which scores all items when the index is made).
 
-In: the terms of each item, or saved arrays. Out: a score for every item. Immutable; thread-safe. Items that come later
-get scores from the statistics of the first ones.
+In: the terms of each item, or saved arrays. Out: a score for every item. Thread-safe until items come later: these get
+scores from the statistics of the first ones, and only the newest lexicon may be used then.
 """
 
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any, Self
 
 import bm25s
@@ -25,7 +26,7 @@ class Lexicon:
         self._engine = engine
         self.num_items = num_items
         self._num_added = 0
-        self._added: dict[str, list[tuple[int, int]]] = {}  # term → places among the added items, and its counts
+        self._added: dict[str, dict[int, int]] = {}  # term → place among the added items → count
 
     @classmethod
     def build(cls, texts: Sequence[Sequence[str]], *, saturation: float = 1.5, length: float = 0.75) -> Self:
@@ -42,17 +43,25 @@ class Lexicon:
         if known:
             scores[:num_first] = self._engine.get_scores(known)
         for term in terms:
-            for place, count in self._added.get(term, ()):
-                scores[num_first + place] += self._rarity(term, num_first) * count / (count + _SATURATION)
+            if found := self._added.get(term):
+                counts = np.fromiter(found.values(), dtype=np.float32, count=len(found))
+                places = num_first + np.fromiter(found, dtype=np.int64, count=len(found))
+                scores[places] += self._rarity(term, num_first) * counts / (counts + _SATURATION)
         return scores
 
-    def with_texts(self, texts: Sequence[Sequence[str]]) -> "Lexicon":
-        """A lexicon with further items at the end: their terms are as rare as among the first, whatever the length."""
-        found = Lexicon(self._engine, self.num_items - self._num_added + len(texts))
-        found._num_added = len(texts)
-        for place, terms in enumerate(texts):
+    def with_texts(self, texts: Mapping[int, tuple[Sequence[str], Sequence[str]]]) -> "Lexicon":
+        """A lexicon with other terms of items that came later, which takes what this one knows of them.
+
+        `texts`: row → terms until now, none for a new item, and terms from now on. Costs these terms only.
+        """
+        num_first, found = self.num_items - self._num_added, copy(self)
+        for row, (before, terms) in texts.items():
+            for term in set(before):
+                del found._added[term][row - num_first]
             for term, count in Counter(terms).items():
-                found._added.setdefault(term, []).append((place, count))
+                found._added.setdefault(term, {})[row - num_first] = count
+        found.num_items = max(self.num_items, max(texts, default=-1) + 1)
+        found._num_added = found.num_items - num_first
         return found
 
     def _rarity(self, term: str, num_items: int) -> float:

@@ -21,7 +21,7 @@ from model_store.reasoner.language import LanguageReasoner
 from model_store.words.answer import Reasoning, Words, WordsAnswer, WordsQuery
 from model_store.words.encoders import TextEncoder
 from model_store.words.events import WordEvent
-from model_store.words.live import with_items
+from model_store.words.live import with_titles
 from model_store.words.memory import Entry, write_memory
 from model_store.words.texts import query_terms
 from model_store.words.vectors import Vectors
@@ -80,8 +80,8 @@ class WordsRunner:
 
     def __init__(self, words: Words, reasoner: LanguageReasoner | None = None) -> None:
         self._reasoner = reasoner
-        self._trained = replace(words, index=replace(words.index, encoder=CachedEncoder(words.index.encoder)))
-        self.words, self._added = self._trained, list[str]()
+        self.words = replace(words, index=replace(words.index, encoder=CachedEncoder(words.index.encoder)))
+        self._num_trained, self._titles = len(words.index), dict[int, str]()
         self.seconds = dict.fromkeys(_LEVELS, 0.0)  # mean time of an answer
 
     def warm_up(self, rows: Sequence[int]) -> None:
@@ -108,11 +108,15 @@ class WordsRunner:
 
     def put_titles(self, titles: Mapping[int, str]) -> None:
         """Takes in items by catalogue row, new rows in order. An item of the bundle keeps the text of its training."""
-        num_trained = len(self._trained.index)
-        for row in sorted(row for row in titles if row >= num_trained):
-            self._added[row - num_trained : row - num_trained + 1] = [titles[row]]
-        if any(row >= num_trained for row in titles):
-            self.words = with_items(self._trained, self._added)
+        changed = {
+            row: title for row, title in titles.items() if row >= self._num_trained and not self._has(row, title)
+        }
+        self._titles |= changed
+        if changed:
+            self.words = with_titles(self.words, changed)
+
+    def _has(self, row: int, title: str) -> bool:
+        return self._titles.get(row) == title
 
     def answer(self, asked: Sequence[AskWords]) -> list[Result]:
         return [self._answer(each) for each in asked]
