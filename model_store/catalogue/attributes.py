@@ -45,7 +45,7 @@ class Attributes:
     def _with(self, sums: Mapping[tuple[str, Kind], int]) -> Self:
         changed: dict[str, Map[Kind, int]] = {}
         for (name, kind), number in sums.items():
-            kinds = changed.get(name) or self._counts.get(name, Map[Kind, int]())
+            kinds = changed[name] if name in changed else self._counts.get(name, Map[Kind, int]())
             changed[name] = kinds.set(kind, kinds.get(kind, 0) + number)
         return type(self)(self._counts.update(changed))
 
