@@ -12,7 +12,7 @@ from automr import errors as client_errors
 from automr.client import AsyncClient
 from service.app import create_app
 from service.resources import open_resources
-from service.store.embedded import EmbeddedServer
+from service.store.embedded.server import EmbeddedServer
 from tests.service.real import ModelThread, interaction, settings_for
 
 

@@ -10,7 +10,7 @@ import pytest
 from training.data.dataset import Dataset, load_dataset
 from training.prepare import main
 
-Row = tuple[str, str, int, float | None]
+Row = tuple[Any, ...]  # user, item, time, rating, and the type if the data has types
 
 
 class RawFiles:
