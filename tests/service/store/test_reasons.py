@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from service.doctor import examine
 from service.errors import StoreUnavailable
 from service.logs import RepeatedWarnings
-from service.store import client
+from service.store import connection
 from service.store.client import MemoryStore
 from service.store.embedded.server import EmbeddedServer
 from tests.service.real import open_app, settings_for
@@ -43,7 +43,7 @@ CAUSES = [
 @pytest.fixture(autouse=True)
 def log_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test sees its line, although another test had the same one a moment ago."""
-    monkeypatch.setattr(client, "repeated", RepeatedWarnings(client.log))
+    monkeypatch.setattr(connection, "repeated", RepeatedWarnings(connection.log))
 
 
 @asynccontextmanager
