@@ -373,7 +373,7 @@ def test_the_paths_are_the_documented_ones() -> None:
         "/recommend", "/interactions", "/users/{user_id}", "/users/{user_id}/export",
         "/users/{user_id}/interactions/{event_id}", "/users/{user_id}/memory", "/items", "/items/{item_id}",
         "/items/{item_id}/neighbors", "/items/{item_id}/related", "/popular", "/trending", "/latest",
-        "/recommend/users", "/users", "/users/{user_id}:merge", "/experiments",
+        "/recommend/users", "/users", "/users/{user_id}:merge", "/experiments", "/settings/events",
         "/bundles", "/bundles/{name}", "/bundles/{name}:activate", "/bundles:rollback",
         "/model", "/livez", "/readyz", "/startupz", "/metrics",
     }  # fmt: skip
