@@ -14,6 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 from selenium import webdriver
+from selenium.webdriver import Chrome as Browser
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -25,7 +26,6 @@ ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "model_store/bundles/demo"
 KEY = "amr_0123456789abcdef"
 NASTY = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
-Browser = webdriver.Chrome
 
 
 @pytest.fixture(scope="module")
