@@ -137,12 +137,17 @@ def _problems(words: list[str]) -> Iterator[str]:
     match words:
         case [] | ["kubectl", "create", *_] | ["kubectl", "apply", "-f", _]:
             pass
-        case ["make", target]:
-            asked = subprocess.run(["make", "-n", target], check=False, cwd=ROOT, capture_output=True, text=True)
+        case ["make", target, *variables]:
+            dry_run = ["make", "-n", target, *variables]
+            asked = subprocess.run(dry_run, check=False, cwd=ROOT, capture_output=True, text=True)
             if asked.returncode:
                 yield f"{shown}: {asked.stderr}"
+        case ["python", "-m", "service", "bundles", action, *arguments]:
+            yield from _unknown_options("service.__main__", ("bundles", action), arguments)
         case ["python", "-m", "service", command, *arguments]:
             yield from _unknown_options("service.__main__", (command,), arguments)
+        case ["python", "-m", "training.evaluate", "--task", "query", *arguments]:
+            yield from _unknown_options("training.evaluate_words", (), arguments)
         case ["python", "-m", module, *arguments]:
             yield from _unknown_options(module, (), arguments)
         case ["python", script, *arguments] if script.endswith(".py"):
