@@ -264,6 +264,18 @@ def rooms_without_a_paragraph(tree: Iterable[Module]) -> Iterator[str]:
                 yield f"{module.name} has code in its __init__.py"
 
 
+def names_after_the_start(tree: Iterable[Module]) -> Iterator[str]:
+    """A program runs where `if __name__ == "__main__"` stands: what is defined below it does not exist then."""
+    for module in tree:
+        starts = [place for place, node in enumerate(module.tree.body) if is_start(node)]
+        if starts and starts[0] < len(module.tree.body) - 1:
+            yield f"{module.name} defines something after its start"
+
+
+def is_start(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+
+
 def crowded_rooms(tree: Iterable[Module]) -> Iterator[str]:
     for folder, count in Counter(module.path.parent for module in tree if module.path.name != "__init__.py").items():
         if count > MAX_FILES_IN_A_ROOM:
@@ -324,6 +336,7 @@ Checker = Callable[[Iterable[Module]], Iterator[str]]
 CHECKERS: list[Checker] = [
     forbidden_imports, wrong_arrows, closed_doors, import_cycles, room_cycles, torch_in_the_server, environment_reads,
     unpickling, import_effects, rooms_without_a_paragraph, crowded_rooms, long_files, long_functions,
+    names_after_the_start,
 ]  # fmt: skip
 
 
@@ -377,6 +390,8 @@ PLANTED = [
     (rooms_without_a_paragraph, {"service/a/__init__.py": '"""A."""'}, None),
     (crowded_rooms, {f"service/a/m{number}.py": "" for number in range(16)}, "a has 16 files"),
     (crowded_rooms, {f"service/a/m{number}.py": "" for number in range(15)}, None),
+    (names_after_the_start, {"service/a.py": "if __name__ == '__main__':\n    f()\ndef f(): ..."}, "after its start"),
+    (names_after_the_start, {"service/a.py": "def f(): ...\nif __name__ == '__main__':\n    f()"}, None),
     (environment_reads, {"training/sft.py": "import os\nx = os.environ['A']"}, "uses os.environ"),
     (environment_reads, {"service/app.py": "from os import getenv as g"}, "uses os.getenv"),
     (environment_reads, {"service/app.py": "import os.path\nx = os.getenv('A')"}, "uses os.getenv"),

@@ -385,9 +385,9 @@ def _default_threads(bundle: Bundle) -> int:
     return 1 if num_parameters < _SMALL_MODEL else os.cpu_count() or 1
 
 
-if __name__ == "__main__":
-    raise SystemExit(main())
-
-
 def _past_of(asked: Recommend) -> PastRows:
     return PastRows(asked.past_rows, asked.past_times, asked.now, asked.past_weights, asked.against)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
