@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from redis.asyncio import Redis
 
 from model_store.catalogue.items import Item
 from model_store.view import BundleView
@@ -23,8 +24,9 @@ from service.engine.messages import ModelOptions
 from service.engine.process import ModelProcess, spawn
 from service.errors import ModelUnavailable, StartupError
 from service.metrics import Metrics
-from tests.conftest import write_bundle
-from tests.service.real import settings_for
+from service.store.embedded.server import EmbeddedServer
+from tests.conftest import TITLES, small_voices, write_bundle
+from tests.service.real import K, M, ask, history, open_service, settings_for
 
 ROOT = Path(__file__).resolve().parents[3]
 ALL = np.ones(20, dtype=bool)
@@ -70,6 +72,19 @@ async def test_a_process_that_dies_is_started_again_with_the_changed_items(bundl
         found = await engine.similar(20, 21, np.ones(21, dtype=bool))
         assert sorted(row for row, _ in found) == list(range(21)), "the new item is missing after the restart"
         assert found[0][0] == 20 and found[0][1] < 1e-3
+
+
+async def test_events_vote_in_the_process_as_in_a_thread(tmp_path: Path, valkey: EmbeddedServer, raw: Redis) -> None:
+    """A function that the process lacks is missing only there."""
+    voices = small_voices(len(TITLES), recent_length=K, past_length=40)
+    write_bundle(tmp_path / "voiced", vocabulary="items", voices=voices)
+    answers = []
+    for in_process in (False, True):
+        async with open_service(tmp_path / "voiced", valkey.url, in_process=in_process) as service:
+            await service.submit(history(K + M + 5), "visible")
+            answers.append(await ask(service, user_id="u", k=5, deadline_ms=20_000))
+    assert [answer.fallback for answer in answers] == [None, None]
+    assert answers[0].items == answers[1].items
 
 
 async def test_a_process_that_sends_nonsense_is_started_again(
