@@ -1,4 +1,5 @@
-"""The front of `POST /recommend`: a variant answers, the list is remembered, and some answers are compared in secret.
+"""The front of `POST /recommend`: a variant answers, the list is remembered, and a share of the
+requests is answered by a second variant as well, for comparison only.
 
 Knows no HTTP.
 """

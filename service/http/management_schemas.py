@@ -1,4 +1,4 @@
-"""The JSON bodies of the routes that close the loop: bundles, experiments, merges. See `schemas.py`."""
+"""The JSON bodies of the routes for operators: bundles, experiments, merges of users. See `schemas.py`."""
 
 from typing import Annotated, Literal
 
