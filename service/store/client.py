@@ -98,10 +98,10 @@ class MemoryStore(StoreConnection):
         requests = [encoding_command(by_user)] if events else []
         requests += markings(events) if with_outcomes else []
         if self._is_cluster:  # the queue may be on another node, and events must be stored before it names their user
-            answers = await self._run(outcomes + appends)
-            await self._run(requests)
+            answers = await self.run(outcomes + appends)
+            await self.run(requests)
         else:
-            answers = await self._run(outcomes + appends + requests)
+            answers = await self.run(outcomes + appends + requests)
         answers = answers[len(outcomes) :]
         appended: list[Appended] = ["accepted"] * len(events)
         for positions, answer in zip(by_user.values(), answers, strict=False):
@@ -119,7 +119,7 @@ class MemoryStore(StoreConnection):
         """
         args = *self._sorting, user_prefix(event.user_id), *append_arguments(event)
         command = eval_command(scripts.REPLACE, user_keys(event.user_id), *args)
-        (answer,) = await self._run([command])
+        (answer,) = await self.run([command])
         await self.request_encoding([event.user_id])
         answers: tuple[Replaced, ...] = ("unchanged", "created", "replaced")
         return answers[answer]
@@ -138,7 +138,7 @@ class MemoryStore(StoreConnection):
 
     async def recall_many(self, user_ids: Sequence[str], space: str, limit: int) -> list[Recalled]:
         """The newest `limit` events of each user, in the given order. One round trip; `seen` is left empty."""
-        answers = await self._run([recall_command(user_id, space, limit, self._sorting) for user_id in user_ids])
+        answers = await self.run([recall_command(user_id, space, limit, self._sorting) for user_id in user_ids])
         recalled = []
         for user_id, answer in zip(user_ids, answers, strict=True):
             await asyncio.sleep(0)  # decoding many users takes long: let other tasks run in between
@@ -161,7 +161,7 @@ class MemoryStore(StoreConnection):
 
     async def counts(self, user_id: str, space: str) -> UserCounts:
         prefix = user_prefix(user_id)
-        sizes = await self._run([("HLEN", prefix + "events"), ("HLEN", f"{prefix}states:{space}")])
+        sizes = await self.run([("HLEN", prefix + "events"), ("HLEN", f"{prefix}states:{space}")])
         return UserCounts(*sizes)
 
     async def forget_user(self, user_id: str) -> Deleted:
@@ -179,7 +179,7 @@ class MemoryStore(StoreConnection):
         """Deletes every key that begins so, by a search through all keys of the store. Returns their number."""
         with translated_errors():
             keys = [key async for key in self._client.scan_iter(match=f"{prefix}*", count=1000)]
-        return sum(await self._run([("UNLINK", key) for key in keys])) if keys else 0
+        return sum(await self.run([("UNLINK", key) for key in keys])) if keys else 0
 
     async def forget_event(self, user_id: str, event_id: str) -> bool:
         """Deletes an event and its states. False if it is unknown.
@@ -203,7 +203,7 @@ class MemoryStore(StoreConnection):
         `limit` is that of the `recall_many` from whose events the states were computed. One round trip.
         """
         return [
-            Saved(*answer) for answer in await self._run([save_states_command(each, space, limit) for each in states])
+            Saved(*answer) for answer in await self.run([save_states_command(each, space, limit) for each in states])
         ]
 
     # ---- live counts, see `counts.py`
@@ -215,13 +215,13 @@ class MemoryStore(StoreConnection):
         from, and count again if they differ. So the last one who counts a user has seen the newest events.
         """
         args = DAY_PREFIX, KEPT_DAYS
-        return await self._run(
+        return await self.run(
             [eval_command(COUNT, count_keys(user_id), *args, body) for user_id, body in records.items()]
         )
 
     async def log_digests(self, user_ids: Sequence[str], limit: int) -> list[bytes]:
         """`Recalled.log_digest` of each user."""
-        return await self._run([eval_command(scripts.DIGEST, user_keys(user_id), limit) for user_id in user_ids])
+        return await self.run([eval_command(scripts.DIGEST, user_keys(user_id), limit) for user_id in user_ids])
 
     async def counted_days(self) -> dict[int, int]:
         """Day → number of changes of its counts."""
@@ -235,7 +235,7 @@ class MemoryStore(StoreConnection):
     async def request_encoding(self, user_ids: Iterable[str]) -> None:
         users = list(user_ids)
         if users:
-            await self._run([encoding_command(users)])
+            await self.run([encoding_command(users)])
 
     async def next_encodings(
         self, consumer: str, *, count: int, block_ms: int, unfinished: bool = False
@@ -271,7 +271,7 @@ class MemoryStore(StoreConnection):
 
     async def backlog(self) -> int:
         """Number of users with entries in the queue, including those that workers own."""
-        return min(await self._run([("HLEN", WAITING), ("XLEN", ENCODE)]))
+        return min(await self.run([("HLEN", WAITING), ("XLEN", ENCODE)]))
 
     async def backlog_age_s(self) -> float:
         """Age of the oldest entry by the server's clock; 0 for an empty queue."""
@@ -304,4 +304,4 @@ class MemoryStore(StoreConnection):
         ]
 
     async def _recall(self, command: Command, user_id: str) -> Recalled:
-        return decode_recalled(user_id, (await self._run([command]))[0])
+        return decode_recalled(user_id, (await self.run([command]))[0])

@@ -88,23 +88,19 @@ class StoreConnection:
             by_node, keys = await self._client.execute_command("SCAN", place, *options, target_nodes=nodes[node])
             return by_node.popitem()[1], keys, len(nodes)
 
-    async def run(self, commands: Sequence[Command]) -> list[Any]:
-        """For the other modules of this room; see `_run`."""
-        return await self._run(commands)
-
     async def _call(self, *command: Any) -> Any:
-        return (await self._run([command]))[0]
+        return (await self.run([command]))[0]
 
     async def _script(self, script: str, keys: Sequence[str], *args: Any) -> Any:
-        return (await self._run([eval_command(script, keys, *args)]))[0]
+        return (await self.run([eval_command(script, keys, *args)]))[0]
 
-    async def _run(self, commands: Sequence[Command]) -> list[Any]:
+    async def run(self, commands: Sequence[Command]) -> list[Any]:
         """The answers, from one round trip (on a cluster one per node), or the first error."""
         self.breaker.check()
         return await self._ask(commands)
 
     async def _ask(self, commands: Sequence[Command]) -> list[Any]:
-        """`_run` without the breaker, which learns of the outcome."""
+        """`run` without the breaker, which learns of the outcome."""
         try:
             with translated_errors():
                 async with self._slots:
