@@ -97,7 +97,7 @@ async def test_nothing_is_lost_or_doubled_whatever_is_killed(
 async def killed_after(store: MemoryStore, calls: int, late: list[Event]) -> None:
     """A merge that ends at its n-th call of the store; events of the guest come just before."""
     dying = MemoryStore(store._client, timeout_s=1)
-    left, run = calls, dying._run
+    left, run = calls, dying.run
 
     async def counted(commands: Any) -> Any:
         nonlocal left
@@ -107,6 +107,6 @@ async def killed_after(store: MemoryStore, calls: int, late: list[Event]) -> Non
             raise StoreUnavailable("killed")
         return await run(commands)
 
-    dying._run = counted  # type: ignore[method-assign]
+    dying.run = counted  # type: ignore[method-assign]
     with contextlib.suppress(StoreUnavailable):
         await merge(dying, "guest", "ada", none)
