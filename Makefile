@@ -17,7 +17,7 @@ STORE  := var/demo
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test smollm2 bench growth lint format openapi page container typescript clean
+.PHONY: help demo test smollm2 bench growth lint format openapi page container promtool typescript clean
 .SUFFIXES:
 
 help: ## this list
@@ -74,6 +74,13 @@ page: $(VENV)/.test ## the page in a real browser; on Debian: apt install chromi
 
 container: $(READERS) ## as root: build the image without docker and start it as its user, read-only (needs buildah, mmdebstrap)
 	docker/prove.sh $(BUNDLE)
+
+PROMTOOL := PATH="$$PATH:build/prometheus/usr/bin" promtool
+promtool: ## each alert of deploy/prometheus-rules.yml on series, by promtool (Debian: fetched if it is missing)
+	@command -v promtool >/dev/null || { mkdir -p build/prometheus && cd build/prometheus && \
+		apt-get download -qq prometheus && dpkg-deb -x prometheus_*.deb . ; }
+	@$(PROMTOOL) check rules deploy/prometheus-rules.yml
+	@$(PROMTOOL) test rules tests/deploy/alerts.yml
 
 typescript: ## a TypeScript client, made from docs/openapi.json, passes the type checker: needs node and npm's registry
 	@mkdir -p build/typescript && cp tests/typescript/client.ts build/typescript

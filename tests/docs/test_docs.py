@@ -75,6 +75,7 @@ def test_a_wrong_command_and_a_wrong_answer_are_found() -> None:
         "python tests/nothing.py",
         "docker build -f docker/Nothing .",
         "kubectl apply -k deploy/nothing",
+        "helm install automr deploy/chart --set colour=red",
         "apt install everything",
     )
     for command in wrong:
@@ -163,6 +164,9 @@ def _problems(words: list[str]) -> Iterator[str]:
             yield from _missing(kustomization)
             for resource in _yaml(kustomization)["resources"] if kustomization.is_file() else []:
                 yield from _missing(kustomization.with_name(resource))
+        case ["helm", "install", _, directory, *options]:
+            values = ROOT / directory / "values.yaml"
+            yield from _missing(values) if not values.is_file() else _unknown_values(_yaml(values), options)
         case _:
             yield f"{shown}: the test does not know this program"
 
@@ -170,6 +174,15 @@ def _problems(words: list[str]) -> Iterator[str]:
 def _missing(path: Path) -> Iterator[str]:
     if not path.exists():
         yield f"{path} does not exist"
+
+
+def _unknown_values(values: Any, options: list[str]) -> Iterator[str]:
+    for name in (option.split("=")[0] for option in options if option != "--set"):
+        known = values
+        for part in name.split("."):
+            known = known.get(part) if isinstance(known, dict) else None
+        if known is None:
+            yield f"helm: the chart has no value {name}"
 
 
 def _yaml(path: Path) -> Any:
