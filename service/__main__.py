@@ -15,8 +15,8 @@ from pydantic import SecretStr
 
 from model_store.errors import ModelStoreError
 from service import doctor, logs
-from service.auth import new_key
 from service.errors import ServiceError, SettingsError
+from service.identity.keys import new_key
 from service.settings import Settings, variable
 
 FLAGS = ("bundle", "store", "host", "port", "allow_anonymous", "device", "threads", "log_level", "log_format")

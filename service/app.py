@@ -16,12 +16,12 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from service.auth import Keys, refuse_insecure_bind
 from service.errors import ServiceError, status_of
 from service.http import problems
+from service.http.access.guard import RequireKey
 from service.http.describe import openapi
 from service.http.fields import field_errors
-from service.http.middleware import AccessLog, BodyLimit, RequireKey, count_rejection, route_of
+from service.http.middleware import AccessLog, BodyLimit, count_rejection, route_of
 from service.http.routes import (
     bundles,
     event_types,
@@ -36,6 +36,8 @@ from service.http.routes import (
     recommend,
     users,
 )
+from service.identity.gate import Gate
+from service.identity.keys import Keys, refuse_insecure_bind
 from service.metrics import Metrics
 from service.resources import Resources, open_resources
 from service.settings import Settings
@@ -49,16 +51,21 @@ ResourcesFactory = Callable[[Settings, Metrics], AbstractAsyncContextManager[Res
 
 
 def create_app(settings: Settings, resources_factory: ResourcesFactory = open_resources) -> FastAPI:
-    """Raises InsecureBind when anyone could reach the service without an API key."""
-    has_keys = bool(settings.api_keys)
-    refuse_insecure_bind(settings.host, has_keys=has_keys, allow_anonymous=settings.allow_anonymous)
+    """Raises InsecureBind when anyone could reach the service without an API key, or with one that is short."""
+    refuse_insecure_bind(
+        settings.host,
+        has_keys=settings.asks_for_keys,
+        allow_anonymous=settings.allow_anonymous,
+        entries=settings.plain_api_keys,
+    )
     metrics = Metrics()
+    gate = Gate(Keys(settings.plain_api_keys), require_keys=settings.require_keys)
     app = FastAPI(
-        lifespan=_lifespan(settings, metrics, resources_factory),
+        lifespan=_lifespan(settings, metrics, gate, resources_factory),
         middleware=[
             Middleware(AccessLog, metrics=metrics),
             *_cors(settings),
-            Middleware(RequireKey, keys=Keys(settings.plain_api_keys), metrics=metrics),
+            Middleware(RequireKey, gate=gate, metrics=metrics),
             Middleware(
                 BodyLimit,
                 max_body_bytes=settings.max_body_bytes,
@@ -78,7 +85,7 @@ def create_app(settings: Settings, resources_factory: ResourcesFactory = open_re
         telemetry={"tracing": False, "metrics": False, "logs": False},  # else it looks for exporters at each request
     )
     app.openapi = cache(partial(openapi.document, app))  # type: ignore[method-assign]
-    app.state.metrics = metrics
+    app.state.metrics, app.state.gate = metrics, gate
     app.state.is_draining = False
     for module in (
         recommend,
@@ -121,12 +128,12 @@ def begin_drain(app: FastAPI) -> None:
 
 
 def _lifespan(
-    settings: Settings, metrics: Metrics, factory: ResourcesFactory
+    settings: Settings, metrics: Metrics, gate: Gate, factory: ResourcesFactory
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         started = time.monotonic()
-        async with factory(settings, metrics) as app.state.resources:
+        async with factory(settings, metrics) as app.state.resources, gate.opened(app.state.resources.store.run):
             metrics.warmup_seconds.set(time.monotonic() - started)
             metrics.ready.set(1)
             try:

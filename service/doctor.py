@@ -3,8 +3,8 @@
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from service.auth import HASH_PREFIX, refuse_insecure_bind
 from service.errors import StartupError
+from service.identity.keys import LEAST_LENGTH, num_short, refuse_insecure_bind
 from service.settings import Settings
 
 
@@ -68,9 +68,16 @@ async def _port(settings: Settings) -> str:
 
 
 async def _keys(settings: Settings) -> str:
-    keys = settings.plain_api_keys
-    refuse_insecure_bind(settings.host, has_keys=bool(keys), allow_anonymous=settings.allow_anonymous)
-    short = [key for key in keys if not key.startswith(HASH_PREFIX) and len(key) < 16]
-    if short:
-        raise StartupError(f"{len(short)} of {len(keys)} keys are short; `python -m service keys` makes long ones")
-    return f"{len(keys)} keys" if keys else "none: everyone who can reach the address may call"
+    entries = settings.plain_api_keys
+    refuse_insecure_bind(
+        settings.host,
+        has_keys=settings.asks_for_keys,
+        allow_anonymous=settings.allow_anonymous,
+        entries=entries,
+    )
+    if number := num_short(entries):
+        problem = f"{number} of {len(entries)} keys have fewer than {LEAST_LENGTH} characters"
+        raise StartupError(f"{problem}; `python -m service keys` makes long ones")
+    if not settings.asks_for_keys:
+        return "none: everyone who can reach the address may call"
+    return f"{len(entries)} in the settings; those of the store count, too"

@@ -5,17 +5,23 @@
     │   ├── AllRejected               no element of a batch was acceptable; carries the result of each
     │   └── Rejected                  the event is not acceptable
     ├── Unauthorized                  no key, or a wrong one
+    ├── Forbidden                     the key does not have the scope of the route
+    ├── WrongHost                     the request is for another host
     ├── NotFound
     │   ├── UnknownItem
     │   ├── UnknownUser
-    │   └── UnknownBundle
+    │   ├── UnknownBundle
+    │   └── UnknownKey
     ├── BundleConflict                a bundle cannot be loaded or activated as things are
+    ├── KeyConflict                   a key cannot be made as things are
     ├── CursorExpired                 the list of a cursor is not kept any more
     ├── NoWords                       the served bundle cannot answer queries in words
     ├── PayloadTooLarge               the body is larger than the limit
     ├── ClientGone                    the caller closed the connection
     ├── RequestTimeout                the request did not arrive whole in time
     ├── Overloaded(retry_after_s)     the answer would come too late: try later
+    ├── LockedOut(retry_after_s)      too many wrong keys came from the caller's address
+    ├── RateLimited(retry_after_s)    the key has used up its rate
     ├── Unavailable
     │   ├── NotReady                  loading or warming up
     │   ├── Draining                  shutting down
@@ -73,6 +79,21 @@ class Unauthorized(ServiceError):
     title = "Unauthorized"
 
 
+class Forbidden(ServiceError):
+    title = "Forbidden"
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"This needs a key with the scope `{scope}`.")
+        self.scope = scope
+
+    def extensions(self) -> Mapping[str, Any]:
+        return {"scope": self.scope}
+
+
+class WrongHost(ServiceError):
+    title = "Wrong host"
+
+
 class NotFound(ServiceError):
     title = "Not found"
 
@@ -89,8 +110,16 @@ class UnknownBundle(NotFound):
     title = "Unknown bundle"
 
 
+class UnknownKey(NotFound):
+    title = "Unknown key"
+
+
 class BundleConflict(ServiceError):
     title = "Bundle conflict"
+
+
+class KeyConflict(ServiceError):
+    title = "Key conflict"
 
 
 class CursorExpired(ServiceError):
@@ -117,6 +146,22 @@ class Overloaded(ServiceError):
     title = "Overloaded"
 
     def __init__(self, detail: str = "Too many requests are waiting.", *, retry_after_s: float = 1.0) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+
+
+class LockedOut(ServiceError):
+    title = "Locked out"
+
+    def __init__(self, detail: str, *, retry_after_s: float) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+
+
+class RateLimited(ServiceError):
+    title = "Rate limited"
+
+    def __init__(self, detail: str, *, retry_after_s: float) -> None:
         super().__init__(detail)
         self.retry_after_s = retry_after_s
 
@@ -189,14 +234,19 @@ STATUS: Mapping[type[Exception], int] = {
     AllRejected: 422,
     Rejected: 422,
     Unauthorized: 401,
+    Forbidden: 403,
+    WrongHost: 421,
     NotFound: 404,
     BundleConflict: 409,
+    KeyConflict: 409,
     CursorExpired: 410,
     NoWords: 409,
     PayloadTooLarge: 413,
     ClientGone: CLIENT_CLOSED_REQUEST,
     RequestTimeout: 408,
     Overloaded: 429,
+    LockedOut: 429,
+    RateLimited: 429,
     Unavailable: 503,
     StoreCorrupt: 500,
     ModelFailed: 500,

@@ -19,8 +19,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from service.auth import HASH_PREFIX, is_digest
 from service.errors import SettingsError
+from service.identity.keys import read_entry
 
 PREFIX = "AUTOMR_"
 STORE_SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster", "unix", "embedded")
@@ -48,7 +48,11 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on, 0 = any free one")
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_comma_list)] = Field(
-        default=(), description="comma-separated API keys, plain or sha256:HEX"
+        default=(),
+        description="comma-separated API keys, plain or sha256:HEX; with all scopes, or after them: metrics=KEY",
+    )
+    require_keys: bool = Field(
+        default=False, description="ask for a key also where the settings have none: keys are in the store"
     )
     allow_anonymous: bool = Field(
         default=False, description="accept connections from other machines even without API keys"
@@ -133,8 +137,10 @@ class Settings(BaseSettings):
     @classmethod
     def _usable_keys(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
         for position, key in enumerate((key.get_secret_value() for key in keys), start=1):
-            if key.startswith(HASH_PREFIX) and not is_digest(key.removeprefix(HASH_PREFIX).lower()):
-                raise ValueError(f"key {position}: sha256: must be followed by 64 hex digits")
+            try:
+                read_entry(key)
+            except ValueError as error:
+                raise ValueError(f"key {position}: {error}") from None
         return keys
 
     @field_validator("cors_origins")
@@ -198,8 +204,12 @@ class Settings(BaseSettings):
         return Path(rest.removeprefix("//")) if scheme == "embedded" else None
 
     @property
+    def asks_for_keys(self) -> bool:
+        return bool(self.api_keys) or self.require_keys
+
+    @property
     def plain_api_keys(self) -> tuple[str, ...]:
-        """The keys as given, for `auth.Keys` only."""
+        """The keys as given, for `identity.keys` only."""
         return tuple(key.get_secret_value() for key in self.api_keys)
 
 

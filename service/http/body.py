@@ -13,13 +13,13 @@ from typing import Any, TypeVar, get_type_hints
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError, create_model
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect
 
 from service.errors import BadRequest, ClientGone, Overloaded
 from service.http import problems
+from service.http.access.routes import ScopedRoute
 from service.http.dependencies import get_resources
 from service.http.middleware import count_rejection
 
@@ -31,7 +31,7 @@ _MOST_MEMBERS, _MOST_ELEMENTS = 64, 1000  # of an object and of a list; no schem
 _MOST_CONTAINERS = 30_000  # in a body
 
 
-class JsonRoute(APIRoute):
+class JsonRoute(ScopedRoute):
     """The route of an endpoint with the parameter `body` (a pydantic model).
 
     Its other parameters may be `request`, `resources` and parameters of the path; nothing else is filled in. It answers

@@ -1,4 +1,4 @@
-"""ASGI middleware, the outermost first: AccessLog (ids, log, metrics), RequireKey (API keys), BodyLimit (size)."""
+"""ASGI middleware: AccessLog (ids, log, metrics), and BodyLimit (size). Between them is `access.guard`."""
 
 import asyncio
 import time
@@ -7,9 +7,9 @@ from collections.abc import Callable
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.auth import PROBES, Keys, is_open, presented_key
-from service.errors import Draining, Overloaded, PayloadTooLarge, ServiceError, Unauthorized, status_of
+from service.errors import Draining, Overloaded, PayloadTooLarge, ServiceError, status_of
 from service.http.problems import KEY_ID, REQUEST_ID, from_service_error, internal
+from service.identity.scopes import PROBES
 from service.logs import RepeatedWarnings, request_context, request_id_from
 from service.metrics import Metrics
 
@@ -83,30 +83,6 @@ class AccessLog:
         write("request", ms=round(seconds * 1000, 2), **facts)
 
 
-class RequireKey:
-    """Without a valid key only probes and pages answer. Routes that are added later need a key too."""
-
-    def __init__(self, app: ASGIApp, *, keys: Keys, metrics: Metrics) -> None:
-        self.app = app
-        self.keys = keys
-        self.metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or not self.keys or is_open(scope["path"]):
-            await self.app(scope, receive, send)
-            return
-        key = presented_key(scope["headers"])
-        scope[KEY_ID] = self.keys.key_id(key) if key else None
-        if scope[KEY_ID]:
-            await self.app(scope, receive, send)
-        elif scope["type"] == "http":
-            refusal = Unauthorized("Send a valid API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`.")
-            count_rejection(self.metrics, refusal)
-            await from_service_error(scope, refusal)(scope, receive, send)
-        else:
-            await send({"type": "websocket.close", "code": 1008})
-
-
 class BodyLimit:
     """413 for a body over the limit: at once by its declared length, else while it is read.
 
@@ -153,7 +129,7 @@ class BodyLimit:
 def count_rejection(metrics: Metrics, error: ServiceError) -> None:
     """Counts a request that is refused for another reason than its content; warns of those that the service causes."""
     status = status_of(error)
-    if status in (401, 413, 429, 503, 504):
+    if status in (401, 403, 413, 421, 429, 503, 504):
         metrics.rejected_total.labels(type(error).__name__).inc()
     if status in (429, 503, 504):
         warn_of_refusal(type(error).__name__)

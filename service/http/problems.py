@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Scope
 
-from service.errors import ServiceError, Unauthorized, status_of, status_title
+from service.errors import Forbidden, ServiceError, Unauthorized, status_of, status_title
 from service.http.fields import FieldError
 from service.http.ops_schemas import Problem
 
@@ -54,6 +54,8 @@ def from_service_error(scope: Scope, error: ServiceError) -> Response:
         headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, Forbidden):  # RFC 6750, section 3.1
+        headers["WWW-Authenticate"] = f'Bearer error="insufficient_scope", scope="{error.scope}"'
     return problem(
         scope,
         status=status,

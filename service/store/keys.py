@@ -40,6 +40,10 @@
     automr:{+outcomes}:waiting        ZSET    users with outcomes, by time                 users not counted yet
     automr:{+outcomes}:counted:<day>  SET     digests of events that were counted          events of a day, 3 days
     automr:experiments                STRING  JSON: the experiment that runs               one
+    automr:{+keys}:records            HASH    key id -> JSON: an API key, hashed (see        keys
+                                              `identity/stored.py`)
+    automr:{+keys}:version            STRING  number of changes of these keys              one
+    automr:{+keys}:used               HASH    key id -> when it was used last              keys
     automr:probe                      STRING  empty: written to see whether writes work    one
     automr:{+live}:of:<uid>           STRING  cells: what the user adds to the live counts 21 bytes for each; at most
                                               (see `counts.py`)                            1,100 cells
@@ -66,6 +70,7 @@ UNSETTLED, EXPERIMENTS = "automr:{+outcomes}:waiting", "automr:experiments"
 EVENT_TYPES, EVENTS_COUNTED, EVENTS_COUNTING = "automr:events", "automr:events:counted", "automr:events:counting"
 BUNDLES, BUNDLES_FILL = "automr:bundles", "automr:bundles:fill"
 PROBE = "automr:probe"
+KEY_RECORDS, KEYS_VERSION, KEYS_USED = "automr:{+keys}:records", "automr:{+keys}:version", "automr:{+keys}:used"
 USER_KEYS = ("events", "order", "seen", "spaces", "against", "aside", "facts")
 ALL_EVENTS = "automr:{*}:events"  # a pattern for SCAN
 

@@ -136,6 +136,9 @@ class Store:
         if not self.is_up:
             raise StoreUnavailable("The memory store does not answer.")
 
+    async def run(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        raise StoreUnavailable("The memory store does not answer.")
+
     async def users(self) -> AsyncIterator[str]:
         await self.ping()
         yield "u'1"

@@ -14,10 +14,10 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from service import errors
-from service.auth import is_open
 from service.http.describe.examples import EXAMPLES
 from service.http.ops_schemas import Problem
 from service.http.problems import MEDIA_TYPE
+from service.identity.scopes import MEANINGS, scope_of
 
 API_VERSION = "0.1.0"
 DESCRIPTION = (
@@ -26,9 +26,12 @@ DESCRIPTION = (
 REF = "#/components/schemas/"
 _EVERYWHERE = (429, 500, 503)  # answers that any operation may give
 _WITH_BODY = (400, 408, 413, 422)
-_SECURITY: list[dict[str, list[str]]] = [{"bearer": []}, {"apiKey": []}]
+_ABOUT_KEYS = (
+    "`Authorization: Bearer KEY`, where the server asks for keys. A key needs the scope of the operation:\n\n"
+    + "\n".join(f"- `{scope}`: {meaning}" for scope, meaning in MEANINGS.items())
+)
 _SECURITY_SCHEMES = {
-    "bearer": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer KEY`, where keys are set"},
+    "bearer": {"type": "http", "scheme": "bearer", "description": _ABOUT_KEYS},
     "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "the same key in another header"},
 }
 _HEADERS = {
@@ -53,10 +56,9 @@ def document(app: FastAPI) -> dict[str, Any]:
     made["components"]["responses"] = {_name(status): _error(status) for status in sorted(_titles())}
     made["components"]["headers"] = _HEADERS
     made["components"]["securitySchemes"] = _SECURITY_SCHEMES
-    made["security"] = _SECURITY
     for path, operations in made["paths"].items():
-        for operation in operations.values():
-            _complete(path, operation)
+        for method, operation in operations.items():
+            _complete(method.upper(), path, operation)
     of_models = {name: schema["examples"][0] for name, schema in schemas.items() if schema.get("examples")}
     for name, example in (of_models | dict(EXAMPLES)).items():
         _add_examples(schemas, name, example)
@@ -71,13 +73,13 @@ def as_text(app: FastAPI) -> str:
     return json.dumps(document(app), indent=1, ensure_ascii=False) + "\n"
 
 
-def _complete(path: str, operation: dict[str, Any]) -> None:
+def _complete(method: str, path: str, operation: dict[str, Any]) -> None:
     """Adds security and responses to an operation."""
     statuses = set(_EVERYWHERE)
-    if is_open(path):
-        operation["security"] = []
-    else:
-        statuses.add(401)
+    needed = scope_of(method, path)
+    operation["security"] = [] if needed is None else [{"bearer": [needed]}, {"apiKey": [needed]}]
+    if needed is not None:
+        statuses |= {401, 403}
     if "requestBody" in operation:
         statuses.update(_WITH_BODY)
     if operation.get("parameters"):

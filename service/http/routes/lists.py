@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter, Request
 
+from service.http.access.routes import ScopedRoute
 from service.http.dependencies import (
     By,
     Cursor,
@@ -20,7 +21,7 @@ from service.http.wanted.filters import condition_of_text
 from service.resources import Resources
 from service.usecases.browsing.rankings import Ranking
 
-router = APIRouter()
+router = APIRouter(route_class=ScopedRoute)
 
 
 @router.get("/items", tags=["items"])

@@ -2,10 +2,11 @@
 
 from fastapi import APIRouter
 
+from service.http.access.routes import ScopedRoute
 from service.http.dependencies import ResourcesDep
 from service.http.ops_schemas import ModelInfo
 
-router = APIRouter(tags=["model"])
+router = APIRouter(tags=["model"], route_class=ScopedRoute)
 
 
 @router.get("/model")

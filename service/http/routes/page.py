@@ -11,9 +11,10 @@ from fastapi.responses import FileResponse, HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.exceptions import HTTPException
 
+from service.http.access.routes import ScopedRoute
 from service.http.describe.knobs import knobs_of
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, route_class=ScopedRoute)
 
 _HERE = Path(__file__).resolve().parents[1] / "page"
 _SWAGGER = Path(str(files("fastapi_offline"))) / "static"

@@ -11,9 +11,9 @@ import pytest
 from openapi_spec_validator import validate
 
 from service.app import create_app
-from service.auth import is_open
 from service.http.describe import openapi
 from service.http.describe.examples import EXAMPLES
+from service.identity.scopes import is_open
 from service.settings import Settings
 from tests.service.standins import shell
 
@@ -72,7 +72,7 @@ def test_every_operation_says_who_may_call_it_and_how_it_fails() -> None:
     for method, path, operation in operations():
         assert operation.get("description"), f"{method} {path} does not say what it does"
         statuses = set(operation["responses"])
-        wanted = {"429", "500", "503"} | ({"401"} if not is_open(path) else set())
+        wanted = {"429", "500", "503"} | ({"401", "403"} if not is_open(path) else set())
         wanted |= {"400", "413", "422"} if "requestBody" in operation else set()
         assert wanted <= statuses, f"{method} {path}"
         for status, response in operation["responses"].items():

@@ -1,0 +1,4 @@
+"""Who may send which request: the check of keys (`guard.py`) and of scopes (`routes.py`), and the bodies of /keys.
+
+Decisions are made in `service.identity`.
+"""

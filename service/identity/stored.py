@@ -1,0 +1,109 @@
+"""API keys in the store: their records as JSON, written one change at a time.
+
+`automr:{+keys}:records` holds a record for each key: never a key, only its SHA-256 digest. A writer names the version
+that it has read, so two writers cannot overwrite each other; each change raises the version. Takes `MemoryStore.run`;
+its errors come through.
+"""
+
+import json
+import secrets
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import structlog
+
+from service.identity.scopes import SCOPES, Scope
+from service.logs import RepeatedWarnings
+from service.store.events import decode_text, read_json
+from service.store.keys import KEY_RECORDS, KEYS_USED, KEYS_VERSION
+
+log = structlog.get_logger("service.identity.stored")
+repeated = RepeatedWarnings(log)
+
+Run = Callable[[Sequence[tuple[Any, ...]]], Awaitable[list[Any]]]
+
+# KEYS: records, version, used; ARGV: the version that was read, key id, record or ""  ->  1 if it was written
+_WRITE = """
+if (redis.call('GET', KEYS[2]) or '0') ~= ARGV[1] then return 0 end
+if ARGV[3] == '' then
+  redis.call('HDEL', KEYS[1], ARGV[2])
+  redis.call('HDEL', KEYS[3], ARGV[2])
+else
+  redis.call('HSET', KEYS[1], ARGV[2], ARGV[3])
+end
+redis.call('INCR', KEYS[2])
+return 1
+"""
+
+
+@dataclass(frozen=True)
+class Secret:
+    """One key of a record. `shown`: its first characters. `expires_at`: a time, None for as long as the record."""
+
+    sha256: str
+    shown: str
+    expires_at: float | None = None
+
+
+@dataclass(frozen=True)
+class KeyRecord:
+    """Times are Unix seconds. `secrets`: the newest first; older ones are being replaced, and expire."""
+
+    id: str
+    name: str
+    scopes: tuple[Scope, ...]
+    created_at: float
+    secrets: tuple[Secret, ...]
+    tenant: str = ""
+    rate_limit: str = ""
+    expires_at: float | None = None
+
+
+def new_id() -> str:
+    return "key_" + secrets.token_hex(6)
+
+
+class KeyStore:
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    async def version(self) -> int:
+        (found,) = await self._run([("GET", KEYS_VERSION)])
+        return int(found or 0)
+
+    async def read(self) -> tuple[int, dict[str, KeyRecord]]:
+        """The version and all records by id. A record that cannot be read is skipped, so its key is refused."""
+        version, found = await self._run([("GET", KEYS_VERSION), ("HGETALL", KEY_RECORDS)])
+        records = [_record(decode_text(name), raw) for name, raw in found.items()]
+        return int(version or 0), {each.id: each for each in records if each is not None}
+
+    async def write(self, version: int, key_id: str, record: KeyRecord | None) -> bool:
+        """Writes or (None) deletes a record. False if something changed since `version`: read again."""
+        body = "" if record is None else json.dumps(asdict(record))
+        keys = KEY_RECORDS, KEYS_VERSION, KEYS_USED
+        (is_written,) = await self._run([("EVAL", _WRITE, len(keys), *keys, version, key_id, body)])
+        return bool(is_written)
+
+    async def save_used(self, times: Mapping[str, int]) -> None:
+        """When these keys were used last."""
+        if times:
+            await self._run([("HSET", KEYS_USED, *(part for pair in times.items() for part in pair))])
+
+    async def used(self) -> dict[str, int]:
+        (found,) = await self._run([("HGETALL", KEYS_USED)])
+        return {decode_text(name): int(raw) for name, raw in found.items() if raw.isdigit()}
+
+
+def _record(key_id: str, raw: bytes) -> KeyRecord | None:
+    facts = read_json(raw)
+    try:
+        made = tuple(Secret(**each) for each in facts.pop("secrets"))
+        scopes = tuple(scope for scope in SCOPES if scope in facts.pop("scopes"))
+        record = KeyRecord(**facts, scopes=scopes, secrets=made)
+        if record.id != key_id or not all(isinstance(each.sha256, str) for each in made):
+            raise ValueError(key_id)
+        return record
+    except (KeyError, TypeError, ValueError, AttributeError):
+        repeated.warning("a stored key cannot be read and is refused", key_id=key_id[:32])
+        return None
