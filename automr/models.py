@@ -459,6 +459,39 @@ class ItemsResponse(TypedDict):
     """
 
 
+class KeySecret(TypedDict):
+    prefix: str
+    """
+    the first characters of the key, for recognition
+    """
+    expires_at: int | None
+    """
+    Unix time from which it is refused, because a newer one replaces it
+    """
+
+
+class KeyToCreate(TypedDict):
+    name: str
+    """
+    who has it, for people
+    """
+    scopes: list[Literal['recommend', 'ingest', 'catalogue', 'users', 'admin', 'metrics']]
+    """
+    what the key may do
+    """
+    expires_at: NotRequired[int | None]
+    """
+    Unix time from which the key is refused; null: never
+    """
+
+
+class KeyToRotate(TypedDict):
+    overlap_s: NotRequired[int]
+    """
+    seconds for which the keys before it go on working
+    """
+
+
 class ListedUser(TypedDict):
     user_id: str
     """
@@ -897,6 +930,17 @@ class RelatedItems(TypedDict):
     """
 
 
+class RevokedKey(TypedDict):
+    id: str
+    """
+    of the key
+    """
+    revoked: bool
+    """
+    always true
+    """
+
+
 class Rotation(TypedDict):
     rate: float
     """
@@ -1196,6 +1240,41 @@ class BundlesPage(TypedDict):
     """
 
 
+class CreatedKey(TypedDict):
+    id: str
+    """
+    names the key in logs and routes
+    """
+    name: str
+    """
+    who has it
+    """
+    scopes: list[Literal['recommend', 'ingest', 'catalogue', 'users', 'admin', 'metrics']]
+    """
+    what it may do
+    """
+    created_at: int
+    """
+    Unix time
+    """
+    expires_at: int | None
+    """
+    Unix time from which the key is refused; null: never
+    """
+    last_used_at: int | None
+    """
+    Unix time, to about two minutes; null: never used
+    """
+    secrets: list[KeySecret]
+    """
+    the newest first; several while a key is being rotated
+    """
+    key: str
+    """
+    the key itself: it is shown this once, keep it
+    """
+
+
 class Experiment(TypedDict):
     name: str
     """
@@ -1241,6 +1320,44 @@ class ItemsRequest(TypedDict):
     items: list[NewItem]
     """
     the items; if an id appears twice, the last one counts
+    """
+
+
+class Key(TypedDict):
+    id: str
+    """
+    names the key in logs and routes
+    """
+    name: str
+    """
+    who has it
+    """
+    scopes: list[Literal['recommend', 'ingest', 'catalogue', 'users', 'admin', 'metrics']]
+    """
+    what it may do
+    """
+    created_at: int
+    """
+    Unix time
+    """
+    expires_at: int | None
+    """
+    Unix time from which the key is refused; null: never
+    """
+    last_used_at: int | None
+    """
+    Unix time, to about two minutes; null: never used
+    """
+    secrets: list[KeySecret]
+    """
+    the newest first; several while a key is being rotated
+    """
+
+
+class KeysPage(TypedDict):
+    keys: list[Key]
+    """
+    all keys of the store, the oldest first; those of the settings are not listed
     """
 
 

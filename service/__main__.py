@@ -8,7 +8,8 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -16,7 +17,9 @@ from pydantic import SecretStr
 from model_store.errors import ModelStoreError
 from service import doctor, logs
 from service.errors import ServiceError, SettingsError
+from service.identity import commands as key_commands
 from service.identity.keys import new_key
+from service.identity.stored import Run
 from service.settings import Settings, variable
 
 FLAGS = ("bundle", "store", "host", "port", "allow_anonymous", "device", "threads", "log_level", "log_format")
@@ -100,10 +103,25 @@ def _deadletters(args: argparse.Namespace) -> int:
 
 
 def _keys(args: argparse.Namespace) -> int:
+    if args.action is not None:
+        return _stored_keys(args)
     key, line = new_key()
     print(f"key     {key}\nadmit   {line}")
     hint = f"Give the key to the caller; put the second text into {variable('api_keys')} (comma-separated)."
     print(hint, file=sys.stderr)
+    return 0
+
+
+def _stored_keys(args: argparse.Namespace) -> int:
+    from service.remote import Remote
+    from service.resources import open_store
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Run]:
+        async with open_store(_settings(args)) as store:
+            yield store.run
+
+    print(key_commands.run(args, Remote(args.url or "", args.key).ask, opened))
     return 0
 
 
@@ -145,7 +163,8 @@ def _parser() -> argparse.ArgumentParser:
     dead = _command(commands, "deadletters", _deadletters, text)
     dead.add_argument("action", choices=("list", "replay", "drop"), nargs="?", default="list", help="default: list")
     _add_flags(dead, "store")
-    _command(commands, "keys", _keys, "make an API key")
+    text = "API keys: without an action, make one for the settings; with one, those of the store"
+    key_commands.add_arguments(_command(commands, "keys", _keys, text), lambda parser: _add_flags(parser, "store"))
     _command(commands, "openapi", _openapi, "print the OpenAPI document (docs/openapi.json)")
     doctor_ = _command(commands, "doctor", _doctor, "check a set-up")
     _add_flags(doctor_, "bundle", "store", "host", "port", "device")

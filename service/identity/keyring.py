@@ -7,7 +7,7 @@ is away, the keys that are known go on working for `MOST_AGE_S`; nobody can revo
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,8 +15,8 @@ import structlog
 
 from service.errors import KeyConflict, StoreCorrupt, StoreUnavailable, UnknownKey
 from service.identity.keys import SHOWN_LENGTH, hashed, new_secret
-from service.identity.principal import Principal
-from service.identity.scopes import OF_ALL_TENANTS, Scope
+from service.identity.principal import Principal, caller
+from service.identity.scopes import OF_ALL_TENANTS, SCOPES, Scope
 from service.identity.stored import KeyRecord, KeyStore, Run, Secret, new_id
 from service.logs import RepeatedWarnings
 
@@ -26,6 +26,8 @@ repeated = RepeatedWarnings(log)
 LOOK_EVERY_S = 2.0
 MOST_AGE_S = 3600.0
 USED_EVERY_S = 60
+DAY_S = 86_400
+MOST_OVERLAP_S = 30 * DAY_S
 _MOST_KEYS = 1000
 _MOST_SECRETS = 3  # of a record
 _MOST_ATTEMPTS = 20  # of a change while others change keys, too
@@ -34,7 +36,7 @@ _MOST_ATTEMPTS = 20  # of a change while others change keys, too
 @dataclass(frozen=True)
 class NewKey:
     name: str
-    scopes: tuple[Scope, ...]
+    scopes: Sequence[Scope]
     tenant: str = ""
     rate_limit: str = ""
     expires_at: float | None = None
@@ -95,7 +97,7 @@ class Keyring:
         record = KeyRecord(
             id=new_id(),
             name=wanted.name,
-            scopes=wanted.scopes,
+            scopes=tuple(scope for scope in SCOPES if scope in wanted.scopes),
             created_at=now,
             secrets=(_secret(key),),
             tenant=wanted.tenant,
@@ -109,6 +111,7 @@ class Keyring:
             return record
 
         await self._change(record.id, add)
+        log.info("key created", key=record.id, by=caller.get().key_id)
         return key, record
 
     async def rotate(self, key_id: str, *, overlap_s: float) -> tuple[str, KeyRecord]:
@@ -124,6 +127,7 @@ class Keyring:
 
         record = await self._change(key_id, rotated)
         assert record is not None
+        log.info("key rotated", key=key_id, by=caller.get().key_id)
         return key, record
 
     async def revoke(self, key_id: str) -> None:
@@ -133,6 +137,7 @@ class Keyring:
             _of(records, key_id)
 
         await self._change(key_id, removed)
+        log.info("key revoked", key=key_id, by=caller.get().key_id)
         self._used.pop(key_id, None)
 
     async def _change(
@@ -191,9 +196,26 @@ class Keyring:
         try:
             await work
         except (StoreUnavailable, StoreCorrupt):
-            repeated.warning("store away, changes of keys are read later")
+            repeated.warning("store away, changes of API keys are read later")
         except Exception:  # go on: a replica that stops following would not learn of revoked keys
-            log.exception("reading the keys of the store failed, trying again")
+            log.exception("reading the API keys of the store failed, trying again")
+
+
+def shown(record: KeyRecord, last_used_at: int | None = None) -> dict[str, Any]:
+    """The record for people: without digests, times in whole seconds."""
+    return {
+        "id": record.id,
+        "name": record.name,
+        "scopes": list(record.scopes),
+        "created_at": int(record.created_at),
+        "expires_at": _whole(record.expires_at),
+        "last_used_at": last_used_at,
+        "secrets": [{"prefix": each.shown, "expires_at": _whole(each.expires_at)} for each in record.secrets],
+    }
+
+
+def _whole(time: float | None) -> int | None:
+    return None if time is None else int(time)
 
 
 def _of(records: dict[str, KeyRecord], key_id: str) -> KeyRecord:

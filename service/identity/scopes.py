@@ -61,6 +61,10 @@ SCOPE_OF: Mapping[tuple[str, str], Scope] = {
     ("PUT", "/experiments"): "admin",
     ("GET", "/settings/events"): "admin",
     ("PUT", "/settings/events"): "admin",
+    ("GET", "/keys"): "admin",
+    ("POST", "/keys"): "admin",
+    ("POST", "/keys/{id}:rotate"): "admin",
+    ("DELETE", "/keys/{id}"): "admin",
     ("GET", "/metrics"): "metrics",
 }
 

@@ -99,7 +99,8 @@ def _record(key_id: str, raw: bytes) -> KeyRecord | None:
     facts = read_json(raw)
     try:
         made = tuple(Secret(**each) for each in facts.pop("secrets"))
-        scopes = tuple(scope for scope in SCOPES if scope in facts.pop("scopes"))
+        named = facts.pop("scopes")
+        scopes = tuple(scope for scope in SCOPES if scope in named)
         record = KeyRecord(**facts, scopes=scopes, secrets=made)
         if record.id != key_id or not all(isinstance(each.sha256, str) for each in made):
             raise ValueError(key_id)

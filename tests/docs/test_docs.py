@@ -143,8 +143,8 @@ def _problems(words: list[str]) -> Iterator[str]:
             asked = subprocess.run(dry_run, check=False, cwd=ROOT, capture_output=True, text=True)
             if asked.returncode:
                 yield f"{shown}: {asked.stderr}"
-        case ["python", "-m", "service", "bundles", action, *arguments]:
-            yield from _unknown_options("service.__main__", ("bundles", action), arguments)
+        case ["python", "-m", "service", ("bundles" | "keys") as command, action, *arguments]:
+            yield from _unknown_options("service.__main__", (command, action), arguments)
         case ["python", "-m", "service", command, *arguments]:
             yield from _unknown_options("service.__main__", (command,), arguments)
         case ["python", "-m", "training.evaluate", "--task", "query", *arguments]:

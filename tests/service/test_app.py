@@ -380,7 +380,7 @@ def test_the_paths_are_the_documented_ones() -> None:
         "/items/{item_id}/neighbors", "/items/{item_id}/related", "/popular", "/trending", "/latest",
         "/recommend/users", "/users", "/users/{user_id}:merge", "/experiments", "/settings/events",
         "/bundles", "/bundles/{name}", "/bundles/{name}:activate", "/bundles:rollback",
-        "/model", "/livez", "/readyz", "/startupz", "/metrics",
+        "/keys", "/keys/{id}", "/keys/{id}:rotate", "/model", "/livez", "/readyz", "/startupz", "/metrics",
     }  # fmt: skip
 
 

@@ -23,6 +23,15 @@ _INTERACTION: Mapping[str, Any] = {
     "value": 4.5,
     "query": "the next of the series my sister liked",
 }
+_KEY: Mapping[str, Any] = {
+    "id": "key_5f0c2ab19d3e",
+    "name": "shop backend",
+    "scopes": ["recommend", "ingest"],
+    "created_at": _TIME,
+    "expires_at": _TIME + 31_536_000,
+    "last_used_at": _TIME + 60,
+    "secrets": [{"prefix": "amr_9Jw2", "expires_at": None}],
+}
 _EVENT_TYPES: Mapping[str, Any] = {
     "view": {"weight": 0.25, "window": True, "memory": True, "popularity": True, "neighbors": True, "seen_s": 0},
     "rating": {
@@ -193,6 +202,8 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
             }
         ],
     },
+    "CreatedKey": {**_KEY, "key": "amr_9Jw2yv1kQ4m0x7cT3bHqLZpUeRn8sDfGaWiXoVhKtYM"},
+    "KeysPage": {"keys": [_KEY]},
     "ModelInfo": {
         "bundle": "demo",
         "space": "71591e8845c4",
