@@ -629,6 +629,10 @@ class ModelInfo(TypedDict):
     """
     items of the catalogue
     """
+    items_waiting: int
+    """
+    changed items whose titles the model has yet to read: new ones among them are not recommended yet
+    """
     loaded_at: str
     """
     RFC 3339 time in UTC
@@ -822,6 +826,17 @@ class RankedItems(TypedDict):
     items: list[RankedItem]
     """
     available items, best first
+    """
+
+
+class Readiness(TypedDict):
+    status: Literal['ok']
+    """
+    always ok; otherwise the answer is an error
+    """
+    items_waiting: int
+    """
+    changed items whose titles the model has yet to read: new ones among them are not recommended yet
     """
 
 

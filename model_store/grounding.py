@@ -39,7 +39,7 @@ class ItemIndex:
         """`index` holds the rows 0 … N − 1."""
         self._base = index
         self._changed = faiss.IndexIDMap2(faiss.IndexFlatL2(index.d))
-        self._rows_of_changed: set[int] = set()
+        self._places: dict[int, int] = {}  # row → place of its vector in `_changed`
         self._replaced = np.empty(0, dtype=np.int64)  # rows of `_base` that `_changed` replaces
         self._num_items = int(index.ntotal)
 
@@ -79,14 +79,20 @@ class ItemIndex:
         return np.stack([source.reconstruct(int(row)) for source, row in zip(sources, rows, strict=True)])
 
     def put(self, rows: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
-        """Add or replace the vectors (B, D) of `rows` (B,). The cost depends on the number of changed items only."""
+        """Add or replace the vectors (B, D) of `rows` (B,), which are all different. Costs these rows only."""
         ids = np.ascontiguousarray(rows, dtype=np.int64)
-        again = [row for row in ids.tolist() if row in self._rows_of_changed]
-        if again:  # looks at all changed items
-            self._changed.remove_ids(faiss.IDSelectorArray(np.array(again, dtype=np.int64)))
-        self._changed.add_with_ids(_contiguous(vectors), ids)
-        self._rows_of_changed.update(ids.tolist())
-        self._replaced = np.union1d(self._replaced, ids[ids < self._base.ntotal])
+        is_known = np.array([row in self._places for row in ids.tolist()], dtype=bool)
+        if is_known.any():
+            stored = _stored_vectors(self._changed)
+            stored[[self._places[row] for row in ids[is_known].tolist()]] = vectors[is_known]
+        fresh = ids[~is_known]
+        self._places.update(
+            zip(fresh.tolist(), range(self._changed.ntotal, self._changed.ntotal + len(fresh)), strict=True)
+        )
+        self._changed.add_with_ids(_contiguous(vectors[~is_known]), fresh)
+        in_base = fresh[fresh < self._base.ntotal]
+        if len(in_base):
+            self._replaced = np.union1d(self._replaced, in_base)
         self._num_items = max(self._num_items, int(ids.max(initial=-1)) + 1)
 
     def search(
@@ -131,6 +137,12 @@ def _search(
         parameters = _untyped.IndexRefineSearchParameters(k_factor=factor, base_index_params=plain)
     found: tuple[NDArray[np.float32], NDArray[np.int64]] = index.search(queries, num_results, params=parameters)
     return found
+
+
+def _stored_vectors(index: faiss.IndexIDMap2) -> NDArray[np.float32]:
+    """(n, D) the memory in which a flat index keeps its vectors; valid until the next one is added."""
+    flat = _untyped.downcast_index(index.index)
+    return np.asarray(_untyped.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d)).reshape(flat.ntotal, flat.d)
 
 
 def _flat_index(vectors: NDArray[np.float32]) -> faiss.Index:

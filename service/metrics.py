@@ -104,6 +104,9 @@ class Metrics:
         self.unusable_items_total = self._counter(
             "unusable_items_total", "Stored changes of items that were skipped, because they are not valid"
         )
+        self.items_waiting = self._gauge(
+            "items_waiting", "Changed items whose titles the model has yet to read; new ones are not recommended yet"
+        )
         self.catalogue_age_seconds = self._gauge(
             "catalogue_age_seconds", "Since this process last knew every change of the catalogue"
         )

@@ -34,7 +34,7 @@ from service.usecases.browsing.related import RelatedItems
 from service.usecases.browsing.users import UserList
 from service.usecases.encode import Worker
 from service.usecases.ingest import Ingest
-from service.usecases.items import Items
+from service.usecases.items import Items, cancel_and_wait
 from service.usecases.live import LiveCounts
 from service.usecases.recommend import Recommender
 from service.usecases.shown import ShownLists
@@ -145,10 +145,13 @@ async def open_kernel(
         stack.callback(event_table.remove, view)
         engine = Engine(view, settings, metrics, spawn)
         stack.push_async_callback(engine.stop, _LAST_JOBS_S)
-        await engine.start()
         items = Items(view, engine, store, metrics)
         stack.push_async_callback(items.stop)
-        await items.start()
+        loading = asyncio.create_task(items.start(), name="changed-items")  # while the process of the model starts
+        stack.push_async_callback(cancel_and_wait, loading)
+        await engine.start()
+        await loading
+        await engine.intake.settled()
         counts_events = settings.live_half_life_days > 0
         worker = Worker(view, engine, store, items, metrics, counts_events=counts_events)
         yield Kernel(view, store, engine, items, worker)

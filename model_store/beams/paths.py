@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 _PAD = -1  # sorts before every token, so a sequence comes before its extensions
 _SORT_SHARE = 16  # if more than 1/16 of the sequences change, all are sorted again
+_FEW = 8  # changed sequences whose places are found without inverting `order`
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,10 @@ class Paths:
         removed = np.sort(self.places[known]).tolist()
         added = [bisect_left(range(len(self)), _key(column), key=lambda place: _key(old[:, place])) for column in new.T]
         names = rows[fresh.order].astype(np.int32)
-        return Paths(_spliced(self.order[None], names[None], removed, added)[0], _spliced(old, new, removed, added))
+        made = Paths(_spliced(self.order[None], names[None], removed, added)[0], _spliced(old, new, removed, added))
+        if len(rows) <= _FEW:
+            made.__dict__["places"] = _moved(self.places, names, removed, added)
+        return made
 
 
 def _table(flat: NDArray[np.int32], counts: NDArray[np.int64]) -> NDArray[np.int32]:
@@ -102,6 +106,21 @@ def _widened(tokens: NDArray[np.int32], length: int) -> NDArray[np.int32]:
 def _key(column: NDArray[np.int32]) -> list[int]:
     keys: list[int] = column.tolist()
     return keys
+
+
+def _moved(
+    places: NDArray[np.int32], names: NDArray[np.int32], removed: Sequence[int], added: Sequence[int]
+) -> NDArray[np.int32]:
+    """`places` after the sequence of row `names[i]` came before the old place `added[i]`; see `_spliced`."""
+    found = np.zeros(max(len(places), int(names.max(initial=-1)) + 1), dtype=np.int32)
+    kept = found[: len(places)]
+    kept[:] = places
+    for place in removed:
+        kept -= places > place
+    for place in added:
+        kept += places >= place
+    found[names] = [place + number - bisect_left(removed, place) for number, place in enumerate(added)]
+    return found
 
 
 def _spliced(

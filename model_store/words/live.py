@@ -26,7 +26,8 @@ def with_titles(words: Words, titles: Mapping[int, str]) -> Words:
     vectors = index.encoder.encode([text.sentence for text in texts.values()])
     index.dense.put(rows, vectors)
     changed = {row: (index.texts[row].terms() if row < known else [], text.terms()) for row, text in texts.items()}
-    every = list(index.texts) + [item_text("", {})] * (size - known)
+    every = index.texts if isinstance(index.texts, list) else list(index.texts)
+    every += [item_text("", {})] * (size - known)
     for row, text in texts.items():
         every[row] = text
     added = replace(

@@ -18,6 +18,7 @@ import structlog
 from model_store.errors import ModelStoreError
 from service.bundles.entries import Entry, Listing, P, Shown, Status, check_readable, settings_of, source_of
 from service.bundles.fill import fill
+from service.engine.intake import FAR_BEHIND
 from service.errors import BundleConflict, ServiceError, StoreCorrupt, StoreUnavailable, UnknownBundle
 from service.logs import RepeatedWarnings
 from service.metrics import Metrics
@@ -135,7 +136,7 @@ class Bundles(Generic[P]):
         if entry.parts is None:
             raise BundleConflict(f"{name} {'failed to load: ' + entry.problem if entry.problem else 'is loading'}.")
         if not is_forced and not self._is_filled(entry, (await self.store.fills()).get(name, Fill())):
-            raise BundleConflict(f"The memory of {name} is not filled yet; wait, or say `force`: true.")
+            raise BundleConflict(f"{name} does not know all memory and items yet; wait, or say `force`: true.")
         await self._change(lambda state: state.activated(name))
         self._wanted = None
         return await self.listing()
@@ -277,8 +278,10 @@ class Bundles(Generic[P]):
             return BundleState()
 
     def _is_filled(self, entry: Entry[P], fill: Fill) -> bool:
-        """Also when the states of the bundle that answers are its own."""
+        """Also when the states of the bundle that answers are its own. Not before its model knows the new items."""
         assert entry.parts is not None
+        if len(entry.parts.engine.intake) > FAR_BEHIND:
+            return False
         return fill.is_done or entry.parts.view.manifest.space == self._active.view.manifest.space
 
     def _shown(self, name: str, state: BundleState, fill: Fill) -> Shown:

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-BACKGROUND_KINDS = frozenset({"encode", "count"})
+BACKGROUND_KINDS = frozenset({"encode", "count", "fill"})
 BACKGROUND_SHARE = 8  # under load at least one batch in this many is a background batch
 
 

@@ -21,6 +21,7 @@ from model_store.catalogue.items import Item
 from model_store.files import identity_of
 from model_store.view import BundleView
 from service.engine.admission import Admission
+from service.engine.intake import Intake
 from service.engine.messages import (
     AskWords,
     Batch,
@@ -57,7 +58,6 @@ log = structlog.get_logger("service.engine")
 _RESTART_AFTER_S = 1.0
 _STOP_S = 5.0  # for a batch that runs when the connection closes
 _LOOK_EVERY_S = 5.0
-_PUT_AT_ONCE = 2000  # items in one message to a process that starts, so that requests are answered in between
 _HUNG_AFTER_S = 300.0  # far longer than any batch
 
 States = NDArray[np.float16]
@@ -80,11 +80,13 @@ class Engine:
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._is_closed = False
         self._counts: RowCounts | None = None
+        self.intake = Intake(view, self._put_items, self._count_again)
         self._counted = {"hit": 0, "miss": 0}
 
     def show_metrics(self) -> None:
         """The gauges are those of this engine from now on: of several engines, that of the bundle that answers."""
         self._metrics.queue_depth.set_function(lambda: len(self._waiting))
+        self._metrics.items_waiting.set_function(lambda: len(self.intake))
         self._metrics.expected_wait_seconds.set_function(lambda: self.admission.expected_wait_s)
 
     @property
@@ -97,11 +99,13 @@ class Engine:
         await self._open()
         self.admission.server_pace.start()
         self._supervisor = asyncio.create_task(self._supervise(), name="engine")
+        self.intake.start()
 
     async def stop(self, drain_s: float) -> None:
         """Refuses new jobs, waits at most `drain_s` for the jobs under way, fails the others with Draining."""
         self._is_closed = True
         self.admission.server_pace.stop()
+        await self.intake.stop()
         if self._waiting:
             await asyncio.wait(list(self._waiting.values()), timeout=drain_s)
         self._fail_waiting(Draining("The service is shutting down."))
@@ -157,14 +161,19 @@ class Engine:
         """The state (D,) of each window of titles, in the background lane; waits for room in the queue."""
         return list(await asyncio.gather(*(self._encode_one(list(titles)) for titles in windows)))
 
-    async def put_items(self, items: Sequence[Item]) -> None:
-        """Adds or changes items in the model's catalogue and index."""
-        await self._ask(PutItems(next(self._ids), [_changed(item) for item in items]))
-
     async def count_items(self, counts: RowCounts) -> None:
-        """Replaces the live counts of the model, also of one that is started again."""
+        """Replaces the live counts of the model, also of one that is started again or does not know all items yet."""
         self._counts = counts
+        if len(self.intake):
+            self.intake.tell_when_filled()
         await self._ask(_counting(next(self._ids), counts))
+
+    async def _put_items(self, items: Sequence[tuple[int, Item]]) -> None:
+        await self._ask(PutItems(next(self._ids), [_changed(row, item) for row, item in items]))
+
+    async def _count_again(self) -> None:
+        if self._counts is not None:
+            await self._ask(_counting(next(self._ids), self._counts))
 
     async def answer_words(
         self,
@@ -292,37 +301,20 @@ class Engine:
         self._metrics.window_cache_bytes.set(batch.cache_bytes)
 
     async def _open(self) -> None:
-        """Starts a process. It is used when it knows what changed since the bundle was built."""
+        """Starts a process. It answers at once, and takes in what changed since the bundle was built."""
         process = await ModelProcess.start(self._options, self._spawn)
         reading = asyncio.create_task(process.batches(self._on_batch), name="model-results")
         try:
             if process.ready.bundle != identity_of(self._view.manifest):
                 raise StartupError("the bundle was replaced while it was served; start the service again")
-            await self._bring_up_to_date(process, reading)
         except BaseException:
             reading.cancel()
             await process.stop(0)
             raise
         self._process, self._reading, self._last_batch_at = process, reading, time.monotonic()
         self._counted = {"hit": 0, "miss": 0}
+        self.intake.begin_again()
         log.info("engine ready", device=process.ready.device, threads=process.ready.threads)
-
-    async def _bring_up_to_date(self, process: ModelProcess, reading: "asyncio.Task[None]") -> None:
-        changed = self._view.catalogue.items.changed
-        ordered = sorted(changed)
-        for start in range(0, len(ordered), _PUT_AT_ONCE):
-            items = [_changed(changed[row]) for row in ordered[start : start + _PUT_AT_ONCE]]
-            await self._tell(PutItems(next(self._ids), items), process, reading)
-        if self._counts is not None:
-            await self._tell(_counting(next(self._ids), self._counts), process, reading)
-
-    async def _tell(self, message: PutItems | CountItems, process: ModelProcess, reading: "asyncio.Task[None]") -> None:
-        future = self._waiting[message.id] = asyncio.get_running_loop().create_future()
-        process.send(message)
-        await asyncio.wait({future, reading}, return_when=asyncio.FIRST_COMPLETED)
-        self._waiting.pop(message.id, None)
-        if not future.done() or future.exception() is not None:
-            raise StartupError("the process of the model could not take in what has changed")
 
     async def _supervise(self) -> None:
         """When the process ends or hangs, fails the jobs under way and starts it again."""
@@ -385,7 +377,7 @@ def _counting(number: int, counts: RowCounts) -> CountItems:
     )
 
 
-def _changed(item: Item) -> ChangedItem:
+def _changed(row: int, item: Item) -> ChangedItem:
     """Without attributes and `added_at`: the server alone uses them."""
     own = ("attributes", "added_at")
-    return ChangedItem(**{name: value for name, value in vars(item).items() if name not in own})
+    return ChangedItem(row, **{name: value for name, value in vars(item).items() if name not in own})

@@ -66,8 +66,12 @@ class Encode(Message):
 
 
 class ChangedItem(Message):
-    """An item that is new or changed since the bundle was built: a `catalogue.items.Item` without attributes."""
+    """An item that is new or changed since the bundle was built, and its row in the catalogue of the server.
 
+    A `catalogue.items.Item` without attributes.
+    """
+
+    row: int
     item_id: str
     title: str
     popularity: int
@@ -340,7 +344,10 @@ class Frames:
 
 
 def unpack_rows(bits: bytes, num_items: int, num_known: int) -> NDArray[np.bool_]:
-    """(num_known,) bool from bits of `np.packbits`; False from row `num_items` on, which the sender did not know."""
-    allowed = np.zeros(num_known, dtype=bool)
-    allowed[:num_items] = np.unpackbits(np.frombuffer(bits, dtype=np.uint8), count=num_items).astype(bool)
+    """(num_known,) bool from bits of `np.packbits`, which the sender made for `num_items` rows.
+
+    False for rows that the sender did not know. Rows that the receiver does not know are left out.
+    """
+    allowed, count = np.zeros(num_known, dtype=bool), min(num_items, num_known)
+    allowed[:count] = np.unpackbits(np.frombuffer(bits, dtype=np.uint8), count=count).astype(bool)
     return allowed

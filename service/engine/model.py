@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from itertools import repeat
 from typing import Any
 
 import msgspec
@@ -21,21 +22,19 @@ import structlog
 import torch
 from transformers.utils import logging as transformers_logging
 
-from model_store.answers import PastRows, Query, RowCounts
+from model_store.answers import PastRows, Query
 from model_store.bundle import Bundle
-from model_store.catalogue.items import Item
 from model_store.errors import ModelStoreError
 from model_store.files import identity_of
-from model_store.inference import embed, encode, recommend
+from model_store.inference import encode, recommend
 from model_store.lm.precision import set_precision
 from model_store.lm.prepacked import prepack_matrices
 from model_store.lm.window_cache import WindowCache
 from model_store.related import related
-from model_store.text.prompt import ItemPrompt
-from model_store.voices.live import LiveItems, TokenCounts
 from service import logs
 from service.engine.admission import Pace
 from service.engine.batching import Batcher, Job
+from service.engine.knowledge import Knowledge, known_past, with_all_events
 from service.engine.messages import (
     AskWords,
     Batch,
@@ -73,8 +72,8 @@ log = structlog.get_logger("service.engine.model")
 
 _RECEIVE_BYTES = 1 << 20
 _SMALL_MODEL = 2**24  # parameters; for smaller models, sharing a product among cores costs more than it saves
-_TITLES_PER_CALL = 64
 _WORDS_COST = 2048  # tokens: four queries in words in a batch
+_FEW_ITEMS = 8  # a message with more of them waits in the background lane
 _NICENESS = 5  # the server goes first: its work is short, and it feeds the model
 _WARM_BATCHES = (1, 4)
 _KINDS: dict[type, str] = {
@@ -102,19 +101,19 @@ class Model:
         self.windows = WindowCache(
             options.window_cache_mib * 2**20, keeps_keys_values=bundle.manifest.vocabulary == "titles"
         )
-        self.live = live_items(bundle)
-        self.counts: RowCounts | None = None
         self.num_threads = options.threads or _default_threads(bundle)
         self._runners: dict[str, Callable[[Sequence[Any]], list[Result]]] = {
             "recommend": self._recommend,
             "encode": self._encode,
             "put": self._put,
+            "fill": self._put,
             "count": self._count,
             "similar": self._find_similar,
             "related": self._find_related,
             "vectors": self._read_vectors,
         }
         self.words = None if bundle.words is None else WordsRunner(bundle.words, bundle.reasoner)
+        self.knowledge = Knowledge(bundle, self.words)
         if self.words is not None:
             self._runners |= {"words": self.words.answer, "memory": self.words.read_memory}
 
@@ -157,7 +156,7 @@ class Model:
 
     def job(self, message: Work, arrived_at: float) -> Job[Work]:
         """The job costs the tokens that it computes: prompt, scores of the memory, at least one token for each beam."""
-        cost, deadline = 1, float("inf")
+        cost, deadline, kind = 1, float("inf"), _KINDS[type(message)]
         if isinstance(message, Recommend | Encode):
             cost = len(self.bundle.prompt.tokens(message.titles))
         if isinstance(message, Recommend):
@@ -168,7 +167,8 @@ class Model:
             cost, deadline = _WORDS_COST, message.deadline
         if isinstance(message, PutItems):
             cost = len(message.items)
-        return Job(message.id, _KINDS[type(message)], message, cost, deadline, arrived_at)
+            kind = "put" if cost <= _FEW_ITEMS else "fill"
+        return Job(message.id, kind, message, cost, deadline, arrived_at)
 
     def run(self, kind: str, asked: Sequence[Work]) -> list[Result]:
         """The result of each message. A batch that fails is run one by one, so that one bad job fails alone."""
@@ -194,7 +194,9 @@ class Model:
                 reasons=list(answer.reasons),
                 event_shares=answer.event_shares.astype("<f4", copy=False).tobytes(),
             )
-            for each, answer in zip(asked, answers, strict=True)
+            for each, answer in zip(
+                asked, map(with_all_events, asked, answers, repeat(self.knowledge.num_items)), strict=True
+            )
         ]
 
     def _query(self, asked: Recommend) -> Query:
@@ -203,7 +205,7 @@ class Model:
             memory=np.frombuffer(asked.memory, dtype="<f2").reshape(-1, self.bundle.lm.hidden_size),
             allowed=unpack_rows(asked.allowed, asked.num_items, len(self.bundle.catalogue)),
             num_results=asked.num_results,
-            past=_past_of(asked) if asked.past_rows else None,
+            past=known_past(asked, self.knowledge.num_items),
         )
 
     def _encode(self, asked: Sequence[Encode]) -> list[Result]:
@@ -215,50 +217,28 @@ class Model:
         ]
 
     def _put(self, asked: Sequence[PutItems]) -> list[Result]:
-        for each in asked:
-            put_items(self.bundle, [Item(**msgspec.structs.asdict(item)) for item in each.items])
-        self._add_titles([item.title for each in asked for item in each.items])
-        if self.words is not None:
-            rows = self.bundle.catalogue.rows
-            self.words.put_titles({rows[item.item_id]: item.title for each in asked for item in each.items})
+        self.knowledge.put([item for each in asked for item in each.items])
         return [ItemsPut(each.id) for each in asked]
-
-    def _add_titles(self, titles: Sequence[str]) -> None:
-        if self.live is not None:
-            self.live.add_titles({self.bundle.prompt.title_tokens(title)[0]: title for title in titles})
-            self._renew_voices(self.live)
 
     def _count(self, asked: Sequence[CountItems]) -> list[Result]:
         """Each message replaces the counts, so only the last one matters."""
-        newest = asked[-1]
-        rows, pairs = (np.frombuffer(part, dtype="<i8") for part in (newest.rows, newest.pairs))
-        counts, pair_counts = (np.frombuffer(part, dtype="<f8") for part in (newest.counts, newest.pair_counts))
-        if self.live is not None:
-            tokens, near = self.bundle.tokens_of(rows), self.bundle.tokens_of(pairs).reshape(-1, 2)
-            self.live.count(TokenCounts(tokens, counts, near, pair_counts))
-            self._renew_voices(self.live)
-        self.counts = RowCounts(rows, counts, pairs.reshape(-1, 2), pair_counts)
-        by_row = self.counts.by_row(len(self.bundle.catalogue))
-        self.bundle.catalogue = self.bundle.catalogue.with_live(by_row)
+        self.knowledge.count(asked[-1])
         return [ItemsCounted(each.id) for each in asked]
-
-    def _renew_voices(self, live: LiveItems) -> None:
-        if self.bundle.voices is not None:
-            self.bundle.voices = self.bundle.voices.with_known(live.known())
 
     def _find_related(self, asked: Sequence[FindRelated]) -> list[Result]:
         return [self._related_to(each) for each in asked]
 
     def _related_to(self, asked: FindRelated) -> RelatedFound:
-        allowed = unpack_rows(asked.allowed, asked.num_items, len(self.bundle.catalogue))
-        found = related(self.bundle, asked.row, asked.num_results, allowed, self.counts)
+        if asked.row >= self.knowledge.num_items:
+            return RelatedFound(asked.id, [], [], [])
+        allowed = unpack_rows(asked.allowed, asked.num_items, self.knowledge.num_items)
+        found = related(self.bundle, asked.row, asked.num_results, allowed, self.knowledge.counts)
         return RelatedFound(
             asked.id, [each.row for each in found], [each.score for each in found], [each.table for each in found]
         )
 
     def _read_vectors(self, asked: Sequence[ReadVectors]) -> list[Result]:
-        index = self.bundle.index
-        found = [index.vectors(np.array(each.rows, dtype=np.int64)) for each in asked]
+        found = [self.knowledge.vectors(each.rows) for each in asked]
         return [
             VectorsRead(each.id, vectors.astype("<f4", copy=False).tobytes())
             for each, vectors in zip(asked, found, strict=True)
@@ -269,36 +249,13 @@ class Model:
 
     def _similar_to(self, asked: FindSimilar) -> SimilarFound:
         index = self.bundle.index
+        if asked.row >= len(index):
+            return SimilarFound(asked.id, [], [])
         allowed = unpack_rows(asked.allowed, asked.num_items, len(self.bundle.catalogue))
         vector = index.vectors(np.array([asked.row]))
         rows, distances = (part[0] for part in index.search(vector, min(asked.num_results, len(index)), allowed))
         found = rows >= 0
         return SimilarFound(asked.id, rows[found].tolist(), distances[found].tolist())
-
-
-def live_items(bundle: Bundle) -> LiveItems | None:
-    """What the voices learn of items from now on; None for a bundle without voices."""
-    if bundle.voices is None or not isinstance(bundle.prompt, ItemPrompt):
-        return None
-    num_trained = bundle.voices.known.num_tokens
-    titles = [pair for pair in bundle.prompt.vocabulary.titled() if pair[0] < num_trained]
-    return LiveItems(bundle.voices.known, bundle.voices.near_sums, titles)
-
-
-def put_items(bundle: Bundle, items: Sequence[Item]) -> None:
-    """Adds or changes items: first their vectors, then the catalogue, so that no row is without a vector.
-
-    An item that keeps its title keeps its vector.
-    """
-    known, catalogue = bundle.catalogue, bundle.catalogue.with_items(items)
-    titles = {catalogue.rows[item.item_id]: item.title for item in items}
-    fresh = [row for row, title in titles.items() if row >= len(known) or known.items[row].title != title]
-    rows = np.array(fresh, dtype=np.int64)
-    prompts = [bundle.prompt.tokens([titles[row]]) for row in fresh]
-    for start in range(0, len(rows), _TITLES_PER_CALL):
-        part = slice(start, start + _TITLES_PER_CALL)
-        bundle.index.put(rows[part], embed(bundle.lm, prompts[part]))
-    bundle.catalogue = catalogue
 
 
 class Loop:
@@ -383,10 +340,6 @@ def _default_threads(bundle: Bundle) -> int:
     """One for a small model, which leaves the other cores to the server and the store; otherwise all cores."""
     num_parameters = sum(parameter.numel() for parameter in bundle.lm.model.parameters())
     return 1 if num_parameters < _SMALL_MODEL else os.cpu_count() or 1
-
-
-def _past_of(asked: Recommend) -> PastRows:
-    return PastRows(asked.past_rows, asked.past_times, asked.now, asked.past_weights, asked.against)
 
 
 if __name__ == "__main__":

@@ -17,11 +17,20 @@ class ModelInfo(ResponseSchema):
     recent_length: int = Field(description="K, interactions in a prompt")
     max_memory: int = Field(description="M, memory elements of a user")
     num_items: int = Field(description="items of the catalogue")
+    items_waiting: int = Field(
+        description="changed items whose titles the model has yet to read: new ones among them are not recommended yet"
+    )
     loaded_at: str = Field(description="RFC 3339 time in UTC")
 
 
 class Health(ResponseSchema):
     status: Literal["ok"] = Field(description="always ok; otherwise the answer is an error")
+
+
+class Readiness(Health):
+    items_waiting: int = Field(
+        description="changed items whose titles the model has yet to read: new ones among them are not recommended yet"
+    )
 
 
 class Problem(BaseModel):

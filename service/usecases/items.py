@@ -1,16 +1,16 @@
 """Changes of the catalogue while the service runs: add, replace, change and delete items, on every replica.
 
 A change is first written to the store (the "overlay" over the bundle's catalogue), then applied in this process. A
-thread makes a new snapshot of the catalogue, the model takes in the item, and then this process switches to the
-snapshot. So this process never asks the model about an item that the model does not have yet. Other replicas ask the
-store every second what changed since the version that they know: a change costs each of them the item that changed,
-however many others the overlay has. A deleted item keeps its title, because histories refer to it, but it is never
-recommended again. Knows no HTTP.
+thread makes a new snapshot of the catalogue, and this process switches to it. Then the model takes in items that are
+new or have another title (`engine/intake.py`); other changes do not concern it. Other replicas ask the store every
+second what changed since the version that they know: a change costs each of them the item that changed, however many
+others the overlay has. A deleted item keeps its title, because histories refer to it, but it is never recommended
+again. Knows no HTTP.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -45,7 +45,7 @@ T = TypeVar("T")
 _FOLLOW_EVERY_S = 1.0
 _CANCEL_AGAIN_S = 1.0
 _FEW = 32  # records that are read without a thread
-_AT_ONCE, _AT_START = 256, 10_000  # changes that the model takes in while it answers requests, and before
+_AT_ONCE, _AT_START = 256, 10_000  # changes in one snapshot while requests are answered, and before
 _MOST_TRIES = 20  # of a change, while other replicas change the same item
 
 
@@ -75,6 +75,7 @@ class Items:
         self._at_once = _AT_START
         self._current_at = time.monotonic()
         metrics.catalogue_age_seconds.set_function(lambda: time.monotonic() - self._current_at)
+        engine.intake.on_refused = self._leave_out
 
     async def start(self) -> None:
         """Loads the overlay, then follows it. If the store is unavailable, the overlay is loaded later."""
@@ -178,20 +179,24 @@ class Items:
                         return [change.item for change in made]
             raise Overloaded("Others change this item at the same time.")
 
-        return await self._undisturbed(change())
+        items = await self._undisturbed(change())
+        await self._at_model(items)
+        return items
+
+    async def _at_model(self, items: Iterable[Item]) -> None:
+        found = (self.view.catalogue.rows.get(item.item_id) for item in items)
+        await self.engine.intake.taken_in(row for row in found if row is not None)
 
     async def _undisturbed(self, work: Coroutine[Any, Any, T]) -> T:
         """Awaits `work`, which goes on when the caller leaves: half a change would give the model other rows."""
-        task = asyncio.create_task(work)
-        self._changes.add(task)
-        task.add_done_callback(self._changes.discard)
-        return await asyncio.shield(task)
+        return await asyncio.shield(_keep(self._changes, asyncio.create_task(work)))
 
     async def _load_alone(self) -> None:
         async with self._changing:
-            await self._load()
+            changes = await self._load()
+        await self._at_model(change.item for change in changes)
 
-    async def _load(self) -> None:
+    async def _load(self) -> list[Change]:
         """Applies what changed since the version that is known; own changes come again and differ in nothing."""
         version, changes = self._version, list[Change]()
         while stored := await self.store.changed_items(version):
@@ -206,6 +211,7 @@ class Items:
                 break
         await self._apply(changes, self._at_once)
         self._version, self._current_at = version, time.monotonic()
+        return changes
 
     def _tell_unusable(self, count: int) -> None:
         if count:
@@ -218,8 +224,6 @@ class Items:
             portion = changes[start : start + at_once]
             try:
                 await self._switch(portion)
-            except ModelUnavailable:
-                raise
             except Exception:
                 log.exception("changes of the catalogue cannot be applied", count=len(portion))
                 if len(portion) > 1:
@@ -230,12 +234,26 @@ class Items:
     async def _switch(self, changes: Sequence[Change]) -> None:
         items = [change.item for change in changes if self._differs(change.item)]
         if items:
-            catalogue = await asyncio.to_thread(self.view.catalogue.with_items, items)
-            await self.engine.put_items(items)
-            self.view.catalogue = catalogue
+            before = self.view.catalogue
+            self.view.catalogue = after = await asyncio.to_thread(before.with_items, items)
+            rows, num_before = {after.rows[item.item_id]: item for item in items}, len(before)
+            self.engine.intake.add(
+                row for row, item in rows.items() if row >= num_before or before.items[row].title != item.title
+            )
             self.metrics.item_changes_total.inc(len(items))
         for change in changes:
             (self._deleted.add if change.is_deleted else self._deleted.discard)(change.item.item_id)
+
+    def _leave_out(self, item: Item) -> None:
+        """An item that the model cannot take in is as if it was deleted, until it changes."""
+
+        async def leave_out() -> None:
+            async with self._changing:
+                self.view.catalogue = self.view.catalogue.with_items([replace(item, hidden=True)])
+                self._deleted.add(item.item_id)
+
+        self._tell_unusable(1)
+        _keep(self._changes, asyncio.create_task(leave_out()))
 
     def _differs(self, item: Item) -> bool:
         catalogue = self.view.catalogue
@@ -249,6 +267,13 @@ class Items:
                 await self.catch_up()
             except Exception:  # go on: a replica that stops following would serve an old catalogue unnoticed
                 log.exception("loading changes of the catalogue failed, trying again")
+
+
+def _keep(tasks: set[asyncio.Task[Any]], task: asyncio.Task[T]) -> asyncio.Task[T]:
+    """Holds a task until it ends."""
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
+    return task
 
 
 def _changed(item: Item, fields: Mapping[str, Any]) -> Item:

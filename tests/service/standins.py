@@ -125,6 +125,7 @@ class Users:
 @dataclass
 class Engine:
     is_ready: bool = True
+    intake: tuple[int, ...] = ()
     admission: Admission = field(default_factory=lambda: Admission(max_queue=9, max_batch=9))
 
 

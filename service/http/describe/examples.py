@@ -213,9 +213,11 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
         "recent_length": 10,
         "max_memory": 100,
         "num_items": 300,
+        "items_waiting": 0,
         "loaded_at": "2026-01-01T00:00:00+00:00",
     },
     "Health": {"status": "ok"},
+    "Readiness": {"status": "ok", "items_waiting": 0},
     "Problem": {
         "type": "urn:automr:problem:invalid-request",
         "title": "Invalid request",

@@ -22,5 +22,6 @@ async def get_model(resources: ResourcesDep) -> ModelInfo:
         recent_length=manifest.prompt.recent_length,
         max_memory=manifest.memory.max_elements,
         num_items=len(resources.view.catalogue),
+        items_waiting=len(resources.engine.intake),
         loaded_at=resources.loaded_at,
     )

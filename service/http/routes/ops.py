@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from service.errors import Draining, NotReady
 from service.http.access.routes import ScopedRoute
 from service.http.dependencies import ResourcesDep
-from service.http.ops_schemas import Health
+from service.http.ops_schemas import Health, Readiness
 from service.metrics import CONTENT_TYPE
 
 router = APIRouter(tags=["operations"], route_class=ScopedRoute)
@@ -26,7 +26,7 @@ async def startupz(resources: ResourcesDep) -> Health:
 
 
 @router.get("/readyz")
-async def readyz(request: Request, resources: ResourcesDep) -> Health:
+async def readyz(request: Request, resources: ResourcesDep) -> Readiness:
     """A request would be answered now: the model is warm, the store takes writes, the service is not shutting down."""
     if request.app.state.is_draining:
         raise Draining("The service is shutting down.")
@@ -37,7 +37,7 @@ async def readyz(request: Request, resources: ResourcesDep) -> Health:
             await resources.store.ping()
     except TimeoutError:
         raise NotReady("The memory store did not answer in time.") from None
-    return Health(status="ok")
+    return Readiness(status="ok", items_waiting=len(resources.engine.intake))
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})

@@ -31,7 +31,12 @@ class Running(Engine):
     def __init__(self, bundle_path: Path, **settings: Any) -> None:
         self.thread, self.metrics = ModelThread(), Metrics()
         chosen = settings_for(bundle_path, "embedded:unused", **settings)
-        super().__init__(BundleView.open_view(bundle_path), chosen, self.metrics, self.thread)
+        self.view = BundleView.open_view(bundle_path)
+        super().__init__(self.view, chosen, self.metrics, self.thread)
+
+    def change(self, items: Sequence[Item]) -> None:
+        self.view.catalogue = self.view.catalogue.with_items(items)
+        self.intake.add(self.view.catalogue.rows[item.item_id] for item in items)
 
     async def answer(self, asked: "Asked", *, timeout_s: float = 10.0) -> Answer:
         deadline = time.monotonic() + timeout_s
@@ -220,7 +225,8 @@ async def test_stopping_does_not_wait_longer_than_told(bundle_path: Path, bundle
 async def test_a_request_from_before_a_new_item_is_still_answered(bundle_path: Path, bundle: Bundle) -> None:
     asked = Asked(bundle, 1)
     async with running(bundle_path) as engine:
-        await engine.put_items([Item("new", "A new thing")])
+        engine.change([Item("new", "A new thing")])
+        await engine.intake.taken_in([20])
         answer = await engine.answer(asked)
     assert len(answer.items) == 5 and all(item.row < len(asked.allowed) for item in answer.items)
 

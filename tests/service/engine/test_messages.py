@@ -23,7 +23,7 @@ from service.engine.messages import (
     unpack_rows,
 )
 
-ITEM = ChangedItem("i1", "Täa", 3, False, None, 2**40)
+ITEM = ChangedItem(4, "i1", "Täa", 3, False, None, 2**40)
 RANKED = [Ranked(5, "generated", -1.5, 0.0), Ranked(6, "popular", None, None)]
 ANSWER = Recommended(3, RANKED, [0, 2], b"\x00", 0.5, {}, [Reason("return", 0.5, 2), None], b"\x00\x00\x80?")
 MESSAGES: list[Message] = [

@@ -60,8 +60,9 @@ async def until(condition: Any, what: str) -> None:
 async def test_a_process_that_dies_is_started_again_with_the_changed_items(bundle_path: Path) -> None:
     async with running(bundle_path) as (engine, view):
         items = [Item("new", "A new thing"), Item("i1", "Another title")]
-        await engine.put_items(items)
         view.catalogue = view.catalogue.with_items(items)
+        engine.intake.add([1, 20])
+        await engine.intake.taken_in([1, 20])
         first = child_of(engine)
         first.kill()
         await until(lambda: not engine.is_ready, "the engine to notice")
@@ -69,6 +70,7 @@ async def test_a_process_that_dies_is_started_again_with_the_changed_items(bundl
             await engine.similar(0, 1, ALL)
         await until(lambda: engine.is_ready, "the process to start again")
         assert child_of(engine).pid != first.pid
+        await engine.intake.taken_in([1, 20])
         found = await engine.similar(20, 21, np.ones(21, dtype=bool))
         assert sorted(row for row, _ in found) == list(range(21)), "the new item is missing after the restart"
         assert found[0][0] == 20 and found[0][1] < 1e-3

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 
 from model_store.bundle import Bundle
 from model_store.catalogue.items import Item
-from service.engine import model as engine_model
+from service.engine import knowledge
 from service.errors import BadRequest, UnknownItem
 from service.store.embedded.server import EmbeddedServer
 from service.usecases import records
@@ -157,14 +157,14 @@ async def test_an_item_that_the_model_cannot_take_in_costs_itself_only(
     service: Service, bundle_path: Path, valkey: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await service.items.put_many([Item("good", "Good"), Item("bad", "Bad"), Item("too", "Good too")])
-    put = engine_model.put_items
+    put = knowledge.put_items
 
-    def choosy(bundle: Bundle, items: Sequence[Item]) -> None:
+    def choosy(bundle: Bundle, items: Sequence[Item], rows: Sequence[int]) -> None:
         if any(item.title == "Bad" for item in items):
             raise ArithmeticError("this title")
-        put(bundle, items)
+        put(bundle, items, rows)
 
-    monkeypatch.setattr(engine_model, "put_items", choosy)
+    monkeypatch.setattr(knowledge, "put_items", choosy)
     async with open_service(bundle_path, valkey.url) as other:
         assert {"good", "too"} <= set(await shown(other)) and await title_in(other, "bad") is None
         await service.items.put(Item("later", "Later"))
