@@ -78,7 +78,7 @@ DOORS = {
 }
 # The server needs no torch: only the modules of the model's process import it, directly or through modules of ours.
 HEAVY = ("torch", "transformers", "faiss")
-WITH_TORCH = ("service.engine.model", "service.engine.words")
+WITH_TORCH = ("service.engine.model", "service.engine.knowledge", "service.engine.words")
 ENVIRONMENT_READERS = ("service.settings", "service.__main__", "training.run.program")  # the last sets one, for torch
 ENVIRONMENT = ("os.environ", "os.environb", "os.getenv", "os.putenv", "os.unsetenv")
 UNPICKLERS = ("pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "torch.load")

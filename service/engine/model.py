@@ -1,4 +1,5 @@
-"""The process of the model: opens the bundle, runs batches, sends results. With `words.py` the only code with torch.
+"""The process of the model: opens the bundle, runs batches, sends results. With `knowledge.py` and `words.py` the only
+code with torch.
 
 `process.py` starts it as `python -m service.engine.model FD OPTIONS`. FD is the file descriptor of its end of a socket
 pair; OPTIONS is `ModelOptions` as JSON. It reads all messages that have arrived, forms one batch, runs it, sends its
