@@ -479,6 +479,10 @@ class KeyToCreate(TypedDict):
     """
     what the key may do
     """
+    rate_limit: NotRequired[str]
+    """
+    requests that the key may send; empty: as AUTOMR_RATE_LIMIT says
+    """
     expires_at: NotRequired[int | None]
     """
     Unix time from which the key is refused; null: never
@@ -1268,6 +1272,10 @@ class CreatedKey(TypedDict):
     """
     what it may do
     """
+    rate_limit: str
+    """
+    requests that it may send; empty: as AUTOMR_RATE_LIMIT says
+    """
     created_at: int
     """
     Unix time
@@ -1350,6 +1358,10 @@ class Key(TypedDict):
     scopes: list[Literal['recommend', 'ingest', 'catalogue', 'users', 'admin', 'metrics']]
     """
     what it may do
+    """
+    rate_limit: str
+    """
+    requests that it may send; empty: as AUTOMR_RATE_LIMIT says
     """
     created_at: int
     """

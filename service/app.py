@@ -18,7 +18,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from service.errors import ServiceError, status_of
 from service.http import problems
-from service.http.access.guard import RequireKey
+from service.http.access.guard import RequireKey, TrustedHosts
 from service.http.describe import openapi
 from service.http.fields import field_errors
 from service.http.middleware import AccessLog, BodyLimit, count_rejection, route_of
@@ -46,7 +46,7 @@ from service.settings import Settings
 log = structlog.get_logger("service.app")
 
 _CORS_HEADERS = ("X-API-Key", "X-Request-ID")  # of requests, beside the usual ones
-_CORS_ANSWERS = ("X-Request-ID", "Retry-After")
+_CORS_ANSWERS = ("X-Request-ID", "Retry-After", "RateLimit", "RateLimit-Policy")
 
 ResourcesFactory = Callable[[Settings, Metrics], AbstractAsyncContextManager[Resources]]
 
@@ -60,11 +60,16 @@ def create_app(settings: Settings, resources_factory: ResourcesFactory = open_re
         entries=settings.plain_api_keys,
     )
     metrics = Metrics()
-    gate = Gate(Keys(settings.plain_api_keys), require_keys=settings.require_keys)
+    gate = Gate(
+        Keys(settings.plain_api_keys, rate_limit=settings.rate_limit),
+        require_keys=settings.require_keys,
+        rate_limit=settings.rate_limit,
+    )
     app = FastAPI(
         lifespan=_lifespan(settings, metrics, gate, resources_factory),
         middleware=[
             Middleware(AccessLog, metrics=metrics),
+            *_hosts(settings, metrics),
             *_cors(settings),
             Middleware(RequireKey, gate=gate, metrics=metrics),
             Middleware(
@@ -105,6 +110,10 @@ def create_app(settings: Settings, resources_factory: ResourcesFactory = open_re
     ):
         app.include_router(module.router)
     return app
+
+
+def _hosts(settings: Settings, metrics: Metrics) -> list[Middleware]:
+    return [Middleware(TrustedHosts, hosts=settings.trusted_hosts, metrics=metrics)] if settings.trusted_hosts else []
 
 
 def _cors(settings: Settings) -> list[Middleware]:

@@ -25,6 +25,9 @@ from service.errors import ServiceError, SettingsError, StartupError
 from service.http.connections import ConnectionLimits, raise_file_limit
 from service.http.protocol import SheddingProtocol, counting
 from service.http.stopping import Server
+from service.identity.gate import Gate
+from service.identity.keys import presented_key
+from service.identity.principal import lane_of
 from service.metrics import Metrics
 from service.resources import Resources, open_resources
 from service.settings import Settings
@@ -54,7 +57,7 @@ def serve(
     limits = ConnectionLimits(
         metrics, most=settings.max_connections, receive_s=settings.receive_timeout_s, max_files=raise_file_limit()
     )
-    protocol = partial(SheddingProtocol, shed=lambda: _sheds(app), count=counting(metrics), limits=limits)
+    protocol = partial(SheddingProtocol, shed=partial(_sheds, app), count=counting(metrics), limits=limits)
     config = uvicorn.Config(
         app,
         lifespan="off",  # run here: uvicorn would log the error of a failed start and exit
@@ -62,6 +65,7 @@ def serve(
         access_log=False,
         http=protocol,  # type: ignore[arg-type]
         server_header=False,
+        forwarded_allow_ips=list(settings.trusted_proxies) or ["127.0.0.1"],
         timeout_keep_alive=settings.keep_alive_s,
     )
     server = Server(config, on_stop=lambda: begin_drain(app), lame_duck_s=settings.lame_duck_s, stop_s=settings.drain_s)
@@ -94,9 +98,11 @@ def _tune_garbage_collector() -> None:
     gc.set_threshold(_OBJECTS_PER_COLLECTION)
 
 
-def _sheds(app: FastAPI) -> bool:
+def _sheds(app: FastAPI, headers: list[tuple[bytes, bytes]]) -> bool:
     resources: Resources = app.state.resources
-    return resources.current().engine.admission.sheds()
+    gate: Gate = app.state.gate
+    lane = lane_of(presented_key(headers)) if gate.is_closed else 0
+    return resources.current().engine.admission.sheds(lane)
 
 
 def bound_socket(host: str, port: int) -> socket.socket:

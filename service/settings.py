@@ -5,6 +5,7 @@ layer, K, M) is no setting.
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -20,9 +21,11 @@ from pydantic_settings import (
 )
 
 from service.errors import SettingsError
+from service.identity import rates
 from service.identity.keys import read_entry
 
 PREFIX = "AUTOMR_"
+_HOST = re.compile(r"(\*\.)?[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
 STORE_SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster", "unix", "embedded")
 
 
@@ -54,11 +57,21 @@ class Settings(BaseSettings):
     require_keys: bool = Field(
         default=False, description="ask for a key also where the settings have none: keys are in the store"
     )
+    rate_limit: str = Field(
+        default="", description="requests that a key may send, such as 100/second; 1000000/month; empty: no limit"
+    )
     allow_anonymous: bool = Field(
         default=False, description="accept connections from other machines even without API keys"
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_list)] = Field(
         default=(), description="comma-separated origins whose pages may call the API, such as https://shop.example"
+    )
+    trusted_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_list)] = Field(
+        default=(), description="comma-separated names that requests may be for, such as api.shop.example; none: all"
+    )
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_list)] = Field(
+        default=(),
+        description="comma-separated addresses whose X-Forwarded-For names the caller; none: 127.0.0.1",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="where the model runs: auto, cpu or cuda"
@@ -142,6 +155,19 @@ class Settings(BaseSettings):
             except ValueError as error:
                 raise ValueError(f"key {position}: {error}") from None
         return keys
+
+    @field_validator("rate_limit")
+    @classmethod
+    def _limits(cls, text: str) -> str:
+        rates.parse(text)
+        return text
+
+    @field_validator("trusted_hosts")
+    @classmethod
+    def _hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [host for host in hosts if not _HOST.fullmatch(host)]:
+            raise ValueError(f"{len(wrong)} are no names of hosts; they have neither a port nor a path")
+        return tuple(host.lower() for host in hosts)
 
     @field_validator("cors_origins")
     @classmethod

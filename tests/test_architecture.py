@@ -45,7 +45,7 @@ ARROWS = {
     "model_store.related": "answers bundle",
     "model_store.inference": "answers beams bundle lm memory text voices",
     "service.store": "errors logs",
-    "service.engine": "errors logs metrics settings",
+    "service.engine": "errors identity logs metrics settings",
     "service.usecases": "engine errors logs metrics store",
     "service.bundles": "engine errors logs metrics settings store usecases",
     "service.export": "errors store",

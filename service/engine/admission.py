@@ -2,7 +2,7 @@
 
 A request waits in two places: in the queue of the model, and in the event loop of the server. A request that would be
 late is refused at once. While most requests are refused, `service/http/protocol.py` refuses most of them before they
-are read, as `Throttle` tells it.
+are read, as `Throttle` tells it. Callers have fair shares (`shares.py`).
 """
 
 import asyncio
@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from service.engine.shares import Shares
 from service.errors import Overloaded
+from service.identity.principal import NUM_LANES, caller, lane
 
 _FORGET = 0.9  # weight of a batch relative to the next one: the last twenty batches count
 _MIN_SPREAD = 0.01  # relative variance of batch sizes below which no slope can be fitted
@@ -159,7 +161,8 @@ class Admission:
         self._num_admitted = 0  # requests without an answer
         self.model_pace = Pace()  # of the model's batches of recommendations
         self.server_pace = ServerPace(lambda: self._num_admitted)
-        self.throttle = Throttle(random.Random(0))
+        self.throttles = [Throttle(random.Random(number)) for number in range(NUM_LANES)]
+        self._shares = Shares()
         self.num_at_model = 0  # recommendations that the engine has sent to the model and that have no result yet
 
     @property
@@ -170,9 +173,9 @@ class Admission:
         """
         return max(self._model_wait_s(), self._server_wait_s())
 
-    def sheds(self) -> bool:
+    def sheds(self, lane: int = 0) -> bool:
         """Whether to refuse a request that has just come unread. Call it once for each request."""
-        return self.throttle.refuses() and self._num_admitted > 0  # an idle service reads everything
+        return self.throttles[lane].refuses() and self._num_admitted > 0  # an idle service reads everything
 
     @contextmanager
     def admitted(self, deadline: float) -> Iterator[None]:
@@ -180,20 +183,24 @@ class Admission:
 
         Raises Overloaded at once if the request would be late.
         """
-        left_s = deadline - time.monotonic()
+        owner = caller.get().key_id
+        part = self._shares.part(owner)
+        left_s = part * (deadline - time.monotonic())
         is_late = self._model_wait_s() > _MODEL_SHARE * left_s or self._server_wait_s() > _SERVER_SHARE * left_s
-        if is_late or self._num_admitted >= self._max_queue:
+        if is_late or self._num_admitted >= part * self._max_queue:
             if self.server_pace.is_busy:  # else there is time to read every request: some have longer deadlines
-                self.throttle.count_refused()
+                self.throttles[lane.get()].count_refused()
             detail = "Too many requests are waiting to answer this one in time."
             raise Overloaded(detail, retry_after_s=self.expected_wait_s)
         self._num_admitted += 1
+        self._shares.began(owner)
         ticket = next(self._tickets)
         self._young[ticket] = time.monotonic()
         try:
             yield
         finally:
             self._num_admitted -= 1
+            self._shares.ended(owner)
             self._young.pop(ticket, None)
             self.server_pace.count_answer()
 

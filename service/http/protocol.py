@@ -33,12 +33,12 @@ class Refused:
 
 
 class SheddingProtocol(HttpToolsProtocol):
-    """`shed()` says whether to refuse the request that has just come; `count()` is called for each refusal."""
+    """`shed(headers)` says whether to refuse the request that has just come; `count()` is called for each refusal."""
 
     def __init__(
         self,
         *args: Any,
-        shed: Callable[[], bool],
+        shed: Callable[[list[tuple[bytes, bytes]]], bool],
         count: Callable[[], None],
         limits: ConnectionLimits,
         **options: Any,
@@ -70,7 +70,7 @@ class SheddingProtocol(HttpToolsProtocol):
         if self._is_surplus and self._is_simple():
             self._limits.count("refused")
             self._refuse(_TOO_MANY, is_last=True)
-        elif self._is_recommend() and self._is_simple() and self._shed():
+        elif self._is_recommend() and self._is_simple() and self._shed(self.headers):
             self._refuse(_OVERLOADED)
             self._count()
         else:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from service.errors import SettingsError
+from service.identity import rates
 from service.identity.keyring import DAY_S, Keyring, NewKey, shown
 from service.identity.scopes import SCOPES
 from service.identity.stored import Run
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser, add_flags: Callable[[argparse
         if name == "create":
             action.add_argument("--name", required=True, help="who has it")
             action.add_argument("--scopes", required=True, help=f"some of {','.join(SCOPES)}, separated by commas")
+            action.add_argument("--rate-limit", default="", help="such as 100/second; 1000000/month")
             action.add_argument("--days", type=float, help="until it expires (default: never)")
 
 
@@ -98,7 +100,11 @@ def _wanted(args: argparse.Namespace) -> dict[str, Any]:
     if wrong := [name for name in names if name not in SCOPES]:
         raise SettingsError([f"--scopes: there is no scope {wrong[0]}; known are {', '.join(SCOPES)}"])
     expires_at = None if args.days is None else round(time.time() + DAY_S * args.days)
-    return {"name": args.name, "scopes": names, "expires_at": expires_at}
+    try:
+        rates.parse(args.rate_limit)
+    except ValueError as error:
+        raise SettingsError([f"--rate-limit: {error}"]) from None
+    return {"name": args.name, "scopes": names, "rate_limit": args.rate_limit, "expires_at": expires_at}
 
 
 def _made(made: Mapping[str, Any]) -> str:

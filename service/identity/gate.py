@@ -12,25 +12,28 @@ from service.errors import Unauthorized
 from service.identity.guessing import Guessing
 from service.identity.keyring import Keyring
 from service.identity.keys import Keys, hashed, is_made, presented_key
+from service.identity.limits import Limits
 from service.identity.principal import ANYONE, Principal
 from service.identity.stored import Run
 
 
 class Gate:
-    """`is_closed`: whether a key is asked for. `keyring`: the keys of the store, None until the store is open."""
+    """`is_closed`: whether a key is asked for. `keyring` and `limits` are None until the store is open."""
 
-    def __init__(self, keys: Keys, *, require_keys: bool = False) -> None:
-        self._keys = keys
+    def __init__(self, keys: Keys, *, require_keys: bool = False, rate_limit: str = "") -> None:
+        """`rate_limit`: of keys of the store without one of their own."""
+        self._keys, self._rate_limit = keys, rate_limit
         self.is_closed = bool(keys) or require_keys
         self.keyring: Keyring | None = None
+        self.limits: Limits | None = None
         self.guessing = Guessing()
 
     @asynccontextmanager
     async def opened(self, run: Run) -> AsyncIterator[None]:
-        """With the keys of the store. `run`: `MemoryStore.run`."""
-        keyring = Keyring(run)
+        """With the keys and the counts of the store. `run`: `MemoryStore.run`."""
+        keyring = Keyring(run, rate_limit=self._rate_limit)
         await keyring.start()
-        self.keyring = keyring
+        self.keyring, self.limits = keyring, Limits(run)
         try:
             yield
         finally:

@@ -44,6 +44,8 @@
                                               `identity/stored.py`)
     automr:{+keys}:version            STRING  number of changes of these keys              one
     automr:{+keys}:used               HASH    key id -> when it was used last              keys
+    automr:{+rate:<name>}:window      HASH    number and counts of a window of a rate      keys with a rate; two
+                                              (see `identity/limits.py`)                   windows
     automr:probe                      STRING  empty: written to see whether writes work    one
     automr:{+live}:of:<uid>           STRING  cells: what the user adds to the live counts 21 bytes for each; at most
                                               (see `counts.py`)                            1,100 cells
@@ -90,6 +92,11 @@ def users_with(prefix: str) -> str:
 def count_keys(user_id: str) -> list[str]:
     """KEYS of COUNT: what the user adds to the live counts, and the days."""
     return [f"automr:{{+live}}:of:{_quoted(user_id)}", DAYS]
+
+
+def rate_key(name: str) -> str:
+    """Key of the requests that are counted under this name."""
+    return f"automr:{{+rate:{_quoted(name)}}}:window"
 
 
 def anonymous_key(recommendation_id: str) -> str:

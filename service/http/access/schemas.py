@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field
 
 from service.http.fields import Schema
 from service.http.schemas import ResponseSchema
+from service.identity import rates
 from service.identity.keyring import DAY_S, MOST_OVERLAP_S
 from service.identity.scopes import Scope
 
@@ -17,6 +18,11 @@ def _visible(name: str) -> str:
     if not name.isprintable() or not name.strip():
         raise ValueError("must be printable text")
     return name
+
+
+def _limits(text: str) -> str:
+    rates.parse(text)
+    return text
 
 
 def _future(expires_at: int) -> int:
@@ -33,6 +39,12 @@ class KeyToCreate(Schema):
     name: Name = Field(description="who has it, for people", examples=["shop backend"])
     scopes: list[Scope] = Field(
         min_length=1, max_length=6, description="what the key may do", examples=[["recommend", "ingest"]]
+    )
+    rate_limit: Annotated[str, AfterValidator(_limits)] = Field(
+        default="",
+        max_length=200,
+        description="requests that the key may send; empty: as AUTOMR_RATE_LIMIT says",
+        examples=["100/second; 1000000/month"],
     )
     expires_at: Annotated[int, AfterValidator(_future)] | None = Field(
         default=None,
@@ -61,6 +73,7 @@ class Key(ResponseSchema):
     id: str = Field(description="names the key in logs and routes", examples=["key_5f0c2ab19d3e"])
     name: str = Field(description="who has it", examples=["shop backend"])
     scopes: list[Scope] = Field(description="what it may do", examples=[["recommend", "ingest"]])
+    rate_limit: str = Field(description="requests that it may send; empty: as AUTOMR_RATE_LIMIT says")
     created_at: int = Field(description="Unix time", examples=[1_760_000_000])
     expires_at: int | None = Field(description="Unix time from which the key is refused; null: never")
     last_used_at: int | None = Field(

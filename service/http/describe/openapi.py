@@ -34,10 +34,19 @@ _SECURITY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": _ABOUT_KEYS},
     "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "the same key in another header"},
 }
+_RATES = ["RateLimit-Policy", "RateLimit"]
 _HEADERS = {
     "X-Request-ID": {
         "description": "id of the request in the logs: yours if you sent one",
         "schema": {"type": "string", "examples": ["6f1c0a52d0bd4f0f9c86e63b0e6d0c11"]},
+    },
+    "RateLimit-Policy": {
+        "description": "where the key has a rate: its limits, `q` requests in `w` seconds",
+        "schema": {"type": "string", "examples": ['"100-per-1s";q=100;w=1']},
+    },
+    "RateLimit": {
+        "description": "how they stand: `r` requests are left, the next comes free after `t` seconds",
+        "schema": {"type": "string", "examples": ['"100-per-1s";r=99;t=1']},
     },
     "Retry-After": {
         "description": "seconds to wait before trying again",
@@ -91,7 +100,8 @@ def _complete(method: str, path: str, operation: dict[str, Any]) -> None:
         if int(status) >= 400:
             statuses.add(int(status))
         else:
-            response["headers"] = {"X-Request-ID": {"$ref": "#/components/headers/X-Request-ID"}}
+            names = ["X-Request-ID", *([] if needed is None else _RATES)]
+            response["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
     refs = {str(status): {"$ref": f"#/components/responses/{_name(status)}"} for status in sorted(statuses)}
     operation["responses"] = {status: value for status, value in responses.items() if int(status) < 400} | refs
 
@@ -120,6 +130,7 @@ def _name(status: int) -> str:
 def _error(status: int) -> dict[str, Any]:
     titles = ", ".join(dict.fromkeys(_titles()[status]))
     names = ["X-Request-ID", *(["Retry-After"] if status in (429, 503) else [])]
+    names += _RATES if status == 429 else []
     return {
         "description": titles,
         "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in names},

@@ -172,8 +172,8 @@ def test_short_deadlines_of_one_caller_do_not_close_the_service_for_others() -> 
 def test_an_idle_service_reads_every_request_also_right_after_a_flood() -> None:
     admission = experienced()
     for _ in range(1000):
-        if not admission.throttle.refuses():
-            admission.throttle.count_refused()
+        if not admission.throttles[0].refuses():
+            admission.throttles[0].count_refused()
     assert sum(admission.sheds() for _ in range(100)) == 0
     with at_model(admission, 1):
         assert sum(admission.sheds() for _ in range(100)) > 90

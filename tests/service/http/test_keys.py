@@ -128,3 +128,42 @@ async def test_keys_are_listed_rotated_and_revoked_on_the_command_line(
     assert key_id not in await run("list")
     assert await asyncio.to_thread(main, ["keys", "create", "--name", "x", "--scopes", "all"]) == 2
     assert "known are" in capsys.readouterr().err
+
+
+async def test_a_key_over_its_rate_gets_429_and_others_do_not(store: MemoryStore) -> None:
+    async with server(store, api_keys=ROOT_KEY) as client:
+        admin = {"x-api-key": ROOT_KEY}
+        body = {"name": "shop", "scopes": ["recommend"], "rate_limit": "2/hour"}
+        made = (await client.post("/keys", json=body, headers=admin)).json()
+        shop = {"x-api-key": made["key"]}
+        answers = [await client.get("/model", headers=shop) for _ in range(3)]
+        assert [each.status_code for each in answers] == [200, 200, 429]
+        assert answers[0].headers["ratelimit"].startswith('"2-per-3600s";r=1;t=')
+        assert answers[2].headers["ratelimit-policy"] == '"2-per-3600s";q=2;w=3600'
+        assert 1 <= int(answers[2].headers["retry-after"]) <= 3600
+        assert answers[2].json()["title"] == "Rate limited"
+        free = await client.get("/model", headers=admin)
+        assert free.status_code == 200 and "ratelimit" not in free.headers
+        assert (await client.post("/keys", json={**body, "rate_limit": "much"}, headers=admin)).status_code == 422
+
+
+async def test_the_rate_of_the_settings_is_that_of_keys_without_one(store: MemoryStore) -> None:
+    async with server(store, api_keys=ROOT_KEY, rate_limit="3/hour") as client:
+        admin = {"x-api-key": ROOT_KEY}
+        made = await client.post("/keys", json={"name": "shop", "scopes": ["recommend"]}, headers=admin)
+        assert '"3-per-3600s";r=2' in made.headers["ratelimit"]
+        shop = {"x-api-key": made.json()["key"]}
+        assert [(await client.get("/model", headers=shop)).status_code for _ in range(4)] == [200, 200, 200, 429]
+
+
+async def test_only_requests_for_the_hosts_of_the_setting_are_answered(store: MemoryStore) -> None:
+    async with server(store, trusted_hosts="api.shop.example,*.inner.example,[::1]") as client:
+
+        async def status(host: str, path: str = "/model") -> int:
+            return (await client.get(path, headers={"host": host})).status_code
+
+        for host in ("api.shop.example", "API.shop.example:8000", "a.inner.example", "[::1]:80"):
+            assert await status(host) == 200, host
+        for host in ("other.example", "inner.example", "api.shop.example.evil", "evil-inner.example", ""):
+            assert await status(host) == 421, host
+        assert await status("10.0.0.7", "/livez") == 200

@@ -24,7 +24,7 @@ class Shed:
     def __init__(self) -> None:
         self.is_on, self.metrics = True, Metrics()
 
-    def __call__(self) -> bool:
+    def __call__(self, headers: list[tuple[bytes, bytes]]) -> bool:
         return self.is_on
 
 
@@ -116,7 +116,7 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
     calls: list[bool] = [False, True]
 
     class Alternating(Shed):
-        def __call__(self) -> bool:
+        def __call__(self, headers: list[tuple[bytes, bytes]]) -> bool:
             return calls.pop(0)
 
     async with connected(Alternating()) as (reader, writer):

@@ -1,0 +1,89 @@
+"""Rates of keys: counted together by all replicas in one key of the store, open where the store is away."""
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+
+from service.errors import StoreUnavailable
+from service.identity.limits import Limits, headers_of
+from service.identity.principal import Principal
+from service.identity.rates import parse
+from service.store.client import MemoryStore
+
+
+def key(rate: str, name: str = "key_1") -> Principal:
+    return Principal(name, rate_limit=rate)
+
+
+async def admitted(limits: Limits, principal: Principal, times: int) -> int:
+    return sum([(await limits.count(principal))[1] is None for _ in range(times)])
+
+
+async def test_replicas_count_together_and_keys_for_themselves(store: MemoryStore, raw: Redis) -> None:
+    one, other = Limits(store.run), Limits(store.run)
+    assert await admitted(one, key("10/hour"), 6) == 6
+    assert await admitted(other, key("10/hour"), 6) == 4
+    assert await admitted(one, key("10/hour", "key_2"), 1) == 1
+    names = await raw.keys("*")
+    assert len(names) == 2, "one key of the store for each limit, or Redis Cluster refuses the script"
+    assert all(b"{+rate:" in name for name in names) and 0 < await raw.ttl(names[0]) <= 7200
+
+
+async def test_what_is_left_and_when_more_comes_is_told(store: MemoryStore) -> None:
+    limits = Limits(store.run)
+    standings, refusal = await limits.count(key("2/minute; 100/day"))
+    assert refusal is None
+    policy, state = (value.decode() for _, value in headers_of(standings))
+    assert policy == '"2-per-60s";q=2;w=60, "100-per-86400s";q=100;w=86400'
+    assert state.startswith('"2-per-60s";r=1;t=') and '"100-per-86400s";r=99;t=' in state
+    await limits.count(key("2/minute; 100/day"))
+    standings, refusal = await limits.count(key("2/minute; 100/day"))
+    assert refusal is not None and refusal.retry_after_s is not None and 1 <= refusal.retry_after_s <= 60
+    assert standings[0].remaining == 0 and "2 requests in 60 s" in str(refusal)
+
+
+async def test_a_window_slides_so_a_burst_at_its_border_is_no_double_one(store: MemoryStore) -> None:
+    limits = Limits(store.run)
+    await asyncio.sleep(1.0 - time.time() % 1.0 - 0.15 if time.time() % 1.0 < 0.8 else 0)
+    before = await admitted(limits, key("20/second"), 30)
+    await asyncio.sleep(0.3)
+    after = await admitted(limits, key("20/second"), 30)
+    assert before == 20
+    assert after < 20, "twice the rate within a second"
+
+
+async def test_requests_are_admitted_while_the_store_is_away(store: MemoryStore) -> None:
+    async def away(commands: Any) -> Any:
+        raise StoreUnavailable("away")
+
+    assert await Limits(away).count(key("1/hour")) == ([], None)
+
+
+async def test_a_damaged_window_refuses_nobody(store: MemoryStore, raw: Redis) -> None:
+    limits = Limits(store.run)
+    await limits.count(key("1/hour"))
+    (name,) = await raw.keys("*")
+    await raw.delete(name)
+    await raw.set(name, b"text")
+    assert (await limits.count(key("1/hour")))[1] is None
+
+
+@pytest.mark.parametrize(
+    "text", ["many", "0/second", "1/second;2/second;3/second;4/second", "-1/second", "1/fortnight"]
+)
+def test_other_texts_are_no_rates(text: str) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        parse(text)
+
+
+@given(st.text(max_size=20))
+def test_any_text_is_a_rate_or_an_error(text: str) -> None:
+    try:
+        assert len(parse(text)) <= 3
+    except ValueError as error:
+        assert str(error).startswith("must be")
