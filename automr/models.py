@@ -1085,11 +1085,11 @@ class ValueRule(TypedDict):
     """
     popularity: NotRequired[bool]
     """
-    counts for the popularity of its item
+    counts for the popularity of its item, by its weight
     """
     neighbors: NotRequired[bool]
     """
-    counts for what goes together with its item
+    counts for what goes together with its item, by its weight
     """
     seen_s: NotRequired[int | None]
     """
@@ -1450,11 +1450,11 @@ class TypeRule(TypedDict):
     """
     popularity: NotRequired[bool]
     """
-    counts for the popularity of its item
+    counts for the popularity of its item, by its weight
     """
     neighbors: NotRequired[bool]
     """
-    counts for what goes together with its item
+    counts for what goes together with its item, by its weight
     """
     seen_s: NotRequired[int | None]
     """

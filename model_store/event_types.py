@@ -36,8 +36,8 @@ class EventRule(_Frozen):
     )  # fmt: skip
     window: bool = Field(default=True, description="may be one of the newest events, of which the prompt is made")
     memory: bool = Field(default=True, description="may be memory: a stored state, and an older event of the voices")
-    popularity: bool = Field(default=True, description="counts for the popularity of its item")
-    neighbors: bool = Field(default=True, description="counts for what goes together with its item")
+    popularity: bool = Field(default=True, description="counts for the popularity of its item, by its weight")
+    neighbors: bool = Field(default=True, description="counts for what goes together with its item, by its weight")
     seen_s: Annotated[int, Field(ge=0, le=2**40)] | None = Field(
         default=FOR_EVER,
         description="for how many seconds after the event its item counts as seen; 0: not at all, null: for ever",

@@ -40,7 +40,7 @@ _TOKENS_PER_BATCH = 16_384
 
 
 def catalogue_items(dataset: Dataset, split: Split) -> list[Item]:
-    """All items of the data; popularity is the number of events in the train period. Raises EmptyCatalogue."""
+    """All items of the data; popularity is that of the train period. Raises EmptyCatalogue."""
     if dataset.items.is_empty():
         raise EmptyCatalogue(f"{dataset.name}: no item has a title, so there is nothing to recommend")
     popularity = dict(zip(split.item_ids, split.popularity.tolist(), strict=True))

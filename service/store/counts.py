@@ -1,15 +1,17 @@
-"""Live counts in Redis: how many users had an item, or two items near each other, on each day.
+"""Live counts in Redis: how much users had an item, or two items near each other, on each day.
 
 A *cell* is 21 bytes: the day (5 digits, days since 1970) and the `item_digest` of two items; two equal digests count
-one item. The record of a user is the sorted cells that the newest events of this user give (see
-`usecases/counting.py`). The hash of a day holds, for each pair of digests, the number of users whose record has this
-cell.
+one item. The record of a user is the letter w, then the sorted cells that the newest events of this user give (see
+`usecases/counting.py`), each with its weight: 4 digits, in 1/128. Earlier versions wrote cells alone, which weigh 1.
+The hash of a day holds, for each pair of digests, the sum of the weights of this cell over all users. Such sums have
+no rounding errors, so a count is zero when nobody gives its cell.
 
 A record is replaced as a whole, and the counts follow by the difference, in one script. So the counts are always those
 of the records: a retry, a late event or a deleted event cannot count twice or get lost. Knows no client.
 """
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +21,9 @@ from service.store.events import DIGEST_BYTES
 
 KEPT_DAYS = 180  # up to the newest day that was counted; older days are deleted
 SECONDS_PER_DAY = 86_400
-_LAST_DAY = 99_999
+PARTS = 128  # a weight is a multiple of 1/128
+_LAST_DAY, _MOST_PARTS = 99_999, 9_999
+_NUMBER = re.compile(rb"\d+(\.\d+)?")
 _PAIR_BYTES = 2 * DIGEST_BYTES
 
 # KEYS: record of the user, days. ARGV: prefix of the hashes of days, days that are kept, the new record  ->  number of
@@ -27,22 +31,32 @@ _PAIR_BYTES = 2 * DIGEST_BYTES
 # which days are too old, not the clock, so that the counts follow from the events alone. Cells of days after tomorrow
 # are left out: one event with a time of the far future would make all other days too old.
 COUNT = """
-local CELL, DAY = 21, 5
+local CELL, DAY, WEIGHT, PARTS = 21, 5, 4, 128
 local prefix, num_kept, new = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local old = redis.call('GET', KEYS[1]) or ''
-local function day_of(cell) return tonumber(string.sub(cell, 1, DAY)) end
 local tomorrow = math.floor(redis.call('TIME')[1] / 86400) + 1
-local stop = #new
-while stop > 0 and day_of(string.sub(new, stop - CELL + 1, stop)) > tomorrow do stop = stop - CELL end
-new = string.sub(new, 1, stop)
-if old == new then return 0 end
-local step, newest = {}, 0
-for i = 1, #old - CELL + 1, CELL do step[string.sub(old, i, i + CELL - 1)] = -1 end
-for i = 1, #new, CELL do
-  local cell = string.sub(new, i, i + CELL - 1)
-  step[cell] = (step[cell] or 0) + 1
-  newest = math.max(newest, day_of(cell))
+local function day_of(cell) return tonumber(string.sub(cell, 1, DAY)) end
+local function each_cell(record, visit)
+  local has_weights = string.sub(record, 1, 1) == 'w'
+  local first, size = has_weights and 2 or 1, has_weights and CELL + WEIGHT or CELL
+  for i = first, #record - size + 1, size do
+    local parts = has_weights and tonumber(string.sub(record, i + CELL, i + size - 1)) or PARTS
+    if not visit(string.sub(record, i, i + CELL - 1), parts / PARTS) then return i - 1 end
+  end
+  return #record
 end
+local step, newest = {}, 0
+new = string.sub(new, 1, each_cell(new, function(cell, weight)
+  if day_of(cell) > tomorrow then return false end
+  step[cell] = weight
+  newest = math.max(newest, day_of(cell))
+  return true
+end))
+if old == new or (old == '' and new == 'w') then return 0 end
+each_cell(old, function(cell, weight)
+  step[cell] = (step[cell] or 0) - weight
+  return true
+end)
 local days = redis.call('HKEYS', KEYS[2])
 for _, day in ipairs(days) do newest = math.max(newest, tonumber(day)) end
 for _, day in ipairs(days) do
@@ -56,13 +70,13 @@ for cell, by in pairs(step) do
   local day = day_of(cell)
   if by ~= 0 and day > newest - num_kept then
     local key, pair = prefix .. day, string.sub(cell, DAY + 1)
-    if redis.call('HINCRBY', key, pair, by) <= 0 then redis.call('HDEL', key, pair) end
+    if tonumber(redis.call('HINCRBYFLOAT', key, pair, by)) <= 0 then redis.call('HDEL', key, pair) end
     num_changed = num_changed + 1
     changed_days[day] = true
   end
 end
 for day in pairs(changed_days) do redis.call('HINCRBY', KEYS[2], day, 1) end
-if new == '' then redis.call('DEL', KEYS[1]) else redis.call('SET', KEYS[1], new) end
+if new == '' or new == 'w' then redis.call('DEL', KEYS[1]) else redis.call('SET', KEYS[1], new) end
 return num_changed
 """
 
@@ -83,16 +97,18 @@ def cell(day: int, first: bytes, second: bytes) -> bytes | None:
     return b"%05d" % day + min(first, second) + max(first, second) if 0 <= day <= _LAST_DAY else None
 
 
-def record(cells: Iterable[bytes | None]) -> bytes:
-    """A user counts once for each cell, however often it comes."""
-    return b"".join(sorted({each for each in cells if each is not None}))
+def record(cells: Mapping[bytes, float]) -> bytes:
+    """Cells and their weights, each at most once a user. A weight that rounds to nothing counts nothing."""
+    parts = {each: min(round(PARTS * weight), _MOST_PARTS) for each, weight in cells.items()}
+    found = sorted(each + b"%04d" % number for each, number in parts.items() if number > 0)
+    return b"w" + b"".join(found) if found else b""
 
 
 def decode_counts(found: Mapping[bytes, bytes]) -> Counts:
     """The hash of one day. Fields that are not ours are left out."""
-    own = {pair: count for pair, count in found.items() if len(pair) == _PAIR_BYTES and count.isdigit()}
+    own = {pair: count for pair, count in found.items() if len(pair) == _PAIR_BYTES and _NUMBER.fullmatch(count)}
     pairs = np.frombuffer(b"".join(own), dtype="<u8").reshape(-1, 2)
-    return Counts(pairs, np.array(list(map(int, own.values())), dtype=np.float64))
+    return Counts(pairs, np.array(list(map(float, own.values())), dtype=np.float64))
 
 
 def decode_days(found: Mapping[bytes, bytes]) -> dict[int, int]:

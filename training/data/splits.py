@@ -90,7 +90,7 @@ class Split:
     item_ids: list[str]  # the N items that are frequent enough, sorted by id
     titles: list[str]
     attributes: list[dict[str, Any]]
-    popularity: np.ndarray  # (N,) int64, interactions in the train period
+    popularity: np.ndarray  # (N,) int64, interactions in the train period, by their weights; see `_popularity`
     title_class: np.ndarray  # (N,) int32, equal for items of equal title
     histories: list[History]  # every user with such an item, sorted by user_id
     valid: list[Target]
@@ -232,7 +232,7 @@ def _split(
         item_ids=table.items["item_id"].to_list(),
         titles=titles,
         attributes=_attributes(table.items),
-        popularity=np.bincount(table.item[(period == 0) & _is_popular(table)], minlength=table.items.height),
+        popularity=_popularity(table, period == 0),
         title_class=_title_classes(titles),
         histories=_histories(table, period, is_long),
         valid=valid,
@@ -256,10 +256,18 @@ def _histories(table: _Table, period: np.ndarray, is_long: np.ndarray) -> list[H
     ]
 
 
-def _is_popular(table: _Table) -> np.ndarray:
+def _popularity(table: _Table, is_counted: np.ndarray) -> np.ndarray:
+    """(N,) int64: the sum of the weights of the events that count, rounded; at least 1 for an item with such an event.
+
+    Live counts add the same weights.
+    """
     if table.meaning is None:
-        return np.ones(len(table.item), dtype=bool)
-    return table.events["is_popular"].to_numpy()
+        return np.bincount(table.item[is_counted], minlength=table.items.height)
+    is_counted = is_counted & table.events["is_popular"].to_numpy()
+    items, weights = table.item[is_counted], table.events["weight"].to_numpy()[is_counted]
+    sums = np.bincount(items, weights=np.maximum(weights, 0), minlength=table.items.height)
+    has_events = np.bincount(items[weights > 0], minlength=table.items.height) > 0
+    return np.maximum(np.rint(sums).astype(np.int64), has_events)
 
 
 def _typed(table: _Table, spans: Sequence[slice]) -> Sequence[Typed | None]:

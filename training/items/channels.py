@@ -9,8 +9,8 @@ and facts of the items. Channels, each from the events that a user has in common
     alike    similar titles; the only table that knows items without events
 
 A count c(i, j) becomes c / (√n_i √n_j + shrinkage), and each row keeps its largest entries; the voices divide a row by
-its sum. Events of one time and user
-are a basket: their order means nothing.
+its sum. An event counts its weight w in the popularity n, and √w in a pair: a pair counts the geometric mean of its
+weights. Events of one time and user are a basket: their order means nothing.
 """
 
 from typing import NamedTuple
@@ -42,20 +42,27 @@ class TrainEvents(NamedTuple):
     item: NDArray[np.int64]
     time: NDArray[np.int64]
     basket: NDArray[np.int64]  # number of the basket, over all users
+    root: NDArray[np.float32]  # square root of the weight
 
     @classmethod
     def of(cls, split: Split) -> "TrainEvents":
         parts = [
-            (history.items[kept], history.timestamps[kept])
+            (history.items[kept], history.timestamps[kept], _weights(history, kept))
             for history in split.histories
             for kept in [slice(history.train_end) if history.typed is None else _near_places(history)]
         ]
-        user = np.repeat(np.arange(len(parts)), [len(items) for items, _ in parts])
-        item = np.concatenate([items for items, _ in parts]).astype(np.int64)
-        time = np.concatenate([times for _, times in parts]).astype(np.int64)
+        user = np.repeat(np.arange(len(parts)), [len(items) for items, *_ in parts])
+        item, time, weight = map(np.concatenate, zip(*parts, strict=True))
         is_first = np.ones(len(user), dtype=bool)
         is_first[1:] = (np.diff(user) != 0) | (np.diff(time) != 0)
-        return cls(user, item, time, np.cumsum(is_first) - 1)
+        root = np.sqrt(np.maximum(weight, 0)).astype(np.float32)
+        return cls(user, item.astype(np.int64), time.astype(np.int64), np.cumsum(is_first) - 1, root)
+
+
+def _weights(history: History, kept: slice | NDArray[np.int64]) -> NDArray[np.float32]:
+    if history.typed is None:
+        return np.ones(history.train_end, dtype=np.float32)
+    return history.typed.weights[kept]
 
 
 def _near_places(history: History) -> NDArray[np.int64]:
@@ -80,16 +87,18 @@ def near_items(events: TrainEvents, popularity: NDArray[np.int64]) -> sparse.csr
     counts = sparse.csr_matrix((len(popularity), len(popularity)), dtype=np.float32)
     for gap in range(1, SPAN + 1):
         same = events.user[gap:] == events.user[:-gap]
-        counts += _counts(events.item[:-gap][same], events.item[gap:][same], len(popularity))
+        pairs = events.item[:-gap][same], events.item[gap:][same]
+        values = events.root[:-gap][same] * events.root[gap:][same]
+        counts += sparse.csr_matrix((values, pairs), counts.shape)
     return _nearest(counts + counts.T, popularity, SHRINKAGE["near"])
 
 
 def following_items(events: TrainEvents, popularity: NDArray[np.int64]) -> sparse.csr_matrix:
     """From each item of a basket, equally, to each item of the user's next basket."""
-    baskets = _incidence(events.basket, events.item, len(popularity))
+    baskets = _incidence(events.basket, events, len(popularity))
     owner = events.user[np.unique(events.basket, return_index=True)[1]]
     before = np.flatnonzero(owner[1:] == owner[:-1])
-    sizes = np.maximum(np.asarray(baskets.sum(axis=1)).ravel(), 1)
+    sizes = np.maximum(np.diff(baskets.indptr), 1)
     shares = sparse.diags(1 / sizes) @ baskets
     return _nearest((shares[before].T @ baskets[before + 1]).tocsr(), popularity, SHRINKAGE["follow"])
 
@@ -97,7 +106,7 @@ def following_items(events: TrainEvents, popularity: NDArray[np.int64]) -> spars
 def linear_items(events: TrainEvents, popularity: NDArray[np.int64]) -> sparse.csr_matrix:
     """The positive weights of EASE, W = −P / diag(P) with P = (XᵀX + λI)⁻¹, over the most popular items."""
     kept = np.sort(np.argsort(-popularity, kind="stable")[:LINEAR_ITEMS])
-    had = _incidence(events.user, events.item, len(popularity))[:, kept]
+    had = _incidence(events.user, events, len(popularity))[:, kept]
     gram = (had.T @ had).toarray().astype(np.float32)
     gram[np.diag_indices_from(gram)] += LINEAR_RIDGE
     inverse = np.linalg.inv(gram)
@@ -107,15 +116,14 @@ def linear_items(events: TrainEvents, popularity: NDArray[np.int64]) -> sparse.c
     return sparse.csr_matrix((found.data, (kept[found.row], kept[found.col])), (len(popularity), len(popularity)))
 
 
-def _counts(first: NDArray[np.int64], second: NDArray[np.int64], size: int) -> sparse.csr_matrix:
-    return sparse.csr_matrix((np.ones(len(first), np.float32), (first, second)), (size, size))
-
-
-def _incidence(rows: NDArray[np.int64], items: NDArray[np.int64], num_items: int) -> sparse.csr_matrix:
-    """(rows, N) of zeros and ones."""
-    table = sparse.csr_matrix((np.ones(len(items), np.float32), (rows, items)), (int(rows.max()) + 1, num_items))
-    table.data[:] = 1
-    return table
+def _incidence(rows: NDArray[np.int64], events: TrainEvents, num_items: int) -> sparse.csr_matrix:
+    """(rows, N): the square root of the largest weight of the events of an item in a row, 0 where there is none."""
+    order = np.lexsort((-events.root, events.item, rows))
+    rows, items, roots = rows[order], events.item[order], events.root[order]
+    is_first = np.ones(len(rows), dtype=bool)
+    is_first[1:] = (np.diff(rows) != 0) | (np.diff(items) != 0)
+    kept = roots[is_first], (rows[is_first], items[is_first])
+    return sparse.csr_matrix(kept, (int(rows.max()) + 1, num_items))
 
 
 def _nearest(counts: sparse.csr_matrix, popularity: NDArray[np.int64], shrinkage: float) -> sparse.csr_matrix:
@@ -162,7 +170,7 @@ def item_facts(split: Split, tokens: NDArray[np.int64]) -> ItemFacts:
     usual = float(intervals.mean()) if len(days) else float(np.log1p(_USUAL_INTERVAL_DAYS))
     rate = len(days) / max(len(token), 1)
     return ItemFacts(
-        popularity=num_events.astype(np.float32),
+        popularity=np.bincount(tokens, weights=split.popularity, minlength=size).astype(np.float32),
         return_rate=_smoothed(num_returns, num_events, rate),
         interval=_smoothed(np.bincount(returned, weights=intervals, minlength=size), num_returns, usual),
     )

@@ -1,7 +1,6 @@
 """Live counts are those of the events in the log, whoever counted them, in whatever order, and whatever went wrong."""
 
 import asyncio
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from copy import copy
 from pathlib import Path
@@ -14,10 +13,10 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from model_store.catalogue.items import Item
-from model_store.event_types import EventTypes
+from model_store.event_types import EventTypes, TypeRule
 from service.errors import StoreUnavailable
 from service.store.client import MemoryStore
-from service.store.counts import KEPT_DAYS, SECONDS_PER_DAY
+from service.store.counts import KEPT_DAYS, PARTS, SECONDS_PER_DAY, cell
 from service.store.embedded.server import EmbeddedServer
 from service.store.events import Event, item_digest
 from service.usecases.counting import NUM_COUNTED, SPAN, record_of
@@ -29,8 +28,15 @@ USERS = ("ann", "bob")
 ITEMS = [f"i{row}" for row in range(4)] + ["new0", "new1"]
 DAY = SECONDS_PER_DAY
 TODAY = NOW // DAY
+KINDS = ("interaction", "view", "purchase", "skip", "cart", "impression", "interaction")
 POOL = [
-    interaction(number, USERS[number % 2], item_id=ITEMS[number * 7 % 6], timestamp=NOW + number * 5 % 4 * DAY)
+    interaction(
+        number,
+        USERS[number % 2],
+        item_id=ITEMS[number * 7 % 6],
+        timestamp=NOW + number * 5 % 4 * DAY,
+        type=KINDS[number % 7],
+    )
     for number in range(30)
 ]
 numbers = st.integers(0, len(POOL) - 1)
@@ -43,7 +49,7 @@ steps = st.lists(
     min_size=1,
     max_size=14,
 )
-Counted = Counter[tuple[int, frozenset[str]]]  # (day, one item or two) -> users
+Counted = dict[tuple[int, frozenset[str]], float]  # (day, one item or two) -> sum of the weights of users
 
 
 @pytest.fixture(scope="module")
@@ -75,26 +81,32 @@ async def counting(bundle_path: Path, valkey: EmbeddedServer, raw: Redis) -> Any
 
 async def stored_counts(store: MemoryStore) -> Counted:
     names = {int.from_bytes(item_digest(item), "little"): item for item in ITEMS}
-    found: Counted = Counter()
+    found: Counted = {}
     for day in await store.counted_days():
         pairs, counts = await store.counts_of(day)
         for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
-            found[day, frozenset(names[code] for code in pair)] = int(count)
+            found[day, frozenset(names[code] for code in pair)] = count
     return found
 
 
 def counts_of_log(events: Sequence[Event]) -> Counted:
-    """The definition, stated once more: of each user the newest events, each day once."""
-    found: Counted = Counter()
+    """The definition, stated once more: of each user the newest events of interest, each day once, by the weights."""
+    found: Counted = {}
+    weight_of = {kind: max(EventTypes().rule(kind, None).weight, 0) for kind in KINDS}
     for user in {event.user_id for event in events}:
-        own = in_order([event for event in events if event.user_id == user])[-NUM_COUNTED:]
-        cells = {(event.timestamp // DAY, frozenset([event.item_id])) for event in own}
+        own = in_order([event for event in events if event.user_id == user and weight_of[event.type]])[-NUM_COUNTED:]
+        cells: Counted = {}
         for place, event in enumerate(own):
+            weights = [((event.timestamp // DAY, frozenset([event.item_id])), weight_of[event.type])]
             for other in own[place + 1 : place + 1 + SPAN]:
                 pair = frozenset([event.item_id, other.item_id])
                 if len(pair) == 2 and any(item.startswith("new") for item in pair):
-                    cells.add((other.timestamp // DAY, pair))
-        found.update(cells)
+                    both = (weight_of[event.type] * weight_of[other.type]) ** 0.5
+                    weights.append(((other.timestamp // DAY, pair), round(PARTS * both) / PARTS))
+            for name, weight in weights:
+                cells[name] = max(cells.get(name, 0.0), weight)
+        for name, weight in cells.items():
+            found[name] = found.get(name, 0.0) + weight
     return found
 
 
@@ -197,9 +209,9 @@ def test_counts_are_those_of_the_log_whatever_happened(
             await player.step(*step)
         await player.finish()
         expected = counts_of_log(list(player.log.values()))
-        assert +(await stored_counts(store)) == expected, "counts differ from the log"
+        assert await stored_counts(store) == expected, "counts differ from the log"
         await backfill(replicas[1].worker)
-        assert +(await stored_counts(store)) == expected, "counting again changes counts"
+        assert await stored_counts(store) == expected, "counting again changes counts"
 
     runner.run(play())
 
@@ -208,9 +220,10 @@ async def test_duplicates_count_nothing(counting: Service) -> None:
     for _ in range(3):
         await counting.submit(POOL[:8], "durable")
         await counting.work_off()
-    assert await stored_counts(counting.store) == Counter(
-        {(each["timestamp"] // DAY, frozenset([each["item_id"]])): 1 for each in POOL[:8] if each["item_id"][0] == "i"}
-    ), "items of the bundle have no pairs; unknown items are rejected"
+    known = [Event(**each) for each in POOL[:8] if each["item_id"][0] == "i"]
+    assert await stored_counts(counting.store) == counts_of_log(known), (
+        "items of the bundle have no pairs; unknown items are rejected"
+    )
     assert counting.metric("live_counts_changed_total") == len(await stored_counts(counting.store))
 
 
@@ -274,11 +287,30 @@ async def test_an_event_of_the_far_future_takes_no_counts_away(counting: Service
 @given(st.lists(st.tuples(st.sampled_from(ITEMS), st.integers(0, 3)), max_size=30))
 def test_a_record_is_bounded_and_has_no_duplicates(facts: list[tuple[str, int]]) -> None:
     events = [Event(str(place), "u", item, day * DAY) for place, (item, day) in enumerate(facts)]
-    cells = record_of(events, lambda item: True, EventTypes())
-    found = [cells[start : start + 21] for start in range(0, len(cells), 21)]
-    assert len(set(found)) == len(found) and len(cells) % 21 == 0
+    cells = record_of(events, lambda item: True, EventTypes()).removeprefix(b"w")
+    found = [cells[start : start + 21] for start in range(0, len(cells), 25)]
+    assert len(set(found)) == len(found) and len(cells) % 25 == 0
     many = [Event(str(place), "u", f"x{place}", place * DAY) for place in range(500)]
-    assert len(record_of(many, lambda item: True, EventTypes())) <= 21 * NUM_COUNTED * (1 + SPAN)
+    assert len(record_of(many, lambda item: True, EventTypes())) <= 1 + 25 * NUM_COUNTED * (1 + SPAN)
+
+
+async def test_records_of_earlier_versions_weigh_one(counting: Service, raw: Redis) -> None:
+    one = cell(TODAY, item_digest("i1"), item_digest("i1"))
+    assert one is not None
+    await raw.set("automr:{+live}:of:ann", one)
+    await raw.hset(f"automr:{{+live}}:day:{TODAY}", mapping={one[5:]: "1"})
+    await raw.hset("automr:{+live}:days", mapping={str(TODAY): "1"})
+    await counting.submit([interaction(1, "ann", item_id="i1", type="view")], "visible")
+    assert await stored_counts(counting.store) == {(TODAY, frozenset(["i1"])): 0.25}
+    await counting.users.forget("ann")
+    assert await stored_counts(counting.store) == {}
+
+
+async def test_a_weight_below_zero_counts_nothing(counting: Service) -> None:
+    rule = TypeRule(weight=-3.0, popularity=True, neighbors=True)
+    counting.view.event_types = EventTypes(types={"hate": rule})
+    event = Event("e", "u", "i1", NOW, "hate")
+    assert record_of([event, event._replace(item_id="i2")], lambda item: True, counting.view.event_types) == b""
 
 
 async def test_what_others_wrote_is_input(store: MemoryStore, raw: Redis) -> None:

@@ -11,7 +11,7 @@ import pytest
 from model_store.event_types import EventTypes, TypeRule
 from training.data.dataset import DataError, Dataset, clean_dataset, load_dataset, save_dataset
 from training.data.splits import Split, Target, leave_one_out
-from training.items.channels import TrainEvents
+from training.items.channels import TrainEvents, item_facts, near_items
 from training.items.pasts import Pasts
 from training.prepare import main
 from training.run.inputs import fingerprint
@@ -95,6 +95,26 @@ def test_a_table_of_the_data_set_decides_and_goes_with_it(tmp_path: Path) -> Non
     (tmp_path / "set/event_types.json").write_text("{")
     with pytest.raises(DataError, match="not a table of event types"):
         load_dataset(tmp_path / "set")
+
+
+def test_popularity_and_what_goes_together_count_by_weight() -> None:
+    """Of a and b: nine users bought one and looked at the other; c was looked at once, d was disliked only."""
+    buys = [(f"u{n}", item, n, "purchase", None) for n in range(9) for item in ("a", "e")]
+    looks = [(f"u{n}", "b", n, "view", None) for n in range(9)]
+    few = [("u0", "c", 20, "view", None), *((f"u{n}", "d", 20, "dislike", None) for n in range(9))]
+    last = [(f"u{n}", item, time, "purchase", None) for n in range(9) for item, time in (("f", 30), ("g", 31))]
+    types = EventTypes(types={"dislike": TypeRule(weight=-1.0), "view": TypeRule(weight=0.25), "purchase": TypeRule()})
+    split = split_of(dataset([*buys, *looks, *few, *last], types))
+    found = dict(zip(split.item_ids, split.popularity.tolist(), strict=True))
+    assert (found["a"], found["b"]) == (9, 2), "9 looks are 2.25 purchases"
+    assert found["c"] == 1 and "d" not in found, "an item that somebody wants has a popularity, others have none"
+    full = split_of(dataset([*buys, *((*each[:3], "purchase", None) for each in looks), *few, *last], types))
+    a, b, e = (split.item_ids.index(name) for name in "abe")
+    one, other = (near_items(TrainEvents.of(each), each.popularity).toarray() for each in (split, full))
+    assert one[a, e] == pytest.approx(other[a, e]), "purchases count as before"
+    assert one[a, b] == pytest.approx(9 * 0.5 / (np.sqrt(9 * 2) + 5)), "a pair counts the geometric mean"
+    tokens = np.arange(1, 1 + len(split.item_ids))
+    assert item_facts(split, tokens).popularity[1:].tolist() == split.popularity.tolist()
 
 
 @pytest.mark.parametrize("name", ["type", "event", "Behavior", "action", "event_type"])
