@@ -38,7 +38,9 @@ from service.http.routes import (
     users,
 )
 from service.identity.gate import Gate
+from service.identity.issuer import IssuerKeys
 from service.identity.keys import Keys, refuse_insecure_bind
+from service.identity.tokens import Issuer, Tokens
 from service.metrics import Metrics
 from service.resources import Resources, open_resources
 from service.settings import Settings
@@ -64,6 +66,7 @@ def create_app(settings: Settings, resources_factory: ResourcesFactory = open_re
         Keys(settings.plain_api_keys, rate_limit=settings.rate_limit),
         require_keys=settings.require_keys,
         rate_limit=settings.rate_limit,
+        tokens=_tokens(settings),
     )
     app = FastAPI(
         lifespan=_lifespan(settings, metrics, gate, resources_factory),
@@ -110,6 +113,21 @@ def create_app(settings: Settings, resources_factory: ResourcesFactory = open_re
     ):
         app.include_router(module.router)
     return app
+
+
+def _tokens(settings: Settings) -> Tokens | None:
+    if not settings.jwt_issuer:
+        return None
+    issuer = Issuer(
+        settings.jwt_issuer,
+        settings.jwt_audience,
+        settings.jwt_algorithms,
+        leeway_s=settings.jwt_leeway_s,
+        scopes_claim=settings.jwt_scopes_claim,
+        tenant_claim=settings.jwt_tenant_claim,
+        rate_limit=settings.rate_limit,
+    )
+    return Tokens(issuer, IssuerKeys(settings.jwt_keys))
 
 
 def _hosts(settings: Settings, metrics: Metrics) -> list[Middleware]:

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -22,6 +30,7 @@ from pydantic_settings import (
 
 from service.errors import SettingsError
 from service.identity import rates
+from service.identity.algorithms import ALGORITHMS, SECRET
 from service.identity.keys import read_entry
 
 PREFIX = "AUTOMR_"
@@ -60,6 +69,15 @@ class Settings(BaseSettings):
     rate_limit: str = Field(
         default="", description="requests that a key may send, such as 100/second; 1000000/month; empty: no limit"
     )
+    jwt_issuer: str = Field(default="", description="issuer of signed tokens that are taken in the place of a key")
+    jwt_audience: str = Field(default="", description="audience that a token must name")
+    jwt_keys: str = Field(default="", description="keys of the issuer (JWKS): a file, or a URL that is https")
+    jwt_algorithms: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_list)] = Field(
+        default=("RS256", "ES256"), validate_default=True, description="comma-separated algorithms of tokens"
+    )
+    jwt_leeway_s: float = Field(default=30.0, ge=0, le=600, description="how far the clock of the issuer may be off")
+    jwt_scopes_claim: str = Field(default="scope", min_length=1, description="claim of a token that lists its scopes")
+    jwt_tenant_claim: str = Field(default="", description="claim of a token that names its tenant; empty: none does")
     allow_anonymous: bool = Field(
         default=False, description="accept connections from other machines even without API keys"
     )
@@ -162,6 +180,26 @@ class Settings(BaseSettings):
         rates.parse(text)
         return text
 
+    @field_validator("jwt_algorithms")
+    @classmethod
+    def _algorithms(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if not names or not set(names) <= set(ALGORITHMS):
+            raise ValueError(f"must be some of {', '.join(ALGORITHMS)}")
+        return names
+
+    @model_validator(mode="after")
+    def _whole_issuer(self) -> Self:
+        given = {name: bool(getattr(self, name)) for name in ("jwt_issuer", "jwt_audience", "jwt_keys")}
+        if any(given.values()) and not all(given.values()):
+            missing = ", ".join(variable(name) for name, is_given in given.items() if not is_given)
+            raise ValueError(f"tokens of an issuer need {missing}, too")
+        is_local = self.jwt_keys.startswith(("http://127.0.0.1:", "http://localhost:"))
+        if self.jwt_keys.startswith("http://") and not is_local:
+            raise ValueError(f"{variable('jwt_keys')} must be a file or an https URL")
+        if self.jwt_keys.startswith("http") and set(SECRET) & set(self.jwt_algorithms):
+            raise ValueError(f"{variable('jwt_keys')} must be a file where tokens are signed by a secret (HS256)")
+        return self
+
     @field_validator("trusted_hosts")
     @classmethod
     def _hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
@@ -231,7 +269,7 @@ class Settings(BaseSettings):
 
     @property
     def asks_for_keys(self) -> bool:
-        return bool(self.api_keys) or self.require_keys
+        return bool(self.api_keys) or self.require_keys or bool(self.jwt_issuer)
 
     @property
     def plain_api_keys(self) -> tuple[str, ...]:
@@ -255,4 +293,6 @@ def _hint(name: str, known: Mapping[str, Any]) -> str:
 
 
 def _problem(details: Any) -> str:
+    if not details["loc"]:  # of several settings together; it names them
+        return str(details["msg"]).removeprefix("Value error, ")
     return f"{variable(str(details['loc'][0]))}: {details['msg'].removeprefix('Value error, ')}"

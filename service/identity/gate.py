@@ -1,8 +1,8 @@
 """Who sends a request, from its headers and its address: `Gate.principal`. One for each application.
 
 A key is looked for in the settings and among the keys of the store; neither asks the store, so that a request with a
-key costs some microseconds. Whether keys are asked for at all is said by the settings alone: it does not change while
-the process runs.
+key costs some microseconds. Where an issuer is set, tokens are taken, too. Whether keys are asked for at all is said by
+the settings alone: it does not change while the process runs.
 """
 
 from collections.abc import AsyncIterator, Iterable
@@ -15,15 +15,18 @@ from service.identity.keys import Keys, hashed, is_made, presented_key
 from service.identity.limits import Limits
 from service.identity.principal import ANYONE, Principal
 from service.identity.stored import Run
+from service.identity.tokens import Expired, Tokens, is_token
 
 
 class Gate:
     """`is_closed`: whether a key is asked for. `keyring` and `limits` are None until the store is open."""
 
-    def __init__(self, keys: Keys, *, require_keys: bool = False, rate_limit: str = "") -> None:
+    def __init__(
+        self, keys: Keys, *, require_keys: bool = False, rate_limit: str = "", tokens: Tokens | None = None
+    ) -> None:
         """`rate_limit`: of keys of the store without one of their own."""
-        self._keys, self._rate_limit = keys, rate_limit
-        self.is_closed = bool(keys) or require_keys
+        self._keys, self._rate_limit, self._tokens = keys, rate_limit, tokens
+        self.is_closed = bool(keys) or require_keys or tokens is not None
         self.keyring: Keyring | None = None
         self.limits: Limits | None = None
         self.guessing = Guessing()
@@ -34,9 +37,13 @@ class Gate:
         keyring = Keyring(run, rate_limit=self._rate_limit)
         await keyring.start()
         self.keyring, self.limits = keyring, Limits(run)
+        if self._tokens is not None:
+            await self._tokens.keys.start()
         try:
             yield
         finally:
+            if self._tokens is not None:
+                await self._tokens.keys.stop()
             await keyring.stop()
 
     async def principal(self, headers: Iterable[tuple[bytes, bytes]], address: str) -> Principal:
@@ -49,16 +56,23 @@ class Gate:
         key = presented_key(headers)
         digest = hashed(key) if key else ""
         self.guessing.check(address, digest)
-        principal = self._principal(key, digest) if key else None
-        if principal is not None:
-            self.guessing.succeeded(address, digest)
-            return principal
-        if key:
-            self.guessing.failed(address)
-        raise Unauthorized("Send a valid API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`.")
+        try:
+            principal = await self._principal(key, digest)
+        except Expired:
+            raise
+        except Unauthorized:
+            if key:
+                self.guessing.failed(address)
+            raise
+        self.guessing.succeeded(address, digest)
+        return principal
 
-    def _principal(self, key: str, digest: str) -> Principal | None:
+    async def _principal(self, key: str | None, digest: str) -> Principal:
         found = self._keys.principal(digest)
-        if found is None and self.keyring is not None and is_made(key):
+        if found is None and key and self.keyring is not None and is_made(key):
             found = self.keyring.principal(digest)
+        if found is None and key and self._tokens is not None and is_token(key):
+            found = await self._tokens.principal(key, digest)
+        if found is None:
+            raise Unauthorized("Send a valid API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`.")
         return found

@@ -170,8 +170,8 @@ def _default(value: Any) -> str:
     """As the table shows it: as in the environment."""
     if isinstance(value, SecretStr):
         return value.get_secret_value()
-    if value == ():
-        return "none"
+    if isinstance(value, tuple):
+        return ",".join(value) or "none"
     if isinstance(value, float):
         return f"{value:g}"
     return json.dumps(value) if isinstance(value, bool) else str(value)

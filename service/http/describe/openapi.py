@@ -27,7 +27,8 @@ REF = "#/components/schemas/"
 _EVERYWHERE = (429, 500, 503)  # answers that any operation may give
 _WITH_BODY = (400, 408, 413, 422)
 _ABOUT_KEYS = (
-    "`Authorization: Bearer KEY`, where the server asks for keys. A key needs the scope of the operation:\n\n"
+    "`Authorization: Bearer KEY`, where the server asks for keys; KEY may be a token of its issuer. "
+    "It needs the scope of the operation:\n\n"
     + "\n".join(f"- `{scope}`: {meaning}" for scope, meaning in MEANINGS.items())
 )
 _SECURITY_SCHEMES = {

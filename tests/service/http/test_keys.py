@@ -1,11 +1,16 @@
 """/keys: made, listed, rotated and revoked while the service runs; and the same on the command line."""
 
 import asyncio
+import base64
+import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
 from httpx2 import ASGITransport, AsyncClient
 
@@ -167,3 +172,22 @@ async def test_only_requests_for_the_hosts_of_the_setting_are_answered(store: Me
         for host in ("other.example", "inner.example", "api.shop.example.evil", "evil-inner.example", ""):
             assert await status(host) == 421, host
         assert await status("10.0.0.7", "/livez") == 200
+
+
+async def test_a_token_of_the_issuer_is_as_good_as_a_key(store: MemoryStore, tmp_path: Path) -> None:
+    secret = b"a-secret-of-thirty-two-bytes-or-more"
+    encoded = base64.urlsafe_b64encode(secret).decode()
+    (tmp_path / "keys.json").write_text(json.dumps({"keys": [{"kty": "oct", "k": encoded, "kid": "1"}]}))
+    issuer = {"jwt_issuer": "shop", "jwt_audience": "automr", "jwt_algorithms": "HS256"}
+    async with server(store, jwt_keys=str(tmp_path / "keys.json"), **issuer) as client:
+
+        async def status(path: str, **claims: Any) -> int:
+            claims = {"iss": "shop", "aud": "automr", "exp": time.time() + 60, "scope": "recommend"} | claims
+            token = jwt.encode(claims, secret, "HS256", headers={"kid": "1"})
+            return (await client.get(path, headers={"authorization": f"Bearer {token}"})).status_code
+
+        assert await status("/model") == 200 and await status("/keys") == 403
+        assert (await client.get("/model")).status_code == 401, "an issuer closes the server"
+        for _ in range(30):
+            assert await status("/model", exp=1) == 401, "a caller with an old token was taken for a guesser"
+        assert await status("/model") == 200
