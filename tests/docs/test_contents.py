@@ -35,6 +35,25 @@ def test_links_lead_somewhere(page: Document) -> None:
     assert not broken, f"{page.path}: {broken}"
 
 
+def test_every_feature_names_tests_that_exist() -> None:
+    text = document("docs/features.md").text
+    named = re.findall(r"\[(test_\w+)\]\(\.\./(tests/[\w/]+\.py)\)", text)
+    assert len(named) == len(re.findall(r"\[test_", text))
+    missing = [f"{file}: {name}" for name, file in named if not _defines(ROOT / file, name)]
+    assert not missing, missing
+    rows = [line.split("|") for line in text.splitlines() if line.startswith("| ") and line.count("|") == 8]
+    unproven = [
+        cells[1] for cells in rows if "[test_" not in cells[2] and not cells[2].strip().startswith(("no", "AutoMR"))
+    ]
+    assert len(rows) > 40 and not unproven, unproven
+
+
+def _defines(file: Path, name: str) -> bool:
+    return (
+        file.is_file() and re.search(rf"^ *(async )?def {name}\(", file.read_text(encoding="utf-8"), re.M) is not None
+    )
+
+
 def test_a_broken_link_is_found() -> None:
     for link in ("nothing.md", "#no-such-heading", "docs/operate.md#no-such-heading"):
         assert not _exists(ROOT / "README.md", link)
