@@ -51,6 +51,25 @@ class Cap(TypedDict):
     """
 
 
+class Compaction(TypedDict):
+    status: Literal['done', 'running', 'no_files', 'not_allowed']
+    """
+    done: the files hold nothing of what was deleted before the call. running: ask again. no_files: the store keeps none. not_allowed: the store refuses BGREWRITEAOF or BGSAVE to this user, or hides it (a managed store): its provider says when deleted bytes leave its files
+    """
+    nodes: int
+    """
+    servers that wrote their files anew
+    """
+    replicas: int
+    """
+    replicas that were not asked, because this service does not know their addresses: run BGREWRITEAOF and BGSAVE there
+    """
+    unfinished: int
+    """
+    deletions that are looked at again within a minute: call this once more after that
+    """
+
+
 class CompareFilter(TypedDict):
     op: Literal['lt', 'lte', 'gt', 'gte']
     attribute: str
@@ -97,6 +116,68 @@ class DeletedItem(TypedDict):
     deleted: bool
     """
     always true
+    """
+
+
+class Deletion(TypedDict):
+    events: int
+    """
+    deleted events
+    """
+    states: int
+    """
+    deleted memory states, of all spaces
+    """
+    keys: int
+    """
+    deleted keys of the store
+    """
+    lists: int
+    """
+    deleted lists that the user was shown
+    """
+    pages: int
+    """
+    deleted lists of which the user could ask for more pages
+    """
+    outcomes: int
+    """
+    events that named an answer and were not counted yet
+    """
+    live_counts: int
+    """
+    live counts that the user is no longer part of
+    """
+    requests: int
+    """
+    entries of the encode queue
+    """
+    dead_letters: int
+    """
+    dead letters
+    """
+    receipt_id: str
+    """
+    as in the answer of the deletion
+    """
+    deleted_at: int
+    """
+    Unix time of the store, seconds
+    """
+    is_erased: bool
+    """
+    no file of the store has a byte of it any more
+    """
+
+
+class DeletionsPage(TypedDict):
+    deletions: list[Deletion]
+    """
+    one page, newest first; the newest 10,000 are kept
+    """
+    next_cursor: str | None
+    """
+    the `cursor` of the next page; null on the last one. A page may be short and have a next one
     """
 
 
@@ -224,10 +305,6 @@ class ForgottenEvent(TypedDict):
 
 
 class ForgottenUser(TypedDict):
-    user_id: str
-    """
-    the user
-    """
     events: int
     """
     deleted events
@@ -239,6 +316,46 @@ class ForgottenUser(TypedDict):
     keys: int
     """
     deleted keys of the store
+    """
+    lists: int
+    """
+    deleted lists that the user was shown
+    """
+    pages: int
+    """
+    deleted lists of which the user could ask for more pages
+    """
+    outcomes: int
+    """
+    events that named an answer and were not counted yet
+    """
+    live_counts: int
+    """
+    live counts that the user is no longer part of
+    """
+    requests: int
+    """
+    entries of the encode queue
+    """
+    dead_letters: int
+    """
+    dead letters
+    """
+    user_id: str
+    """
+    the user
+    """
+    receipt_id: str
+    """
+    finds this deletion in GET /deletions; says nothing about the user
+    """
+    deleted_at: int
+    """
+    Unix time of the store, seconds
+    """
+    erased_by: int | None
+    """
+    until this Unix time the bytes leave the files of the store, if it allows it; null: at the next POST /store:compact
     """
 
 
@@ -912,6 +1029,17 @@ class RecommendedItem(TypedDict):
     moves: NotRequired[list[Move]]
     """
     what the rules of the request did to its place, in their order; empty without `explain`
+    """
+
+
+class RecreatedUser(TypedDict):
+    user_id: str
+    """
+    the user
+    """
+    was_deleted: bool
+    """
+    whether older events were refused until now
     """
 
 

@@ -102,6 +102,14 @@ def _deadletters(args: argparse.Namespace) -> int:
     return 0
 
 
+def _compact(args: argparse.Namespace) -> int:
+    from service.commands import run_compact
+
+    done = asyncio.run(run_compact(_settings(args)))
+    print(json.dumps(done))
+    return 0 if done["status"] in ("done", "no_files") else 1
+
+
 def _keys(args: argparse.Namespace) -> int:
     if args.action is not None:
         return _stored_keys(args)
@@ -165,6 +173,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_flags(dead, "store")
     text = "API keys: without an action, make one for the settings; with one, those of the store"
     key_commands.add_arguments(_command(commands, "keys", _keys, text), lambda parser: _add_flags(parser, "store"))
+    text = "have the store rewrite its files, so that no byte of deleted users is left in them"
+    _add_flags(_command(commands, "compact", _compact, text), "store")
     _command(commands, "openapi", _openapi, "print the OpenAPI document (docs/openapi.json)")
     doctor_ = _command(commands, "doctor", _doctor, "check a set-up")
     _add_flags(doctor_, "bundle", "store", "host", "port", "device")

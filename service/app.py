@@ -24,6 +24,7 @@ from service.http.fields import field_errors
 from service.http.middleware import AccessLog, BodyLimit, count_rejection, route_of
 from service.http.routes import (
     bundles,
+    erasure,
     event_types,
     experiments,
     interactions,
@@ -101,6 +102,7 @@ def create_app(settings: Settings, resources_factory: ResourcesFactory = open_re
         interactions,
         event_types,
         users,
+        erasure,
         merge,
         items,
         lists,

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import structlog
 
+from service.erasure.eraser import Eraser
 from service.errors import SettingsError
 from service.event_files import read_interactions
 from service.http.routes.interactions import event_or_reason
@@ -20,7 +21,7 @@ from service.settings import Settings
 from service.store.deadletters import DeadLetters
 from service.store.events import Event
 from service.usecases.encode import backfill
-from service.usecases.ingest import Outcome, Wait
+from service.usecases.ingest import DELETED, Outcome, Wait
 from service.watchdog import end_within
 
 log = structlog.get_logger("service.commands")
@@ -70,7 +71,7 @@ async def run_backfill(settings: Settings) -> dict[str, int]:
 async def run_deadletters(settings: Settings, action: DeadLetterAction) -> list[str]:
     """Lists, replays or drops the users who could not be encoded; returns the lines to print."""
     async with open_store(settings) as store:
-        letters = DeadLetters(store.run)
+        letters = DeadLetters(store.run, is_cluster=store.is_cluster)
         found = await letters.all()
         if action == "list":
             return [json.dumps(letter._asdict()) for letter in found]
@@ -78,6 +79,16 @@ async def run_deadletters(settings: Settings, action: DeadLetterAction) -> list[
         if action == "replay" and users:
             await store.request_encoding(users)  # first, so that a kill in between loses nobody
         return [json.dumps({action: await letters.remove(users)})]
+
+
+async def run_compact(settings: Settings) -> dict[str, Any]:
+    """Has the store rewrite its files; returns what it answered when that is done."""
+    async with open_store(settings) as store:
+        eraser = Eraser(store, Metrics(), minutes=0)
+        try:
+            return (await eraser.compact(None))._asdict()
+        finally:
+            await eraser.stop()
 
 
 async def run_import(settings: Settings, path: Path) -> int:
@@ -102,17 +113,21 @@ async def import_file(submit: Submit, path: Path) -> int:
     Repeating it changes nothing. Raises SettingsError with the line number at the first line that cannot be read or is
     rejected; earlier lines may be stored by then.
     """
-    num_events = num_conflicts = 0
+    num_events = num_conflicts = num_deleted = 0
     with closing(read_interactions(path)) as interactions:
         for lines in _pieces(interactions, _LINES_PER_SUBMIT):
             events = {number: event_or_reason(fields) for number, fields in lines}
             for number, outcome in zip(events, await submit(list(events.values()), "visible"), strict=True):
-                if outcome.status == "rejected":
+                if outcome.reason == DELETED:
+                    num_deleted += 1
+                elif outcome.status == "rejected":
                     raise SettingsError([f"{path}:{number}: {outcome.reason}"])
                 num_conflicts += outcome.status == "conflict"
             num_events += len(events)
     if num_conflicts:
         log.warning("events that differ from stored ones were not imported", conflicts=num_conflicts)
+    if num_deleted:
+        log.warning("events of users who were deleted since were not imported", events=num_deleted)
     log.info("imported", interactions=num_events)
     return num_events
 

@@ -56,7 +56,7 @@ async def _store(settings: Settings) -> str:
 
     async with open_store(settings) as store:
         await store.ping()
-        backlog, num_dead = await store.backlog(), await DeadLetters(store.run).count()
+        backlog, num_dead = await store.backlog(), await DeadLetters(store.run, is_cluster=store.is_cluster).count()
     return f"{settings.store_shown} answers and takes writes, encode queue {backlog}, dead letters {num_dead}"
 
 

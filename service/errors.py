@@ -14,6 +14,7 @@
     │   └── UnknownKey
     ├── BundleConflict                a bundle cannot be loaded or activated as things are
     ├── KeyConflict                   a key cannot be made as things are
+    ├── UserDeleted                   the user was deleted, and what is to be stored is older
     ├── CursorExpired                 the list of a cursor is not kept any more
     ├── NoWords                       the served bundle cannot answer queries in words
     ├── PayloadTooLarge               the body is larger than the limit
@@ -120,6 +121,10 @@ class BundleConflict(ServiceError):
 
 class KeyConflict(ServiceError):
     title = "Key conflict"
+
+
+class UserDeleted(ServiceError):
+    title = "User was deleted"
 
 
 class CursorExpired(ServiceError):
@@ -239,6 +244,7 @@ STATUS: Mapping[type[Exception], int] = {
     NotFound: 404,
     BundleConflict: 409,
     KeyConflict: 409,
+    UserDeleted: 409,
     CursorExpired: 410,
     NoWords: 409,
     PayloadTooLarge: 413,

@@ -89,6 +89,12 @@ class Metrics:
         self.dead_letters = self._gauge("dead_letters", "Users who could not be encoded, see `service deadletters`")
         self.encode_backlog = self._gauge("encode_backlog", "Users waiting to be encoded")
         self.encode_lag_seconds = self._gauge("encode_lag_seconds", "Waiting time of the first of them")
+        self.deletions_unfinished = self._gauge(
+            "deletions_unfinished", "Deletions of users that were broken off, or are looked at again"
+        )
+        self.erasure_lag_seconds = self._gauge(
+            "erasure_lag_seconds", "Since the first deletion whose bytes may still be in the files of the store"
+        )
         self.stale_states_total = self._counter(
             "stale_states_total", "Stored states that were encoded again because their window had changed"
         )

@@ -15,6 +15,7 @@ from model_store.view import BundleView
 from service.bundles.bundles import Bundles
 from service.engine.engine import Engine
 from service.engine.process import Spawn, spawn
+from service.erasure.eraser import Eraser
 from service.event_types.table import EventTable
 from service.feedback.answers import Answers
 from service.feedback.experiments import Experiments
@@ -40,6 +41,7 @@ from service.usecases.recommend import Recommender
 from service.usecases.shown import ShownLists
 from service.usecases.users import Users
 
+_SECONDS_PER_DAY = 86_400
 _LAST_JOBS_S = 2.0  # requests have ended before the engine stops; only jobs of background work can be left
 
 
@@ -63,6 +65,7 @@ class Shared:
     shown: ShownLists
     outcomes: Outcomes
     experiments: Experiments
+    eraser: Eraser
     bundles: "Bundles[Resources]"
 
 
@@ -91,6 +94,7 @@ class Resources:
     user_list: UserList
     experiments: Experiments
     live_counts: LiveCounts
+    eraser: Eraser
     loaded_at: str
     bundles: "Bundles[Resources] | None" = None
 
@@ -113,6 +117,7 @@ async def open_store(settings: Settings) -> AsyncIterator[MemoryStore]:
         if settings.embedded_directory is not None:
             url = stack.enter_context(EmbeddedServer(settings.embedded_directory, fsync=settings.fsync)).url
         store = await MemoryStore.connect(url, timeout_s=settings.store_timeout_s)
+        store.tombstones.kept_s = round(_SECONDS_PER_DAY * settings.tombstone_days)
         stack.push_async_callback(store.close)
         yield store
 
@@ -163,15 +168,18 @@ async def open_resources(settings: Settings, metrics: Metrics, *, spawn: Spawn =
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(settings))
         event_table = await stack.enter_async_context(_open_event_table(store))
-        shown = ShownLists(ShownStore(store.run, kept_s=round(3600 * settings.shown_hours)), metrics)
+        shown = ShownLists(ShownStore(store.run, store.tombstones, kept_s=round(3600 * settings.shown_hours)), metrics)
         stack.push_async_callback(shown.stop)
         outcomes = Outcomes(OutcomeStore(store.run))
         experiments = Experiments(ExperimentStore(store.run), outcomes, metrics)
         stack.push_async_callback(experiments.stop)
         await experiments.start()
+        eraser = Eraser(store, metrics, minutes=settings.erasure_minutes)
+        stack.push_async_callback(eraser.stop)
+        eraser.start()
 
         def open_one(chosen: Settings) -> AbstractAsyncContextManager[Resources]:
-            together = Shared(store, event_table, shown, outcomes, experiments, bundles)
+            together = Shared(store, event_table, shown, outcomes, experiments, eraser, bundles)
             return _open_bundle(chosen, metrics, together, spawn)
 
         bundles: Bundles[Resources] = Bundles(settings, metrics, BundleStore(store.run), open_one)
@@ -204,7 +212,7 @@ async def _open_bundle(settings: Settings, metrics: Metrics, shared: Shared, spa
         answers = Answers(
             recommender,
             shown,
-            Pages(PageStore(store.run)),
+            Pages(PageStore(store.run, store.tombstones)),
             experiments=shared.experiments,
             metrics=metrics,
             recommender_of=partial(_recommender_of, shared.bundles),
@@ -219,7 +227,15 @@ async def _open_bundle(settings: Settings, metrics: Metrics, shared: Shared, spa
             engine=engine,
             items=kernel.items,
             ingest=ingest,
-            users=Users(view, store, engine, shown, settle=shared.outcomes.settle, metrics=metrics),
+            users=Users(
+                view,
+                store,
+                engine,
+                shown,
+                settle=shared.outcomes.settle,
+                erase=shared.eraser.delete,
+                metrics=metrics,
+            ),
             recommender=recommender,
             shown=shown,
             related=RelatedItems(view, engine, kernel.items),
@@ -229,6 +245,7 @@ async def _open_bundle(settings: Settings, metrics: Metrics, shared: Shared, spa
             answers=answers,
             experiments=shared.experiments,
             live_counts=live_counts,
+            eraser=shared.eraser,
             loaded_at=datetime.now(UTC).isoformat(timespec="seconds"),
             bundles=shared.bundles,
         )

@@ -142,6 +142,15 @@ class Settings(BaseSettings):
     drain_s: float = Field(
         default=20.0, ge=1, le=3600, description="time from the signal to the end of the process at most, in seconds"
     )
+    tombstone_days: float = Field(
+        default=7.0,
+        ge=0,
+        le=365,
+        description="days in which older events of a deleted user are refused, 0 = not",
+    )
+    erasure_minutes: float = Field(
+        default=60.0, ge=0, le=10_080, description="time until a deletion is gone from the store's files, 0 = no limit"
+    )
     encode_in_process: bool = Field(default=True, description="encode memory inside the server (false: run workers)")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least severe log level"

@@ -33,6 +33,24 @@ class Readiness(Health):
     )
 
 
+class Compaction(ResponseSchema):
+    status: Literal["done", "running", "no_files", "not_allowed"] = Field(
+        description="done: the files hold nothing of what was deleted before the call. running: ask again. no_files:"
+        " the store keeps none. not_allowed: the store refuses BGREWRITEAOF or BGSAVE to this user, or hides it (a"
+        " managed store): its provider says when deleted bytes leave its files",
+        examples=["done"],
+    )
+    nodes: int = Field(description="servers that wrote their files anew", examples=[1])
+    replicas: int = Field(
+        description="replicas that were not asked, because this service does not know their addresses: run"
+        " BGREWRITEAOF and BGSAVE there",
+        examples=[0],
+    )
+    unfinished: int = Field(
+        description="deletions that are looked at again within a minute: call this once more after that", examples=[0]
+    )
+
+
 class Problem(BaseModel):
     """An error (RFC 9457). Some errors have further members."""
 

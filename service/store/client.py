@@ -20,6 +20,8 @@ from service.errors import BadRequest
 from service.store import overlay
 from service.store.connection import StoreConnection, translated_errors
 from service.store.counts import COUNT, KEPT_DAYS, Counts, decode_counts, decode_days
+from service.store.erasure.leftovers import remove_leftovers
+from service.store.erasure.tombstones import Tombstones
 from service.store.events import (
     Appended,
     Deleted,
@@ -42,7 +44,6 @@ from service.store.keys import (
     ALL_EVENTS,
     DAY_PREFIX,
     DAYS,
-    DEAD,
     ENCODE,
     GROUP,
     ITEM_KEYS,
@@ -78,6 +79,10 @@ class MemoryStore(StoreConnection):
 
     _sorting = sorting_of(EventTypes(), 0)
 
+    def __init__(self, client: Any, *, timeout_s: float) -> None:
+        super().__init__(client, timeout_s=timeout_s)
+        self.tombstones = Tombstones(self.run)
+
     def use_event_types(self, types: EventTypes, number: int) -> None:
         """From now on events are sorted by this table; one with a higher number is newer (see `lua/sorting.py`)."""
         self._sorting = sorting_of(types, number)
@@ -89,24 +94,34 @@ class MemoryStore(StoreConnection):
         differs. `with_outcomes`: an event that names an answer counts for it (see `feedback/outcomes.py`).
 
         Asks for the encoding of all users, also for duplicates: so a retry repairs a crash between the two writes.
+        Events of a user who was deleted are `deleted` unless they are newer (see `erasure/tombstones.py`).
         """
         by_user: dict[str, list[int]] = {}
         for position, event in enumerate(events):
             by_user.setdefault(event.user_id, []).append(position)
-        outcomes = attributions(events) if with_outcomes else []  # before the events are stored
-        appends = [append_command([events[i] for i in positions], self._sorting) for positions in by_user.values()]
-        requests = [encoding_command(by_user)] if events else []
-        requests += markings(events) if with_outcomes else []
-        if self._is_cluster:  # the queue may be on another node, and events must be stored before it names their user
+        gone = {user_id: await self.tombstones.key(user_id) for user_id in by_user}
+        outcomes = attributions(events, gone) if with_outcomes else []  # before the events are stored
+        appends = [
+            append_command([events[i] for i in positions], self._sorting, gone[user_id])
+            for user_id, positions in by_user.items()
+        ]
+        marked = events if with_outcomes else []
+        if self.is_cluster:  # the queue may be on another node, and events must be stored before it names their user
             answers = await self.run(outcomes + appends)
-            await self.run(requests)
+            taken = [user for user, found in zip(by_user, answers[len(outcomes) :], strict=True) if set(found) != {-1}]
+            await self.request_encoding(taken)
+            await self.run(markings([event for event in marked if event.user_id in taken], is_cluster=True))
         else:
+            requests = [encoding_command(by_user, only_with_events=True)] if events else []
+            requests += markings(marked, is_cluster=False)
             answers = await self.run(outcomes + appends + requests)
         answers = answers[len(outcomes) :]
         appended: list[Appended] = ["accepted"] * len(events)
         for positions, answer in zip(by_user.values(), answers, strict=False):
             for position, found in zip(positions, answer, strict=True):
-                if found != 1:
+                if found == -1:
+                    appended[position] = "deleted"
+                elif found != 1:
                     is_same = found == 0 or is_same_event(found, events[position])
                     appended[position] = "duplicate" if is_same else "conflict"
         return appended
@@ -118,10 +133,11 @@ class MemoryStore(StoreConnection):
         repairs a crash between the two writes.
         """
         args = *self._sorting, user_prefix(event.user_id), *append_arguments(event)
-        command = eval_command(scripts.REPLACE, user_keys(event.user_id), *args)
-        (answer,) = await self.run([command])
-        await self.request_encoding([event.user_id])
-        answers: tuple[Replaced, ...] = ("unchanged", "created", "replaced")
+        keys = [*user_keys(event.user_id), await self.tombstones.key(event.user_id)]
+        answer = await self._script(scripts.REPLACE, keys, *args)
+        answers: tuple[Replaced, ...] = ("unchanged", "created", "replaced", "deleted")
+        if answers[answer] != "deleted":
+            await self.request_encoding([event.user_id])
         return answers[answer]
 
     async def recall(self, user_id: str, space: str, limit: int) -> list[Remembered]:
@@ -165,15 +181,27 @@ class MemoryStore(StoreConnection):
         return UserCounts(*sizes)
 
     async def forget_user(self, user_id: str) -> Deleted:
-        """Deletes every key of the user, of all spaces, atomically; then takes the user out of the live counts."""
+        """Deletes every key of the user, of all spaces, and leaves a tombstone, atomically; then what is elsewhere.
+
+        After the first step nothing of the user is read any more. A call that failed is to be repeated.
+        """
         prefix = user_prefix(user_id)
-        *counts, has_more = await self._script(scripts.FORGET_USER, user_keys(user_id), prefix)
-        deleted = Deleted(*counts)
+        keys = [*user_keys(user_id), await self.tombstones.key(user_id)]
+        events, states, num_keys, has_more, *others, at = await self._script(
+            scripts.FORGET_USER, keys, prefix, self.tombstones.kept_s
+        )
         if has_more:
-            deleted = deleted._replace(keys=deleted.keys + await self._unlink_all(prefix))
-        await self.count({user_id: b""})
-        await self._call("HDEL", DEAD, encode_text(user_id))
-        return deleted
+            num_keys += await self._unlink_all(prefix)
+        lists, pages, outcomes = others
+        elsewhere = await self.forget_elsewhere(user_id)
+        return Deleted(events, states, num_keys, lists, pages, outcomes, *elsewhere, at)
+
+    async def forget_elsewhere(self, user_id: str) -> tuple[int, int, int]:
+        """Takes a user without events out of places that users share: numbers of live counts, of entries of the encode
+        queue, and of dead letters.
+        """
+        (counted,) = await self.count({user_id: b""})
+        return counted, *await remove_leftovers(self.run, user_id)
 
     async def _unlink_all(self, prefix: str) -> int:
         """Deletes every key that begins so, by a search through all keys of the store. Returns their number."""
@@ -216,8 +244,11 @@ class MemoryStore(StoreConnection):
         """
         args = DAY_PREFIX, KEPT_DAYS
         return await self.run(
-            [eval_command(COUNT, count_keys(user_id), *args, body) for user_id, body in records.items()]
+            [eval_command(COUNT, self._count_keys(user_id), *args, body) for user_id, body in records.items()]
         )
+
+    def _count_keys(self, user_id: str) -> list[str]:
+        return count_keys(user_id) + ([] if self.is_cluster else user_keys(user_id)[:1])
 
     async def log_digests(self, user_ids: Sequence[str], limit: int) -> list[bytes]:
         """`Recalled.log_digest` of each user."""
@@ -232,10 +263,11 @@ class MemoryStore(StoreConnection):
 
     # ---- the encode queue: every entry is delivered at least once
 
-    async def request_encoding(self, user_ids: Iterable[str]) -> None:
+    async def request_encoding(self, user_ids: Iterable[str], *, only_with_events: bool = False) -> None:
+        """`only_with_events`: not for users who were deleted meanwhile, where the store can tell in the same step."""
         users = list(user_ids)
         if users:
-            await self.run([encoding_command(users)])
+            await self.run([encoding_command(users, only_with_events=only_with_events and not self.is_cluster)])
 
     async def next_encodings(
         self, consumer: str, *, count: int, block_ms: int, unfinished: bool = False

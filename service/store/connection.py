@@ -40,9 +40,9 @@ class StoreConnection:
         self._client = client
         self._timeout_s = timeout_s
         self.breaker = Breaker(self.ping)
-        self._is_cluster = isinstance(client, RedisCluster)
+        self.is_cluster = isinstance(client, RedisCluster)
         # A cluster client raises an error when all connections are in use. Only the pool of the other client waits.
-        self._slots = asyncio.Semaphore(MAX_CONNECTIONS // 2) if self._is_cluster else nullcontext()
+        self._slots = asyncio.Semaphore(MAX_CONNECTIONS // 2) if self.is_cluster else nullcontext()
 
     @classmethod
     async def connect(cls, url: str, *, timeout_s: float = 2.0, client_name: str = "automr") -> Self:
@@ -87,6 +87,23 @@ class StoreConnection:
                 return 0, [], len(nodes)  # the cluster has fewer nodes than before
             by_node, keys = await self._client.execute_command("SCAN", place, *options, target_nodes=nodes[node])
             return by_node.popitem()[1], keys, len(nodes)
+
+    async def node_names(self) -> list[str]:
+        """All servers of a cluster, replicas included; one name where it is no cluster."""
+        if not isinstance(self._client, RedisCluster):
+            return [""]
+        with translated_errors():
+            return sorted(str(node.name) for node in (await self._client.initialize()).get_nodes())
+
+    async def ask_node(self, name: str, *command: Any) -> Any:
+        """The answer of one server to a command without keys."""
+        if not isinstance(self._client, RedisCluster):
+            return await self._call(*command)
+        with translated_errors():
+            node = self._client.get_node(node_name=name)
+            if node is None:
+                raise StoreUnavailable("A node has left the cluster.")
+            return await self._client.execute_command(*command, target_nodes=node)
 
     async def _call(self, *command: Any) -> Any:
         return (await self.run([command]))[0]

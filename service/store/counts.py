@@ -26,13 +26,16 @@ _LAST_DAY, _MOST_PARTS = 99_999, 9_999
 _NUMBER = re.compile(rb"\d+(\.\d+)?")
 _PAIR_BYTES = 2 * DIGEST_BYTES
 
-# KEYS: record of the user, days. ARGV: prefix of the hashes of days, days that are kept, the new record  ->  number of
-# counts that changed. `days` maps each day that has counts to the number of changes of its hash. The newest day decides
-# which days are too old, not the clock, so that the counts follow from the events alone. Cells of days after tomorrow
-# are left out: one event with a time of the far future would make all other days too old.
+# KEYS: record of the user, days, and, unless it is a cluster, the events of the user: without events the record is
+# empty, so that a worker that is late does not restore what a deletion removed. ARGV: prefix of the hashes of days,
+# days that are kept, the new record  ->  number of counts that changed. `days` maps each day that has counts to the
+# number of changes of its hash. The newest day decides which days are too old, not the clock, so that the counts
+# follow from the events alone. Cells of days after tomorrow are left out: one event with a time of the far future
+# would make all other days too old.
 COUNT = """
 local CELL, DAY, WEIGHT, PARTS = 21, 5, 4, 128
 local prefix, num_kept, new = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+if KEYS[3] and redis.call('EXISTS', KEYS[3]) == 0 then new = '' end
 local old = redis.call('GET', KEYS[1]) or ''
 local tomorrow = math.floor(redis.call('TIME')[1] / 86400) + 1
 local function day_of(cell) return tonumber(string.sub(cell, 1, DAY)) end

@@ -10,14 +10,16 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 from service.store.events import decode_text, encode_text, read_json
-from service.store.keys import DEAD
+from service.store.keys import DEAD, user_keys
 
 MAX_LETTERS = 10_000
 _MAX_REASON = 200  # characters
 _NOT_READABLE = "the dead letter is not readable"
 
-# KEYS: dead letters; ARGV: user, body, most  ->  1, or 0 if it is full of other users
+# KEYS: dead letters, and, unless it is a cluster, events; ARGV: user, body, most  ->  1, or 0 if it is full of other
+# users. Nothing is written for a user without events, who was deleted meanwhile.
 _ADD = """
+if KEYS[2] and redis.call('EXISTS', KEYS[2]) == 0 then return 1 end
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 and redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[3]) then return 0 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 return 1
@@ -37,13 +39,14 @@ class DeadLetter(NamedTuple):
 class DeadLetters:
     """`run` is `MemoryStore.run`; its errors come through."""
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self, run: Run, *, is_cluster: bool) -> None:
+        self._run, self._is_cluster = run, is_cluster
 
     async def add(self, letter: DeadLetter) -> bool:
         """Replaces an earlier one of the user. False, and nothing is written, if there are `MAX_LETTERS` of others."""
         body = json.dumps({"reason": letter.reason[:_MAX_REASON], "time": letter.time})
-        command = ("EVAL", _ADD, 1, DEAD, encode_text(letter.user_id), body, MAX_LETTERS)
+        keys = [DEAD] if self._is_cluster else [DEAD, user_keys(letter.user_id)[0]]
+        command = ("EVAL", _ADD, len(keys), *keys, encode_text(letter.user_id), body, MAX_LETTERS)
         return bool((await self._run([command]))[0])
 
     async def all(self) -> list[DeadLetter]:

@@ -52,10 +52,11 @@ class Event(NamedTuple):
     recommendation_id: str | None = None
 
 
-# What `append` did with an event: stored it; found it stored already; found another event with its id, and kept that.
-Appended = Literal["accepted", "duplicate", "conflict"]
-# What `replace` did: the event is new; it took the place of another one; it was stored already.
-Replaced = Literal["created", "replaced", "unchanged"]
+# What `append` did with an event: stored it; found it stored already; found another event with its id, and kept that;
+# refused it, because its user was deleted and it is not newer than the deletion.
+Appended = Literal["accepted", "duplicate", "conflict", "deleted"]
+# What `replace` did: the event is new; it took the place of another one; it was stored already; refused it, as above.
+Replaced = Literal["created", "replaced", "unchanged", "deleted"]
 
 
 class Remembered(NamedTuple):
@@ -107,11 +108,23 @@ class UserCounts(NamedTuple):
 
 
 class Deleted(NamedTuple):
-    """Numbers of events, state records and keys that a deletion removed; all zero for an unknown user."""
+    """What a deletion removed, as numbers; all zero for an unknown user.
+
+    `lists`: lists that the user was shown; `pages`: lists with further pages; `outcomes`: events that were not counted
+    yet; `live_counts`: counts of items and pairs that the user was part of; `requests`: entries of the encode queue.
+    `at`: Unix seconds by the clock of the store.
+    """
 
     events: int
     states: int
     keys: int
+    lists: int = 0
+    pages: int = 0
+    outcomes: int = 0
+    live_counts: int = 0
+    requests: int = 0
+    dead_letters: int = 0
+    at: int = 0
 
 
 # ---- text

@@ -47,17 +47,26 @@
     automr:{+rate:<name>}:window      HASH    number and counts of a window of a rate      keys with a rate; two
                                               (see `identity/limits.py`)                   windows
     automr:probe                      STRING  empty: written to see whether writes work    one
+    automr:{+<slot>}:gone:<hash>      STRING  second in which the user was deleted, see     users deleted, for days
+                                              `erasure/tombstones.py`
+    automr:{+erasure}:users           ZSET    users whose deletion is not finished, by when  such users
+                                              it goes on (see `erasure/deletions.py`)
+    automr:{+erasure}:receipts        STREAM  what each deletion removed; no user id         newest 10,000
+    automr:{+erasure}:secret          STRING  key of the hashes of tombstones                one
+    automr:{+erasure}:files:<fact>    STRING  times of deletions and of rewritten files      four
     automr:{+live}:of:<uid>           STRING  cells: what the user adds to the live counts 21 bytes for each; at most
                                               (see `counts.py`)                            1,100 cells
     automr:{+live}:day:<day>          HASH    digests of two items, 16 bytes -> number     cells of all users
                                               of users
     automr:{+live}:days               HASH    day -> number of changes of its counts       newest `KEPT_DAYS`
 
-Shown lists, pages, leases, and what is or was to be counted expire. <uid> is percent-quoted, so every user id gives a
-valid key. The braces make it the hash tag, so all keys of a user are in one slot of Redis Cluster. Live counts and
-outcomes are in other slots; no user has a tag with "+" or ":", because these are quoted.
+Shown lists, pages, tombstones, leases, and what is or was to be counted expire. <uid> is percent-quoted, so every user
+id gives a valid key. The braces make it the hash tag, so all keys of a user are in one slot of Redis Cluster. Live
+counts and outcomes are in other slots; no user has a tag with "+" or ":", because these are quoted.
 """
 
+from binascii import crc_hqx
+from functools import cache
 from urllib.parse import quote, unquote
 
 from service.errors import BadRequest
@@ -73,6 +82,9 @@ EVENT_TYPES, EVENTS_COUNTED, EVENTS_COUNTING = "automr:events", "automr:events:c
 BUNDLES, BUNDLES_FILL = "automr:bundles", "automr:bundles:fill"
 PROBE = "automr:probe"
 KEY_RECORDS, KEYS_VERSION, KEYS_USED = "automr:{+keys}:records", "automr:{+keys}:version", "automr:{+keys}:used"
+ERASING, RECEIPTS = "automr:{+erasure}:users", "automr:{+erasure}:receipts"
+SECRET, FILES_PREFIX = "automr:{+erasure}:secret", "automr:{+erasure}:files:"
+NUM_SLOTS = 16_384  # of Redis Cluster
 USER_KEYS = ("events", "order", "seen", "spaces", "against", "aside", "facts")
 ALL_EVENTS = "automr:{*}:events"  # a pattern for SCAN
 
@@ -124,3 +136,23 @@ def user_keys(user_id: str, space: str | None = None) -> list[str]:
     prefix = user_prefix(user_id)
     keys = [prefix + name for name in USER_KEYS]
     return keys if space is None else [*keys, f"{prefix}states:{space}"]
+
+
+def gone_key(user_id: str, digest: str) -> str:
+    """Key of a tombstone: in the slot of the user's keys, so that a script may read it, but without the user's id."""
+    return f"automr:{{{slot_tags()[_slot(_quoted(user_id))]}}}:gone:{digest}"
+
+
+@cache
+def slot_tags() -> dict[int, str]:
+    """A short hash tag for each slot; takes about 0.2 s once."""
+    tags: dict[int, str] = {}
+    number = 0
+    while len(tags) < NUM_SLOTS:
+        tags.setdefault(_slot(tag := f"+{number}"), tag)
+        number += 1
+    return tags
+
+
+def _slot(tag: str) -> int:
+    return crc_hqx(tag.encode(), 0) % NUM_SLOTS

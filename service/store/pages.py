@@ -8,15 +8,21 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from service.store.erasure.tombstones import Tombstones
 from service.store.events import encode_text
-from service.store.keys import anonymous_pages_key, user_prefix
+from service.store.keys import anonymous_pages_key, user_keys, user_prefix
+from service.store.lua.scripts import MAY_KEEP
 
 MOST_LISTS = 20  # of a user; the oldest are dropped
 
 Run = Callable[[Sequence[tuple[Any, ...]]], Awaitable[list[Any]]]
 
-# KEYS: the hash; ARGV: field, value, now, seconds to keep, most fields  ->  nothing. A field is "<expires>:<id>".
-_SAVE = """
+# KEYS: the hash, and of a user events and tombstone; ARGV: field, value, now, seconds to keep, most fields  ->
+# nothing. A field is "<expires>:<id>".
+_SAVE = (
+    MAY_KEEP
+    + """
+if KEYS[2] and not may_keep(KEYS[3], KEYS[2], ARGV[3]) then return end
 local fields = redis.call('HKEYS', KEYS[1])
 local kept = {}
 for _, field in ipairs(fields) do
@@ -28,19 +34,22 @@ for i = 1, #kept - tonumber(ARGV[5]) + 1 do redis.call('HDEL', KEYS[1], kept[i])
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 redis.call('EXPIRE', KEYS[1], ARGV[4])
 """
+)
 
 
 class PageStore:
     """`run` is `MemoryStore.run`; its errors come through."""
 
-    def __init__(self, run: Run, *, kept_s: int = 1800) -> None:
-        self._run, self.kept_s = run, kept_s
+    def __init__(self, run: Run, tombstones: Tombstones, *, kept_s: int = 1800) -> None:
+        self._run, self._tombstones, self.kept_s = run, tombstones, kept_s
 
     async def save(self, user_id: str | None, recommendation_id: str, body: bytes) -> int:
         """Returns when the list expires, Unix seconds. One round trip."""
         now = int(time.time())
-        key, field = _key(user_id, recommendation_id), _field(recommendation_id, now + self.kept_s)
-        await self._run([("EVAL", _SAVE, 1, key, field, body, now, self.kept_s, MOST_LISTS)])
+        keys, field = [_key(user_id, recommendation_id)], _field(recommendation_id, now + self.kept_s)
+        if user_id is not None:
+            keys += user_keys(user_id)[0], await self._tombstones.key(user_id)
+        await self._run([("EVAL", _SAVE, len(keys), *keys, field, body, now, self.kept_s, MOST_LISTS)])
         return now + self.kept_s
 
     async def get(self, user_id: str | None, recommendation_id: str, expires: int) -> bytes | None:

@@ -17,6 +17,7 @@ class Reason(NamedTuple):
 
 WRONG_PASSWORD = Reason("wrong password", "refuses the user or the password of AUTOMR_STORE")
 NO_RIGHTS = Reason("no rights", "does not allow its user a command that is needed (EVAL, or one that the scripts call)")
+NO_COMMAND = Reason("no command", "does not have a command that is needed, or hides it (a managed store)")
 FULL = Reason("full", "is full: its maxmemory is reached")
 DISK = Reason("disk", "cannot write to its disk")
 READ_ONLY = Reason("read-only", "is a read-only replica; AUTOMR_STORE must name the primary")
@@ -61,6 +62,8 @@ def _reason_of_one(error: BaseException) -> Reason | None:
     reply = reply_of(error)
     if reply.startswith("ACL failure in script"):
         return NO_RIGHTS
+    if reply.startswith(("unknown command", "ERR unknown command")):
+        return NO_COMMAND
     named = (_BY_CLASS[name] for kind in type(error).__mro__ if (name := kind.__name__) in _BY_CLASS)
     return _BY_CODE.get(reply.partition(" ")[0]) or next(named, None)
 

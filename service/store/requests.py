@@ -33,12 +33,12 @@ def eval_command(script: str, keys: Sequence[str], *args: Any) -> Command:
     return ("EVAL", script, len(keys), *keys, *args)
 
 
-def append_command(events: Sequence[Event], sorting: Sorting) -> Command:
-    """`events` are of one user."""
+def append_command(events: Sequence[Event], sorting: Sorting, tombstone: str) -> Command:
+    """`events` are of one user, whose tombstone has that key."""
     args: list[Any] = [*sorting]
     for event in events:
         args += append_arguments(event)
-    return eval_command(scripts.APPEND, user_keys(events[0].user_id), *args)
+    return eval_command(scripts.APPEND, [*user_keys(events[0].user_id), tombstone], *args)
 
 
 def append_arguments(event: Event) -> tuple[Any, ...]:
@@ -77,5 +77,8 @@ def save_states_command(states: UserStates, space: str, limit: int) -> Command:
     return eval_command(scripts.SAVE_STATES, user_keys(states.user_id, space), *args)
 
 
-def encoding_command(user_ids: Iterable[str]) -> Command:
-    return eval_command(scripts.REQUEST_ENCODING, [ENCODE, WAITING], *map(encode_text, user_ids))
+def encoding_command(user_ids: Iterable[str], *, only_with_events: bool = False) -> Command:
+    """`only_with_events`: not for users who were deleted meanwhile; the keys are in different slots then."""
+    users = list(user_ids)
+    events = [user_keys(user_id)[0] for user_id in users] if only_with_events else []
+    return eval_command(scripts.REQUEST_ENCODING, [ENCODE, WAITING, *events], *map(encode_text, users))

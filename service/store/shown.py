@@ -10,11 +10,25 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
+from service.store.erasure.tombstones import Tombstones
 from service.store.events import decode_text, encode_text, read_json
 from service.store.feedback.outcomes import LISTS
-from service.store.keys import TOTALS, anonymous_key, user_prefix
+from service.store.keys import TOTALS, anonymous_key, user_keys, user_prefix
+from service.store.lua.scripts import MAY_KEEP
 
 MOST_LISTS = 20  # of a user; older ones are dropped
+
+# KEYS: lists, events, tombstone of the user (only lists for an anonymous session); ARGV: list, most lists, seconds to
+# keep them, when the list was made  ->  nothing
+_SAVE = (
+    MAY_KEEP
+    + """
+if KEYS[2] and not may_keep(KEYS[3], KEYS[2], ARGV[4]) then return end
+redis.call('LPUSH', KEYS[1], ARGV[1])
+redis.call('LTRIM', KEYS[1], 0, ARGV[2] - 1)
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+"""
+)
 
 Run = Callable[[Sequence[tuple[Any, ...]]], Awaitable[list[Any]]]
 
@@ -33,15 +47,18 @@ class ShownList(NamedTuple):
 class ShownStore:
     """`run` is `MemoryStore.run`; its errors come through. Lists older than `kept_s` seconds are not returned."""
 
-    def __init__(self, run: Run, *, kept_s: int) -> None:
-        self._run, self.kept_s = run, kept_s
+    def __init__(self, run: Run, tombstones: Tombstones, *, kept_s: int) -> None:
+        self._run, self._tombstones, self.kept_s = run, tombstones, kept_s
 
     async def save(self, lists: Sequence[ShownList]) -> None:
         """One round trip. Also counts the lists of each variant; a repeated call counts them again."""
         commands: list[tuple[Any, ...]] = []
         for each in lists:
-            key = shown_key(each.user_id, each.recommendation_id)
-            commands += [("LPUSH", key, _encode(each)), ("LTRIM", key, 0, MOST_LISTS - 1), ("EXPIRE", key, self.kept_s)]
+            keys = [shown_key(each.user_id, each.recommendation_id)]
+            if each.user_id is not None:
+                keys += user_keys(each.user_id)[0], await self._tombstones.key(each.user_id)
+            args = _encode(each), MOST_LISTS, self.kept_s, each.time
+            commands.append(("EVAL", _SAVE, len(keys), *keys, *args))
         numbers = Counter(each.variant for each in lists)
         commands += [("HINCRBY", TOTALS, f"{variant}|{LISTS}", number) for variant, number in numbers.items()]
         await self._run(commands)

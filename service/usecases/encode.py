@@ -162,7 +162,7 @@ class Worker:
         del self._failures[user_id]
         log.error("a user could not be encoded and is a dead letter now", exc_info=error)
         letter = DeadLetter(user_id, _reason(error), int(time.time()))
-        if not await DeadLetters(self.store.run).add(letter):
+        if not await DeadLetters(self.store.run, is_cluster=self.store.is_cluster).add(letter):
             log.error("there are too many dead letters, this one is not kept")
         return set()
 

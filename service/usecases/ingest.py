@@ -13,11 +13,11 @@ from typing import Literal
 import structlog
 
 from model_store.view import BundleView
-from service.errors import DeadlineExceeded, Rejected, StoreCorrupt, StoreUnavailable
+from service.errors import DeadlineExceeded, Rejected, StoreCorrupt, StoreUnavailable, UserDeleted
 from service.metrics import Metrics
 from service.store.client import MemoryStore
 from service.store.deadletters import DeadLetters
-from service.store.events import Appended, Event, Replaced
+from service.store.events import Appended, Event
 from service.usecases.encode import Worker
 from service.usecases.items import Items, cancel_and_wait
 
@@ -29,6 +29,10 @@ _MEASURE_EVERY_S = 1.0
 _CONFLICT = (
     "event_id: another event is stored under this id, and stays; correct it with"
     " PUT /users/{user_id}/interactions/{event_id}, or send a new event_id"
+)
+DELETED = (
+    "user_id: the user was deleted, and the event is not newer than that; it is not stored. If the user agreed to it"
+    " again, call POST /users/{user_id}:recreate first"
 )
 _UNKNOWN_ITEM = "item_id: the catalogue does not know this item; add it with PUT /items/{item_id}"
 
@@ -43,13 +47,15 @@ class Outcome:
 
 
 def _outcome(appended: Appended, event_id: str) -> Outcome:
+    if appended == "deleted":
+        return Outcome("rejected", reason=DELETED)
     return Outcome(appended, event_id, _CONFLICT if appended == "conflict" else None)
 
 
 class Ingest:
     def __init__(self, view: BundleView, store: MemoryStore, items: Items, worker: Worker, metrics: Metrics) -> None:
         self.view, self.store, self.items, self.worker, self.metrics = view, store, items, worker, metrics
-        self._dead_letters = DeadLetters(store.run)
+        self._dead_letters = DeadLetters(store.run, is_cluster=store.is_cluster)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self, *, with_worker: bool) -> None:
@@ -85,15 +91,20 @@ class Ingest:
             await self._make_visible(events, timeout_s)
         return outcomes
 
-    async def correct(self, event: Event) -> Replaced:
-        """Stores the event in the place of the one with its id. Raises Rejected for an unknown item.
+    async def correct(self, event: Event) -> Literal["created", "replaced", "unchanged"]:
+        """Stores the event in the place of the one with its id.
+
+        Raises Rejected for an unknown item, UserDeleted for an event that is not newer than the deletion of its user.
 
         Memory and counts follow from the events: a worker makes again what depended on the event before.
         """
         (checked,) = await self._without_unknown_items([event])
         if isinstance(checked, str):
             raise Rejected(checked)
-        return await self.store.replace(event)
+        replaced = await self.store.replace(event)
+        if replaced == "deleted":
+            raise UserDeleted(DELETED)
+        return replaced
 
     async def _without_unknown_items(self, elements: Sequence[Event | str]) -> list[Event | str]:
         """Events of unknown items are replaced by the reason."""

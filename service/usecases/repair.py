@@ -59,6 +59,6 @@ class Repair:
                     await self._is_stopping.wait()
             users, self._users = self._users, set()
             try:
-                await self.store.request_encoding(users)
+                await self.store.request_encoding(users, only_with_events=True)
             except StoreUnavailable:
                 repeated.warning("store away, requests for encoding were lost")

@@ -10,7 +10,8 @@ from service.engine.engine import Engine
 from service.errors import BadRequest, NoWords, UnknownUser
 from service.metrics import Metrics
 from service.store.client import MemoryStore
-from service.store.events import Deleted, Event, UserCounts
+from service.store.erasure.deletions import Receipt
+from service.store.events import Event, UserCounts
 from service.store.feedback.merge import Merged, merge
 from service.usecases.shown import ShownLists
 from service.usecases.timeline import Timeline, events_with_states
@@ -19,6 +20,7 @@ from service.usecases.words import NO_WORDS, NUM_EVENTS, ShownEntry, known_in_wo
 _EVENTS_PER_PAGE = 500
 
 Settle = Callable[[Sequence[str]], Awaitable[object]]
+Erase = Callable[[str], Awaitable[Receipt]]
 
 
 class TitledEvent(NamedTuple):
@@ -54,11 +56,12 @@ class Users:
         shown: ShownLists,
         *,
         settle: Settle,
+        erase: Erase,
         metrics: Metrics,
     ) -> None:
-        """`settle` counts what users did with lists, before they are merged."""
+        """`settle` counts what users did with lists, before they are merged. `erase` deletes what the store holds."""
         self.view, self.store, self.engine, self.shown = view, store, engine, shown
-        self.settle, self.metrics = settle, metrics
+        self.settle, self.erase, self.metrics = settle, erase, metrics
 
     async def get(self, user_id: str, cursor: str | None, limit: int) -> UserPage:
         """Raises UnknownUser when the store holds no event, BadRequest for a cursor that this service did not make."""
@@ -86,10 +89,10 @@ class Users:
         known = known_in_words(remembered, self.view, int(time.time()))
         return show_entries(await self.engine.read_memory(known.past, queries_of(known.past_events)), known)
 
-    async def forget(self, user_id: str) -> Deleted:
+    async def forget(self, user_id: str) -> Receipt:
         """Deletes everything, in all spaces. An unknown user is no error, so that the call can be repeated."""
         self.shown.forget(user_id)
-        return await self.store.forget_user(user_id)
+        return await self.erase(user_id)
 
     async def merge(self, user_id: str, guest_id: str) -> Merged:
         """Moves all events of the guest to the user; the guest is gone when it is complete. Safe to repeat.

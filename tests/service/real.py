@@ -29,6 +29,7 @@ from service.engine.engine import Engine
 from service.engine.messages import ModelOptions, Result
 from service.engine.model import Model, serve
 from service.engine.process import spawn
+from service.erasure.eraser import Eraser
 from service.feedback.answers import Answers
 from service.feedback.experiments import Experiments
 from service.http.routes.interactions import event_or_reason
@@ -102,6 +103,7 @@ class Service:
     answers: Answers
     experiments: Experiments
     live_counts: LiveCounts
+    eraser: Eraser
     metrics: Metrics
 
     @property
@@ -160,6 +162,7 @@ def parts_of(resources: Resources, thread: ModelThread | None) -> Service:
         answers=resources.answers,
         experiments=resources.experiments,
         live_counts=resources.live_counts,
+        eraser=resources.eraser,
         metrics=resources.metrics,
     )
 

@@ -17,6 +17,7 @@ from service.errors import StoreUnavailable, UnknownItem, UnknownUser
 from service.metrics import Metrics
 from service.resources import Resources
 from service.settings import Settings
+from service.store.erasure.deletions import Receipt
 from service.store.events import Deleted, Event, UserCounts
 from service.usecases.explain import ShownItem, ShownReason, UsedMemory
 from service.usecases.ingest import Outcome, Wait
@@ -109,8 +110,8 @@ class Users:
             raise UnknownUser("Nothing is stored about this user.")
         return UserPage(UserCounts(limit, 0), recent=[], memory=[], next_cursor=cursor)
 
-    async def forget(self, user_id: str) -> Deleted:
-        return Deleted(events=2, states=1, keys=4)
+    async def forget(self, user_id: str) -> Receipt:
+        return Receipt("r", Deleted(events=2, states=1, keys=4))
 
     async def forget_event(self, user_id: str, event_id: str) -> bool:
         return True
@@ -165,7 +166,7 @@ def resources(settings: Settings, metrics: Metrics) -> Resources:
     parts: dict[str, Any] = {
         "view": view(), "store": Store(), "engine": Engine(), "items": Items(), "ingest": Ingest(), "users": Users(),
         "recommender": Recommender(), "live_counts": None, "shown": None, "related": None, "item_list": None,
-        "user_list": None, "experiments": None,
+        "user_list": None, "experiments": None, "eraser": None,
         "rankings": None, "event_table": None,
     }  # fmt: skip
     parts["answers"] = parts["recommender"]

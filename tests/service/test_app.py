@@ -380,6 +380,7 @@ def test_the_paths_are_the_documented_ones() -> None:
         "/users/{user_id}/interactions/{event_id}", "/users/{user_id}/memory", "/items", "/items/{item_id}",
         "/items/{item_id}/neighbors", "/items/{item_id}/related", "/popular", "/trending", "/latest",
         "/recommend/users", "/users", "/users/{user_id}:merge", "/experiments", "/settings/events",
+        "/deletions", "/users/{user_id}:recreate", "/store:compact",
         "/bundles", "/bundles/{name}", "/bundles/{name}:activate", "/bundles:rollback",
         "/keys", "/keys/{id}", "/keys/{id}:rotate", "/model", "/livez", "/readyz", "/startupz", "/metrics",
     }  # fmt: skip

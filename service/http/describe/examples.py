@@ -63,6 +63,17 @@ _ENTRY = {
     "first": _TIME,
     "last": _TIME,
 }
+_DELETED = {
+    "events": 15,
+    "states": 15,
+    "keys": 3,
+    "lists": 2,
+    "pages": 0,
+    "outcomes": 0,
+    "live_counts": 9,
+    "requests": 1,
+    "dead_letters": 0,
+}
 _ASPECT = {
     "name": "series",
     "scenario": "the next of a series",
@@ -151,7 +162,24 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
         "next_cursor": None,
     },
     "UserMemory": {"user_id": _USER, "memory": [_ENTRY]},
-    "ForgottenUser": {"user_id": _USER, "events": 15, "states": 15, "keys": 3},
+    "ForgottenUser": {
+        **_DELETED,
+        "user_id": _USER,
+        "receipt_id": "6f1c0a52d0bd4f0f9c86e63b0e6d0c11",
+        "deleted_at": _TIME,
+        "erased_by": _TIME + 3600,
+    },
+    "DeletionsPage": {
+        "deletions": [
+            {
+                **_DELETED,
+                "receipt_id": "6f1c0a52d0bd4f0f9c86e63b0e6d0c11",
+                "deleted_at": _TIME,
+                "is_erased": True,
+            }
+        ],
+        "next_cursor": "1760000000123-0",
+    },
     "TypeRule": _EVENT_TYPES["view"] | {"cancels": False, "by_value": []},
     "ValueRule": _EVENT_TYPES["rating"]["by_value"][0] | {"seen_s": None},
     "CorrectedEvent": {"user_id": _USER, "event_id": "order-17-1", "status": "replaced"},

@@ -44,9 +44,17 @@ async def get_memory(user_id: UserIdPath, resources: ResourcesDep) -> UserMemory
 
 @router.delete("")
 async def forget_user(user_id: UserIdPath, resources: ResourcesDep) -> ForgottenUser:
-    """Deletes everything about the user, and answers how much there was."""
-    deleted = await resources.users.forget(user_id)
-    return ForgottenUser(user_id=user_id, events=deleted.events, states=deleted.states, keys=deleted.keys)
+    """Deletes everything about the user, and answers how much there was.
+
+    For AUTOMR_TOMBSTONE_DAYS, events that are not newer than the deletion are refused, so that a late retry brings
+    nothing back; newer ones are a new beginning. An error does not say that nothing was deleted: repeat the call.
+    """
+    receipt_id, deleted, _ = await resources.users.forget(user_id)
+    minutes = resources.settings.erasure_minutes
+    numbers = deleted._asdict()
+    at = numbers.pop("at")
+    erased_by = at + round(60 * minutes) if minutes else None
+    return ForgottenUser(user_id=user_id, receipt_id=receipt_id, deleted_at=at, erased_by=erased_by, **numbers)
 
 
 @router.put("/interactions/{event_id}")

@@ -15,18 +15,24 @@ from typing import Any, NamedTuple
 
 from service.store.events import Event, decode_text, encode_text, read_json
 from service.store.keys import COUNTED_PREFIX, EXPERIMENTS, TOTALS, UNSETTLED, anonymous_key, user_keys, user_prefix
+from service.store.lua.scripts import DELETED_AT
 
 LISTS = "lists"  # a total: answers that are kept
 
 _KEPT_S = 7 * 86_400
 _DAY_S = 86_400
 
-# KEYS: events, shown, outbox; ARGV: seconds, (event_id, recommendation id, item id, type)*  ->  nothing. An event that
-# is stored already is not looked at. An empty variant: the list is not among those of the user.
-_ATTRIBUTE = """
-for i = 2, #ARGV, 4 do
-  local id, recommendation, item, kind = unpack(ARGV, i, i + 3)
-  if redis.call('HEXISTS', KEYS[1], id) == 0 then
+# KEYS: events, shown, outbox, tombstone; ARGV: seconds, (event_id, recommendation id, item id, type, timestamp)*  ->
+# nothing. An event that is stored already, or that is not stored because the user was deleted, is not looked at. An
+# empty variant: the list is not among those of the user.
+_ATTRIBUTE = (
+    DELETED_AT
+    + """
+local deleted = deleted_at(KEYS[4])
+for i = 2, #ARGV, 5 do
+  local id, recommendation, item, kind, timestamp = unpack(ARGV, i, i + 4)
+  local is_gone = deleted and tonumber(timestamp) <= deleted
+  if redis.call('HEXISTS', KEYS[1], id) == 0 and not is_gone then
     local outcome = {recommendation = recommendation, item = item, type = kind, variant = '', is_shown = false}
     for _, element in ipairs(redis.pcall('LRANGE', KEYS[2], 0, -1)) do
       if string.sub(element, 1, #recommendation + 1) == recommendation .. ' ' then
@@ -42,6 +48,7 @@ for i = 2, #ARGV, 4 do
   end
 end
 """
+)
 # KEYS: outbox, events  ->  (event id, outcome)* of events that are stored
 _OUTBOX = """
 local found, pairs_of_outbox = {}, redis.pcall('HGETALL', KEYS[1])
@@ -81,6 +88,13 @@ for i = 1, #ARGV, 2 do
 end
 """
 
+# KEYS: waiting, (outbox of each user)*; ARGV: time, user*  ->  nothing. Users without an outbox do not wait.
+_MARK = """
+for i = 2, #ARGV do
+  if redis.call('EXISTS', KEYS[i]) == 1 then redis.call('ZADD', KEYS[1], ARGV[1], ARGV[i]) end
+end
+"""
+
 Run = Callable[[Sequence[tuple[Any, ...]]], Awaitable[list[Any]]]
 
 
@@ -95,26 +109,32 @@ class Outcome(NamedTuple):
     variant: str
 
 
-def attributions(events: Sequence[Event]) -> list[tuple[Any, ...]]:
-    """The commands to send before those that store these events."""
+def attributions(events: Sequence[Event], tombstones: Mapping[str, str]) -> list[tuple[Any, ...]]:
+    """The commands to send before those that store these events. `tombstones`: their keys by user."""
     args: dict[str, list[Any]] = {}
     for event in events:
         if event.recommendation_id is not None:
             texts = event.event_id, event.recommendation_id, event.item_id, event.type
-            args.setdefault(event.user_id, [_KEPT_S]).extend(map(encode_text, texts))
-    return [_attribution(user_id, each) for user_id, each in args.items()]
+            args.setdefault(event.user_id, [_KEPT_S]).extend([*map(encode_text, texts), event.timestamp])
+    return [_attribution(user_id, tombstones[user_id], each) for user_id, each in args.items()]
 
 
-def markings(events: Sequence[Event]) -> list[tuple[Any, ...]]:
+def markings(events: Sequence[Event], *, is_cluster: bool) -> list[tuple[Any, ...]]:
     """The commands to send after those that store these events: their users wait. Repeated by a caller's retry."""
-    users = dict.fromkeys(event.user_id for event in events if event.recommendation_id is not None)
-    now_us = time.time_ns() // 1000
-    return [("ZADD", UNSETTLED, *(part for user in users for part in (now_us, encode_text(user))))] if users else []
+    users = list(dict.fromkeys(event.user_id for event in events if event.recommendation_id is not None))
+    if not users:
+        return []
+    now_us, names = time.time_ns() // 1000, list(map(encode_text, users))
+    if is_cluster:
+        return [("ZADD", UNSETTLED, *(part for user in names for part in (now_us, user)))]
+    outboxes = [user_prefix(user_id) + "outcomes" for user_id in users]
+    return [("EVAL", _MARK, 1 + len(users), UNSETTLED, *outboxes, now_us, *names)]
 
 
-def _attribution(user_id: str, args: Sequence[Any]) -> tuple[Any, ...]:
+def _attribution(user_id: str, tombstone: str, args: Sequence[Any]) -> tuple[Any, ...]:
     prefix = user_prefix(user_id)
-    return ("EVAL", _ATTRIBUTE, 3, user_keys(user_id)[0], prefix + "shown", prefix + "outcomes", *args)
+    keys = user_keys(user_id)[0], prefix + "shown", prefix + "outcomes", tombstone
+    return ("EVAL", _ATTRIBUTE, len(keys), *keys, *args)
 
 
 class OutcomeStore:

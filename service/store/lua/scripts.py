@@ -37,22 +37,42 @@ local function hmget(key, fields)
 end
 """
 
+# The second in which a user was deleted, nil if that was never or long ago. `key`: the tombstone of the user.
+DELETED_AT = """
+local function deleted_at(key) return tonumber(redis.call('GET', key) or '') end
+"""
+
+# Whether what was made for the user at a time may be kept: not if the user was deleted since, or has no events since.
+MAY_KEEP = (
+    DELETED_AT
+    + """
+local function may_keep(tombstone, events, made_at)
+  local deleted = deleted_at(tombstone)
+  return not deleted or tonumber(made_at) > deleted and redis.call('EXISTS', events) == 1
+end
+"""
+)
+
 # ARGV: name of the table, table (see `sorting.sorting_of`), (event_id, body, timestamp, order member, item digest)*  ->
-# for each event 1 (new), 0 (stored already), or the body that is stored under its id and differs in its bytes
+# for each event 1 (new), 0 (stored already), −1 (the user was deleted since), or the body that is stored under its id
+# and differs in its bytes. KEYS[8]: the tombstone of the user.
 APPEND = (
     EVENT_ID
     + HMGET
+    + DELETED_AT
     + SORT
     + ADD
     + """
 local answer = {}
-local known = keep_sorted()
+local known, deleted = keep_sorted(), deleted_at(KEYS[8])
 for i = 3, #ARGV, 5 do
   local id, body, timestamp, member, digest = unpack(ARGV, i, i + 4)
   local stored = redis.call('HGET', KEYS[1], id)
-  if not stored then add_event(id, body, timestamp, member, digest) end
-  answer[#answer + 1] = not stored and 1 or stored == body and 0 or stored
+  local is_gone = not stored and deleted and tonumber(timestamp) <= deleted
+  if not stored and not is_gone then add_event(id, body, timestamp, member, digest) end
+  answer[#answer + 1] = is_gone and -1 or not stored and 1 or stored == body and 0 or stored
 end
+if redis.call('EXISTS', KEYS[1]) == 0 then return answer end
 if is_outdated(known) then redis.call('HDEL', FACTS, 'table')
 elseif not known then redis.call('HSET', FACTS, 'table', ARGV[1]) end
 return answer
@@ -148,6 +168,9 @@ local function forget_all(prefix)
     return type(answer) == 'number' and answer or 0
   end
   local counts = {length('HLEN', KEYS[1]), 0, 0, 0}
+  for i, command in ipairs({'LLEN', 'HLEN', 'HLEN'}) do
+    counts[4 + i] = length(command, prefix .. ({'shown', 'pages', 'outcomes'})[i])
+  end
   local doomed = {unpack(KEYS, 1, 7)}
   for _, name in ipairs({'shown', 'pages', 'outcomes'}) do doomed[#doomed + 1] = prefix .. name end
   local spaces = redis.pcall('SMEMBERS', KEYS[4])
@@ -162,9 +185,18 @@ local function forget_all(prefix)
 end
 """
 
-# ARGV: prefix of the user's keys  ->  numbers of deleted events, states and keys, and 1 if the set of spaces is
-# damaged: then keys of spaces are left.
-FORGET_USER = FORGET_ALL + "return forget_all(ARGV[1])"
+# ARGV: prefix of the user's keys, seconds to keep the tombstone  ->  numbers of deleted events, states and keys, 1 if
+# the set of spaces is damaged (then keys of spaces are left), numbers of lists, pages and outcomes, and the second of
+# the deletion. KEYS[8]: the tombstone.
+FORGET_USER = (
+    FORGET_ALL
+    + """
+local now, counts = tonumber(redis.call('TIME')[1]), forget_all(ARGV[1])
+if tonumber(ARGV[2]) > 0 then redis.call('SET', KEYS[8], now, 'EX', ARGV[2]) end
+counts[#counts + 1] = now
+return counts
+"""
+)
 
 # Takes an event out of everything but `events`; `seen` and the sets are then made anew, because the event may have
 # taken others back. Searches all members, because the tie key of an event cannot be computed here. Deletions and
@@ -206,9 +238,11 @@ return 1
 )
 
 # ARGV: name of the table, table, prefix of the user's keys, event_id, body, timestamp, order member, item digest  ->
-# 1 (new), 2 (it has taken the place of the event that was stored under its id) or 0 (that event has the same body)
+# 1 (new), 2 (it has taken the place of the event that was stored under its id), 0 (that event has the same body) or 3
+# (not stored: the user was deleted since). KEYS[8]: the tombstone.
 REPLACE = (
     EVENT_ID
+    + DELETED_AT
     + FIELD
     + HMGET
     + SORT
@@ -218,6 +252,8 @@ REPLACE = (
 local prefix, id, body, timestamp, member, digest = unpack(ARGV, 3)
 local stored = redis.call('HGET', KEYS[1], id)
 if stored == body then return 0 end
+local deleted = deleted_at(KEYS[8])
+if not stored and deleted and tonumber(timestamp) <= deleted then return 3 end
 if stored then
   take_out(prefix, id)
   redis.call('HINCRBY', KEYS[7], 'revision', 1)
@@ -229,11 +265,14 @@ return stored and 2 or 1
 )
 
 # `waiting` counts the entries of each user in the stream, so that its size is the number of users who wait.
-# KEYS: stream, waiting; ARGV: users  ->  nothing
+# KEYS: stream, waiting, (events of each user)*; ARGV: users  ->  nothing. With the keys of events, users without events
+# are left out: they were deleted a moment ago.
 REQUEST_ENCODING = """
 for i, user in ipairs(ARGV) do
-  redis.call('HINCRBY', KEYS[2], user, 1)
-  redis.call('XADD', KEYS[1], '*', 'user', user)
+  if not KEYS[2 + i] or redis.call('EXISTS', KEYS[2 + i]) == 1 then
+    redis.call('HINCRBY', KEYS[2], user, 1)
+    redis.call('XADD', KEYS[1], '*', 'user', user)
+  end
 end
 """
 

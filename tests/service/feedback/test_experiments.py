@@ -32,7 +32,7 @@ def event(number: int, user_id: str = "u", **fields: Any) -> Event:
 
 
 async def show(store: MemoryStore, *lists: ShownList) -> None:
-    await ShownStore(store.run, kept_s=3600).save(lists)
+    await ShownStore(store.run, store.tombstones, kept_s=3600).save(lists)
 
 
 def shown(number: int = 1, user_id: str | None = "u", variant: str = "spring/a") -> ShownList:

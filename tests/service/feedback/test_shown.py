@@ -10,10 +10,11 @@ from redis.asyncio import Redis
 from service.errors import StoreUnavailable
 from service.metrics import Metrics
 from service.store.client import MemoryStore
+from service.store.erasure.tombstones import Tombstones
 from service.store.shown import MOST_LISTS, ShownList, ShownStore
 from service.usecases.ranking.requests import Request
 from service.usecases.shown import ShownLists
-from tests.service.real import Service, history
+from tests.service.real import Service, history, interaction
 
 NOW = int(time.time())
 
@@ -24,7 +25,7 @@ def shown(number: int, user_id: str | None = "u", **fields: Any) -> ShownList:
 
 @pytest.fixture
 def lists(store: MemoryStore) -> ShownStore:
-    return ShownStore(store.run, kept_s=3600)
+    return ShownStore(store.run, store.tombstones, kept_s=3600)
 
 
 async def test_a_list_comes_back_as_it_was_saved(lists: ShownStore) -> None:
@@ -73,11 +74,15 @@ async def test_a_deleted_user_has_no_lists(service: Service) -> None:
     await service.answers.recommend(Request(user_id="u", k=3))
     await service.users.forget("u")
     await service.shown.stop()
+    assert await service.store.run([("KEYS", "automr:{u}*")]) == [[]]
+    await service.answers.recommend(Request(user_id="u", k=3))
+    await asyncio.sleep(0.2)
+    assert await service.store.run([("KEYS", "automr:{u}*")]) == [[]], "a deleted user has a list before an event"
+    await asyncio.sleep(1)  # an answer of the second of the deletion may be from before it
+    await service.submit([interaction(1, timestamp=int(time.time()) + 5)], "durable")
     answer = await service.answers.recommend(Request(user_id="u", k=3))
     await asyncio.sleep(0.2)
     assert [each.recommendation_id for each in await service.shown.recent("u")] == [answer.recommendation_id]
-    await service.users.forget("u")
-    assert await service.store.run([("KEYS", "automr:{u}*")]) == [[]]
 
 
 async def test_without_the_store_lists_are_lost_and_counted(store: MemoryStore) -> None:
@@ -85,7 +90,7 @@ async def test_without_the_store_lists_are_lost_and_counted(store: MemoryStore) 
         raise StoreUnavailable("away")
 
     metrics = Metrics()
-    lists = ShownLists(ShownStore(run, kept_s=60), metrics)
+    lists = ShownLists(ShownStore(run, Tombstones(run), kept_s=60), metrics)
     lists.remember(shown(1))
     await lists.stop()
     assert metrics.registry.get_sample_value("automr_shown_lists_total", {"result": "lost"}) == 1

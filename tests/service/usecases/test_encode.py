@@ -21,7 +21,7 @@ from tests.service.real import Service, history, interaction
 
 
 async def letters_of(service: Service) -> list[DeadLetter]:
-    return await DeadLetters(service.store.run).all()
+    return await DeadLetters(service.store.run, is_cluster=False).all()
 
 
 async def test_one_user_that_cannot_be_encoded_stops_no_other(

@@ -21,6 +21,7 @@ from model_store.voices.voices import Voices
 from service.store.counts import SECONDS_PER_DAY, Counts, cell, record
 from service.store.embedded.server import EmbeddedServer
 from service.store.events import item_digest
+from service.store.keys import user_keys
 from service.usecases.browsing.rankings import Rankings
 from service.usecases.live import decayed, trends
 from service.usecases.ranking.requests import Recommendation
@@ -194,6 +195,8 @@ async def test_a_cold_user_and_the_lists_follow_2000_buyers(
         for number in range(600):  # i9 has been chosen for weeks
             cells[f"old{number}"] = [cell(day - number % 20, digests[1], digests[1])]
         records = [(user, record({each: 1.0 for each in own if each})) for user, own in cells.items()]
+        commands = [("HSET", user_keys(user)[0], "e", b"{}") for user in cells]  # who has no event is not counted
+        await service.store.run(commands)
         for start in range(0, len(records), 100):
             await service.store.count(dict(records[start : start + 100]))
         await service.live_counts.catch_up()

@@ -46,18 +46,21 @@ async def test_strangers(service: Service) -> None:
         await service.users.get("nobody", None, 5)
     with pytest.raises(UnknownUser):
         _ = [row async for row in service.users.export("nobody")]
-    assert (await service.users.forget("nobody")).keys == 0
+    assert (await service.users.forget("nobody")).deleted.keys == 0
     assert not (await service.users.forget_event("nobody", "e"))
 
 
 async def test_the_forgotten_leave_no_key_and_may_come_back(service: Service, raw: Redis) -> None:
     await service.submit(history(30, "someone"), "visible")
     await raw.set(f"automr:{{someone}}:retrieval:{service.space}", b"{}")  # as earlier versions wrote it
-    receipt = await service.users.forget("someone")
+    receipt = (await service.users.forget("someone")).deleted
     assert (receipt.events, receipt.states, receipt.keys) == (30, K + M, 7)
     assert await keys_of(raw, "someone") == []
     await service.work_off()
     assert await keys_of(raw, "someone") == []
+    (late, _) = await service.submit(history(2, "someone"), "visible")
+    assert late.status == "rejected" and await keys_of(raw, "someone") == []
+    assert await service.eraser.recreate("someone")
     await service.submit(history(2, "someone"), "visible")
     page = await service.users.get("someone", None, 10)
     assert (page.counts.events, page.counts.states, page.memory) == (2, 2, [])

@@ -1,0 +1,43 @@
+"""Tombstones: that a user was deleted, and when, kept for some days without the user's id.
+
+The name of a tombstone has a keyed hash of the id. The key is a random secret in the store, so the hash cannot be
+compared with that of another store. A tombstone is in the hash slot of its user: the script that stores events reads it
+in the same step. The store removes it when its time is over. Knows no client.
+"""
+
+import asyncio
+import hashlib
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from service.store.events import encode_text
+from service.store.keys import SECRET, gone_key, slot_tags
+
+_SECRET_BYTES = 32
+
+Run = Callable[[Sequence[tuple[Any, ...]]], Awaitable[list[Any]]]
+
+
+class Tombstones:
+    """`run` is `MemoryStore.run`; its errors come through. `kept_s`: seconds; 0: deletions leave no tombstone."""
+
+    def __init__(self, run: Run, *, kept_s: int = 0) -> None:
+        self._run, self.kept_s = run, kept_s
+        self._secret = b""
+
+    async def load(self) -> None:
+        """Reads the secret of the store; makes it if there is none. All processes use the one that was first."""
+        await asyncio.to_thread(slot_tags)  # takes a moment once
+        new = secrets.token_bytes(_SECRET_BYTES)
+        self._secret = (await self._run([("SET", SECRET, self._secret or new, "NX"), ("GET", SECRET)]))[1]
+
+    async def key(self, user_id: str) -> str:
+        """Where the tombstone of this user is, whether there is one or not."""
+        if not self._secret:
+            await self.load()
+        return gone_key(user_id, hashlib.blake2b(encode_text(user_id), key=self._secret, digest_size=16).hexdigest())
+
+    async def lift(self, user_id: str) -> bool:
+        """From now on events of any time are stored again. False if the user has no tombstone."""
+        return bool((await self._run([("DEL", await self.key(user_id))]))[0])
