@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import compress
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model_store.answers import GENERATED, GROUNDED, Answer, PastRows, Query, Ranked, Reason, popular
-from model_store.beams.new_titles import asked_again
-from model_store.beams.search import ScoredTitle, Search, beam_search
-from model_store.beams.trie import AllowedItems, Node
+from model_store.beams.new_titles import asked_again, shares_of_rest
+from model_store.beams.search import Search, beam_search
+from model_store.beams.trie import AllowedItems, Node, ScoredTitle
 from model_store.bundle import Bundle
 from model_store.lm.padding import pad
 from model_store.lm.split_lm import SplitLM
@@ -73,8 +74,8 @@ def recommend(bundle: Bundle, queries: Sequence[Query], windows: WindowCache | N
     """One answer per query, in order. `windows` is a cache that belongs to the bundle's language model."""
     watch = Stopwatch()
     asked, num_asked = queries, len(queries)
-    owners, again = _asked_again(bundle, queries)
-    queries = [*queries, *again]
+    again = _asked_again(bundle, queries)
+    queries = [*queries, *(each.query for each in again)]
     spec = bundle.manifest.retriever
     prompts = [query.prompt for query in queries]
     bottom = run_bottom(bundle.lm, prompts) if windows is None else windows.run_bottom(bundle.lm, prompts)
@@ -89,8 +90,9 @@ def recommend(bundle: Bundle, queries: Sequence[Query], windows: WindowCache | N
 
     allowed = [bundle.catalogue.trie.allow(query.allowed) for query in queries]
     titles, voting = generate(bundle, bottom, top_input, allowed=allowed, queries=queries)
-    for owner, found in zip(owners, titles[num_asked:], strict=True):
-        titles[owner] = joined(titles[owner], found)
+    for each, found in zip(again, titles[num_asked:], strict=True):
+        shares = shares_of_rest(bundle.catalogue.trie, found, each.num_below)
+        titles[each.owner] = joined(titles[each.owner], shares)
     watch.lap("generate")
     lists = [_rank(bundle, *row) for row in zip(asked, titles, allowed, strict=False)]
     watch.lap("ground")
@@ -109,22 +111,31 @@ def recommend(bundle: Bundle, queries: Sequence[Query], windows: WindowCache | N
     ]
 
 
-def _asked_again(bundle: Bundle, queries: Sequence[Query]) -> tuple[list[int], list[Query]]:
-    """Further queries for new titles (see `new_titles.py`), and for each the place of the query that it belongs to."""
+class _Again(NamedTuple):
+    """A further query for new titles (see `new_titles.py`).
+
+    `owner`: the place of the query that it belongs to. `num_below`: how many titles may be shown below its node.
+    """
+
+    owner: int
+    query: Query
+    num_below: int
+
+
+def _asked_again(bundle: Bundle, queries: Sequence[Query]) -> list[_Again]:
     trie, prompt = bundle.catalogue.trie, bundle.prompt
-    owners, found = list[int](), list[Query]()
+    found = list[_Again]()
     if trie.is_new is None:
-        return owners, found
+        return found
     for owner, query in enumerate(queries):
-        window = prompt.titles_in(query.prompt)
-        for place, node in asked_again(trie, trie.allow(query.allowed), window):
+        allowed = trie.allow(query.allowed)
+        for window, node in asked_again(trie, allowed, prompt.titles_in(query.prompt)):
             below = np.zeros(len(query.allowed), dtype=bool)
             rows = trie.order[node.start : node.stop]
-            below[rows] = query.allowed[rows] & trie.is_new[rows]
-            kept = [*prompt.head, *(token for number, title in enumerate(window) if number != place for token in title)]
-            owners.append(owner)
-            found.append(replace(query, prompt=kept, allowed=below))
-    return owners, found
+            below[rows] = query.allowed[rows]
+            tokens = [*prompt.head, *(token for title in window for token in title)]
+            found.append(_Again(owner, replace(query, prompt=tokens, allowed=below), allowed.count(node)))
+    return found
 
 
 def joined(titles: Sequence[ScoredTitle], others: Sequence[ScoredTitle]) -> list[ScoredTitle]:

@@ -11,9 +11,13 @@ probability of the node, and a new title gets an equal share:
 Its length and its wording do not count. Titles of training are scored as without new ones.
 
 A reader who has had the neighbours of a new title, such as the other volumes, is a case of its own: the model has
-learned that nobody comes back to them, so the node is unlikely. What the reader would have been offered tells more: the
-newest of these neighbours is taken out of the window, the model is asked again, and the new title takes its place. It
-gets the higher of both scores. Such a question is one more prompt in the batch, at most `MOST_ASKED_AGAIN` a query.
+learned that nobody comes back to them, so the node is unlikely, and after the last volume it is over. What readers of
+another volume were offered tells more. So the model is asked again, as if the reader had had one of the neighbours: the
+one before the newest, or, where there is none, the one of training in the catalogue row before the newest. In this
+answer, titles of training that may still be shown keep their probability, and new titles share the rest of the node:
+what the model gives to neighbours that the reader has had. A new title gets the higher of both scores. Such a question
+is one more prompt in the batch, at most `MOST_ASKED_AGAIN` a query. A node with more than `MOST_NEIGHBOURS` titles
+below says nothing of neighbours.
 """
 
 import math
@@ -23,9 +27,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.beams.trie import AllowedItems, Children, Node, Trie
+from model_store.beams.trie import AllowedItems, Children, Node, ScoredTitle, Trie
 
-MOST_ASKED_AGAIN = 2
+MOST_ASKED_AGAIN, MOST_NEIGHBOURS = 2, 100
 _MOST_LISTED = 4096  # rows that are looked through at once
 
 
@@ -54,26 +58,63 @@ def leaves_below(trie: Trie, allowed: AllowedItems, node: Node, most: int) -> li
     return list(dict.fromkeys(trie.leaf_of(row) for row in rows[: 4 * most].tolist()))[:most]
 
 
-class AskAgain(NamedTuple):
-    """Without the title number `place` of the window, what would new titles below `node` get?"""
+Title = Sequence[int]  # its tokens
 
-    place: int
+
+class AskAgain(NamedTuple):
+    """After this `window` of titles, oldest first, what would new titles below `node` get?"""
+
+    window: list[Title]
     node: Node
 
 
-def asked_again(trie: Trie, allowed: AllowedItems, window: Sequence[Sequence[int]]) -> list[AskAgain]:
-    """For a `window` of titles as tokens, oldest first: the nodes with the fewest titles below, each asked once."""
+def asked_again(trie: Trie, allowed: AllowedItems, window: Sequence[Title]) -> list[AskAgain]:
+    """For a `window` of titles, oldest first: the nodes with the fewest titles below, each asked once."""
     if trie.is_new is None:
         return []
-    found: dict[Node, AskAgain] = {}
+    places: dict[Node, list[int]] = {}
     for place, tokens in enumerate(window):
         node = branch_of(trie, allowed, tokens)
-        if node is not None:
-            found[node] = AskAgain(place, node)
-    return sorted(found.values(), key=lambda each: (each.node.stop - each.node.start, -each.place))[:MOST_ASKED_AGAIN]
+        if node is not None and node.stop - node.start <= MOST_NEIGHBOURS:
+            places.setdefault(node, []).append(place)
+    smallest = sorted(places, key=lambda node: (node.stop - node.start, -places[node][-1]))
+    return [AskAgain(_as_if(trie, node, window, places[node]), node) for node in smallest[:MOST_ASKED_AGAIN]]
 
 
-def branch_of(trie: Trie, allowed: AllowedItems, tokens: Sequence[int]) -> Node | None:
+def _as_if(trie: Trie, node: Node, window: Sequence[Title], places: Sequence[int]) -> list[Title]:
+    """The window with one neighbour, at the place of the newest, instead of those at `places`."""
+    had = [window[place] for place in places]
+    other = had[-2] if len(had) > 1 else _beside(trie, node, had[-1])
+    kept = {places[-1]: other} if other is not None else {}
+    return [kept.get(place, title) for place, title in enumerate(window) if place in kept or place not in places]
+
+
+def _beside(trie: Trie, node: Node, title: Title) -> Title | None:
+    """Of the titles of training below `node`, the one in the catalogue row before this title, or else after it."""
+    assert trie.is_new is not None
+    rows = trie.order[node.start : node.stop]
+    trained = sorted(rows[~trie.is_new[rows]].tolist())
+    titles = [trie.paths.sequence(int(trie.paths.places[row])) for row in trained]
+    place = titles.index(tuple(title)) if tuple(title) in titles else len(titles)
+    others = [*titles[:place][::-1], *titles[place:]]
+    return next((other for other in others if other != tuple(title)), None)
+
+
+def shares_of_rest(trie: Trie, found: Sequence[ScoredTitle], num_below: int) -> list[ScoredTitle]:
+    """Of the titles below a node, the new ones with equal shares of what the others leave of its probability.
+
+    `num_below`: the number of titles among which `found` shared the probability of the node.
+    """
+    assert trie.is_new is not None
+    new = [title for title in found if trie.is_new[trie.order[title.node.start]]]
+    if not new:
+        return []
+    of_node = num_below * math.exp(max(title.score for title in new))
+    rest = of_node - sum(math.exp(title.score) for title in found if title not in new)
+    return [ScoredTitle(title.node, math.log(rest / len(new))) for title in new] if rest > 0 else []
+
+
+def branch_of(trie: Trie, allowed: AllowedItems, tokens: Title) -> Node | None:
     """The deepest node on the way of a title at which allowed new titles leave the titles of training.
 
     None if there is none but the root, where titles have nothing in common.

@@ -22,20 +22,13 @@ from transformers import DynamicCache
 
 from model_store.beams.new_titles import leaves_below, new_children, share_below
 from model_store.beams.tree_attention import Branch, TokenTree
-from model_store.beams.trie import AllowedItems, Children, Node, Trie, TrieEdge
+from model_store.beams.trie import AllowedItems, Children, Node, ScoredTitle, Trie, TrieEdge
 from model_store.lm.split_lm import SplitLM
 from model_store.memory.combine import TopInput
 
 # Numbers in one product with the head, and in one softmax, whose result then fits into the cache of a CPU.
 _MAX_LOGITS, _MAX_SOFTMAX_LOGITS = 2**25, 2**19
 _MAX_SORTED = 500  # up to so many scores, sorting all is faster than finding the largest first
-
-
-class ScoredTitle(NamedTuple):
-    """A leaf of the trie and the log-probability of its title."""
-
-    node: Node
-    score: float
 
 
 class NextEdges(NamedTuple):

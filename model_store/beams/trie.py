@@ -29,6 +29,13 @@ class Node(NamedTuple):
     depth: int
 
 
+class ScoredTitle(NamedTuple):
+    """A leaf of the trie and the log-probability of its title."""
+
+    node: Node
+    score: float
+
+
 class TrieEdge(NamedTuple):
     """From a node to a child: the first token is a choice, the others are forced."""
 

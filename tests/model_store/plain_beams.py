@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from model_store.beams.search import ScoredTitle, Search
-from model_store.beams.trie import Node, Trie, TrieEdge
+from model_store.beams.search import Search
+from model_store.beams.trie import Node, ScoredTitle, Trie, TrieEdge
 from model_store.lm.split_lm import SplitLM
 from model_store.memory.combine import TopInput
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from model_store.beams.new_titles import AskAgain, asked_again, leaves_below
+from model_store.beams.new_titles import AskAgain, asked_again, leaves_below, shares_of_rest
 from model_store.beams.search import Search, beam_search
-from model_store.beams.trie import Trie
+from model_store.beams.trie import ScoredTitle, Trie
 from model_store.catalogue.catalogue import Catalogue
 from model_store.catalogue.items import Item
 from model_store.lm.padding import pad
@@ -69,7 +69,12 @@ def test_a_window_with_neighbours_of_a_new_title_is_asked_about_again() -> None:
     trie = Trie([*TRAINED, LONG], np.arange(5) == 4)
     window = [TRAINED[0], TRAINED[2], TRAINED[1], (99, END)]
     (asked,) = asked_again(trie, trie.allow(), window)
-    assert isinstance(asked, AskAgain) and asked.place == 2, "the newest neighbour is taken out"
+    assert isinstance(asked, AskAgain)
+    assert asked.window == [TRAINED[2], TRAINED[0], (99, END)], "as if the reader had had the one before the newest"
+    (asked,) = asked_again(trie, trie.allow(), window[1:])
+    assert asked.window == [TRAINED[2], TRAINED[0], (99, END)], "the title of training beside it"
+    (asked,) = asked_again(trie, trie.allow(), [TRAINED[0]])
+    assert asked.window == [TRAINED[1]]
     assert (asked.node.depth, asked.node.stop - asked.node.start) == (2, 3)
     assert asked_again(trie, trie.allow(np.arange(5) < 4), window) == [], "no new title may be shown"
     assert asked_again(Trie(TRAINED), Trie(TRAINED).allow(), window) == []
@@ -82,3 +87,17 @@ def test_a_catalogue_knows_which_titles_came_later() -> None:
     assert changed.trie.is_new is not None and changed.trie.is_new.tolist() == [False, True, True]
     back = changed.with_items([Item("b", "w3")])
     assert back.trie.is_new is not None and back.trie.is_new.tolist() == [False, False, True], "it has its title again"
+
+
+def test_new_titles_share_what_other_titles_leave_of_a_node() -> None:
+    """The node has .8; a title of training that may be shown has .5 of it; two new titles share .3."""
+    trie = Trie([*TRAINED, LONG, SHORT], np.arange(6) >= len(TRAINED))
+    leaf = [trie.leaf_of(row) for row in range(6)]
+    of_node, shown = 0.8, ScoredTitle(leaf[0], math.log(0.5))
+    new = [ScoredTitle(leaf[row], math.log(of_node / 3)) for row in (4, 5)]
+    found = shares_of_rest(trie, [shown, *new], num_below=3)
+    assert [title.node for title in found] == leaf[4:] and [math.exp(title.score) for title in found] == [
+        pytest.approx(0.15)
+    ] * 2
+    assert shares_of_rest(trie, [ScoredTitle(leaf[0], math.log(0.9)), *new], num_below=3) == [], "nothing is left"
+    assert shares_of_rest(trie, [shown], num_below=1) == []

@@ -7,8 +7,8 @@ import pytest
 import torch
 import transformers
 
-from model_store.beams.search import ScoredTitle, Search, beam_search
-from model_store.beams.trie import Trie
+from model_store.beams.search import Search, beam_search
+from model_store.beams.trie import ScoredTitle, Trie
 from model_store.lm.padding import pad
 from model_store.lm.split_lm import SplitLM
 from model_store.memory.combine import TopInput, combine

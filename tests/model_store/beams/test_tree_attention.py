@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from transformers import DynamicCache
 
-from model_store.beams.search import ScoredTitle, Search, beam_search
+from model_store.beams.search import Search, beam_search
 from model_store.beams.tree_attention import Branch, TokenTree
-from model_store.beams.trie import Trie
+from model_store.beams.trie import ScoredTitle, Trie
 from model_store.lm.padding import pad
 from model_store.lm.split_lm import SplitLM
 from model_store.memory.combine import combine

@@ -7,17 +7,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
-from scipy import sparse
 
 from model_store.catalogue.conditions import equal_to
 from model_store.catalogue.items import Item
-from model_store.manifest import VoicesSpec
-from model_store.voices.past import ItemFacts
-from model_store.voices.voices import Voices
 from service.store.counts import SECONDS_PER_DAY, Counts, cell, record
 from service.store.embedded.server import EmbeddedServer
 from service.store.events import item_digest
@@ -26,32 +21,12 @@ from service.usecases.browsing.rankings import Rankings
 from service.usecases.live import decayed, trends
 from service.usecases.ranking.requests import Recommendation
 from tests.conftest import BOTH_VOCABULARIES, write_bundle
-from tests.service.real import NOW, K, Service, ask, interaction, open_service
+from tests.service.real import NOW, Service, ask, interaction, open_service
+from tests.service.shop import LAMP, TITLES, TOYS, voices_that_follow_the_mixture
 from training.data.dataset import clean_dataset
 from training.data.meaning import meaning_of
 
 DAY = SECONDS_PER_DAY
-TITLES = [
-    "JUMBO BAG TOYS",
-    *(f"{noun} number {size}" for noun in ("Plate", "Lamp", "Chair", "Rug") for size in range(8)),
-]
-TOYS, LAMP = "i0", "i9"
-
-
-def voices_that_follow_the_mixture() -> Voices:
-    """Tables of the trained items; all channels weigh alike, and the ranking is that of the mixture."""
-    size = len(TITLES) + 1
-    empty = sparse.csr_matrix((size, size), dtype=np.float32)
-    near = sparse.csr_matrix((np.ones(1, np.float32), ([10], [11])), (size, size))
-    spec = VoicesSpec(tables=("near", "alike"), recent_length=K, past_length=12, has_returns=False)
-    facts = ItemFacts(np.append(0, np.full(size - 1, 9)).astype(np.float32), *np.full((2, size), 0.2, np.float32))
-    voices = Voices(spec, facts, {"near": near, "alike": empty}, near_sums=np.full(size, 0.4, np.float32))
-    of_mixture = 3  # after the two tables and returns
-    with torch.no_grad():
-        voices.combiner.window.linear.weight[:, of_mixture] = 1
-        for gate in voices.gates:
-            gate.overall.bias.zero_()
-    return voices
 
 
 @pytest.fixture(scope="module")
