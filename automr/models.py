@@ -596,6 +596,10 @@ class KeyToCreate(TypedDict):
     """
     what the key may do
     """
+    tenant: NotRequired[str]
+    """
+    whose users the key may see; empty: the users without a tenant
+    """
     rate_limit: NotRequired[str]
     """
     requests that the key may send; empty: as AUTOMR_RATE_LIMIT says
@@ -1400,6 +1404,10 @@ class CreatedKey(TypedDict):
     """
     what it may do
     """
+    tenant: str
+    """
+    whose users it sees; empty: the users without a tenant
+    """
     rate_limit: str
     """
     requests that it may send; empty: as AUTOMR_RATE_LIMIT says
@@ -1486,6 +1494,10 @@ class Key(TypedDict):
     scopes: list[Literal['recommend', 'ingest', 'catalogue', 'users', 'admin', 'metrics']]
     """
     what it may do
+    """
+    tenant: str
+    """
+    whose users it sees; empty: the users without a tenant
     """
     rate_limit: str
     """

@@ -31,6 +31,7 @@ from service.identity.principal import lane_of
 from service.metrics import Metrics
 from service.resources import Resources, open_resources
 from service.settings import Settings
+from service.store.keys import tenant_of
 from service.usecases.ranking.requests import Request
 
 log = structlog.get_logger("service.server")
@@ -156,7 +157,8 @@ async def _show_banner(resources: Resources, address: str) -> None:
 async def _some_user(resources: Resources) -> str:
     try:
         async for user_id in resources.store.users():
-            return user_id
+            if not tenant_of(user_id):
+                return user_id
     except ServiceError:
         log.warning("store unavailable: the banner has no example user")
     return "you"
@@ -169,6 +171,8 @@ async def _some_question(resources: Resources) -> dict[str, Any] | None:
     num_left = _USERS_LOOKED_AT
     with suppress(ServiceError):
         async for user_id in resources.store.users():
+            if tenant_of(user_id):
+                continue
             events, _ = await resources.store.events(user_id, limit=100)
             if asked := [event.query for event in events if event.query]:
                 return {"user_id": user_id, "query": asked[0], "k": 5}

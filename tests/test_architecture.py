@@ -51,7 +51,7 @@ ARROWS = {
     "service.export": "errors store",
     "service.event_types": "errors logs store",
     "service.erasure": "errors logs metrics store",
-    "service.feedback": "errors logs metrics store usecases",
+    "service.feedback": "errors identity logs metrics store usecases",
     "service.resources": "bundles engine erasure event_types feedback metrics settings store usecases",
     "service.identity": "errors logs metrics store",
     "service.settings": "errors identity",

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from model_store.catalogue.catalogue import Catalogue
 from service.errors import BadRequest, CursorExpired
+from service.identity.tenants import is_own, of_tenant
 from service.store.events import decode_text, encode_text
 from service.store.pages import PageStore
 from service.usecases.explain import ShownItem, ShownReason
@@ -53,14 +54,18 @@ class Pages:
             "pages": [[_stored(item) for item in page] for page in (answer.items, *answer.later)],
         }
         packed = zlib.compress(json.dumps(body, separators=(",", ":")).encode(), 1)
-        expires = await self.store.save(answer.user_id, answer.recommendation_id, packed)
+        name = of_tenant(answer.recommendation_id) if answer.user_id is None else answer.recommendation_id
+        expires = await self.store.save(answer.user_id, name, packed)
         return write_cursor(Place(answer.user_id, answer.recommendation_id, 1, expires))
 
     async def read(self, cursor: str, catalogue: Catalogue) -> Page:
         """Raises BadRequest for a text that is no cursor, CursorExpired, StoreUnavailable or StoreCorrupt."""
         started = time.perf_counter()
         place = read_cursor(cursor)
-        packed = await self.store.get(place.user_id, place.recommendation_id, place.expires)
+        if place.user_id is not None and not is_own(place.user_id):
+            raise BadRequest(_FOREIGN)
+        name = of_tenant(place.recommendation_id) if place.user_id is None else place.recommendation_id
+        packed = await self.store.get(place.user_id, name, place.expires)
         if packed is None:
             raise CursorExpired(_EXPIRED)
         body = json.loads(zlib.decompress(packed))

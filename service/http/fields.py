@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
 from model_store.text.history import clean_title
+from service.identity.tenants import of_tenant, without_tenant
 
 MAX_FUTURE_S = 300  # the clock of a caller may be ahead of ours by this much
 _MILLISECONDS_FROM = 100_000_000_000  # as seconds it is in the year 5138, so larger numbers are milliseconds
@@ -80,8 +81,10 @@ def _small(context: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
     return context
 
 
-UserId = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_visible)]
-ItemId = UserId
+ItemId = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_visible)]
+# In a request the id as the caller knows the user; with the tenant of the caller from then on.
+UserId = Annotated[ItemId, AfterValidator(of_tenant)]
+ShownUserId = Annotated[str, AfterValidator(without_tenant)]  # in answers
 EventId = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_visible)]
 RecommendationId = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\x21-\x7e]+$")]
 EventType = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_visible)]

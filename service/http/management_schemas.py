@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from service.http.fields import Schema, UserId
+from service.http.fields import Schema, ShownUserId, UserId
 from service.http.schemas import ResponseSchema
 
 BundleName = Annotated[
@@ -130,8 +130,8 @@ class UserToMerge(Schema):
 
 
 class MergedUser(ResponseSchema):
-    user_id: str = Field(description="the user", examples=["ada"])
-    from_user_id: str = Field(description="the guest", examples=["guest-81"])
+    user_id: ShownUserId = Field(description="the user", examples=["ada"])
+    from_user_id: ShownUserId = Field(description="the guest", examples=["guest-81"])
     moved: int = Field(description="events that the user did not have", examples=[12])
     duplicates: int = Field(description="events that the user had already", examples=[0])
     is_complete: bool = Field(description="nothing is left of the guest; false: repeat the call", examples=[True])

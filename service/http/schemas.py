@@ -19,6 +19,7 @@ from service.http.fields import (
     RecommendationId,
     Schema,
     SessionId,
+    ShownUserId,
     Timestamp,
     UserId,
 )
@@ -132,7 +133,7 @@ class Warned(ResponseSchema):
 
 class RecommendResponse(ResponseSchema):
     recommendation_id: str = Field(description="a random id of this answer")
-    user_id: str | None = Field(description="as in the request")
+    user_id: ShownUserId | None = Field(description="as in the request")
     items: list[RecommendedItem] = Field(description="at most `k` items, best first")
     memory: list[MemoryElement] = Field(
         description="the older stored events that count in this answer, most important first"

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from service.http.fields import ShownUserId
 from service.http.schemas import NEXT_CURSOR, MemoryElement, ResponseSchema, WordsEntry
 
 
@@ -28,7 +29,7 @@ class Counts(ResponseSchema):
 
 
 class UserPage(ResponseSchema):
-    user_id: str = Field(description="the user")
+    user_id: ShownUserId = Field(description="the user")
     counts: Counts = Field(description="how much is stored")
     recent: list[UserEvent] = Field(description="one page of events, newest first")
     memory: list[MemoryElement] = Field(description="the events that are memory today, oldest first")
@@ -36,7 +37,7 @@ class UserPage(ResponseSchema):
 
 
 class UserMemory(ResponseSchema):
-    user_id: str = Field(description="the user")
+    user_id: ShownUserId = Field(description="the user")
     memory: list[WordsEntry] = Field(description="records, newest first; patterns, most events first; one profile")
 
 
@@ -55,7 +56,7 @@ class DeletedNumbers(ResponseSchema):
 
 
 class ForgottenUser(DeletedNumbers):
-    user_id: str = Field(description="the user", examples=["reader-2"])
+    user_id: ShownUserId = Field(description="the user", examples=["reader-2"])
     receipt_id: str = Field(
         description="finds this deletion in GET /deletions; says nothing about the user",
         examples=["6f1c0a52d0bd4f0f9c86e63b0e6d0c11"],
@@ -82,12 +83,12 @@ class DeletionsPage(ResponseSchema):
 
 
 class RecreatedUser(ResponseSchema):
-    user_id: str = Field(description="the user", examples=["reader-2"])
+    user_id: ShownUserId = Field(description="the user", examples=["reader-2"])
     was_deleted: bool = Field(description="whether older events were refused until now", examples=[True])
 
 
 class CorrectedEvent(ResponseSchema):
-    user_id: str = Field(description="the user")
+    user_id: ShownUserId = Field(description="the user")
     event_id: str = Field(description="the event")
     status: Literal["created", "replaced", "unchanged"] = Field(
         description="created: no event had this id; replaced: the event that had it is gone; unchanged: it is the same"
@@ -95,13 +96,13 @@ class CorrectedEvent(ResponseSchema):
 
 
 class ForgottenEvent(ResponseSchema):
-    user_id: str = Field(description="the user")
+    user_id: ShownUserId = Field(description="the user")
     event_id: str = Field(description="the event")
     forgotten: bool = Field(description="whether it was there")
 
 
 class ListedUser(ResponseSchema):
-    user_id: str = Field(description="the user")
+    user_id: ShownUserId = Field(description="the user")
     events: int = Field(description="stored events")
 
 

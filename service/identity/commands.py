@@ -17,6 +17,7 @@ from service.identity import rates
 from service.identity.keyring import DAY_S, Keyring, NewKey, shown
 from service.identity.scopes import SCOPES
 from service.identity.stored import Run
+from service.identity.tokens import TENANT
 
 Opened = Callable[[], AbstractAsyncContextManager[Run]]
 Ask = Callable[..., dict[str, Any]]
@@ -42,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser, add_flags: Callable[[argparse
         if name == "create":
             action.add_argument("--name", required=True, help="who has it")
             action.add_argument("--scopes", required=True, help=f"some of {','.join(SCOPES)}, separated by commas")
+            action.add_argument("--tenant", default="", help="whose users the key may see")
             action.add_argument("--rate-limit", default="", help="such as 100/second; 1000000/month")
             action.add_argument("--days", type=float, help="until it expires (default: never)")
 
@@ -100,11 +102,19 @@ def _wanted(args: argparse.Namespace) -> dict[str, Any]:
     if wrong := [name for name in names if name not in SCOPES]:
         raise SettingsError([f"--scopes: there is no scope {wrong[0]}; known are {', '.join(SCOPES)}"])
     expires_at = None if args.days is None else round(time.time() + DAY_S * args.days)
+    if args.tenant and not TENANT.fullmatch(args.tenant):
+        raise SettingsError(["--tenant: up to 32 small letters, digits and hyphens"])
     try:
         rates.parse(args.rate_limit)
     except ValueError as error:
         raise SettingsError([f"--rate-limit: {error}"]) from None
-    return {"name": args.name, "scopes": names, "rate_limit": args.rate_limit, "expires_at": expires_at}
+    return {
+        "name": args.name,
+        "scopes": names,
+        "tenant": args.tenant,
+        "rate_limit": args.rate_limit,
+        "expires_at": expires_at,
+    }
 
 
 def _made(made: Mapping[str, Any]) -> str:
@@ -112,11 +122,11 @@ def _made(made: Mapping[str, Any]) -> str:
 
 
 def table(keys: Sequence[Mapping[str, Any]]) -> str:
-    rows = [("id", "name", "scopes", "begins", "created", "expires", "last used")]
+    rows = [("id", "name", "tenant", "scopes", "begins", "created", "expires", "last used")]
     for each in keys:
         begins = ",".join(secret["prefix"] for secret in each["secrets"])
         times = (_day(each[name]) for name in ("created_at", "expires_at", "last_used_at"))
-        rows.append((each["id"], each["name"], "+".join(each["scopes"]), begins, *times))
+        rows.append((each["id"], each["name"], each["tenant"] or "-", "+".join(each["scopes"]), begins, *times))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 

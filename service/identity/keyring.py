@@ -208,6 +208,7 @@ def shown(record: KeyRecord, last_used_at: int | None = None) -> dict[str, Any]:
         "name": record.name,
         "scopes": list(record.scopes),
         "created_at": int(record.created_at),
+        "tenant": record.tenant,
         "rate_limit": record.rate_limit,
         "expires_at": _whole(record.expires_at),
         "last_used_at": last_used_at,

@@ -16,7 +16,7 @@ MEANINGS: Mapping[Scope, str] = {
     "ingest": "send events",
     "catalogue": "read and change items",
     "users": "read, correct, merge and delete users",
-    "admin": "bundles, experiments, event types and keys",
+    "admin": "bundles, experiments, event types, keys, receipts of deletions and the files of the store",
     "metrics": "read metrics",
 }
 # What these allow concerns all tenants, so a key of one tenant cannot have them.
@@ -56,7 +56,7 @@ SCOPE_OF: Mapping[tuple[str, str], Scope] = {
     ("POST", "/bundles"): "admin",
     ("POST", "/bundles:rollback"): "admin",
     ("POST", "/store:compact"): "admin",
-    ("GET", "/deletions"): "users",
+    ("GET", "/deletions"): "admin",
     ("POST", "/users/{user_id}:recreate"): "users",
     ("POST", "/bundles/{name}:activate"): "admin",
     ("DELETE", "/bundles/{name}"): "admin",

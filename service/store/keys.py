@@ -1,4 +1,4 @@
-"""The key table: every key of AutoMR in Redis, and the functions that build key names. Knows no client.
+r"""The key table: every key of AutoMR in Redis, and the functions that build key names. Knows no client.
 
     key                               type    holds                                        bound
     automr:{<uid>}:events             HASH    event_id -> JSON item_id, timestamp, type,   number of events;
@@ -60,6 +60,9 @@
                                               of users
     automr:{+live}:days               HASH    day -> number of changes of its counts       newest `KEPT_DAYS`
 
+The user id of a user of a tenant is "<tenant>\x1f<id>" everywhere behind the HTTP interface (see
+`identity/tenants.py`). So every key of such a user begins with the tenant, and no code meets two users as one.
+
 Shown lists, pages, tombstones, leases, and what is or was to be counted expire. <uid> is percent-quoted, so every user
 id gives a valid key. The braces make it the hash tag, so all keys of a user are in one slot of Redis Cluster. Live
 counts and outcomes are in other slots; no user has a tag with "+" or ":", because these are quoted.
@@ -85,6 +88,7 @@ KEY_RECORDS, KEYS_VERSION, KEYS_USED = "automr:{+keys}:records", "automr:{+keys}
 ERASING, RECEIPTS = "automr:{+erasure}:users", "automr:{+erasure}:receipts"
 SECRET, FILES_PREFIX = "automr:{+erasure}:secret", "automr:{+erasure}:files:"
 NUM_SLOTS = 16_384  # of Redis Cluster
+TENANT_END = "\x1f"  # no user id of a caller has a control character
 USER_KEYS = ("events", "order", "seen", "spaces", "against", "aside", "facts")
 ALL_EVENTS = "automr:{*}:events"  # a pattern for SCAN
 
@@ -94,6 +98,11 @@ def user_prefix(user_id: str) -> str:
     if not user_id:
         raise BadRequest("user_id must not be empty")
     return f"automr:{{{_quoted(user_id)}}}:"
+
+
+def tenant_of(user_id: str) -> str:
+    """The tenant of a user, "" for a user without one."""
+    return user_id.partition(TENANT_END)[0] if TENANT_END in user_id else ""
 
 
 def users_with(prefix: str) -> str:

@@ -25,6 +25,7 @@ from service.metrics import Metrics
 from service.store.client import CLAIM_AFTER_MS, MemoryStore
 from service.store.deadletters import DeadLetter, DeadLetters
 from service.store.events import Recalled, Saved, UserStates
+from service.store.keys import tenant_of
 from service.usecases.counting import NUM_COUNTED, record_of
 from service.usecases.items import Items, cancel_and_wait
 from service.usecases.timeline import MissingState, Timeline, events_with_states
@@ -208,7 +209,9 @@ class Worker:
         records = {}
         for user_id, each in recalled.items():
             await asyncio.sleep(0)  # lets requests run between two users
-            records[user_id] = record_of([part.event for part in each.events], self._is_new, self.view.event_types)
+            # What users of one tenant choose must not show in the lists of another, so they are not counted.
+            events = [] if tenant_of(user_id) else [part.event for part in each.events]
+            records[user_id] = record_of(events, self._is_new, self.view.event_types)
         changes = dict(zip(records, await self.store.count(records), strict=True))
         self.metrics.live_counts_changed_total.inc(sum(changes.values()))
         return {user_id for user_id, num_changed in changes.items() if num_changed}

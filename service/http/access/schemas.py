@@ -10,8 +10,12 @@ from service.http.schemas import ResponseSchema
 from service.identity import rates
 from service.identity.keyring import DAY_S, MOST_OVERLAP_S
 from service.identity.scopes import Scope
+from service.identity.tokens import TENANT
 
 _KEY = "amr_9Jw2yv1kQ4m0x7cT3bHqLZpUeRn8sDfGaWiXoVhKtYM"
+
+
+TENANT_OR_NONE = f"^({TENANT.pattern})?$"
 
 
 def _visible(name: str) -> str:
@@ -39,6 +43,12 @@ class KeyToCreate(Schema):
     name: Name = Field(description="who has it, for people", examples=["shop backend"])
     scopes: list[Scope] = Field(
         min_length=1, max_length=6, description="what the key may do", examples=[["recommend", "ingest"]]
+    )
+    tenant: str = Field(
+        default="",
+        pattern=TENANT_OR_NONE,
+        description="whose users the key may see; empty: the users without a tenant",
+        examples=["shop-a"],
     )
     rate_limit: Annotated[str, AfterValidator(_limits)] = Field(
         default="",
@@ -73,6 +83,7 @@ class Key(ResponseSchema):
     id: str = Field(description="names the key in logs and routes", examples=["key_5f0c2ab19d3e"])
     name: str = Field(description="who has it", examples=["shop backend"])
     scopes: list[Scope] = Field(description="what it may do", examples=[["recommend", "ingest"]])
+    tenant: str = Field(description="whose users it sees; empty: the users without a tenant", examples=["shop-a"])
     rate_limit: str = Field(description="requests that it may send; empty: as AUTOMR_RATE_LIMIT says")
     created_at: int = Field(description="Unix time", examples=[1_760_000_000])
     expires_at: int | None = Field(description="Unix time from which the key is refused; null: never")

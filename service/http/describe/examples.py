@@ -27,6 +27,7 @@ _KEY: Mapping[str, Any] = {
     "id": "key_5f0c2ab19d3e",
     "name": "shop backend",
     "scopes": ["recommend", "ingest"],
+    "tenant": "shop-a",
     "rate_limit": "100/second; 1000000/month",
     "created_at": _TIME,
     "expires_at": _TIME + 31_536_000,

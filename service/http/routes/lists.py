@@ -18,6 +18,7 @@ from service.http.dependencies import (
 from service.http.item_schemas import ItemsPage, RankedItems, RelatedItems
 from service.http.user_schemas import UsersPage
 from service.http.wanted.filters import condition_of_text
+from service.identity.tenants import of_tenant
 from service.resources import Resources
 from service.usecases.browsing.rankings import Ranking
 
@@ -51,7 +52,7 @@ async def list_users(
     resources: ResourcesDep, prefix: Prefix = "", limit: Limit = 50, cursor: Cursor = None
 ) -> UsersPage:
     """The users of whom events are stored, in pages and in no order."""
-    return UsersPage.model_validate(await resources.user_list.page(prefix, limit, cursor))
+    return UsersPage.model_validate(await resources.user_list.page(of_tenant(prefix), limit, cursor))
 
 
 @router.get("/popular", tags=["items"])

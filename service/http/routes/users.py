@@ -11,6 +11,7 @@ from service.http.dependencies import Cursor, EventIdPath, Limit, ResourcesDep, 
 from service.http.routes.interactions import event_of
 from service.http.schemas import EventContent
 from service.http.user_schemas import CorrectedEvent, ForgottenEvent, ForgottenUser, UserMemory, UserPage
+from service.identity.tenants import without_tenant
 from service.usecases.users import TitledEvent
 
 router = APIRouter(prefix="/users/{user_id}", tags=["users"], route_class=JsonRoute)
@@ -83,4 +84,4 @@ async def _lines(user_id: str, first: TitledEvent, rest: AsyncIterator[TitledEve
 
 
 def _line(user_id: str, event: TitledEvent) -> str:
-    return json.dumps({"user_id": user_id, **event._asdict()}, ensure_ascii=False) + "\n"
+    return json.dumps({"user_id": without_tenant(user_id), **event._asdict()}, ensure_ascii=False) + "\n"

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from service.store.client import MemoryStore
+from service.store.keys import tenant_of
 from service.store.scan import event_counts, scan_users
 
 _MOST_STEPS = 20  # of the store in one call; each looks at about `_KEYS_A_STEP` keys
@@ -26,13 +27,15 @@ class UserList:
     async def page(self, prefix: str, limit: int, cursor: str | None) -> UsersPage:
         """At least `limit` users where the call finds so many, in no order; a page may be short and have a next one.
 
-        A user who is there all the time is on some page, perhaps on two. Raises BadRequest for a foreign cursor.
+        Users of the tenant that the prefix names; without one, users without a tenant. A user who is there all the time
+        is on some page, perhaps on two. Raises BadRequest for a foreign cursor.
         """
+        tenant = tenant_of(prefix)
         found: dict[str, None] = {}
         place = cursor
         for _ in range(_MOST_STEPS):
             user_ids, place = await scan_users(self.store, prefix, place, _KEYS_A_STEP)
-            found |= dict.fromkeys(user_ids)
+            found |= dict.fromkeys(user_id for user_id in user_ids if tenant_of(user_id) == tenant)
             if place is None or len(found) >= limit:
                 break
         numbers = await event_counts(self.store, list(found))
