@@ -1,7 +1,7 @@
 """The client for programs without asyncio. Made from `asynchronous.py` by `unasync.py`: change that file."""
 
-import time
 import json
+import time
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, cast
