@@ -183,8 +183,13 @@ def _output_table(model: PreTrainedModel) -> Tensor:
     return model.get_output_embeddings().get_parameter("weight")
 
 
-def make_bundle(model: PreTrainedModel, shape: Shape, shop: Shop, *, num_beams: int | None = None) -> Bundle:
-    """In memory. The bundle takes the model over. The retriever has random weights and never abstains."""
+def make_bundle(
+    model: PreTrainedModel, shape: Shape, shop: Shop, *, num_beams: int | None = None, prompt: Prompt | None = None
+) -> Bundle:
+    """In memory. The bundle takes the model over. The retriever has random weights and never abstains.
+
+    `prompt`: another one than that of the synthetic words.
+    """
     dtype = next(name for name, kind in DTYPES.items() if kind == model.dtype)
     manifest = Manifest(
         name=f"random-{shape.family}",
@@ -203,7 +208,7 @@ def make_bundle(model: PreTrainedModel, shape: Shape, shop: Shop, *, num_beams: 
         space="",
     )
     torch.manual_seed(1)
-    prompt = make_prompt(shape)
+    prompt = prompt or make_prompt(shape)
     vectors = np.random.default_rng(0).standard_normal((len(shop.titles), shape.hidden_size), dtype=np.float32)
     return Bundle(
         manifest=manifest,

@@ -1,4 +1,4 @@
-"""Language models that rows of the evaluation tune without memory: the generators of other methods, and their rows.
+"""Language models of other methods, which rows of the evaluation tune without memory or not at all, and these rows.
 
 In: an evaluation, a number of titles. Out: a bundle with a language model that was tuned on windows of so many titles,
 by the recipe of the bundle with `memory_share=0`; its checkpoint is chosen by the window alone. So a method that shows
@@ -8,6 +8,7 @@ names that depend on data, recipe and seed; rows with windows of equal length sh
 `bigrec`        windows of K titles (BIGRec, arXiv 2308.08434). Where the bundle's own generator was not tuned to read
                 memory, it is that generator, and nothing is trained. The frozen generator of `automr` is the same
 `full_history`  windows of K + M titles: the whole history stands in the prompt. The reference for the cost of memories
+`zero_shot`     the bundle's checkpoint as it was published, with all its layers and its own tokens. Nothing is tuned
 """
 
 from dataclasses import replace
@@ -20,10 +21,19 @@ from model_store.catalogue.catalogue import Catalogue
 from model_store.manifest import space_id
 from training.data.splits import Split
 from training.lm import tuning
-from training.lm.backbone import Backbone, open_backbone
+from training.lm.backbone import (
+    Backbone,
+    checkpoint_identity,
+    open_backbone,
+    pretrained,
+    prompt_spec,
+    save_backbone,
+    split_layer,
+)
 from training.rows.evaluation import Evaluation, RankedLists, is_memory_tuned
 from training.run.device import pick_device
-from training.run.recipes import Recipe
+from training.run.recipes import RECIPES, Recipe
+from training.run.stage import begin, digest, finish, is_done
 
 
 def bigrec(evaluation: Evaluation, seed: int) -> RankedLists:
@@ -35,6 +45,12 @@ def full_history(evaluation: Evaluation, seed: int) -> RankedLists:
     bundle = generator(evaluation, full_length(evaluation), seed)
     shown = [[*evaluation.memory(example), *evaluation.recent(example)] for example in evaluation.examples]
     return evaluation.rank_with_items(bundle, shown, "full_history")
+
+
+def zero_shot(evaluation: Evaluation, seed: int) -> RankedLists:
+    shown = [evaluation.recent(example) for example in evaluation.examples]
+    bundle = evaluation.compute_once("zero_shot", lambda: _published(evaluation))
+    return evaluation.rank_with_items(bundle, shown, "zero_shot")
 
 
 def full_length(evaluation: Evaluation) -> int:
@@ -82,6 +98,31 @@ def _tune(evaluation: Evaluation, length: int, seed: int) -> Bundle:
         device=training.device,
     )
     return with_backbone(evaluation.bundle, open_backbone(directory, pick_device(training.device)))
+
+
+def has_checkpoint(bundle: Bundle) -> bool:
+    """Whether the bundle's language model began as a checkpoint that `pretrained` can load."""
+    return bool(bundle.manifest.provenance.get("model"))
+
+
+def _published(evaluation: Evaluation) -> Bundle:
+    """The bundle with its checkpoint as it was before tuning, and with the prompts of the recipe `lora`."""
+    training = evaluation.training
+    assert training.model is not None  # the row fits bundles with a checkpoint only
+    device, recipe = pick_device(training.device), replace(RECIPES["lora"], recent_length=evaluation.recent_length)
+    inputs = digest([checkpoint_identity(training.model), recipe.recent_length, recipe.max_title_tokens])
+    directory = training.directory / f"published-{inputs}"
+    if not is_done(directory, inputs):
+        begin(directory)
+        model, tokenizer = pretrained(training.model, device)
+        spec = save_backbone(
+            directory, model, tokenizer, base_model=training.model, adapter=None, split_layer=split_layer(recipe, model)
+        )
+        prompt = prompt_spec(recipe, is_pretrained=True)
+        finish(
+            directory, inputs, {"backbone": spec.model_dump(), "prompt": prompt.model_dump(), "vocabulary": "titles"}
+        )
+    return with_backbone(evaluation.bundle, open_backbone(directory, device))
 
 
 def with_backbone(bundle: Bundle, backbone: Backbone) -> Bundle:

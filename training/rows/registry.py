@@ -26,6 +26,8 @@ from training.rows.generators import (
     full_history,
     full_length,
     generator_directory,
+    has_checkpoint,
+    zero_shot,
 )
 from training.rows.plus.own_rows import OWN_ROWS, has_voices
 from training.rows.rella import extended_length, rella_extend, rella_replace
@@ -217,6 +219,13 @@ ROWS: dict[str, EvaluationRow] = {
         is_costly=True,
         trains="windows of K + M titles",
         place=_generator_place(full_length),
+    ),
+    "zero_shot": EvaluationRow(
+        "zero-shot",
+        "the checkpoint as it was published reads the window after an instruction; nothing is tuned",
+        zero_shot,
+        is_costly=True,
+        fits=has_checkpoint,
     ),
     "automr": EvaluationRow(
         "AutoMR",

@@ -4,8 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from model_store.answers import Answer, Query
 from model_store.bundle import Bundle
+from model_store.inference import recommend
+from tests.conftest import TITLES, make_model, make_tokenizer
 from tests.training.evaluations import (
     LONG,
     RECIPE,
@@ -21,8 +25,9 @@ from tests.training.evaluations import (
 from tests.training.small import diary, small_windows
 from training.lm import tuning
 from training.lm.packing import PackedBatches
+from training.rows import generators
 from training.rows.evaluation import Evaluation
-from training.rows.generators import bigrec, bigrec_generator, full_history, generator, window_recipe
+from training.rows.generators import bigrec, bigrec_generator, full_history, generator, window_recipe, zero_shot
 from training.rows.rella import rella_extend, rella_replace
 from training.run.recipes import Recipe
 
@@ -94,6 +99,36 @@ def test_bigrec_reads_the_window_only(memory_tuned: Evaluation) -> None:
     bundle, prompts = bigrec_generator(memory_tuned, 0), prompts_of(memory_tuned, "bigrec")
     shown = [items_in(bundle, SPLIT, prompt) for prompt in prompts]
     assert shown == [memory_tuned.recent(example) for example in memory_tuned.examples]
+
+
+def test_zero_shot_is_the_checkpoint_as_published_with_an_instruction(
+    evaluation: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = make_model("llama")
+    published.save_pretrained(tmp_path / "checkpoint")
+    make_tokenizer(TITLES).save_pretrained(tmp_path / "checkpoint")
+    training = replace(evaluation.training, model=str(tmp_path / "checkpoint"), directory=tmp_path / "work")
+    of_checkpoint = replace(evaluation, training=training, results={})
+    read: list[tuple[Bundle, list[int]]] = []
+
+    def spy(bundle: Bundle, queries: list[Query]) -> list[Answer]:
+        read.extend((bundle, list(query.prompt)) for query in queries)
+        return recommend(bundle, queries)
+
+    monkeypatch.setattr("training.rows.evaluation.recommend", spy)
+    lists = zero_shot(of_checkpoint, 0)
+    bundle = read[0][0]
+    assert weights_equal(bundle.lm.model, published), "the checkpoint was changed"
+    assert bundle.prompt.spec.head, "the prompt has no instruction"
+    shown = [items_in(bundle, SPLIT, prompt) for _, prompt in read]
+    assert shown == [of_checkpoint.recent(example) for example in of_checkpoint.examples]
+    monkeypatch.setattr(generators, "pretrained", None)
+    assert zero_shot(replace(of_checkpoint, results={}), 0) == lists, "the kept copy answers otherwise"
+
+
+def weights_equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    expected = dict(other.named_parameters())
+    return all(torch.equal(weights, expected[name]) for name, weights in one.named_parameters())
 
 
 @pytest.mark.parametrize("length", [K, 2 * K, K + M])
