@@ -126,7 +126,10 @@ async def test_every_body_goes_through_the_same_route_class() -> None:
         assert len(with_body) == 13
         for path, method in with_body:
             answer = await opened.client.request(
-                method, path, content=b'{"a": }', headers={"content-type": "application/json"}
+                method,
+                path.replace("{id}", "key_5f0c2ab19d3e"),
+                content=b'{"a": }',
+                headers={"content-type": "application/json"},
             )
             assert answer.status_code == 400 and "character 6" in answer.json()["detail"], path
 
