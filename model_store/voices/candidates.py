@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.voices.mixtures import Mixtures
+from model_store.voices.newcomers import with_newcomers
 from model_store.voices.past import EVENT_FEATURES, QUERY_FEATURES, Described
 from model_store.voices.votes import Votes
 
@@ -59,6 +60,7 @@ def find_candidates(mixtures: Mixtures, row: int, allowed: NDArray[np.int64] | N
         allowed = np.arange(len(whole))
     has_older = bool(mixtures.described[1].can_vote[row].any())
     tokens = _best((window, whole) if has_older else (window,), allowed)
+    tokens = with_newcomers(mixtures.known, tokens, whole, allowed)
     return Candidates(
         tokens,
         whole[tokens],

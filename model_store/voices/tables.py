@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from model_store.voices.added import AddedRows
+from model_store.voices.added import AddedRow, AddedRows
 from model_store.voices.past import RETURN, ItemFacts
 
 _PARTS = ("indptr", "indices", "data")
@@ -107,6 +107,15 @@ class KnownItems:
     def num_tokens(self) -> int:
         """V'"""
         return len(self.popularity)
+
+    @property
+    def num_trained(self) -> int:
+        """V"""
+        return self.tables.num_tokens
+
+    def added_row(self, table: str, token: int) -> AddedRow | None:
+        """What came on top of a row of a table."""
+        return None if self._added is None else self._added.rows[self.tables.names.index(table)].get(token)
 
     def rows(self, tables: NDArray[np.int64], tokens: NDArray[np.int64]) -> sparse.csr_matrix:
         """(P, tables · V') the rows of P pairs of the number c of a table and a token, in columns from c · V' on."""

@@ -29,6 +29,7 @@ from model_store.voices.candidates import Candidates, find_candidates, num_older
 from model_store.voices.combiner import Combiner
 from model_store.voices.gate import Gate, Weights
 from model_store.voices.mixtures import Mixtures
+from model_store.voices.newcomers import inherited
 from model_store.voices.past import EVENT_FEATURES, QUERY_FEATURES, Described, ItemFacts, Past, describe
 from model_store.voices.tables import KnownItems, Tables, read_table, table_arrays
 
@@ -124,6 +125,10 @@ class Voices:
         scores = [
             own if past.against is None else own - lowered(self.known, past.against, each.tokens)
             for own, each, past in zip(self._scores(found), found, pasts, strict=True)
+        ]
+        scores = [
+            inherited(self.known, each.tokens, own, tokens)
+            for each, own, tokens in zip(found, scores, allowed, strict=True)
         ]
         return Voting(mixtures, found, scores)
 

@@ -20,7 +20,7 @@ from service.store.embedded.server import EmbeddedServer
 from tests import conftest
 from tests.conftest import make_tokenizer, write_bundle
 from tests.service.real import NOW, open_app
-from tests.service.shop import TITLES, TOYS, voices_that_follow_the_mixture
+from tests.service.shop import SHELF, TITLES, TOYS, voices_that_follow_the_mixture, voices_that_trust_behaviour
 
 NAMES, NUM_VOLUMES = ("Ada", "Bob", "Cyd", "Eve"), 3
 SERIES = [[f"{name} {volume}" for volume in range(1, NUM_VOLUMES + 1)] for name in NAMES]
@@ -136,3 +136,18 @@ async def test_a_title_with_the_words_of_another_surfaces_after_it(
             assert rank(found, "daisy") <= 10, f"after {recent}: {[each['title'] for each in found]}"
             assert rank(found, "long") <= 10, "a long title is not found"
         assert rank(await listed(client, recent=[{"item_id": "i9"}], k=3), "daisy") == 99
+
+
+async def test_a_new_item_is_expected_to_do_as_those_with_the_nearest_titles(
+    tmp_path: Path, valkey: EmbeddedServer, raw: Redis
+) -> None:
+    """Where the ranking trusts what users do, of which there is nothing yet."""
+    write_bundle(tmp_path / "shop", vocabulary="items", titles=SHELF, voices=voices_that_trust_behaviour())
+    async with open_app(tmp_path / "shop", valkey.url, live_half_life_days=30) as (_, client):
+        await put(client, "daisy", "JUMBO BAG PURPLE DAISY")
+        await put(client, "other", "Something Else Entirely")
+        for recent in (["i0"], ["i3"], ["i25", "i0"]):
+            found = await listed(client, recent=[{"item_id": each} for each in recent])
+            assert rank(found, "daisy") <= 10, f"after {recent}: {[each['title'] for each in found]}"
+            assert rank(found, "other") > rank(found, "daisy")
+        assert rank(await listed(client, recent=[{"item_id": "i20"}]), "daisy") > 3, "it is shown after plates"
