@@ -29,6 +29,7 @@ OTHER: dict[str, Any] = {
     "networkPolicy": {
         "clients": [],
         "store": {"ports": [{"protocol": "TCP", "port": 6380}], "to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]},
+        "egress": [{"ports": [{"protocol": "TCP", "port": 443}]}],
     },
     "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
 }
@@ -126,8 +127,8 @@ def test_the_values_of_a_release_arrive(rendered: dict[str, dict[str, Any]]) -> 
     assert pod["containers"][0]["image"] == "registry.example/automr:2.0"
     assert {"secretRef": {"name": "shop-keys"}} in pod["containers"][0]["envFrom"]
     assert pod["nodeSelector"] == OTHER["nodeSelector"] and pod["tolerations"] == OTHER["tolerations"]
-    store, _dns = manifests.one(objects, "NetworkPolicy")["spec"]["egress"]
-    assert store == OTHER["networkPolicy"]["store"]
+    store, _dns, *further = manifests.one(objects, "NetworkPolicy")["spec"]["egress"]
+    assert store == OTHER["networkPolicy"]["store"] and further == OTHER["networkPolicy"]["egress"]
     assert "shop-keys" in rendered["other"]["notes"] and "books-2026-05" in rendered["other"]["notes"]
 
 

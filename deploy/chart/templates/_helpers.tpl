@@ -1,4 +1,4 @@
-{{/* Name of everything of this release: the release's, which holds the chart's, so that two releases live side by side. */}}
+{{/* Name of all objects of this release. It holds the names of release and chart, so two releases live side by side. */}}
 {{- define "automr.name" -}}
 {{- $name := ternary .Release.Name (printf "%s-%s" .Release.Name .Chart.Name) (contains .Chart.Name .Release.Name) -}}
 {{- $name | trunc 50 | trimSuffix "-" -}}

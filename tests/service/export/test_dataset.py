@@ -87,5 +87,6 @@ async def test_an_export_of_a_user_is_imported_as_it_was(service: Service, tmp_p
     lines = [json.dumps({"user_id": "u", **event._asdict()}) for event in before]
     (tmp_path / "u.jsonl").write_text("\n".join(lines))
     await service.users.forget("u")
+    await service.eraser.recreate("u")  # otherwise events from before the deletion are refused
     assert await import_file(service.ingest.submit, tmp_path / "u.jsonl") == 5
     assert [event async for event in service.users.export("u")] == before
