@@ -449,6 +449,10 @@ class InteractionsRequest(TypedDict):
     """
     durable: answer when the events are stored; visible: when memory holds them, too
     """
+    durability: NotRequired[Literal['stored', 'fsync', 'replicated'] | None]
+    """
+    stored: as the store is set up; fsync: on its disk; replicated: on its replicas, too; null: as AUTOMR_DURABILITY says. If that is not reached in time, the answer is 503: the events are stored, but sending them again is safe and needed
+    """
 
 
 class InteractionsResponse(TypedDict):

@@ -28,6 +28,7 @@
     │   ├── Draining                  shutting down
     │   ├── TooManyConnections
     │   ├── StoreUnavailable          the memory store does not answer
+    │   │   └── NotDurable            the write is done, but not as durable as it was asked for
     │   └── ModelUnavailable          the process of the model is starting, or has ended
     ├── ModelFailed                   the model could not compute a job
     ├── StoreCorrupt                  a key of the memory store has a value of the wrong type
@@ -191,6 +192,10 @@ class TooManyConnections(Unavailable):
 
 class StoreUnavailable(Unavailable):
     title = "Memory store unavailable"
+
+
+class NotDurable(StoreUnavailable):
+    title = "Not as durable as asked"
 
 
 class StoreCorrupt(ServiceError):

@@ -117,6 +117,7 @@ async def open_store(settings: Settings) -> AsyncIterator[MemoryStore]:
         if settings.embedded_directory is not None:
             url = stack.enter_context(EmbeddedServer(settings.embedded_directory, fsync=settings.fsync)).url
         store = await MemoryStore.connect(url, timeout_s=settings.store_timeout_s)
+        store.durability, store.num_replicas = settings.durability, settings.durable_replicas
         store.tombstones.kept_s = round(_SECONDS_PER_DAY * settings.tombstone_days)
         stack.push_async_callback(store.close)
         yield store

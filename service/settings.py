@@ -142,6 +142,12 @@ class Settings(BaseSettings):
     drain_s: float = Field(
         default=20.0, ge=1, le=3600, description="time from the signal to the end of the process at most, in seconds"
     )
+    durability: Literal["stored", "fsync", "replicated"] = Field(
+        default="stored", description="how durable events and deletions are when they are acknowledged"
+    )
+    durable_replicas: int = Field(
+        default=1, ge=1, le=16, description="replicas that confirm a write for the durability `replicated`"
+    )
     tombstone_days: float = Field(
         default=7.0,
         ge=0,

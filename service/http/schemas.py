@@ -231,6 +231,13 @@ class InteractionsRequest(Schema):
         default="durable",
         description="durable: answer when the events are stored; visible: when memory holds them, too",
     )
+    durability: Literal["stored", "fsync", "replicated"] | None = Field(
+        default=None,
+        description="stored: as the store is set up; fsync: on its disk; replicated: on its replicas, too; null: as"
+        " AUTOMR_DURABILITY says. If that is not reached in time, the answer is 503: the events are stored,"
+        " but sending them again is safe and needed",
+        examples=["replicated"],
+    )
 
 
 class EventSettings(ResponseSchema):

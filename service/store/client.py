@@ -20,6 +20,7 @@ from service.errors import BadRequest
 from service.store import overlay
 from service.store.connection import StoreConnection, translated_errors
 from service.store.counts import COUNT, KEPT_DAYS, Counts, decode_counts, decode_days
+from service.store.durability import Durability
 from service.store.erasure.leftovers import remove_leftovers
 from service.store.erasure.tombstones import Tombstones
 from service.store.events import (
@@ -65,12 +66,14 @@ from service.store.requests import (
     eval_command,
     recall_command,
     save_states_command,
+    stored_arguments,
     warn_of_unreadable,
 )
 
 log = structlog.get_logger("service.store.client")
 
 CLAIM_AFTER_MS = 30_000  # an entry that its worker did not renew for so long goes to another worker
+LARGE, ELEMENTS_PER_STEP = 5000, 500  # keys of more elements are emptied in steps of so many
 CONSUMER_IDLE_MS = 3_600_000  # a worker without entries that did not ask for so long has left
 
 
@@ -78,6 +81,7 @@ class MemoryStore(StoreConnection):
     """The methods for each kind of key. One per process and event loop; they may run concurrently."""
 
     _sorting = sorting_of(EventTypes(), 0)
+    durability: Durability = "stored"  # of writes of events and deletions that ask for none
 
     def __init__(self, client: Any, *, timeout_s: float) -> None:
         super().__init__(client, timeout_s=timeout_s)
@@ -89,7 +93,9 @@ class MemoryStore(StoreConnection):
 
     # ---- events of a user
 
-    async def append(self, events: Sequence[Event], *, with_outcomes: bool = True) -> list[Appended]:
+    async def append(
+        self, events: Sequence[Event], *, with_outcomes: bool = True, durability: Durability | None = None
+    ) -> list[Appended]:
         """Stores events. Where the user has an event with this id, that one is kept: `duplicate`, or `conflict` if it
         differs. `with_outcomes`: an event that names an answer counts for it (see `feedback/outcomes.py`).
 
@@ -107,14 +113,15 @@ class MemoryStore(StoreConnection):
         ]
         marked = events if with_outcomes else []
         if self.is_cluster:  # the queue may be on another node, and events must be stored before it names their user
-            answers = await self.run(outcomes + appends)
+            answers = await self.write(outcomes + appends, durability or self.durability)
             taken = [user for user, found in zip(by_user, answers[len(outcomes) :], strict=True) if set(found) != {-1}]
             await self.request_encoding(taken)
             await self.run(markings([event for event in marked if event.user_id in taken], is_cluster=True))
         else:
             requests = [encoding_command(by_user, only_with_events=True)] if events else []
             requests += markings(marked, is_cluster=False)
-            answers = await self.run(outcomes + appends + requests)
+            answers = await self.write(outcomes + appends + requests, durability or self.durability)
+            answers = answers[: len(outcomes) + len(appends)]
         answers = answers[len(outcomes) :]
         appended: list[Appended] = ["accepted"] * len(events)
         for positions, answer in zip(by_user.values(), answers, strict=False):
@@ -132,9 +139,9 @@ class MemoryStore(StoreConnection):
         States of windows that contained that one become stale. Asks for encoding, also if nothing changes: so a retry
         repairs a crash between the two writes.
         """
-        args = *self._sorting, user_prefix(event.user_id), *append_arguments(event)
         keys = [*user_keys(event.user_id), await self.tombstones.key(event.user_id)]
-        answer = await self._script(scripts.REPLACE, keys, *args)
+        args = *self._sorting, user_prefix(event.user_id), *append_arguments(event)
+        answer = await self._change(scripts.REPLACE, keys, event.user_id, event.event_id, *args)
         answers: tuple[Replaced, ...] = ("unchanged", "created", "replaced", "deleted")
         if answers[answer] != "deleted":
             await self.request_encoding([event.user_id])
@@ -185,11 +192,13 @@ class MemoryStore(StoreConnection):
 
         After the first step nothing of the user is read any more. A call that failed is to be repeated.
         """
-        prefix = user_prefix(user_id)
-        keys = [*user_keys(user_id), await self.tombstones.key(user_id)]
-        events, states, num_keys, has_more, *others, at = await self._script(
-            scripts.FORGET_USER, keys, prefix, self.tombstones.kept_s
-        )
+        prefix, tombstone = user_prefix(user_id), await self.tombstones.key(user_id)
+        doomed = tombstone + ":doomed:"
+        args = prefix, self.tombstones.kept_s, doomed, LARGE
+        command = eval_command(scripts.FORGET_USER, [*user_keys(user_id), tombstone], *args)
+        ((events, states, num_keys, has_more, *others, at),) = await self.write([command], self.durability)
+        while await self._script(scripts.DRAIN, [f"{doomed}{place}" for place in range(1, 8)], ELEMENTS_PER_STEP):
+            await asyncio.sleep(0)  # other callers come first
         if has_more:
             num_keys += await self._unlink_all(prefix)
         lists, pages, outcomes = others
@@ -214,8 +223,17 @@ class MemoryStore(StoreConnection):
 
         States of windows that contained the event become stale, so the caller asks for encoding afterwards.
         """
-        args = user_prefix(user_id), encode_text(event_id)
-        return bool(await self._script(scripts.FORGET_EVENT, user_keys(user_id), *args))
+        args = *self._sorting, user_prefix(user_id), encode_text(event_id)
+        return bool(await self._change(scripts.FORGET_EVENT, user_keys(user_id), user_id, event_id, *args))
+
+    async def _change(self, script: str, keys: Sequence[str], user_id: str, event_id: str, *args: Any) -> int:
+        """Tells the script what is stored under the id; again if that has changed meanwhile."""
+        while True:
+            body = await self._call("HGET", keys[0], encode_text(event_id))
+            command = eval_command(script, keys, *args, *stored_arguments(user_id, event_id, body))
+            answer = int((await self.write([command], self.durability))[0])
+            if answer >= 0:
+                return answer
 
     async def users(self) -> AsyncIterator[str]:
         """Ids of the users with events, by SCAN: an id may come twice; users who come or go meanwhile may be missed."""

@@ -17,8 +17,9 @@ from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisClusterException, RedisError
 
-from service.errors import StartupError, StoreCorrupt, StoreUnavailable
+from service.errors import BadRequest, NotDurable, StartupError, StoreCorrupt, StoreUnavailable
 from service.logs import RepeatedWarnings
+from service.store.durability import Durability, check, lacks_wait, wait_command
 from service.store.keys import PROBE
 from service.store.lua import scripts
 from service.store.reasons import SLOW, reason_of, reply_of
@@ -39,6 +40,7 @@ class StoreConnection:
     def __init__(self, client: Redis | RedisCluster, *, timeout_s: float) -> None:
         self._client = client
         self._timeout_s = timeout_s
+        self.num_replicas = 1  # that confirm a write for the durability `replicated`
         self.breaker = Breaker(self.ping)
         self.is_cluster = isinstance(client, RedisCluster)
         # A cluster client raises an error when all connections are in use. Only the pool of the other client waits.
@@ -110,6 +112,26 @@ class StoreConnection:
 
     async def _script(self, script: str, keys: Sequence[str], *args: Any) -> Any:
         return (await self.run([eval_command(script, keys, *args)]))[0]
+
+    async def write(self, commands: Sequence[Command], durability: Durability) -> list[Any]:
+        """`run` for writes that must be as durable as asked when it returns, see `durability.py`.
+
+        Raises NotDurable if they are not: they are done, and repeating them is safe. On a cluster only `stored` can be
+        kept: WAIT counts for one connection, and the client chooses another one for each call.
+        """
+        if durability == "stored":
+            return await self.run(commands)
+        if self.is_cluster:
+            raise BadRequest(f"`durability`: a cluster keeps `stored` only, not `{durability}`.")
+        wait = wait_command(durability, self.num_replicas, round(500 * self._timeout_s))
+        try:
+            *answers, confirmed = await self.run([*commands, wait])
+        except StoreUnavailable as error:
+            if lacks_wait(reply_of(error.__cause__ or error)):
+                raise NotDurable(f"The store has what was sent, but it cannot promise `{durability}`.") from error
+            raise
+        check(durability, self.num_replicas, confirmed)
+        return answers
 
     async def run(self, commands: Sequence[Command]) -> list[Any]:
         """The answers, from one round trip (on a cluster one per node), or the first error."""

@@ -9,6 +9,7 @@ from service.store.events import (
     Event,
     Recalled,
     UserStates,
+    decode_event,
     decode_events,
     decode_remembered,
     encode_event,
@@ -44,6 +45,12 @@ def append_command(events: Sequence[Event], sorting: Sorting, tombstone: str) ->
 def append_arguments(event: Event) -> tuple[Any, ...]:
     digest = item_digest(event.item_id)
     return encode_text(event.event_id), encode_event(event), event.timestamp, order_member(event), digest
+
+
+def stored_arguments(user_id: str, event_id: str, body: bytes | None) -> tuple[bytes, bytes, bytes]:
+    """Body, member and item digest of a stored event; the last two are empty where it cannot be read."""
+    event = decode_event(user_id, encode_text(event_id), body)
+    return (body or b"", b"", b"") if event is None else (body or b"", order_member(event), item_digest(event.item_id))
 
 
 def recall_command(

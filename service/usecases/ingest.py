@@ -17,6 +17,7 @@ from service.errors import DeadlineExceeded, Rejected, StoreCorrupt, StoreUnavai
 from service.metrics import Metrics
 from service.store.client import MemoryStore
 from service.store.deadletters import DeadLetters
+from service.store.durability import Durability
 from service.store.events import Appended, Event
 from service.usecases.encode import Worker
 from service.usecases.items import Items, cancel_and_wait
@@ -71,16 +72,22 @@ class Ingest:
             await cancel_and_wait(*tasks)
 
     async def submit(
-        self, elements: Sequence[Event | str], wait: Wait, *, timeout_s: float | None = None
+        self,
+        elements: Sequence[Event | str],
+        wait: Wait,
+        *,
+        timeout_s: float | None = None,
+        durability: Durability | None = None,
     ) -> list[Outcome]:
         """One outcome for each element, in order. A string is the reason why the caller refuses that element.
 
         With `wait="visible"` it returns when memory holds the events. `timeout_s` limits that wait: DeadlineExceeded
         says that the events are durable, but not yet visible. StoreUnavailable promises nothing; a retry is safe.
+        NotDurable: they are stored, but not as durably as `durability` asks (None: as the setting says).
         """
         checked = await self._without_unknown_items(elements)
         events = [each for each in checked if isinstance(each, Event)]
-        appended = iter(await self.store.append(events) if events else [])
+        appended = iter(await self.store.append(events, durability=durability) if events else [])
         outcomes = [
             Outcome("rejected", reason=each) if isinstance(each, str) else _outcome(next(appended), each.event_id)
             for each in checked

@@ -62,7 +62,7 @@ class Ingest:
     cancelled: int = 0
 
     async def submit(
-        self, elements: Sequence[Event | str], wait: Wait, *, timeout_s: float | None = None
+        self, elements: Sequence[Event | str], wait: Wait, *, timeout_s: float | None = None, durability: object = None
     ) -> list[Outcome]:
         self.events += [each for each in elements if isinstance(each, Event)]
         try:

@@ -1,5 +1,6 @@
 """POST /interactions"""
 
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -37,11 +38,12 @@ async def add_interactions(body: InteractionsRequest, request: Request, resource
     With `wait: visible`, 504 means that they are durable, but that memory does not hold them in time.
     """
     events = [event_or_reason(element) for element in body.interactions]
+    submit = partial(resources.ingest.submit, events, durability=body.durability)
     if body.wait == "visible":
         timeout_s = resources.settings.visible_timeout_s
-        outcomes = await while_connected(request, resources.ingest.submit(events, "visible", timeout_s=timeout_s))
+        outcomes = await while_connected(request, submit("visible", timeout_s=timeout_s))
     else:
-        outcomes = await resources.ingest.submit(events, "durable")
+        outcomes = await submit("durable")
     results = [InteractionResult(index=index, **vars(outcome)) for index, outcome in enumerate(outcomes)]
     if all(result.status == "rejected" for result in results):
         raise AllRejected([result.model_dump() for result in results], "interactions")

@@ -8,7 +8,7 @@ rest. Knows no client.
 The comment above each script says: arguments -> answer.
 """
 
-from service.store.lua.sorting import ADD, IS_BEFORE, LOG, SORT
+from service.store.lua.sorting import ADD, IS_BEFORE, LOG, NUM_BEFORE, SORT, TAKE_OUT
 
 # Members of `order` are "<16 hex of tie_key>:<event_id>".
 EVENT_ID = """
@@ -115,22 +115,28 @@ PAGE = (
     EVENT_ID
     + HMGET
     + IS_BEFORE
+    + NUM_BEFORE
     + """
-local limit, timestamp, rows = tonumber(ARGV[1]), ARGV[2], {}
+local limit, timestamp, rows, parts = tonumber(ARGV[1]), ARGV[2], {}, {}
 for _, key in ipairs({KEYS[2], KEYS[5], KEYS[6]}) do
-  local shown = 0
-  if timestamp ~= '' then
-    shown = redis.call('ZCOUNT', key, '(' .. timestamp, '+inf')
-    for _, member in ipairs(redis.call('ZRANGEBYSCORE', key, timestamp, timestamp)) do
-      if not is_before_bytes(member, ARGV[3]) then shown = shown + 1 end
+  local stop = timestamp == '' and redis.call('ZCARD', key) or num_before(key, timestamp, ARGV[3])
+  local found = stop > 0 and redis.call('ZRANGE', key, math.max(0, stop - limit - 1), stop - 1, 'WITHSCORES') or {}
+  parts[#parts + 1] = {found = found, last = #found}
+end
+while #rows <= limit do  -- the newest of the last ones of each set
+  local newest
+  for _, part in ipairs(parts) do
+    local i = part.last
+    if i > 0 and (not newest or is_before(newest.score, newest.member, part.found[i], part.found[i - 1])) then
+      newest = {part = part, member = part.found[i - 1], score = part.found[i]}
     end
   end
-  local found = redis.call('ZREVRANGE', key, shown, shown + limit, 'WITHSCORES')
-  for i = 1, #found, 2 do rows[#rows + 1] = {found[i], found[i + 1]} end
+  if not newest then break end
+  newest.part.last = newest.part.last - 2
+  rows[#rows + 1] = {newest.member, newest.score}
 end
-table.sort(rows, function(a, b) return is_before(b[2], b[1], a[2], a[1]) end)
 local members = {}
-for i = 1, math.min(limit + 1, #rows) do members[i] = rows[i][1] end
+for i, row in ipairs(rows) do members[i] = row[1] end
 return {members, hmget(KEYS[1], event_ids(members)), rows[limit] and rows[limit][2] or false}
 """
 )
@@ -185,61 +191,72 @@ local function forget_all(prefix)
 end
 """
 
-# ARGV: prefix of the user's keys, seconds to keep the tombstone  ->  numbers of deleted events, states and keys, 1 if
-# the set of spaces is damaged (then keys of spaces are left), numbers of lists, pages and outcomes, and the second of
-# the deletion. KEYS[8]: the tombstone.
+# ARGV: prefix of the user's keys, seconds to keep the tombstone, prefix of doomed keys, size  ->  numbers of deleted
+# events, states and keys, 1 if the set of spaces is damaged (then keys of spaces are left), numbers of lists, pages
+# and outcomes, and the second of the deletion. KEYS[8]: the tombstone. Keys of more elements than the size only get a
+# name of doomed keys, which is one step; `DRAIN` empties them, because to free many elements at once slows the server
+# down.
 FORGET_USER = (
     FORGET_ALL
     + """
-local now, counts = tonumber(redis.call('TIME')[1]), forget_all(ARGV[1])
+local now, num_events, moved = tonumber(redis.call('TIME')[1]), redis.pcall('HLEN', KEYS[1]), 0
+for i, command in pairs({'HLEN', 'ZCARD', [5] = 'ZCARD', [6] = 'ZCARD', [7] = 'HLEN'}) do
+  local size = redis.pcall(command, KEYS[i])
+  if type(size) == 'number' and size > tonumber(ARGV[4]) then
+    redis.call('RENAME', KEYS[i], ARGV[3] .. i)
+    moved = moved + 1
+  end
+end
+local counts = forget_all(ARGV[1])
+counts[1] = type(num_events) == 'number' and num_events or 0
+counts[3] = counts[3] + moved
 if tonumber(ARGV[2]) > 0 then redis.call('SET', KEYS[8], now, 'EX', ARGV[2]) end
 counts[#counts + 1] = now
 return counts
 """
 )
 
-# Takes an event out of everything but `events`; `seen` and the sets are then made anew, because the event may have
-# taken others back. Searches all members, because the tie key of an event cannot be computed here. Deletions and
-# corrections are rare.
-_TAKE_OUT = """
-local function take_out(prefix, id)
-  local was_in_order = false
-  for _, key in ipairs({KEYS[2], KEYS[5], KEYS[6]}) do
-    for _, member in ipairs(redis.call('ZRANGE', key, 0, -1)) do
-      if event_id(member) == id then
-        redis.call('ZREM', key, member)
-        was_in_order = was_in_order or key == KEYS[2]
-      end
-    end
-  end
-  redis.call('HDEL', KEYS[7], 'table')
-  if not was_in_order then redis.call('HINCRBY', KEYS[7], 'revision', 1) end
-  for _, space in ipairs(redis.call('SMEMBERS', KEYS[4])) do
-    redis.call('HDEL', prefix .. 'states:' .. space, field(id))
-    redis.call('UNLINK', prefix .. 'retrieval:' .. space)
+# KEYS: doomed keys; ARGV: number of elements  ->  1 if there is more to empty
+DRAIN = """
+for _, key in ipairs(KEYS) do
+  local kind = redis.call('TYPE', key).ok
+  if kind == 'zset' then
+    redis.call('ZREMRANGEBYRANK', key, 0, ARGV[1] - 1)
+    return 1
+  elseif kind == 'hash' then
+    local fields = redis.call('HRANDFIELD', key, ARGV[1])
+    redis.call('HDEL', key, unpack(fields))
+    return 1
   end
 end
+return 0
 """
 
-# ARGV: prefix of the user's keys, event_id  ->  1 (deleted) or 0 (unknown)
+# ARGV: name of the table, table, prefix of the user's keys, event_id, the body that the client has seen, member and
+# item digest of that body  ->  1 (deleted), 0 (unknown) or −1 (another body is stored now)
 FORGET_EVENT = (
     EVENT_ID
     + FIELD
+    + HMGET
+    + SORT
     + FORGET_ALL
-    + _TAKE_OUT
+    + TAKE_OUT
     + """
-local prefix, id = ARGV[1], ARGV[2]
-if redis.call('HEXISTS', KEYS[1], id) == 0 then return 0 end
-take_out(prefix, id)
+local prefix, id, body, member, digest = unpack(ARGV, 3)
+local stored = redis.call('HGET', KEYS[1], id)
+if not stored then return 0 end
+if stored ~= body then return -1 end
+take_out(prefix, id, body, member, digest)
 redis.call('HDEL', KEYS[1], id)
 if redis.call('EXISTS', KEYS[1]) == 0 then forget_all(prefix) end
 return 1
 """
 )
 
-# ARGV: name of the table, table, prefix of the user's keys, event_id, body, timestamp, order member, item digest  ->
-# 1 (new), 2 (it has taken the place of the event that was stored under its id), 0 (that event has the same body) or 3
-# (not stored: the user was deleted since). KEYS[8]: the tombstone.
+# ARGV: name of the table, table, prefix of the user's keys, event_id, body, timestamp, order member, item digest, the
+# body that the client has seen under this id ('' for none), member and item digest of that one  ->  1 (new), 2 (it has
+# taken the place of the event that was stored under its id), 0 (that event has the same body), 3 (not stored: the user
+# was deleted since) or −1 (another body is stored now). KEYS[8]: the tombstone.
 REPLACE = (
     EVENT_ID
     + DELETED_AT
@@ -247,19 +264,22 @@ REPLACE = (
     + HMGET
     + SORT
     + ADD
-    + _TAKE_OUT
+    + TAKE_OUT
     + """
-local prefix, id, body, timestamp, member, digest = unpack(ARGV, 3)
+local prefix, id, body, timestamp, member, digest, seen_body, old_member, old_digest = unpack(ARGV, 3)
 local stored = redis.call('HGET', KEYS[1], id)
 if stored == body then return 0 end
+if (stored or '') ~= seen_body then return -1 end
 local deleted = deleted_at(KEYS[8])
 if not stored and deleted and tonumber(timestamp) <= deleted then return 3 end
+local known = keep_sorted()
 if stored then
-  take_out(prefix, id)
+  take_out(prefix, id, stored, old_member, old_digest)
   redis.call('HINCRBY', KEYS[7], 'revision', 1)
 end
 add_event(id, body, timestamp, member, digest)
-sort_again()
+if is_outdated(known) then redis.call('HDEL', FACTS, 'table') end
+keep_sorted()
 return stored and 2 or 1
 """
 )

@@ -57,6 +57,19 @@ local function is_before(score, member, other_score, other_member)
 end
 """
 
+# Number of members of a set that are before a place. Looks at a few members, however many have the same score.
+NUM_BEFORE = """
+local function num_before(key, score, member)
+  local low, high = 0, redis.call('ZCARD', key)
+  while low < high do
+    local middle = math.floor((low + high) / 2)
+    local found = redis.call('ZRANGE', key, middle, middle, 'WITHSCORES')
+    if is_before(found[2], found[1], score, member) then low = middle + 1 else high = middle end
+  end
+  return low
+end
+"""
+
 # `set_of(body)` gives the key of the set, seen_s, whether it cancels, and the item. An event that cannot be read stays
 # in `order`, where a reader leaves it out and says so.
 SORT = (
@@ -183,6 +196,57 @@ local function add_event(id, body, timestamp, member, digest)
   local entry = seen_entry(digest, timestamp, seen_s)
   if entry ~= '' then redis.call('HSET', FACTS, 'seen', redis.call('APPEND', SEEN, entry)) end
   redis.call('HSET', KEYS[1], id, body)
+end
+"""
+
+# `take_out` removes an event from everything but `events`. `member` is '' where the event cannot be read: then all
+# members are searched. Its entry of `seen` becomes zeros, which name no item. An event that took others back, and one
+# whose entry is not found, need a new sort, by the next script that reads the user.
+TAKE_OUT = """
+local SEEN_ENTRY, ENTRIES_PER_BLOCK = 12, 10000
+local function remove_seen(entry)
+  if entry == '' then return true end
+  local stop = redis.call('STRLEN', SEEN)
+  while stop > 0 do
+    local start = math.max(0, stop - SEEN_ENTRY * ENTRIES_PER_BLOCK)
+    local block = redis.call('GETRANGE', SEEN, start, stop - 1)
+    local place = string.find(block, entry, 1, true)
+    while place and (place - 1) % SEEN_ENTRY ~= 0 do place = string.find(block, entry, place + 1, true) end
+    if place then
+      redis.call('SETRANGE', SEEN, start + place - 1, string.rep('\\0', SEEN_ENTRY))
+      return true
+    end
+    stop = start
+  end
+  return false
+end
+local function remove_member(id, member)
+  local score, was_in_order = nil, false
+  for _, key in ipairs({ORDER, AGAINST, ASIDE}) do
+    for _, each in ipairs(member ~= '' and {member} or redis.call('ZRANGE', key, 0, -1)) do
+      if event_id(each) == id then
+        local found = redis.call('ZSCORE', key, each)
+        score = found or score
+        was_in_order = was_in_order or (found and key == ORDER)
+        redis.call('ZREM', key, each)
+      end
+    end
+  end
+  return score, was_in_order
+end
+local function take_out(prefix, id, body, member, digest)
+  local score, was_in_order = remove_member(id, member)
+  local _, seen_s, cancels = set_of(body)
+  local mark = member ~= '' and redis.call('HGET', FACTS, '!' .. string.sub(member, 1, 16))
+  local is_mark = mark and select(2, read_place(mark)) == member
+  local is_known = member ~= '' and score and redis.call('HGET', FACTS, 'table') == ARGV[1]
+  local is_whole = is_known and not cancels and not is_mark and remove_seen(seen_entry(digest, score, seen_s))
+  if not is_whole then redis.call('HDEL', FACTS, 'table') end
+  if not was_in_order then redis.call('HINCRBY', FACTS, 'revision', 1) end
+  for _, space in ipairs(redis.call('SMEMBERS', KEYS[4])) do
+    redis.call('HDEL', prefix .. 'states:' .. space, field(id))
+    redis.call('UNLINK', prefix .. 'retrieval:' .. space)
+  end
 end
 """
 

@@ -97,6 +97,7 @@ async def test_session_and_context_are_kept_exported_imported_and_forgotten(
         exported = (await client.get("/users/u/export")).text
         assert json.loads(exported).items() >= extra.items()
         await client.delete("/users/u")
+        assert (await client.post("/users/u:recreate")).json()["was_deleted"], "the import below would be refused"
     keys = [key async for key in raw.scan_iter("*") if b"{u}" in key]
     assert not keys, "the store still holds something about a forgotten user"
     (tmp_path / "export.jsonl").write_text(exported)

@@ -60,7 +60,7 @@ def in_order(events: list[Event]) -> list[Event]:
 async def seen(store: MemoryStore, user_id: str) -> set[bytes]:
     found = (await store.recall_and_seen(user_id, "s", 1)).seen
     assert len(found) % SEEN.itemsize == 0
-    return {entry["digest"].tobytes() for entry in np.frombuffer(found, dtype=SEEN)}
+    return {entry["digest"].tobytes() for entry in np.frombuffer(found, dtype=SEEN) if entry["digest"]}
 
 
 async def save(store: MemoryStore, user_id: str, space: str, records: dict[str, bytes], *, keep: int) -> int:

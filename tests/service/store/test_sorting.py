@@ -82,7 +82,7 @@ async def found(store: MemoryStore) -> dict[str, Any]:
     return {
         "interest": [each.event for each in recalled.events],
         "against": list(recalled.against),
-        "seen": {(entry["digest"].tobytes(), int(entry["until"])) for entry in entries},
+        "seen": {(entry["digest"].tobytes(), int(entry["until"])) for entry in entries if entry["digest"]},
     }
 
 
