@@ -83,7 +83,7 @@ def _import(args: argparse.Namespace) -> int:
 
     if not args.file.is_file():
         raise SettingsError([f"import: there is no file {args.file}"])
-    asyncio.run(run_import(_settings(args), args.file))
+    asyncio.run(run_import(_settings(args), args.file, args.rejected))
     return 0
 
 
@@ -164,6 +164,8 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--out", type=Path, required=True, metavar="DATASET", help="a new directory, or that of a run")
     import_ = _command(commands, "import", _import, "store a file of interactions")
     import_.add_argument("file", type=Path, metavar="FILE", help="JSON lines or CSV, also as .gz")
+    rejected_help = "write all refused lines to this file, with reasons; without it, to FILE.rejected.jsonl"
+    import_.add_argument("--rejected", type=Path, metavar="FILE", help=rejected_help)
     for offline in (worker, backfill, export, import_):
         _add_flags(offline, "bundle", "store", "device", "threads")
     _add_bundles(_command(commands, "bundles", _bundles, "switch the bundle of a running server"))

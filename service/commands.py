@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
@@ -13,7 +14,7 @@ import structlog
 
 from service.erasure.eraser import Eraser
 from service.errors import SettingsError
-from service.event_files import read_interactions
+from service.event_files import Unreadable, read_interactions
 from service.http.routes.interactions import event_or_reason
 from service.metrics import Metrics
 from service.resources import open_kernel, open_resources, open_store
@@ -31,6 +32,7 @@ DeadLetterAction = Literal["list", "replay", "drop"]
 Submit = Callable[[Sequence[Event | str], Wait], Awaitable[list[Outcome]]]
 
 _LINES_PER_SUBMIT = 500
+_LINES_SHOWN, _REASONS_SHOWN, _REASONS_COUNTED = 20, 10, 100
 
 
 async def run_worker(settings: Settings) -> None:
@@ -91,10 +93,10 @@ async def run_compact(settings: Settings) -> dict[str, Any]:
             await eraser.stop()
 
 
-async def run_import(settings: Settings, path: Path) -> int:
-    """Sends a file of interactions to the store, without a server. Returns their number."""
+async def run_import(settings: Settings, path: Path, rejected: Path | None = None) -> int:
+    """Sends a file of interactions to the store, without a server. Returns their number. See `import_file`."""
     async with open_resources(settings, Metrics()) as resources:
-        return await import_file(resources.ingest.submit, path)
+        return await import_file(resources.ingest.submit, path, rejected)
 
 
 async def run_export(settings: Settings, out: Path) -> dict[str, Any]:
@@ -107,29 +109,78 @@ async def run_export(settings: Settings, out: Path) -> dict[str, Any]:
         return await export(kernel.store, kernel.view.catalogue.items, out, kernel.view.event_types)
 
 
-async def import_file(submit: Submit, path: Path) -> int:
+class Refused:
+    """Refused lines: all of them in a file, as JSON lines with `line`, `reason` and what the line has; a few in memory.
+
+    `file` None: beside the imported one.
+    """
+
+    def __init__(self, path: Path, file: Path | None) -> None:
+        self.file = path.with_name(path.name + ".rejected.jsonl") if file is None else file
+        self.path, self.number = path, 0
+        self._first: list[str] = []
+        self._reasons: Counter[str] = Counter()
+        self._is_written = True
+
+    def add(self, number: int, reason: str, fields: Any) -> None:
+        self.number += 1
+        if len(self._first) < _LINES_SHOWN:
+            self._first.append(f"{self.path}:{number}: {reason}")
+        self._reasons[reason if reason in self._reasons or len(self._reasons) < _REASONS_COUNTED else "other"] += 1
+        kept = fields.line if isinstance(fields, Unreadable) else fields
+        record = json.dumps({"line": number, "reason": reason, "interaction": kept}, ensure_ascii=False)
+        try:
+            with self.file.open("w" if self.number == 1 else "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(record + "\n")
+        except OSError:
+            self._is_written = False
+
+    def problems(self, num_lines: int) -> list[str]:
+        """The first refused lines, and how often each reason occurs."""
+        if not self.number:
+            return []
+        counts = ", ".join(f"{count} × {reason}" for reason, count in self._reasons.most_common(_REASONS_SHOWN))
+        where = f"all of them are in {self.file}" if self._is_written else f"{self.file} could not be written"
+        return [
+            *self._first,
+            f"{self.number} of {num_lines} lines were refused, the others are stored: {counts}; {where}",
+        ]
+
+
+async def import_file(submit: Submit, path: Path, rejected: Path | None = None) -> int:
     """Sends the interactions of a file (see `event_files`); returns their number when memory holds them.
 
-    Repeating it changes nothing. Raises SettingsError with the line number at the first line that cannot be read or is
-    rejected; earlier lines may be stored by then.
+    Repeating it changes nothing. A line that is refused keeps no other one back; if there are such lines, raises
+    SettingsError at the end, with the first ones, the number of each reason, and the file `rejected` with all of them.
+    Raises it with the line number at once where the rest of the file cannot be read; earlier lines are stored by then.
     """
-    num_events = num_conflicts = num_deleted = 0
-    with closing(read_interactions(path)) as interactions:
-        for lines in _pieces(interactions, _LINES_PER_SUBMIT):
-            events = {number: event_or_reason(fields) for number, fields in lines}
-            for number, outcome in zip(events, await submit(list(events.values()), "visible"), strict=True):
-                if outcome.reason == DELETED:
-                    num_deleted += 1
-                elif outcome.status == "rejected":
-                    raise SettingsError([f"{path}:{number}: {outcome.reason}"])
-                num_conflicts += outcome.status == "conflict"
-            num_events += len(events)
-    if num_conflicts:
-        log.warning("events that differ from stored ones were not imported", conflicts=num_conflicts)
-    if num_deleted:
-        log.warning("events of users who were deleted since were not imported", events=num_deleted)
-    log.info("imported", interactions=num_events)
-    return num_events
+    statuses: Counter[str] = Counter()
+    refused, num_lines = Refused(path, rejected), 0
+    try:
+        with closing(read_interactions(path)) as interactions:
+            for lines in _pieces(interactions, _LINES_PER_SUBMIT):
+                outcomes = await submit([_event_of(fields) for _, fields in lines], "visible")
+                num_lines += len(lines)
+                for (number, fields), outcome in zip(lines, outcomes, strict=True):
+                    status = "deleted" if outcome.reason == DELETED else outcome.status
+                    statuses[status] += 1
+                    if status == "rejected":
+                        refused.add(number, outcome.reason or "", fields)
+                log.info("importing", lines=num_lines, rejected=refused.number)
+    except SettingsError as error:
+        raise SettingsError([*error.problems, *refused.problems(num_lines)]) from error
+    if statuses["conflict"]:
+        log.warning("events that differ from stored ones were not imported", conflicts=statuses["conflict"])
+    if statuses["deleted"]:
+        log.warning("events of users who were deleted since were not imported", events=statuses["deleted"])
+    log.info("imported", interactions=num_lines - refused.number, **statuses)
+    if refused.number:
+        raise SettingsError(refused.problems(num_lines))
+    return num_lines
+
+
+def _event_of(fields: Any) -> Event | str:
+    return fields.reason if isinstance(fields, Unreadable) else event_or_reason(fields)
 
 
 def _pieces(elements: Iterable[T], size: int) -> Iterator[list[T]]:

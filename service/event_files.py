@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Generator, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import structlog
 
@@ -39,8 +39,18 @@ _GZIP = b"\x1f\x8b"
 _MISSING = ("", "na", "nan", "none", "null", r"\n")  # in lower case
 
 
+class Unreadable(NamedTuple):
+    """Stands for the fields of a line that cannot be read; the lines after it can."""
+
+    reason: str
+    line: str
+
+
 def read_interactions(path: Path) -> Generator[tuple[int, Any], None, None]:
-    """A file whose first line has the names of columns is CSV. Raises SettingsError with the line number."""
+    """Line numbers, and fields or `Unreadable`. A file whose first line has the names of columns is CSV.
+
+    Raises SettingsError with the line number where the rest of the file cannot be read either.
+    """
     with path.open("rb") as raw:
         is_compressed = raw.read(2) == _GZIP
         raw.seek(0)
@@ -49,7 +59,7 @@ def read_interactions(path: Path) -> Generator[tuple[int, Any], None, None]:
             first = file.readline()
             file.seek(0)
             separator = _separator(first)
-            yield from _json_lines(path, file) if separator is None else _table(path, file, separator)
+            yield from _json_lines(file) if separator is None else _table(path, file, separator)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise SettingsError([f"{path}: cut short or damaged ({error})"]) from error
 
@@ -67,13 +77,13 @@ def _field_names(names: Sequence[str]) -> list[str | None]:
     return [_FIELDS.get(re.sub(r"[\W_]+", "", name.casefold())) for name in names]
 
 
-def _json_lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, Any]]:
+def _json_lines(file: BinaryIO) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(file, start=1):
         if line.strip():
             try:
                 event = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise SettingsError([f"{path}:{number}: not JSON: {error}"]) from None
+                event = Unreadable(f"not JSON: {error}", line.decode("utf-8", "replace").rstrip())
             if isinstance(event, dict):
                 event.pop("title", None)
             yield number, event
@@ -93,8 +103,8 @@ def _table(path: Path, file: BinaryIO, separator: str) -> Iterator[tuple[int, An
             for fields in reader:
                 if len(fields) not in (0, len(header)):
                     counts = f"{len(fields)} fields instead of {len(header)}"
-                    raise SettingsError([f"{path}:{reader.line_num}: {counts}"])
-                if fields:
+                    yield reader.line_num, Unreadable(counts, separator.join(fields))
+                elif fields:
                     named = list(zip(names, map(str.strip, fields), strict=True))
                     yield reader.line_num, {name: _value(name, field) for name, field in named if _is_told(name, field)}
         except csv.Error as error:

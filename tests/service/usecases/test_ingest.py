@@ -353,6 +353,30 @@ async def test_a_wrong_line_of_a_table_is_named(service: Service, tmp_path: Path
         await import_file(service.ingest.submit, file)
 
 
+async def test_refused_lines_keep_no_other_line_back_and_are_all_reported(service: Service, tmp_path: Path) -> None:
+    import json
+
+    lines = [json.dumps(each) for each in history(40)]
+    lines[3::4] = ["{", '{"user_id": "u"}', json.dumps(interaction(1, item_id="nothing")), "[]", *lines[19::4]]
+    for number in range(60):
+        lines.append(json.dumps(interaction(100 + number, timestamp="soon")))
+    (tmp_path / "in").mkdir()
+    file = tmp_path / "in/events.jsonl"
+    file.write_text("\n".join(lines))
+    for path in (None, tmp_path / "elsewhere.jsonl"):
+        with pytest.raises(SettingsError) as caught:
+            await import_file(service.ingest.submit, file, path)
+        assert (await service.store.counts("u", service.space)).events == 36, "a good line was not stored"
+        told = caught.value.problems
+        assert len(told) == 21 and "64 of 100 lines were refused" in told[-1], told
+        assert "60 × timestamp" in told[-1] and told[0].startswith(f"{file}:4: not JSON")
+        written = (path or file.with_name("events.jsonl.rejected.jsonl")).read_text()
+        found = [json.loads(each) for each in written.splitlines()]
+        assert len(found) == 64 and {"line", "reason", "interaction"} == found[0].keys()
+        assert [each["line"] for each in found[:5]] == [4, 8, 12, 16, 41]
+        assert found[-1]["interaction"] == json.loads(lines[-1]), "the line is not there as it was"
+
+
 async def test_entries_are_renewed_while_a_round_lasts(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """A round may take longer than the time after which other workers claim entries."""
     monkeypatch.setattr("service.store.client.CLAIM_AFTER_MS", 200)
