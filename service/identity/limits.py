@@ -1,12 +1,17 @@
 """Rates and quotas of keys, counted in the store, so that all replicas count together. By the library `limits`.
 
 A limit is text such as `100/second; 1000000/month`. The strategy is a sliding window of two counters. They are in one
-key of the store, so it works on Redis Cluster; one round trip counts a request and tells what is left. Where the store
-is away, every request is admitted: a shop without recommendations costs more than a caller over its rate.
+key of the store, so it works on Redis Cluster. One round trip counts and tells what is left.
+
+The store syncs each write to disk, which takes milliseconds. So of a limit of `2 * _PARTS` requests or more, a process
+takes several at once: up to a part of the limit stays unused in each process. Where the store is away, every request is
+admitted: a shop without recommendations costs more than a caller over its rate.
 """
 
 import time
+from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import ceil
 from typing import NamedTuple
 
@@ -25,6 +30,10 @@ from service.store.keys import rate_key
 
 log = structlog.get_logger("service.identity.limits")
 repeated = RepeatedWarnings(log)
+
+_PARTS, _MOST_TAKEN = 20, 1000  # a process takes a twentieth of a limit at once, at most so many requests
+_SHORTER = 4  # what is taken lasts for a quarter of the window
+_MOST_REMEMBERED = 10_000
 
 # KEYS: window; ARGV: limit, seconds of the window, amount
 # ->  1 if admitted, count of the window before, seconds left of this one as text, count of this one
@@ -105,27 +114,57 @@ class _Windows(Storage, SlidingWindowCounterSupport):
         raise NotImplementedError
 
 
+@dataclass
+class _Taken:
+    """Requests that are counted in the store already, and may be used until `until`."""
+
+    left: int
+    until: float
+    remaining: int
+    resets_at: float
+
+
 class Limits:
-    """One for each store of a process."""
+    """One for each store of a process, for one event loop."""
 
     def __init__(self, run: Run) -> None:
         self._limiter = SlidingWindowCounterRateLimiter(_Windows(run))
+        self._taken: OrderedDict[tuple[str, RateLimitItem], _Taken] = OrderedDict()
 
     async def count(self, principal: Principal) -> tuple[list[Standing], RateLimited | None]:
         """Counts a request of this caller: how its limits stand, and the refusal if one is used up."""
         standings: list[Standing] = []
         try:
             for limit in parse(principal.rate_limit):
-                is_admitted = await self._limiter.hit(limit, principal.key_id)
-                resets_at, remaining = await self._limiter.get_window_stats(limit, principal.key_id)
-                standings.append(Standing(limit, int(remaining), max(1, ceil(resets_at - time.time()))))
-                if not is_admitted:
+                taken = await self._take(limit, principal.key_id)
+                reset_s = max(1, ceil(taken.resets_at - time.time()))
+                standings.append(Standing(limit, taken.remaining + max(taken.left, 0), reset_s))
+                if taken.left < 0:
                     detail = f"This key may send {limit.amount} requests in {limit.get_expiry()} s."
-                    return standings, RateLimited(detail, retry_after_s=standings[-1].reset_s)
+                    return standings, RateLimited(detail, retry_after_s=reset_s)
         except (StoreUnavailable, StoreCorrupt):
             repeated.warning("store away, rates of keys are not limited")
             return [], None
         return standings, None
+
+    async def _take(self, limit: RateLimitItem, key_id: str) -> _Taken:
+        """One request, from those that are taken or from the store. `left` is negative if there is none."""
+        name = key_id, limit
+        taken = self._taken.get(name)
+        if taken is not None and taken.left > 0 and taken.until > time.monotonic():
+            taken.left -= 1
+            return taken
+        amount = max(1, min(limit.amount // _PARTS, _MOST_TAKEN))
+        until = time.monotonic() + limit.get_expiry() / _SHORTER
+        is_admitted = await self._limiter.hit(limit, key_id, cost=amount)
+        if not is_admitted and amount > 1:
+            amount, is_admitted = 1, await self._limiter.hit(limit, key_id)
+        resets_at, remaining = await self._limiter.get_window_stats(limit, key_id)
+        taken = self._taken[name] = _Taken(amount - 1 if is_admitted else -1, until, int(remaining), resets_at)
+        self._taken.move_to_end(name)
+        if len(self._taken) > _MOST_REMEMBERED:
+            self._taken.popitem(last=False)
+        return taken
 
 
 def headers_of(standings: Sequence[Standing]) -> list[tuple[bytes, bytes]]:

@@ -57,6 +57,31 @@ async def test_a_window_slides_so_a_burst_at_its_border_is_no_double_one(store: 
     assert after < 20, "twice the rate within a second"
 
 
+async def test_a_large_limit_is_taken_in_parts_and_never_exceeded(store: MemoryStore) -> None:
+    num_calls = 0
+
+    async def run(commands: Any) -> Any:
+        nonlocal num_calls
+        num_calls += 1
+        return await store.run(commands)
+
+    one, other = Limits(run), Limits(run)
+    taken = [await admitted(each, key("1000/hour"), 400) for each in (one, other)]
+    assert taken == [400, 400] and num_calls == 16
+    rest = await admitted(one, key("1000/hour"), 300) + await admitted(other, key("1000/hour"), 300)
+    assert rest == 200, "the last requests are taken one by one"
+
+
+async def test_what_was_taken_is_not_used_in_a_later_window(store: MemoryStore) -> None:
+    limits = Limits(store.run)
+    assert await admitted(limits, key("40/second"), 1) == 1
+    await asyncio.sleep(0.3)
+    (taken,) = limits._taken.values()
+    assert taken.left == 1
+    await limits.count(key("40/second"))
+    assert limits._taken[next(iter(limits._taken))].until > taken.until
+
+
 async def test_requests_are_admitted_while_the_store_is_away(store: MemoryStore) -> None:
     async def away(commands: Any) -> Any:
         raise StoreUnavailable("away")
