@@ -17,7 +17,7 @@ STORE  := var/demo
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test smollm2 bench growth lint format openapi page container promtool typescript clean
+.PHONY: help demo test smollm2 bench growth lint format openapi sbom audit page container promtool typescript clean
 .SUFFIXES:
 
 help: ## this list
@@ -67,6 +67,16 @@ openapi: $(VENV)/.test ## after a change of the API: write docs/openapi.json and
 	@PYTHONPATH=. $(BIN)/python -m service openapi > docs/openapi.json.new && mv docs/openapi.json.new docs/openapi.json
 	@$(BIN)/datamodel-codegen
 	@$(BIN)/python automr/unasync.py && $(BIN)/ruff format --quiet automr
+
+sbom: $(VENV)/.created ## parts and licences of the environment: build/sbom.json (CycloneDX), build/licences.md
+	@mkdir -p build && $(PIP) install --quiet cyclonedx-bom==7.5.0 pip-licenses==5.5.5
+	@$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --of JSON --output-file build/sbom.json $(BIN)/python
+	@$(BIN)/pip-licenses --python $(BIN)/python --format markdown --order license --output-file build/licences.md > /dev/null
+	@echo "build/sbom.json build/licences.md"
+
+audit: $(VENV)/.created ## known vulnerabilities of the pinned versions: needs pypi.org, fails for what it cannot look up
+	@$(PIP) install --quiet pip-audit==2.10.1
+	@$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
 
 page: $(VENV)/.test ## the page in a real browser; on Debian: apt install chromium chromium-driver
 	@$(PIP) install --quiet selenium==4.51.0

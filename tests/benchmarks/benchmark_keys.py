@@ -1,6 +1,6 @@
 """Microseconds that the check of keys adds to a request: the guard around an application that does nothing.
 
-    PYTHONPATH=. python tests/benchmarks/benchmark_keys.py
+PYTHONPATH=. python tests/benchmarks/benchmark_keys.py
 """
 
 import asyncio
@@ -45,7 +45,7 @@ async def shown(name: str, gate: Gate, keys: list[str]) -> None:
     scope = {"type": "http", "path": "/recommend", "method": "POST", "client": ("10.0.0.1", 1)}
     times = []
     for number in range(NUM_ROUNDS):
-        sent = keys[number :: NUM_ROUNDS] if len(keys) > 1 else keys * NUM_REQUESTS
+        sent = keys[number::NUM_ROUNDS] if len(keys) > 1 else keys * NUM_REQUESTS
         scopes = [{**scope, "headers": [*usual, (b"authorization", b"Bearer " + key.encode())]} for key in sent]
         began = time.perf_counter()
         for each in scopes:
