@@ -17,6 +17,7 @@ search in `beams`, and two modules of `memory` load torch or faiss.
     catalogue             the items, their attributes and when they are available
     grounding             the index of title embeddings
     answers, files        queries and answers as plain values; names and checksums of the files of a bundle
+    signature             who made a bundle: signs its manifest, and verifies it
     voices                distributions over the next item from a user's events, beside the language model
     words                 queries in words, ranked with local and global memory
     view                  an opened bundle without networks: manifest, catalogue, codec

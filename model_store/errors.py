@@ -4,6 +4,7 @@ ModelStoreError
 ├── BundleError              a bundle on disk cannot be used
 │   ├── BundleNotFound       there is no manifest at the path
 │   ├── BundleCorrupt        a file is missing, cut short or changed
+│   ├── BundleUntrusted      it is not signed by a trusted key
 │   ├── FormatTooNew         a later version of this software wrote it
 │   └── SpaceMismatch        its parts were made with different language models
 ├── UnsupportedBackbone      the halves of the checkpoint do not reproduce the whole model
@@ -26,6 +27,10 @@ class BundleNotFound(BundleError):
 
 class BundleCorrupt(BundleError):
     """A file of the bundle is missing, cut short, or differs from its checksum."""
+
+
+class BundleUntrusted(BundleError):
+    """The bundle has no signature by a trusted key, or was changed after it was signed."""
 
 
 class FormatTooNew(BundleError):

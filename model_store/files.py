@@ -1,6 +1,7 @@
 """The files of a bundle: their names, reading the manifest, and checking every file against it.
 
     manifest.json          written last; a directory with it is a complete bundle
+    manifest.sig           its signature (optional, see signature.py)
     lm/                    a Hugging Face checkpoint (safetensors) with its tokenizer, adapters merged
     retriever.safetensors  weights of the retriever
     items.jsonl            the catalogue; line number = row
@@ -27,6 +28,7 @@ from model_store.manifest import FORMAT_VERSION, FileEntry, Manifest, space_id
 from model_store.text.vocabulary import TITLES_FILE
 
 MANIFEST, LM, RETRIEVER, ITEMS, INDEX = "manifest.json", "lm", "retriever.safetensors", "items.jsonl", "items.faiss"
+SIGNATURE = "manifest.sig"
 COLUMNS, VOICES, WORDS = "items.safetensors", "voices.safetensors", "words"
 REASONER = f"{WORDS}/reasoner"
 _REASONER_FILES = ("config.json", "model.safetensors", "tokenizer.json", "ranker.safetensors")
@@ -125,7 +127,7 @@ def weights_sha256(files: dict[str, FileEntry]) -> str:
 
 def describe_files(root: Path) -> dict[str, FileEntry]:
     """Size and checksum of every file below `root` except the manifest, by relative path."""
-    files = sorted(file for file in root.rglob("*") if file.is_file() and file.name != MANIFEST)
+    files = sorted(file for file in root.rglob("*") if file.is_file() and file.name not in (MANIFEST, SIGNATURE))
     return {
         file.relative_to(root).as_posix(): FileEntry(num_bytes=file.stat().st_size, sha256=digest)
         for file, digest in zip(files, sha256_of_all(files), strict=True)

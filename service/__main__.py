@@ -88,9 +88,9 @@ def _import(args: argparse.Namespace) -> int:
 
 
 def _bundles(args: argparse.Namespace) -> int:
-    from service.bundle_commands import run
+    from service.bundle_commands import run, run_signing
 
-    print(run(args))
+    print(run_signing(args, _settings(args).bundle_keys) if hasattr(args, "path") else run(args))
     return 0
 
 
@@ -193,6 +193,18 @@ def _add_bundles(parser: argparse.ArgumentParser) -> None:
         "rollback": "switch back to the bundle before",
         "unload": "close a bundle that does not answer",
     }
+    signing = {
+        "keygen": "make a key that signs bundles: writes the private one, prints the public one",
+        "sign": "check a bundle and sign it",
+        "verify": "check the signature and all files of a bundle",
+    }
+    for name, text in signing.items():
+        action = actions.add_parser(name, help=text, description=text)
+        action.add_argument("path", type=Path, metavar="FILE" if name == "keygen" else "DIRECTORY")
+        if name == "sign":
+            action.add_argument("--key-file", type=Path, required=True, help="private key, as keygen writes it")
+        if name == "verify":
+            action.add_argument("--public", help=f"public key (default: those of {variable('bundle_keys')})")
     for name, text in texts.items():
         action = actions.add_parser(name, help=text, description=text)
         action.add_argument("--url", default="http://127.0.0.1:8000", help="of a running server (default %(default)s)")

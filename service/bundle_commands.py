@@ -1,10 +1,16 @@
-"""python -m service bundles list | load | activate | rollback | unload: the routes of /bundles on the command line."""
+"""python -m service bundles list | load | activate | rollback | unload: the routes of /bundles on the command line.
+
+And keygen | sign | verify: signatures of bundles on this machine.
+"""
 
 import argparse
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from model_store import signature
+from model_store.files import read_manifest, verify_files
+from service.errors import SettingsError
 from service.remote import Remote, RemoteError
 
 _LOOK_EVERY_S = 1.0
@@ -24,6 +30,22 @@ def run(args: argparse.Namespace) -> str:
     body = {"directory": args.bundle, "precision": args.precision} | ({"name": args.name} if args.name else {})
     name = args.name or args.bundle.strip("/").replace("/", "-")
     return table(_when_loaded(remote, remote.ask("POST", "/bundles", body), name))
+
+
+def run_signing(args: argparse.Namespace, trusted: Sequence[str]) -> str:
+    """What was done. Raises SettingsError and BundleError."""
+    try:
+        if args.action == "keygen":
+            return f"{signature.new_key(args.path)}\nThe private key is in {args.path}: keep it away from servers."
+        if args.action == "sign":
+            return f"{args.path} is signed by {signature.sign(args.path, args.key_file)}"
+        if not args.public and not trusted:
+            raise SettingsError(["verify: name a public key by --public or AUTOMR_BUNDLE_KEYS"])
+        signer = signature.verify(args.path, [args.public] if args.public else trusted)
+        verify_files(args.path, read_manifest(args.path))
+        return f"{args.path} is whole and signed by {signer}"
+    except (ValueError, OSError) as error:
+        raise SettingsError([f"{args.action}: {error}"]) from None
 
 
 def _when_loaded(remote: Remote, listing: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
+from model_store.signature import verify
 from model_store.view import BundleView
 from service.bundles.bundles import Bundles
 from service.engine.engine import Engine
@@ -104,7 +105,9 @@ class Resources:
 
 
 def open_view(settings: Settings) -> BundleView:
-    """The server's side of the bundle that the settings name."""
+    """The server's side of the bundle that the settings name. Raises BundleError, also for one that is not trusted."""
+    if settings.bundle_keys:
+        verify(settings.bundle, settings.bundle_keys)
     precision = None if settings.precision == "bundle" else settings.precision
     return BundleView.open_view(settings.bundle, precision=precision)
 

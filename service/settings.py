@@ -34,6 +34,7 @@ from service.identity.algorithms import ALGORITHMS, SECRET
 from service.identity.keys import read_entry
 
 PREFIX = "AUTOMR_"
+_PUBLIC_KEY = re.compile(r"ed25519:[A-Za-z0-9_-]{43}")  # see `model_store.signature`
 _HOST = re.compile(r"(\*\.)?[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
 STORE_SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster", "unix", "embedded")
 
@@ -52,6 +53,9 @@ class Settings(BaseSettings):
     bundle: Path = Field(default=Path("model_store/bundles/current"), description="directory of the bundle to serve")
     bundles_dir: Path | None = Field(
         default=None, description="directory of the bundles that may be loaded while serving; none: none may"
+    )
+    bundle_keys: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_list)] = Field(
+        default=(), description="comma-separated public keys; other bundles than those they signed are refused"
     )
     store: SecretStr = Field(
         default=SecretStr("embedded:var/store"),
@@ -188,6 +192,13 @@ class Settings(BaseSettings):
             except ValueError as error:
                 raise ValueError(f"key {position}: {error}") from None
         return keys
+
+    @field_validator("bundle_keys")
+    @classmethod
+    def _public_keys(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(_PUBLIC_KEY.fullmatch(text) for text in texts):
+            raise ValueError("must be keys as `python -m service bundles keygen` prints them")
+        return texts
 
     @field_validator("rate_limit")
     @classmethod

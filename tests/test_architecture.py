@@ -36,6 +36,7 @@ ARROWS = {
     "model_store.answers": "catalogue",
     "model_store.event_types": "errors",
     "model_store.files": "errors manifest text",
+    "model_store.signature": "errors files",
     "model_store.view": "catalogue errors event_types files manifest memory text",
     "model_store.voices": "answers errors manifest",
     "model_store.words": "errors grounding",

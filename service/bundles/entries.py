@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, Literal, NamedTuple, Protocol, TypeVar
 
-from model_store.errors import ModelStoreError
+from model_store.errors import BundleUntrusted, ModelStoreError
 from model_store.files import read_manifest
+from model_store.signature import verify
 from model_store.view import BundleView
 from service.engine.engine import Engine
 from service.errors import BundleConflict, UnknownBundle
@@ -99,5 +100,9 @@ def check_readable(settings: Settings, source: Source) -> None:
     """Raises UnknownBundle or BundleConflict, before any replica tries to open the bundle."""
     try:
         read_manifest(place_of(settings, source))
+        if settings.bundle_keys:
+            verify(place_of(settings, source), settings.bundle_keys)
+    except BundleUntrusted:
+        raise BundleConflict(f"{source.directory} is not signed by a key of AUTOMR_BUNDLE_KEYS.") from None
     except ModelStoreError as error:
         raise UnknownBundle(f"{source.directory} cannot be read as a bundle ({type(error).__name__}).") from error

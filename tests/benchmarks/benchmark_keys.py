@@ -51,7 +51,7 @@ async def shown(name: str, gate: Gate, keys: list[str]) -> None:
         for each in scopes:
             await guard(each, None, None)  # type: ignore[arg-type]
         times.append((time.perf_counter() - began) / len(scopes))
-    print(f"{name:28}{1e6 * statistics.median(times):7.1f} µs")
+    print(f"{name:28}{1e6 * statistics.median(times):7.1f} us")
 
 
 async def main() -> None:
