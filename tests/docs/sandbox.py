@@ -23,7 +23,7 @@ from tests.docs.documents import ROOT
 
 _COPIED = ("Makefile", "pyproject.toml", "constraints.txt", "automr", "model_store", "service", "training")
 _STAMPS = (".created", ".torch", ".demo", ".test")  # of the Makefile: what is installed
-_COMMAND_S, _START_S = 180, 60
+_COMMAND_S, _START_S = 600, 120  # against what never ends; other work may share the cores
 _PROLOGUE = "set -euo pipefail -o allexport; if [ -f .shell-state ]; then . ./.shell-state; fi\n"
 _EPILOGUE = "\nexport -p > .shell-state\n"
 
