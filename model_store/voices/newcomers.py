@@ -18,6 +18,7 @@ from model_store.voices.tables import KnownItems
 ALIKE = "alike"
 PRIOR, NUM_NEAREST = 10.0, 10  # events; titles
 _NUM_BEST, _MOST_ADDED = 20, 50
+_LEAST = 1e-30  # inside the logarithm
 
 
 def with_newcomers(
@@ -67,5 +68,5 @@ def inherited(
         expected = float(np.average(likely, weights=row.values[near]))
         own, num_events = float(np.exp(scores[place])), float(known.facts.popularity[tokens[place]])
         blended = (PRIOR * expected + num_events * own) / (PRIOR + num_events)
-        found[place] = np.log(max(own, blended))
+        found[place] = np.log(max(own, blended, _LEAST))
     return found
