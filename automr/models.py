@@ -249,6 +249,10 @@ class ExperimentShadow(TypedDict):
     """
     popular: popular items, without the model
     """
+    voices: NotRequired[dict[Literal['language_model', 'popularity', 'near', 'follow', 'linear', 'alike', 'return'], float]]
+    """
+    what the weight of a voice is multiplied by, for a bundle with voices: 0 silences it
+    """
     share: float
     """
     of the answers that are computed a second time, compared and not shown
@@ -267,6 +271,10 @@ class ExperimentVariant(TypedDict):
     arm: NotRequired[Literal['model', 'popular']]
     """
     popular: popular items, without the model
+    """
+    voices: NotRequired[dict[Literal['language_model', 'popularity', 'near', 'follow', 'linear', 'alike', 'return'], float]]
+    """
+    what the weight of a voice is multiplied by, for a bundle with voices: 0 silences it
     """
     name: str
     """

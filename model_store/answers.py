@@ -1,6 +1,6 @@
 """Queries to a bundle and its answers, as plain values. Loads no torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -20,7 +20,7 @@ class PastRows(NamedTuple):
     """Events as catalogue rows (n,) and times (n,) in seconds, oldest first, and the time of the query.
 
     `weights` (n,): how much each event counts; empty where each counts 1. `against`: pairs of a row and how strongly
-    events speak against its item, a positive number.
+    events speak against its item, a positive number. `voices`: voice → what its weight is multiplied by, see `reasons`.
     """
 
     rows: Sequence[int]
@@ -28,6 +28,7 @@ class PastRows(NamedTuple):
     now: int
     weights: Sequence[float] = ()
     against: Sequence[tuple[int, float]] = ()
+    voices: Mapping[str, float] = {}
 
 
 @dataclass(frozen=True)

@@ -211,6 +211,7 @@ def past_of_rows(bundle: Bundle, past: PastRows) -> Past:
         past.now,
         np.array(past.weights, dtype=np.float32) if past.weights else None,
         _against(bundle, past.against) if past.against else None,
+        past.voices,
     )
 
 

@@ -84,7 +84,7 @@ def _window_features(mixtures: Mixtures, row: int, tokens: NDArray[np.int64]) ->
     inside, is_known = np.minimum(tokens, known.num_tokens - 1), tokens < known.num_tokens
     columns = (
         np.log(mixtures.window[row, tokens] + _NO_FORECAST),
-        np.log(known.popularity[inside] * is_known + _NO_VOTE),
+        np.log(known.popularity[inside] * is_known * mixtures.scales[row, 1] + _NO_VOTE),
         np.log(known.facts.return_rate[inside] * is_known + _NO_RATE),
         np.log(mixtures.forecast[row, tokens] + _NO_FORECAST),
     )

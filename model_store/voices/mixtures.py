@@ -23,7 +23,8 @@ class Mixtures(NamedTuple):
     `described` and `weights`: of the window, and of older events.
 
     `forecast` is that of the language model as in training, whose vocabulary had the V trained items only: their
-    probabilities sum to one, and those of items that came later are in proportion.
+    probabilities sum to one, and those of items that came later are in proportion. `scales` (B, 2): what the query
+    multiplies the forecast and popularity by; `forecast` is multiplied already.
     """
 
     known: KnownItems
@@ -34,6 +35,7 @@ class Mixtures(NamedTuple):
     whole: NDArray[np.float32]
     described: tuple[Described, Described]
     weights: tuple[Weights, Weights]
+    scales: NDArray[np.float32]
 
     @classmethod
     def of(
@@ -42,15 +44,18 @@ class Mixtures(NamedTuple):
         forecast: NDArray[np.float32],
         described: tuple[Described, Described],
         weights: tuple[Weights, Weights],
+        scales: NDArray[np.float32],
     ) -> "Mixtures":
         recent, older = (
             [Votes.of(known, tokens, own) for tokens, own in zip(part.tokens, weighed.events.numpy(), strict=True)]
             for part, weighed in zip(described, weights, strict=True)
         )
         forecast = _of_trained(forecast, known.tables.num_tokens)
-        window = _mixed(known, forecast, weights[0], recent)
-        whole = _mixed(known, window, weights[1], older)
-        return cls(known, forecast, recent, older, window, whole, described, weights)
+        if (scales[:, 0] != 1).any():
+            forecast = forecast * scales[:, :1]
+        window = _mixed(known, forecast, weights[0], recent, scales)
+        whole = _mixed(known, window, weights[1], older, scales)
+        return cls(known, forecast, recent, older, window, whole, described, weights, scales)
 
 
 def _of_trained(forecast: NDArray[np.float32], num_trained: int) -> NDArray[np.float32]:
@@ -61,10 +66,14 @@ def _of_trained(forecast: NDArray[np.float32], num_trained: int) -> NDArray[np.f
 
 
 def _mixed(
-    known: KnownItems, forecast: NDArray[np.float32], weights: Weights, votes: Sequence[Votes]
+    known: KnownItems,
+    forecast: NDArray[np.float32],
+    weights: Weights,
+    votes: Sequence[Votes],
+    scales: NDArray[np.float32],
 ) -> NDArray[np.float32]:
     found: NDArray[np.float32] = weights.overall[:, [FORECAST]].numpy() * forecast
-    shares = weights.overall[:, POPULARITY].numpy()
+    shares = weights.overall[:, POPULARITY].numpy() * scales[:, 1]
     for row, (own, share) in enumerate(zip(votes, shares, strict=True)):
         found[row, : known.num_tokens] += share * known.popularity + own.by_channel.sum(axis=0)
     return found

@@ -7,7 +7,7 @@ Events of one time are a basket: their order means nothing. So an age is counted
 and all events of a basket have equal numbers unless their items differ.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -54,7 +54,7 @@ class Past(NamedTuple):
     """The events of a user that are known at the time `now`, oldest first; the newest are read, see `VoicesSpec`.
 
     Timestamps are in seconds and do not fall. Events at the time `now` are the current basket. `weights` multiply the
-    votes of the events; None where each counts 1.
+    votes of the events; None where each counts 1. `voices` multiply the weights of voices, by their names.
     """
 
     tokens: NDArray[np.int64]  # (n,)
@@ -62,6 +62,7 @@ class Past(NamedTuple):
     now: int
     weights: NDArray[np.float32] | None = None  # (n,)
     against: Against | None = None
+    voices: Mapping[str, float] = {}
 
 
 class Described(NamedTuple):

@@ -7,9 +7,7 @@ from model_store.answers import Reason
 from model_store.voices.gate import FORECAST, POPULARITY
 from model_store.voices.mixtures import Mixtures
 from model_store.voices.past import RETURN
-from model_store.voices.voices import Voting
-
-LANGUAGE_MODEL, POPULAR = "language_model", "popularity"
+from model_store.voices.voices import LANGUAGE_MODEL, POPULAR, Voting
 
 
 def reasons(voting: Voting, row: int, tokens: NDArray[np.int64]) -> list[Reason]:
@@ -35,7 +33,7 @@ def _given(mixtures: Mixtures, row: int, tokens: NDArray[np.int64]) -> NDArray[n
     last = mixtures.known.num_tokens - 1
     popularity = np.where(tokens <= last, mixtures.known.popularity[np.minimum(tokens, last)], 0)
     kept = older[FORECAST]  # the share of the whole window in the mixture
-    popular = (kept * window[POPULARITY] + older[POPULARITY]) * popularity
+    popular = (kept * window[POPULARITY] + older[POPULARITY]) * popularity * mixtures.scales[row, 1]
     rows = [kept * window[FORECAST] * mixtures.forecast[row, tokens], popular]
     rows += [*(kept * mixtures.recent[row].at(tokens).T), *mixtures.older[row].at(tokens).T]
     return np.stack(rows).astype(np.float32)

@@ -33,6 +33,7 @@ from model_store.voices.newcomers import inherited
 from model_store.voices.past import EVENT_FEATURES, QUERY_FEATURES, Described, ItemFacts, Past, describe
 from model_store.voices.tables import KnownItems, Tables, read_table, table_arrays
 
+LANGUAGE_MODEL, POPULAR = "language_model", "popularity"  # the voices that are no channels
 _NEAR_SUMS = "near.sums"  # of the file; earlier versions did not write it
 _LEAST_MASS = 1e-30  # inside a logarithm
 _BELOW = 1e-6  # how far items that are no candidates stay below the last candidate, in nats
@@ -111,10 +112,12 @@ class Voices:
         """`forecast` (B, V') are the language model's probabilities of all items, V' ≥ V."""
         described = self.describe(pasts)
         window, older = (
-            _scaled(self.weigh(part, is_older=bool(half)), part, pasts) for half, part in enumerate(described)
+            _scaled(self.weigh(part, is_older=bool(half)), part, pasts, self.known.channels)
+            for half, part in enumerate(described)
         )
         weights = window, older
-        return Mixtures.of(self.known, forecast, described, weights)
+        scales = _scales(pasts, (LANGUAGE_MODEL, POPULAR))
+        return Mixtures.of(self.known, forecast, described, weights, scales)
 
     def vote(
         self, forecast: NDArray[np.float32], pasts: Sequence[Past], allowed: Sequence[NDArray[np.int64] | None]
@@ -192,12 +195,20 @@ def event_weights(past: Past, places: NDArray[np.int64]) -> NDArray[np.float32]:
     return found
 
 
-def _scaled(weights: Weights, described: Described, pasts: Sequence[Past]) -> Weights:
-    """The votes of each event times its weight."""
-    if all(past.weights is None for past in pasts):
-        return weights
-    scales = np.stack([event_weights(past, own) for past, own in zip(pasts, described.places, strict=True)])
-    return Weights(weights.overall, weights.events * torch.from_numpy(scales)[:, :, None])
+def _scaled(weights: Weights, described: Described, pasts: Sequence[Past], channels: Sequence[str]) -> Weights:
+    """The votes of each event times its weight, and each channel times what the query multiplies it by."""
+    events = weights.events
+    if any(past.weights is not None for past in pasts):
+        scales = np.stack([event_weights(past, own) for past, own in zip(pasts, described.places, strict=True)])
+        events = events * torch.from_numpy(scales)[:, :, None]
+    if any(past.voices for past in pasts):
+        events = events * torch.from_numpy(_scales(pasts, channels))[:, None, :]
+    return Weights(weights.overall, events)
+
+
+def _scales(pasts: Sequence[Past], voices: Sequence[str]) -> NDArray[np.float32]:
+    """(B, voices) what each query multiplies the voices by."""
+    return np.array([[past.voices.get(voice, 1.0) for voice in voices] for past in pasts], dtype=np.float32)
 
 
 def all_scores(voting: Voting) -> NDArray[np.float32]:

@@ -145,6 +145,7 @@ class Engine:
             now=past.now if past else 0,
             past_weights=list(past.weights) if past else [],
             against=list(past.against) if past else [],
+            voices=dict(past.voices) if past else {},
         )
         found: Recommended = await self._ask_counted(asked)
         return Answer(

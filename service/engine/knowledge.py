@@ -89,7 +89,7 @@ def known_past(asked: Recommend, num_items: int) -> PastRows | None:
     if len(places) < len(rows):
         rows, times = [rows[place] for place in places], [times[place] for place in places]
         weights = [weights[place] for place in places] if weights else weights
-    return PastRows(rows, times, asked.now, weights, against)
+    return PastRows(rows, times, asked.now, weights, against, asked.voices)
 
 
 def with_all_events(asked: Recommend, answer: Answer, num_items: int) -> Answer:

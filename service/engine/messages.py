@@ -40,8 +40,8 @@ class ModelOptions(msgspec.Struct):
 class Recommend(Message):
     """`titles`: the recent window, oldest first. `memory`: (M, D) float16. `allowed`: (N,) bits by catalogue row.
 
-    `past_rows`, `past_times`, `now`, `past_weights` and `against`: see `model_store.answers.PastRows`; no rows where
-    the bundle has no voices.
+    `past_rows`, `past_times`, `now`, `past_weights`, `against` and `voices`: see `model_store.answers.PastRows`; no
+    rows where the bundle has no voices.
     """
 
     id: int
@@ -56,6 +56,7 @@ class Recommend(Message):
     now: int
     past_weights: list[float] = []
     against: list[tuple[int, float]] = []
+    voices: dict[str, float] = {}
 
 
 class Encode(Message):

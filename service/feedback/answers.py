@@ -162,7 +162,7 @@ def overlap(one: Recommendation, other: Recommendation) -> float:
 
 
 def _asked(request: Request, variant: Variant) -> Request:
-    return replace(request, memory=variant.memory, is_popular=variant.arm == "popular")
+    return replace(request, memory=variant.memory, is_popular=variant.arm == "popular", voices=variant.voices)
 
 
 def _shown_list(answer: Recommendation) -> ShownList:

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import structlog
@@ -32,7 +32,8 @@ _FOLLOW_EVERY_S = 2.0
 @dataclass(frozen=True)
 class Variant:
     """One way to answer. `bundle`: name of a loaded bundle, None: the one that answers. `memory` False: only the recent
-    window counts. `arm` popular: popular items, as for a user of whom nothing is known.
+    window counts. `arm` popular: popular items, as for a user of whom nothing is known. `voices`: voice → what its
+    weight is multiplied by, for a bundle with voices.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Variant:
     bundle: str | None = None
     memory: bool = True
     arm: Literal["model", "popular"] = "model"
+    voices: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,9 @@ VariantName = Annotated[
 Share = Annotated[float, Field(ge=0, le=1, examples=[0.5])]
 
 
+Voice = Literal["language_model", "popularity", "near", "follow", "linear", "alike", "return"]
+
+
 class HowToAnswer(Schema):
     bundle: BundleName | None = Field(
         default=None,
@@ -71,6 +74,11 @@ class HowToAnswer(Schema):
     memory: bool = Field(default=True, description="false: only the newest K events count, no memory", examples=[False])
     arm: Literal["model", "popular"] = Field(
         default="model", description="popular: popular items, without the model", examples=["model"]
+    )
+    voices: dict[Voice, Annotated[float, Field(ge=0, le=100)]] = Field(
+        default={},
+        description="what the weight of a voice is multiplied by, for a bundle with voices: 0 silences it",
+        examples=[{"popularity": 0, "alike": 2}],
     )
 
 

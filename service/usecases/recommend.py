@@ -218,7 +218,7 @@ class Recommender:
         if not request.memory:
             known = recent_only(known, self.view)
         against = against_of(recalled.against, self.view)
-        known = known._replace(past=known.past._replace(against=against))
+        known = known._replace(past=known.past._replace(against=against, voices=request.voices))
         seen = self._seen_rows.of(recalled.seen, self.view.catalogue, now)
         if request.recent:
             names = [item.item_id for item in request.recent]

@@ -43,7 +43,9 @@ def _experiment(body: Experiment) -> feedback.Experiment:
         variants=tuple(feedback.Variant(**variant.model_dump()) for variant in body.variants),
         shadow=None
         if shadow is None
-        else feedback.Shadow(feedback.Variant("shadow", 0.0, shadow.bundle, shadow.memory, shadow.arm), shadow.share),
+        else feedback.Shadow(
+            feedback.Variant(**(shadow.model_dump() | {"name": "shadow", "share": 0.0})), shadow.share
+        ),
     )
 
 
@@ -58,4 +60,5 @@ def _shown(current: feedback.Experiment) -> dict[str, Any]:
 
 def _how(shadow: feedback.Shadow) -> dict[str, Any]:
     variant = shadow.variant
-    return {"bundle": variant.bundle, "memory": variant.memory, "arm": variant.arm, "share": shadow.share}
+    how = {"bundle": variant.bundle, "memory": variant.memory, "arm": variant.arm, "voices": variant.voices}
+    return {**how, "share": shadow.share}

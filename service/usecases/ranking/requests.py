@@ -1,6 +1,6 @@
 """What is asked of the recommender, what is known on the way, and what it answers. Knows neither HTTP nor torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -28,7 +28,8 @@ class Request:
     current basket. Events are read whatever their time, and items are available by the real clock.
 
     `query`: what the user asks for in words; `reasoning` says how far memory may be used for it. Variants of an
-    experiment set the last two: without `memory` only the newest K events count, `is_popular` asks for popular items.
+    experiment set the last three: without `memory` only the newest K events count, `is_popular` asks for popular items,
+    `voices` multiplies the weights of voices.
     """
 
     user_id: str | None = None
@@ -46,6 +47,7 @@ class Request:
     rules: Rules = NO_RULES
     memory: bool = True
     is_popular: bool = False
+    voices: Mapping[str, float] = field(default_factory=dict)
 
 
 class ServedModel(NamedTuple):
