@@ -14,6 +14,7 @@ import argparse
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ CPU = torch.device("cpu")
 
 def measure(model_name: str, titles: Sequence[str], repeats: int) -> dict[str, Any]:
     """Milliseconds of each way; the ways take turns."""
-    prompt, ways = None, {}
+    prompt = None
+    ways: dict[str, Callable[[], Any]] = {}
     for precision in PRECISIONS:
         model, tokenizer = pretrained(model_name, CPU, in_float32=True)
         model.eval().requires_grad_(False)
@@ -49,7 +51,7 @@ def measure(model_name: str, titles: Sequence[str], repeats: int) -> dict[str, A
         set_precision(bundle.lm, precision)
         prepack_matrices(bundle.lm)
         query = make_query(bundle, Reader(_shown(titles), np.zeros((0, bundle.lm.hidden_size), np.float16)))
-        ways[f"AutoMR, {precision}"] = lambda bundle=bundle, query=query: recommend(bundle, [query])
+        ways[f"AutoMR, {precision}"] = partial(recommend, bundle, [query])
     assert prompt is not None
     ways["generate, float32"] = _generate(model_name, prompt, titles)
     read = prompt.tokens(_shown(titles))
