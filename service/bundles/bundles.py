@@ -231,7 +231,7 @@ class Bundles(Generic[P]):
     async def _hand_over(self, before: P | None, parts: P) -> None:
         """Metrics and the encode queue follow the bundle that answers."""
         manifest = parts.view.manifest
-        self.metrics.show_bundle(manifest.name, manifest.space)
+        self.metrics.show_bundle(manifest.name, manifest.space, manifest.created_at)
         parts.engine.show_metrics()
         parts.live_counts.show_metrics()
         parts.ingest.worker.counts_events = self.settings.live_half_life_days > 0

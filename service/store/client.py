@@ -327,6 +327,10 @@ class MemoryStore(StoreConnection):
         """Age of the oldest entry by the server's clock; 0 for an empty queue."""
         return int(await self._script(scripts.BACKLOG_AGE, [ENCODE])) / 1000
 
+    async def num_workers(self) -> int:
+        """Workers that asked for entries, or renewed theirs, within the last `CLAIM_AFTER_MS`."""
+        return int(await self._script(scripts.CONSUMERS, [ENCODE], GROUP, CLAIM_AFTER_MS))
+
     async def remove_idle_consumers(self) -> int:
         """Removes workers that left long ago and own no entry from the queue's group; returns their number."""
         return int(await self._script(scripts.REMOVE_IDLE, [ENCODE], GROUP, CONSUMER_IDLE_MS))

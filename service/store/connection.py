@@ -6,6 +6,7 @@ answer lets commands through again. Other errors do not count, because they come
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Self
@@ -32,6 +33,7 @@ MAX_CONNECTIONS = 64
 SCHEMES = "redis://, rediss://, unix://, redis+cluster://, rediss+cluster://"
 MOST_TIMEOUTS = 3
 PROBE_EVERY_S = 0.5
+PROBED_FOR_S = 1.0
 
 
 class StoreConnection:
@@ -42,6 +44,7 @@ class StoreConnection:
         self._timeout_s = timeout_s
         self.num_replicas = 1  # that confirm a write for the durability `replicated`
         self.breaker = Breaker(self.ping)
+        self._probing, self._probe_again_at = asyncio.Lock(), 0.0
         self.is_cluster = isinstance(client, RedisCluster)
         # A cluster client raises an error when all connections are in use. Only the pool of the other client waits.
         self._slots = asyncio.Semaphore(MAX_CONNECTIONS // 2) if self.is_cluster else nullcontext()
@@ -89,6 +92,16 @@ class StoreConnection:
                 return 0, [], len(nodes)  # the cluster has fewer nodes than before
             by_node, keys = await self._client.execute_command("SCAN", place, *options, target_nodes=nodes[node])
             return by_node.popitem()[1], keys, len(nodes)
+
+    async def probe(self) -> None:
+        """`ping`, but a good answer counts for `PROBED_FOR_S`: anyone may ask for readiness, and each ping is a write.
+
+        Callers at the same time share one ping.
+        """
+        async with self._probing:
+            if time.monotonic() >= self._probe_again_at:
+                await self.ping()
+                self._probe_again_at = time.monotonic() + PROBED_FOR_S
 
     async def node_names(self) -> list[str]:
         """All servers of a cluster, replicas included; one name where it is no cluster."""

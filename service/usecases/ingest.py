@@ -137,6 +137,7 @@ class Ingest:
             try:
                 self.metrics.encode_backlog.set(await self.store.backlog())
                 self.metrics.encode_lag_seconds.set(await self.store.backlog_age_s())
+                self.metrics.workers.set(await self.store.num_workers())
                 self.metrics.dead_letters.set(await self._dead_letters.count())
             except (StoreUnavailable, StoreCorrupt):
                 log.debug("store unavailable: the encode backlog is unknown")

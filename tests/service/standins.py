@@ -138,6 +138,8 @@ class Store:
         if not self.is_up:
             raise StoreUnavailable("The memory store does not answer.")
 
+    probe = ping
+
     async def run(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         raise StoreUnavailable("The memory store does not answer.")
 

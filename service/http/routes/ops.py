@@ -34,7 +34,7 @@ async def readyz(request: Request, resources: ResourcesDep) -> Readiness:
         raise NotReady("The model is warming up.")
     try:
         async with asyncio.timeout(resources.settings.store_timeout_s):
-            await resources.store.ping()
+            await resources.store.probe()
     except TimeoutError:
         raise NotReady("The memory store did not answer in time.") from None
     return Readiness(status="ok", items_waiting=len(resources.engine.intake))

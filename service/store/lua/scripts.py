@@ -318,6 +318,18 @@ end
 return entries
 """
 
+# KEYS: stream; ARGV: group, ms  ->  number of consumers that were idle for less
+CONSUMERS = """
+local consumers, busy = redis.pcall('XINFO', 'CONSUMERS', KEYS[1], ARGV[1]), 0
+if consumers.err then return 0 end
+for _, each in ipairs(consumers) do
+  for i = 1, #each, 2 do
+    if each[i] == 'idle' and each[i + 1] < tonumber(ARGV[2]) then busy = busy + 1 end
+  end
+end
+return busy
+"""
+
 # KEYS: stream; ARGV: group, ms  ->  number of consumers removed: they own no entry and were idle for so long.
 REMOVE_IDLE = """
 local consumers, removed = redis.pcall('XINFO', 'CONSUMERS', KEYS[1], ARGV[1]), 0

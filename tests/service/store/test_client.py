@@ -468,7 +468,21 @@ async def test_waiting_for_entries_ends_before_the_timeout(valkey: EmbeddedServe
     await store.close()
 
 
+async def test_workers_that_asked_lately_are_counted(store: MemoryStore, raw: Redis) -> None:
+    assert await store.num_workers() == 0
+    await store.request_encoding(["u"])
+    for name in ("a", "b"):
+        await store.next_encodings(name, count=1, block_ms=1)
+    assert await store.num_workers() == 2
+
+
 # ---- errors
+
+
+async def test_readiness_writes_once_a_second_however_often_it_is_asked(store: MemoryStore, raw: Redis) -> None:
+    await raw.config_resetstat()
+    await asyncio.gather(*(store.probe() for _ in range(50)))
+    assert (await raw.info("commandstats"))["cmdstat_set"]["calls"] == 1
 
 
 async def test_scripts_work_after_the_server_has_lost_them(store: MemoryStore, raw: Redis) -> None:

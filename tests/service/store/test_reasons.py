@@ -107,7 +107,10 @@ async def test_a_slow_store_is_told() -> None:
     assert "did not answer in time" in words and reasons == ["slow"]
 
 
-async def test_readyz_and_doctor_name_the_reason(bundle_path: Path, valkey: EmbeddedServer, raw: Redis) -> None:
+async def test_readyz_and_doctor_name_the_reason(
+    bundle_path: Path, valkey: EmbeddedServer, raw: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.store.connection.PROBED_FOR_S", 0)
     async with open_app(bundle_path, valkey.url) as (_, http):
         assert (await http.get("/readyz")).is_success
         async with refusing(raw, CAUSES[0]):
