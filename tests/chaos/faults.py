@@ -30,7 +30,9 @@ class StoreFaults:
         await self._kill(self.server.pid, "store")
 
     async def kill_watcher(self) -> None:
-        await self._kill(parent_of(self.server.pid), "watcher")
+        watcher = watcher_of(self.server.pid)
+        assert watcher is not None, "the store has no watcher"
+        await self._kill(watcher, "watcher")
 
     async def _kill(self, pid: int, name: str) -> None:
         before = self.server.pid
@@ -81,6 +83,12 @@ class StoreFaults:
             await client.config_set(option, bad)
             await asyncio.sleep(0.7)
             await client.config_set(option, good)
+
+
+def watcher_of(store: int) -> int | None:
+    """None for a store whose watcher has ended: it has another parent then."""
+    watcher = parent_of(store)
+    return watcher if b"watch.py" in Path(f"/proc/{watcher}/cmdline").read_bytes() else None
 
 
 def parent_of(pid: int) -> int:

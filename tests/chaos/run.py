@@ -26,7 +26,7 @@ import httpx2
 from redis.asyncio import Redis
 
 from service.store.embedded.server import EmbeddedServer
-from tests.chaos.faults import StoreFaults, parent_of
+from tests.chaos.faults import StoreFaults, parent_of, watcher_of
 from tests.chaos.traffic import Tally, Traffic
 from tests.conftest import write_bundle
 
@@ -101,14 +101,9 @@ class Chaos:
             traffic.is_killed = True
             server.restart()
         else:
-            store = int((directory / "automr.lock").read_text())
-            try:
-                pid = {"store": store, "watcher": parent_of(store)}.get(name) or server.child("service.engine.model")
-                if pid is None:
-                    return
-                os.kill(pid, signal.SIGKILL)
-            except (ProcessLookupError, FileNotFoundError):
-                return
+            async with asyncio.timeout(120):
+                while not kill_child(name, server, directory):  # it is being started again
+                    await asyncio.sleep(0.2)
         self.tally.kills[name] += 1
         await self._ready(traffic)
         await asyncio.sleep(self.dice.random() / 2)
@@ -176,6 +171,19 @@ class Chaos:
 
     async def _ready(self, traffic: Traffic) -> None:
         await traffic.until("GET", "/readyz", None, 200)
+
+
+def kill_child(name: str, server: Program, directory: Path) -> bool:
+    """False if there is no such process at the moment."""
+    try:
+        store = int((directory / "automr.lock").read_text())
+        pid = store if name == "store" else watcher_of(store) if name == "watcher" else server.child("engine.model")
+        if pid is None:
+            return False
+        os.kill(pid, signal.SIGKILL)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 async def listen(server: EmbeddedServer, port: int) -> None:
