@@ -149,7 +149,7 @@ async def test_a_bundle_whose_memory_is_not_filled_answers_only_by_force(root: P
 
         await until(is_filling)
         refused = await client.post("/bundles/second:activate")
-        assert refused.status_code == 409 and "not filled" in refused.json()["detail"]
+        assert refused.status_code == 409 and "does not know all memory" in refused.json()["detail"]
         forced = await client.post("/bundles/second:activate?force=true")
         assert forced.status_code == 200 and forced.json()["active"] == "second"
 
