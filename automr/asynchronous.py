@@ -97,6 +97,15 @@ class AsyncClient:
         """Deletes everything about the user."""
         return cast(models.ForgottenUser, await self._json(Call("DELETE", path("/users/{}", user_id), "write")))
 
+    async def recreate_user(self, user_id: str) -> models.RecreatedUser:
+        """Lets events of any time be stored again for a deleted user."""
+        return cast(models.RecreatedUser, await self._json(Call("POST", path("/users/{}:recreate", user_id), "write")))
+
+    async def list_deletions(self, *, cursor: str | None = None, limit: int | None = None) -> models.DeletionsPage:
+        """Receipts of deletions, newest first, without ids of users."""
+        call = Call("GET", "/deletions", "read", params={"cursor": cursor, "limit": limit})
+        return cast(models.DeletionsPage, await self._json(call))
+
     async def forget_event(self, user_id: str, event_id: str) -> models.ForgottenEvent:
         """Deletes one event."""
         call = Call("DELETE", path("/users/{}/interactions/{}", user_id, event_id), "write")
@@ -224,9 +233,32 @@ class AsyncClient:
 
     # ---- operations
 
+    # ---- keys
+
+    async def list_keys(self) -> models.KeysPage:
+        """The keys of the store, without their secrets."""
+        return cast(models.KeysPage, await self._json(Call("GET", "/keys", "read")))
+
+    async def create_key(self, **body: Unpack[models.KeyToCreate]) -> models.CreatedKey:
+        """A new key, whose secret is in this answer only. It is repeated only when it was not sent or was refused."""
+        return cast(models.CreatedKey, await self._json(Call("POST", "/keys", "write", body, is_idempotent=False)))
+
+    async def rotate_key(self, id: str, **body: Unpack[models.KeyToRotate]) -> models.CreatedKey:
+        """A new secret; the old one works for a while. It is repeated only when it was not sent or was refused."""
+        call = Call("POST", path("/keys/{}:rotate", id), "write", body, is_idempotent=False)
+        return cast(models.CreatedKey, await self._json(call))
+
+    async def revoke_key(self, id: str) -> models.RevokedKey:
+        """Ends a key."""
+        return cast(models.RevokedKey, await self._json(Call("DELETE", path("/keys/{}", id), "write")))
+
     async def get_model(self) -> models.ModelInfo:
         """The bundle that is served."""
         return cast(models.ModelInfo, await self._json(Call("GET", "/model")))
+
+    async def compact_store(self) -> models.Compaction:
+        """Has the files of the store rewritten, so that bytes of what was deleted leave them."""
+        return cast(models.Compaction, await self._json(Call("POST", "/store:compact", "write")))
 
     async def livez(self) -> models.Health:
         """The process is alive."""

@@ -33,7 +33,8 @@ def test_other_exceptions_have_the_status_500() -> None:
 
 def test_errors_that_can_be_retried_say_when() -> None:
     retried = [cls for cls in DEFINED if STATUS[next(base for base in cls.__mro__ if base in STATUS)] in (429, 503)]
-    built = [cls() for cls in retried]
+    takes_time = (errors.LockedOut, errors.RateLimited)  # the cause knows how long
+    built = [cls("a reason", retry_after_s=2.0) if issubclass(cls, takes_time) else cls() for cls in retried]
     assert built and all(error.retry_after_s is not None for error in built)
 
 

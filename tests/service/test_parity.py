@@ -54,6 +54,7 @@ async def test_answers_rank_as_the_evaluation_does(
             # Events of equal time are ordered by a hash of user and item, so the user keeps the id of the data set.
             user_id = SPLIT.histories[target.user].user_id
             assert (await client.delete(f"/users/{user_id}")).status_code in (200, 404)
+            await client.post(f"/users/{user_id}:recreate")  # events older than the deletion are stored again
             found = await ask(client, target, user_id)
             assert found == [SPLIT.item_ids[row] for row in rows], f"target {number}: {target}"
 
@@ -100,6 +101,7 @@ async def test_answers_rank_as_the_evaluation_does_with_types(
         for number, (target, rows) in enumerate(zip(targets, expected, strict=True)):
             history = TYPED_SPLIT.histories[target.user]
             assert (await client.delete(f"/users/{history.user_id}")).status_code in (200, 404)
+            await client.post(f"/users/{history.user_id}:recreate")
             body = {"interactions": typed_events_before(target)[::-1], "wait": "visible"}
             assert (await client.post("/interactions", json=body)).status_code == 200
             now = int(history.timestamps[target.position])

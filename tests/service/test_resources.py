@@ -24,10 +24,10 @@ async def test_every_precision_answers(bundle_path: Path, valkey: EmbeddedServer
 async def test_a_window_that_was_encoded_is_not_read_again(bundle_path: Path, valkey: EmbeddedServer) -> None:
     for mib, num_hits in ((16, 1), (0, 0)):
         async with open_service(bundle_path, valkey.url, window_cache_mib=mib) as service:
-            await service.users.forget("window")
-            await service.submit(history(9, "window"), "visible")
+            user_id = f"window of {mib} MiB"
+            await service.submit(history(9, user_id), "visible")
             before = service.metric("window_cache_total", result="hit")
-            answer = await ask(service, user_id="window", deadline_ms=60_000)
+            answer = await ask(service, user_id=user_id, deadline_ms=60_000)
             assert service.metric("window_cache_total", result="hit") == before + num_hits
             assert (service.metric("window_cache_bytes") > 0) == (mib > 0)
             assert answer.fallback is None

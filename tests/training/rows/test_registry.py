@@ -43,7 +43,7 @@ from training.run.inputs import Inputs, fingerprint
 from training.run.stage import StageError
 
 OF_VOICES = {f"voice_{name}" for name in ("near", "follow", "linear", "alike", "return")} | {"mixture", "boosted"}
-WITHOUT_VOICES = [row for row in ROWS if row not in OF_VOICES]
+WITHOUT_VOICES = [row for row in ROWS if row not in {*OF_VOICES, "zero_shot"}]  # the model has no checkpoint
 TRAINED = ("rella_extend", "trsr", "full_history")  # a language model for any bundle
 WITH_BIGREC = ("bigrec", "rella_replace", "automr")  # one where the bundle's generator was tuned to read memory
 MakeEvaluation = Callable[..., Evaluation]
