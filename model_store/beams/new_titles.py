@@ -11,13 +11,18 @@ probability of the node, and a new title gets an equal share:
 Its length and its wording do not count. Titles of training are scored as without new ones.
 
 A reader who has had the neighbours of a new title, such as the other volumes, is a case of its own: the model has
-learned that nobody comes back to them, so the node is unlikely, and after the last volume it is over. What readers of
-another volume were offered tells more. So the model is asked again, as if the reader had had one of the neighbours: the
-one before the newest, or, where there is none, the one of training in the catalogue row before the newest. In this
-answer, titles of training that may still be shown keep their probability, and new titles share the rest of the node:
-what the model gives to neighbours that the reader has had. A new title gets the higher of both scores. Such a question
-is one more prompt in the batch, at most `MOST_ASKED_AGAIN` a query. A node with more than `MOST_NEIGHBOURS` titles
-below says nothing of neighbours.
+learned that nobody comes back to them, so the node is unlikely, and after the last volume it is over. What the reader
+was offered before, and what readers of another volume were offered, tells more. So the model is asked twice again:
+
+    without   the newest neighbour in the window: something before it led there, as in the bookshop, where a series goes
+              on after a cue
+    as if     the reader had had one of the neighbours only: the one before the newest, or, where there is none, the one
+              of training in the catalogue row before the newest
+
+In these answers, titles of training that may still be shown keep their probability, and new titles share the rest of
+the node: what the model gives to neighbours that the reader has had. A new title gets the highest of all scores. Each
+question is one more prompt in the batch, for at most `MOST_ASKED_AGAIN` nodes a query. A node with more than
+`MOST_NEIGHBOURS` titles below says nothing of neighbours.
 """
 
 import math
@@ -69,7 +74,7 @@ class AskAgain(NamedTuple):
 
 
 def asked_again(trie: Trie, allowed: AllowedItems, window: Sequence[Title]) -> list[AskAgain]:
-    """For a `window` of titles, oldest first: the nodes with the fewest titles below, each asked once."""
+    """For a `window` of titles, oldest first: two questions about each of the nodes with the fewest titles below."""
     if trie.is_new is None:
         return []
     places: dict[Node, list[int]] = {}
@@ -78,7 +83,12 @@ def asked_again(trie: Trie, allowed: AllowedItems, window: Sequence[Title]) -> l
         if node is not None and node.stop - node.start <= MOST_NEIGHBOURS:
             places.setdefault(node, []).append(place)
     smallest = sorted(places, key=lambda node: (node.stop - node.start, -places[node][-1]))
-    return [AskAgain(_as_if(trie, node, window, places[node]), node) for node in smallest[:MOST_ASKED_AGAIN]]
+    found = []
+    for node in smallest[:MOST_ASKED_AGAIN]:
+        newest = places[node][-1]
+        found.append(AskAgain([*window[:newest], *window[newest + 1 :]], node))
+        found.append(AskAgain(_as_if(trie, node, window, places[node]), node))
+    return found
 
 
 def _as_if(trie: Trie, node: Node, window: Sequence[Title], places: Sequence[int]) -> list[Title]:

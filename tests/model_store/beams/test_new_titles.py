@@ -68,14 +68,16 @@ def test_of_many_new_titles_the_newest_are_looked_at(monkeypatch: pytest.MonkeyP
 def test_a_window_with_neighbours_of_a_new_title_is_asked_about_again() -> None:
     trie = Trie([*TRAINED, LONG], np.arange(5) == 4)
     window = [TRAINED[0], TRAINED[2], TRAINED[1], (99, END)]
-    (asked,) = asked_again(trie, trie.allow(), window)
-    assert isinstance(asked, AskAgain)
-    assert asked.window == [TRAINED[2], TRAINED[0], (99, END)], "as if the reader had had the one before the newest"
-    (asked,) = asked_again(trie, trie.allow(), window[1:])
-    assert asked.window == [TRAINED[2], TRAINED[0], (99, END)], "the title of training beside it"
-    (asked,) = asked_again(trie, trie.allow(), [TRAINED[0]])
-    assert asked.window == [TRAINED[1]]
-    assert (asked.node.depth, asked.node.stop - asked.node.start) == (2, 3)
+    without, as_if = asked_again(trie, trie.allow(), window)
+    assert isinstance(as_if, AskAgain)
+    assert without.window == [TRAINED[0], TRAINED[2], (99, END)], "without the newest neighbour"
+    assert as_if.window == [TRAINED[2], TRAINED[0], (99, END)], "as if the reader had had the one before the newest"
+    without, as_if = asked_again(trie, trie.allow(), window[1:])
+    assert without.window == [TRAINED[2], (99, END)]
+    assert as_if.window == [TRAINED[2], TRAINED[0], (99, END)], "the title of training beside it"
+    without, as_if = asked_again(trie, trie.allow(), [TRAINED[0]])
+    assert (without.window, as_if.window) == ([], [TRAINED[1]])
+    assert (as_if.node.depth, as_if.node.stop - as_if.node.start) == (2, 3) and without.node == as_if.node
     assert asked_again(trie, trie.allow(np.arange(5) < 4), window) == [], "no new title may be shown"
     assert asked_again(Trie(TRAINED), Trie(TRAINED).allow(), window) == []
 
