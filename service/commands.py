@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 
 import structlog
 
+from service.ending import end_within
 from service.erasure.eraser import Eraser
 from service.errors import SettingsError
 from service.event_files import Unreadable, read_interactions
@@ -23,7 +24,6 @@ from service.store.deadletters import DeadLetters
 from service.store.events import Event
 from service.usecases.encode import backfill
 from service.usecases.ingest import DELETED, Outcome, Wait
-from service.watchdog import end_within
 
 log = structlog.get_logger("service.commands")
 

@@ -14,6 +14,7 @@ from functools import partial
 from model_store.signature import verify
 from model_store.view import BundleView
 from service.bundles.bundles import Bundles
+from service.ending import cancel_and_wait
 from service.engine.engine import Engine
 from service.engine.process import Spawn, spawn
 from service.erasure.eraser import Eraser
@@ -36,7 +37,7 @@ from service.usecases.browsing.related import RelatedItems
 from service.usecases.browsing.users import UserList
 from service.usecases.encode import Worker
 from service.usecases.ingest import Ingest
-from service.usecases.items import Items, cancel_and_wait
+from service.usecases.items import Items
 from service.usecases.live import LiveCounts
 from service.usecases.recommend import Recommender
 from service.usecases.shown import ShownLists

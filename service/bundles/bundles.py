@@ -18,6 +18,7 @@ import structlog
 from model_store.errors import ModelStoreError
 from service.bundles.entries import Entry, Listing, P, Shown, Status, check_readable, settings_of, source_of
 from service.bundles.fill import fill
+from service.ending import cancel_and_wait
 from service.engine.intake import FAR_BEHIND
 from service.errors import BundleConflict, ServiceError, StoreCorrupt, StoreUnavailable, UnknownBundle
 from service.logs import RepeatedWarnings
@@ -25,7 +26,6 @@ from service.metrics import Metrics
 from service.settings import Settings
 from service.store.bundles import CONFIGURED, BundleState, BundleStore, Fill, Source
 from service.usecases.encode import Worker, backfill
-from service.usecases.items import cancel_and_wait
 
 log = structlog.get_logger("service.bundles")
 repeated = RepeatedWarnings(log)

@@ -20,6 +20,7 @@ from model_store.answers import Answer, PastRows, RowCounts
 from model_store.catalogue.items import Item
 from model_store.files import identity_of
 from model_store.view import BundleView
+from service.ending import cancel_and_wait
 from service.engine.admission import Admission
 from service.engine.intake import Intake
 from service.engine.messages import (
@@ -110,8 +111,7 @@ class Engine:
             await asyncio.wait(list(self._waiting.values()), timeout=drain_s)
         self._fail_waiting(Draining("The service is shutting down."))
         if self._supervisor is not None:
-            self._supervisor.cancel()
-            await asyncio.wait([self._supervisor])
+            await cancel_and_wait(self._supervisor)
         if self._process is not None:
             await self._process.stop(_STOP_S)
             self._process = None

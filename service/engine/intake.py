@@ -16,6 +16,7 @@ import structlog
 
 from model_store.catalogue.items import Item
 from model_store.view import BundleView
+from service.ending import cancel_and_wait
 from service.errors import Draining, ModelFailed, ModelUnavailable, Overloaded
 
 log = structlog.get_logger("service.engine.intake")
@@ -55,8 +56,7 @@ class Intake:
 
     async def stop(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await cancel_and_wait(self._task)
         self._release()
 
     def begin_again(self) -> None:

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 import structlog
 
+from service.ending import cancel_and_wait
 from service.errors import StoreCorrupt, StoreUnavailable
 from service.logs import RepeatedWarnings
 from service.metrics import Metrics
@@ -59,10 +60,7 @@ class Eraser:
 
     async def stop(self) -> None:
         """A rewriting goes on in the store; the next process looks after it."""
-        tasks = [task for task in (self._following, self._rewriting) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_and_wait(*filter(None, (self._following, self._rewriting)))
 
     async def delete(self, user_id: str) -> Receipt:
         """Deletes everything of the user. An unknown user is no error. After an error, another process goes on."""

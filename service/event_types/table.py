@@ -12,6 +12,7 @@ import structlog
 
 from model_store.event_types import EventTypes
 from model_store.view import BundleView
+from service.ending import cancel_and_wait
 from service.errors import StoreUnavailable
 from service.event_types.stored import EventTypeStore
 from service.logs import RepeatedWarnings
@@ -44,8 +45,7 @@ class EventTable:
 
     async def stop(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await cancel_and_wait(self._task)
 
     def add(self, view: BundleView) -> None:
         """From now on this view has the table in force. The table of the first one counts where none was put."""

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from service.ending import cancel_and_wait
 from service.errors import ServiceError, StoreCorrupt, StoreUnavailable
 from service.feedback.experiments import DEFAULT, Experiments, Shadow, Variant
 from service.feedback.pages import Pages
@@ -110,9 +111,7 @@ class Answers:
             return replace(answer, warnings=[*answer.warnings, _NOT_PAGED])
 
     async def stop(self) -> None:
-        for task in self._shadows:
-            task.cancel()
-        await asyncio.gather(*self._shadows, return_exceptions=True)
+        await cancel_and_wait(*self._shadows)
 
     def _chosen(self, request: Request) -> tuple[Recommender, str, Request]:
         """Who answers, under which name, and what is asked. A variant whose bundle is not loaded here cannot answer."""

@@ -15,12 +15,12 @@ from typing import Any, Literal
 
 import structlog
 
+from service.ending import cancel_and_wait
 from service.errors import BadRequest, StoreCorrupt, StoreUnavailable
 from service.feedback.outcomes import Outcomes
 from service.logs import RepeatedWarnings
 from service.metrics import Metrics
 from service.store.feedback.outcomes import ExperimentStore
-from service.usecases.items import cancel_and_wait
 
 log = structlog.get_logger("service.feedback.experiments")
 repeated = RepeatedWarnings(log)

@@ -23,7 +23,7 @@ from types import FrameType
 import structlog
 import uvicorn
 
-from service.watchdog import end_within
+from service.ending import end_within
 
 log = structlog.get_logger("service.server")
 

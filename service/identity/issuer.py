@@ -17,6 +17,7 @@ import httpx
 import jwt
 import structlog
 
+from service.ending import cancel_and_wait
 from service.errors import NotReady
 from service.identity.algorithms import CURVES, RSA, SECRET
 from service.logs import RepeatedWarnings
@@ -64,8 +65,7 @@ class IssuerKeys:
 
     async def stop(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await cancel_and_wait(self._task)
 
     async def find(self, key_id: str | None, algorithm: str) -> Any:
         """The key that signs by this algorithm; None for an unknown one. A token without key id needs a single key.

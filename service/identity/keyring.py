@@ -13,6 +13,7 @@ from typing import Any
 
 import structlog
 
+from service.ending import cancel_and_wait
 from service.errors import KeyConflict, StoreCorrupt, StoreUnavailable, UnknownKey
 from service.identity.keys import SHOWN_LENGTH, hashed, new_secret
 from service.identity.principal import Principal, caller
@@ -62,8 +63,7 @@ class Keyring:
 
     async def stop(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await cancel_and_wait(self._task)
             await self._try(self._save_used())
 
     def principal(self, digest: str) -> Principal | None:

@@ -18,6 +18,7 @@ from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisClusterException, RedisError
 
+from service.ending import cancel_and_wait
 from service.errors import BadRequest, NotDurable, StartupError, StoreCorrupt, StoreUnavailable
 from service.logs import RepeatedWarnings
 from service.store.durability import Durability, check, lacks_wait, wait_command
@@ -198,8 +199,7 @@ class Breaker:
 
     async def close(self) -> None:
         if self._probing is not None:
-            self._probing.cancel()
-            await asyncio.wait([self._probing])
+            await cancel_and_wait(self._probing)
 
     async def _ask(self) -> None:
         while self.is_open:

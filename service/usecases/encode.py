@@ -18,6 +18,7 @@ import numpy as np
 import structlog
 
 from model_store.view import BundleView
+from service.ending import cancel_and_wait
 from service.engine.engine import Engine
 from service.errors import ServiceError, StoreUnavailable, Unavailable
 from service.logs import RepeatedWarnings
@@ -27,7 +28,7 @@ from service.store.deadletters import DeadLetter, DeadLetters
 from service.store.events import Recalled, Saved, UserStates
 from service.store.keys import tenant_of
 from service.usecases.counting import NUM_COUNTED, record_of
-from service.usecases.items import Items, cancel_and_wait
+from service.usecases.items import Items
 from service.usecases.timeline import MissingState, Timeline, events_with_states
 
 log = structlog.get_logger("service.usecases.encode")

@@ -13,6 +13,7 @@ from typing import Literal
 import structlog
 
 from model_store.view import BundleView
+from service.ending import cancel_and_wait
 from service.errors import DeadlineExceeded, Rejected, StoreCorrupt, StoreUnavailable, UserDeleted
 from service.metrics import Metrics
 from service.store.client import MemoryStore
@@ -20,7 +21,7 @@ from service.store.deadletters import DeadLetters
 from service.store.durability import Durability
 from service.store.events import Appended, Event
 from service.usecases.encode import Worker
-from service.usecases.items import Items, cancel_and_wait
+from service.usecases.items import Items
 
 log = structlog.get_logger("service.usecases.ingest")
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from model_store.catalogue.items import Item
 from model_store.view import BundleView
+from service.ending import cancel_and_wait
 from service.engine.engine import Engine
 from service.errors import (
     BadRequest,
@@ -43,7 +44,6 @@ repeated = RepeatedWarnings(log)
 T = TypeVar("T")
 
 _FOLLOW_EVERY_S = 1.0
-_CANCEL_AGAIN_S = 1.0
 _FEW = 32  # records that are read without a thread
 _AT_ONCE, _AT_START = 256, 10_000  # changes in one snapshot while requests are answered, and before
 _MOST_TRIES = 20  # of a change, while other replicas change the same item
@@ -286,14 +286,3 @@ def _changed(item: Item, fields: Mapping[str, Any]) -> Item:
     if start is not None and end is not None and start >= end:
         raise BadRequest(f"available_from ({start}) would not be earlier than available_until ({end}).")
     return changed
-
-
-async def cancel_and_wait(*tasks: "asyncio.Task[None]") -> None:
-    """Cancel tasks, wait for them, ignore their results."""
-    pending = set(tasks)
-    while pending:
-        for task in pending:
-            task.cancel()
-        # Repeat: a cancellation that coincides with a timeout of the store's client can get lost.
-        _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_S)
-    await asyncio.gather(*tasks, return_exceptions=True)

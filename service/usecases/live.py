@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from model_store.answers import RowCounts
 from model_store.catalogue.catalogue import Catalogue
 from model_store.view import BundleView
+from service.ending import cancel_and_wait
 from service.engine.engine import Engine
 from service.errors import ModelFailed, ModelUnavailable, StoreUnavailable
 from service.logs import RepeatedWarnings
 from service.metrics import Metrics
 from service.store.client import MemoryStore
 from service.store.counts import Counts
-from service.usecases.items import Items, cancel_and_wait
+from service.usecases.items import Items
 from service.usecases.seen import SeenRows
 
 log = structlog.get_logger("service.usecases.live")
