@@ -384,7 +384,7 @@ PLANTED = [
     (torch_in_the_server, TORCH_BEHIND, "service.app reaches torch: service.app -> model_store.lm"),
     (torch_in_the_server, {"service/engine/model.py": "import torch", "training/a.py": "import torch"}, None),
     (torch_in_the_server, TORCH_TYPE, None),
-    (wrong_arrows, {"service/store/a.py": "from service.engine import b"}, "but service.store may import ending errors"),
+    (wrong_arrows, {"service/store/a.py": "from service.engine import b"}, "service.store may import ending errors"),
     (wrong_arrows, {"model_store/text/a.py": "from model_store.text.b import c\nimport model_store.errors"}, None),
     (wrong_arrows, {"training/run/a.py": "def f():\n    from training.rows import b"}, "training.rows.b"),
     (room_cycles, ROOM_CYCLE, "cycle of rooms: service.extra -> service.store -> service.extra"),
