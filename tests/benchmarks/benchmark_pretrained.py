@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from model_store.inference import recommend
 from model_store.lm.precision import Precision, set_precision
@@ -41,19 +42,18 @@ CPU = torch.device("cpu")
 
 def measure(model_name: str, titles: Sequence[str], repeats: int) -> dict[str, Any]:
     """Milliseconds of each way; the ways take turns."""
-    prompt = None
+    whole, tokenizer = pretrained(model_name, CPU, in_float32=True)
+    prompt = Prompt(tokenizer, prompt_spec(RECIPES["lora"], is_pretrained=True))
     ways: dict[str, Callable[[], Any]] = {}
     for precision in PRECISIONS:
-        model, tokenizer = pretrained(model_name, CPU, in_float32=True)
+        model, _ = pretrained(model_name, CPU, in_float32=True)  # a change of precision is irreversible
         model.eval().requires_grad_(False)
-        prompt = Prompt(tokenizer, prompt_spec(RECIPES["lora"], is_pretrained=True))
         bundle = make_bundle(model, _shape(model), Shop([], list(titles)), num_beams=BEAMS, prompt=prompt)
         set_precision(bundle.lm, precision)
         prepack_matrices(bundle.lm)
         query = make_query(bundle, Reader(_shown(titles), np.zeros((0, bundle.lm.hidden_size), np.float16)))
         ways[f"AutoMR, {precision}"] = partial(recommend, bundle, [query])
-    assert prompt is not None
-    ways["generate, float32"] = _generate(model_name, prompt, titles)
+    ways["generate, float32"] = _generate(whole, prompt, titles)
     read = prompt.tokens(_shown(titles))
     longest = max(len(prompt.title_tokens(title)) for title in _shown(titles))
     ways |= _llama_cpp(model_name, read, longest)
@@ -84,8 +84,7 @@ def _shown(titles: Sequence[str]) -> list[str]:
     return [titles[row] for row in rows]
 
 
-def _generate(model_name: str, prompt: Prompt, titles: Sequence[str]) -> Callable[[], Any]:
-    model, _ = pretrained(model_name, CPU, in_float32=True)
+def _generate(model: PreTrainedModel, prompt: Prompt, titles: Sequence[str]) -> Callable[[], Any]:
     sequences = [prompt.title_tokens(title) for title in titles]
     peer = Generate(model.eval(), sequences, terminator=prompt.terminator[0])
     return lambda: peer(prompt.tokens(_shown(titles)), num_beams=BEAMS, num_results=RESULTS)
