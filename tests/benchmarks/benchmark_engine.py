@@ -17,8 +17,6 @@ Prints tables and, last, one line of JSON.
 
 import argparse
 import copy
-import importlib.util
-import shutil
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -278,19 +276,11 @@ def measure(bench: Bench, *, is_long: bool, repeats: int) -> dict[str, Any]:
         "window": after_event(bench, repeats),
         "peers": peers,
         "precision": precision,
-        "llama_cpp": llama_cpp(),
     }
 
 
 def is_gpu(device: str) -> bool:
     return torch.device(device).type == "cuda"
-
-
-def llama_cpp() -> str:
-    """Names of llama.cpp programs on this machine. The benchmark only reports them."""
-    found = [name for name in ("llama-bench", "llama-cli") if shutil.which(name)]
-    found += ["llama_cpp"] if importlib.util.find_spec("llama_cpp") else []
-    return ", ".join(found) or "not installed"
 
 
 def report(bench: Bench, results: dict[str, Any]) -> str:
@@ -318,7 +308,7 @@ def report(bench: Bench, results: dict[str, Any]) -> str:
             columns = ("one_ms", "ms", "floor_ms", "times_floor", "times_faster", "top1_same", "top10_shared")
             kinds.append((name, *(row[column] for column in columns)))
         parts.append(table(kinds))
-    return "\n\n".join([*parts, f"llama.cpp: {results['llama_cpp']}"])
+    return "\n\n".join(parts)
 
 
 def _stages(results: dict[str, Any]) -> str:

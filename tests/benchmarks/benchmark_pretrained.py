@@ -3,7 +3,7 @@
 All read the same prompt of ten titles, in the checkpoint's own tokens, with the same weights. `generate` gets the same
 beams and the same catalogue. llama.cpp reads the GGUF file itself, 4 bits a weight for `smollm2`; it has neither beams
 nor a catalogue, so it writes one title greedily, token by token: the least that a list of one free title costs there.
-It needs `pip install llama-cpp-python` (which compiles it); without it, its rows are left out.
+It needs `pip install xllamacpp` (llama.cpp as a wheel); without it, its rows are left out.
 
 Titles come from a data set, or from the synthetic bookshop. Prints a table and, last, one line of JSON.
 
@@ -91,22 +91,24 @@ def _generate(model: PreTrainedModel, prompt: Prompt, titles: Sequence[str]) -> 
 
 
 def _llama_cpp(model_name: str, read: Sequence[int], title_tokens: int) -> dict[str, Callable[[], Any]]:
-    """The prompt alone, and the prompt with one title."""
+    """The prompt with one token, and the prompt with one title."""
     file = gguf_file(model_name)
-    if file is None or importlib.util.find_spec("llama_cpp") is None:
+    if file is None or importlib.util.find_spec("xllamacpp") is None:
         return {}
-    from llama_cpp import Llama  # compiled by its own installation; a part of this benchmark only
+    from xllamacpp import CommonParams, Server  # llama.cpp as a wheel; a part of this benchmark only
 
-    threads = torch.get_num_threads()
-    llama = Llama(str(file), n_ctx=2048, n_threads=threads, n_threads_batch=threads, verbose=False)
+    options = CommonParams()
+    options.model.path, options.n_ctx, options.n_parallel = str(file), 2048, 1
+    options.cpuparams.n_threads = options.cpuparams_batch.n_threads = torch.get_num_threads()
+    server = Server(options)
 
     def write(count: int) -> None:
-        llama.reset()
-        llama.eval(list(read))
-        for _ in range(count):
-            llama.eval([int(llama.sample(temp=0.0))])
+        """Nothing of an earlier call is reused."""
+        asked = {"prompt": list(read), "n_predict": count, "temperature": 0.0, "ignore_eos": True, "cache_prompt": False}
+        answer = server.handle_completions(asked)
+        assert answer["usage"]["completion_tokens"] == count, answer
 
-    return {"llama.cpp, prompt": lambda: write(0), "llama.cpp, one free title": lambda: write(title_tokens)}
+    return {"llama.cpp, one token": lambda: write(1), "llama.cpp, one free title": lambda: write(title_tokens)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

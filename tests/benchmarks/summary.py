@@ -25,6 +25,7 @@ BENCHMARKS: dict[str, list[str]] = {
     "engine demo": ["benchmark_engine.py"],
     "engine smollm2": ["benchmark_engine.py", "--size", "smollm2"],
     "engine 0.5b": ["benchmark_engine.py", "--size", "0.5b"],
+    "pretrained": ["benchmark_pretrained.py"],
     "precision": ["benchmark_precision.py"],
     "annotation": ["benchmark_annotation.py"],
     "service": ["benchmark_service.py"],
