@@ -104,7 +104,7 @@ def _llama_cpp(model_name: str, read: Sequence[int], title_tokens: int) -> dict[
 
     def write(count: int) -> None:
         """Nothing of an earlier call is reused."""
-        asked = {"prompt": list(read), "n_predict": count, "temperature": 0.0, "ignore_eos": True, "cache_prompt": False}
+        asked = {"prompt": list(read), "n_predict": count, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
         answer = server.handle_completions(asked)
         assert answer["usage"]["completion_tokens"] == count, answer
 
