@@ -14,6 +14,7 @@ from service.ending import cancel_and_wait
 from service.errors import ServiceError, StoreCorrupt, StoreUnavailable
 from service.feedback.experiments import DEFAULT, Experiments, Shadow, Variant
 from service.feedback.pages import Pages
+from service.identity.principal import caller
 from service.metrics import Metrics
 from service.store.shown import ShownList
 from service.usecases.ranking.draft import distinct_pages
@@ -167,4 +168,5 @@ def _asked(request: Request, variant: Variant) -> Request:
 def _shown_list(answer: Recommendation) -> ShownList:
     items = tuple(item.item_id for item in answer.items)
     bundle, variant = answer.model.bundle, answer.variant or DEFAULT
-    return ShownList(answer.recommendation_id, answer.user_id, items, variant, bundle, int(time.time()))
+    tenant = caller.get().tenant if answer.user_id is None else ""
+    return ShownList(answer.recommendation_id, answer.user_id, items, variant, bundle, int(time.time()), tenant)

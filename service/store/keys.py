@@ -120,9 +120,10 @@ def rate_key(name: str) -> str:
     return f"automr:{{+rate:{_quoted(name)}}}:window"
 
 
-def anonymous_key(recommendation_id: str) -> str:
-    """Key of the list that an anonymous session was shown."""
-    return f"automr:{{+shown:{_quoted(recommendation_id)}}}:shown"
+def anonymous_key(recommendation_id: str, tenant: str = "") -> str:
+    """Key of the list that an anonymous session was shown, by a caller of this tenant ("" for none)."""
+    name = f"{tenant}{TENANT_END}{recommendation_id}" if tenant else recommendation_id
+    return f"automr:{{+shown:{_quoted(name)}}}:shown"
 
 
 def anonymous_pages_key(recommendation_id: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from service.store.erasure.tombstones import Tombstones
 from service.store.events import decode_text, encode_text, read_json
 from service.store.feedback.outcomes import LISTS
-from service.store.keys import TOTALS, anonymous_key, user_keys, user_prefix
+from service.store.keys import TOTALS, anonymous_key, tenant_of, user_keys, user_prefix
 from service.store.lua.scripts import MAY_KEEP
 
 MOST_LISTS = 20  # of a user; older ones are dropped
@@ -34,7 +34,9 @@ Run = Callable[[Sequence[tuple[Any, ...]]], Awaitable[list[Any]]]
 
 
 class ShownList(NamedTuple):
-    """One answer. `time`: Unix seconds. `user_id` None: an anonymous session. `item_ids`: in the order of ranks."""
+    """One answer. `time`: Unix seconds. `user_id` None: an anonymous session, of a caller of `tenant` ("" for none,
+    and where there is a user). `item_ids`: in the order of ranks.
+    """
 
     recommendation_id: str
     user_id: str | None
@@ -42,6 +44,7 @@ class ShownList(NamedTuple):
     variant: str
     bundle: str
     time: int
+    tenant: str = ""
 
 
 class ShownStore:
@@ -54,7 +57,7 @@ class ShownStore:
         """One round trip. Also counts the lists of each variant; a repeated call counts them again."""
         commands: list[tuple[Any, ...]] = []
         for each in lists:
-            keys = [shown_key(each.user_id, each.recommendation_id)]
+            keys = [_key_of(each)]
             if each.user_id is not None:
                 keys += user_keys(each.user_id)[0], await self._tombstones.key(each.user_id)
             args = _encode(each), MOST_LISTS, self.kept_s, each.time
@@ -65,11 +68,15 @@ class ShownStore:
 
     async def recent(self, user_id: str, *, now: int) -> list[ShownList]:
         """The newest lists of the user, newest first, at most `MOST_LISTS`. One round trip."""
-        return await self._lists(user_id, shown_key(user_id, ""), now)
+        return await self._lists(user_id, _key_of_user(user_id), now)
 
     async def get(self, recommendation_id: str, user_id: str | None, *, now: int) -> ShownList | None:
-        """The list with this id: one of the user's, or that of an anonymous session. None if unknown or too old."""
-        found = await self._lists(None, anonymous_key(recommendation_id), now)
+        """The list with this id: one of the user's, or that of an anonymous session of the user's tenant. None if
+        unknown or too old.
+        """
+        tenant = tenant_of(user_id or "")
+        sessions = await self._lists(None, anonymous_key(recommendation_id, tenant), now)
+        found = [each._replace(tenant=tenant) for each in sessions]
         if user_id is not None:
             found += await self.recent(user_id, now=now)
         return next((each for each in found if each.recommendation_id == recommendation_id), None)
@@ -80,8 +87,14 @@ class ShownStore:
         return [each for each in lists if each is not None and each.time > now - self.kept_s]
 
 
-def shown_key(user_id: str | None, recommendation_id: str) -> str:
-    return anonymous_key(recommendation_id) if user_id is None else user_prefix(user_id) + "shown"
+def _key_of_user(user_id: str) -> str:
+    return user_prefix(user_id) + "shown"
+
+
+def _key_of(shown: ShownList) -> str:
+    if shown.user_id is None:
+        return anonymous_key(shown.recommendation_id, shown.tenant)
+    return _key_of_user(shown.user_id)
 
 
 def _encode(shown: ShownList) -> bytes:

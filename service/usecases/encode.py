@@ -9,7 +9,7 @@ import asyncio
 import os
 import socket
 import time
-from collections import Counter
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple
@@ -39,6 +39,7 @@ _POLL_MS = 1000
 _BACKOFF_S = 1.0
 _MOST_LOOKS = 3  # at a user whose log changes all the time; then it is the turn of others
 _MOST_TRIES = 3  # of a user who cannot be encoded; `CLAIM_AFTER_MS` lies between two
+_MOST_FAILING = 10_000  # users whose failures are remembered: another worker may have encoded them since
 _RENEW_EVERY_S = CLAIM_AFTER_MS / 3000
 
 
@@ -73,7 +74,7 @@ class Worker:
         self._num_recalled = max(events_with_states(view), NUM_COUNTED)
         self._consumer = f"{socket.gethostname()}-{os.getpid()}"
         self._has_unfinished = False  # whether a round was broken off, so that its entries are still this worker's
-        self._failures: Counter[str] = Counter()  # of users who could not be encoded
+        self._failures: OrderedDict[str, int] = OrderedDict()  # of users who could not be encoded, the last one last
 
     async def run(self) -> None:
         """Runs until cancelled. Waits while the store or the model is away."""
@@ -157,11 +158,13 @@ class Worker:
         return set()
 
     async def _failed(self, user_id: str, error: Exception) -> set[str]:
-        self._failures[user_id] += 1
-        if self._failures[user_id] < _MOST_TRIES:
+        num_failures = self._failures.pop(user_id, 0) + 1
+        if num_failures < _MOST_TRIES:
+            self._failures[user_id] = num_failures
+            if len(self._failures) > _MOST_FAILING:  # whoever is left out has further tries
+                self._failures.popitem(last=False)
             log.warning("a user could not be encoded, trying again later", error=type(error).__name__)
             return {user_id}
-        del self._failures[user_id]
         log.error("a user could not be encoded and is a dead letter now", exc_info=error)
         letter = DeadLetter(user_id, _reason(error), int(time.time()))
         if not await DeadLetters(self.store.run, is_cluster=self.store.is_cluster).add(letter):

@@ -16,6 +16,7 @@ import structlog
 from service.errors import StoreCorrupt, StoreUnavailable
 from service.logs import RepeatedWarnings
 from service.metrics import Metrics
+from service.store.keys import tenant_of
 from service.store.shown import ShownList, ShownStore
 
 repeated = RepeatedWarnings(structlog.get_logger("service.usecases.shown"))
@@ -59,12 +60,14 @@ class ShownLists:
         return [*reversed(unwritten), *(each for each in stored if each.recommendation_id not in known)]
 
     async def get(self, recommendation_id: str, user_id: str | None) -> ShownList | None:
-        """The list of an answer to this user or to an anonymous session; None if it is unknown or too old.
+        """The list of an answer to this user or to an anonymous session of the same tenant; None if unknown or too old.
 
         Raises StoreUnavailable or StoreCorrupt.
         """
+        tenant = tenant_of(user_id or "")
         for each in self._unwritten():
-            if each.recommendation_id == recommendation_id and each.user_id in (None, user_id):
+            is_theirs = each.user_id == user_id if each.user_id is not None else each.tenant == tenant
+            if each.recommendation_id == recommendation_id and is_theirs:
                 return each
         return await self.store.get(recommendation_id, user_id, now=int(time.time()))
 

@@ -1,5 +1,6 @@
 """Tenants: equal user ids of two tenants are two users, through every route that a key of a tenant may call."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -170,3 +171,15 @@ async def test_every_stored_key_of_a_user_of_a_tenant_begins_with_the_tenant(
         gone = (await by_tenant["shop-a"].ask("DELETE", "/users/{user_id}")).json()
         assert gone["events"] == 6
         assert not [name for name in await raw.keys("*") if b"ada" in name]
+
+
+async def test_the_list_of_an_anonymous_session_is_kept_for_its_tenant(
+    bundle_path: Path, valkey: EmbeddedServer, raw: Redis
+) -> None:
+    async with callers(bundle_path, valkey.url) as by_tenant:
+        for caller in by_tenant.values():
+            assert (await caller.ask("POST", "/recommend", json={"recent": SESSION, "k": 1})).json()["items"]
+        while len(names := sorted(await raw.keys("automr:{+shown:*"))) < len(by_tenant):
+            await asyncio.sleep(0.02)
+    beginnings = [name.decode().removeprefix("automr:{+shown:").partition("%1F")[0] for name in names]
+    assert beginnings[1:] == ["shop-a", "shop-b"], "another tenant could count events for these lists"

@@ -14,7 +14,16 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from service.store.events import Event, decode_text, encode_text, read_json
-from service.store.keys import COUNTED_PREFIX, EXPERIMENTS, TOTALS, UNSETTLED, anonymous_key, user_keys, user_prefix
+from service.store.keys import (
+    COUNTED_PREFIX,
+    EXPERIMENTS,
+    TOTALS,
+    UNSETTLED,
+    anonymous_key,
+    tenant_of,
+    user_keys,
+    user_prefix,
+)
 from service.store.lua.scripts import DELETED_AT
 
 LISTS = "lists"  # a total: answers that are kept
@@ -188,7 +197,8 @@ class OutcomeStore:
 
     async def _with_sessions(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
         unknown = [each for each in outcomes if not each.variant]
-        answers = await self._run([("LRANGE", anonymous_key(each.recommendation_id), 0, 0) for each in unknown])
+        keys = [anonymous_key(each.recommendation_id, tenant_of(each.user_id)) for each in unknown]
+        answers = await self._run([("LRANGE", key, 0, 0) for key in keys])
         variants = {each: _variant_of(each, answer) for each, answer in zip(unknown, answers, strict=True)}
         return [each._replace(variant=variants[each]) if each in variants else each for each in outcomes]
 

@@ -78,6 +78,19 @@ async def test_the_list_of_an_anonymous_session_counts_for_who_names_it(store: M
     assert results.unattributed == 0 and results.variants[0].clicks == 1
 
 
+async def test_the_list_of_an_anonymous_session_counts_for_users_of_its_tenant_alone(
+    store: MemoryStore, outcomes: Outcomes
+) -> None:
+    users = ["u", "shop-a\x1fu", "shop-b\x1fu"]
+    await show(store, shown(1, None, "of-a")._replace(tenant="shop-a"), shown(2, None, "of-none"))
+    await store.append([event(number, user) for number, user in enumerate(users)])
+    await store.append([event(number + 9, user, recommendation_id="r2") for number, user in enumerate(users)])
+    await outcomes.settle(users)
+    results = await outcomes.results()
+    assert {each.variant: each.clicks for each in results.variants} == {"of-a": 1, "of-none": 1}
+    assert results.unattributed == 4, "a tenant counts events for a list of another one"
+
+
 @examples(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     sends=st.lists(st.tuples(st.integers(0, 5), st.sampled_from("uv")), min_size=1, max_size=12),

@@ -117,3 +117,21 @@ async def test_a_worker_that_left_is_removed_from_the_queue(
     assert await service.store.remove_idle_consumers() == 1
     left = {each["name"] for each in await raw.xinfo_consumers("automr:encode", "encoders")}
     assert left == {b"owns an entry"}
+
+
+async def test_users_who_failed_once_are_not_remembered_for_ever(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another worker may encode them, and this one never hears of it."""
+    monkeypatch.setattr("service.usecases.encode._MOST_FAILING", 5)
+
+    async def fails(todo: object) -> list[Saved]:
+        raise RuntimeError("cannot encode")
+
+    monkeypatch.setattr(service.worker, "_encode", fails)
+    await service.submit([interaction(0, f"u{number}") for number in range(9)], "durable")
+    for number in range(9):
+        assert await service.worker.settle([f"u{number}"]) == {f"u{number}"}
+    assert list(service.worker._failures) == [f"u{number}" for number in range(4, 9)]
+    assert [await service.worker.settle(["u8"]) for _ in range(2)] == [{"u8"}, set()], "a dead letter comes too late"
+    assert "u8" not in service.worker._failures
