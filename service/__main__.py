@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from model_store.errors import ModelStoreError
-from service import doctor, logs
+from service import logs
 from service.errors import ServiceError, SettingsError
 from service.identity import commands as key_commands
 from service.identity.keys import new_key
@@ -142,9 +142,11 @@ def _openapi(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    checks = asyncio.run(doctor.examine(_settings(args)))
-    print(doctor.table(checks))
-    return 0 if all(check.is_ok for check in checks) else 1
+    from service.doctor import checks
+
+    found = asyncio.run(checks.examine(_settings(args)))
+    print(checks.table(found))
+    return 0 if all(check.is_ok for check in found) else 1
 
 
 def _parser() -> argparse.ArgumentParser:

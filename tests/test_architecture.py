@@ -55,6 +55,7 @@ ARROWS = {
     "service.feedback": "ending errors identity logs metrics store usecases",
     "service.resources": "bundles ending engine erasure event_types feedback metrics settings store usecases",
     "service.identity": "ending errors logs metrics store",
+    "service.doctor": "engine errors identity metrics resources server settings store",
     "service.settings": "errors identity",
     "service.http": "bundles ending erasure errors feedback identity logs metrics resources settings store usecases",
     "training.run": "data",

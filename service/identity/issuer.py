@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,11 @@ def is_url(source: str) -> bool:
 
 
 class IssuerKeys:
-    """One for each process and event loop. `number` grows with each change of the keys; 0: none are known yet."""
+    """One for each process and event loop. `number` grows with each change of the keys; 0: none are known yet.
+
+    `problem`: why the source could not be read the last time, "" if it could. `clock_off_s`: by how much our clock is
+    ahead of that of the server behind the URL; 0 for a file.
+    """
 
     def __init__(
         self,
@@ -51,7 +56,7 @@ class IssuerKeys:
         transport: httpx.AsyncBaseTransport | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.number = 0
+        self.number, self.problem, self.clock_off_s = 0, "", 0.0
         self._source, self._transport, self._clock = source, transport, clock
         self._keys: list[IssuerKey] = []
         self._text = b""
@@ -66,6 +71,15 @@ class IssuerKeys:
     async def stop(self) -> None:
         if self._task is not None:
             await cancel_and_wait(self._task)
+
+    @property
+    def num_keys(self) -> int:
+        return len(self._keys)
+
+    @property
+    def algorithms(self) -> set[str]:
+        """By which the known keys may sign."""
+        return {name for each in self._keys for name in each.algorithms}
 
     async def find(self, key_id: str | None, algorithm: str) -> Any:
         """The key that signs by this algorithm; None for an unknown one. A token without key id needs a single key.
@@ -96,10 +110,12 @@ class IssuerKeys:
         self._asked_at = self._clock()
         try:
             text = await (self._fetched() if is_url(self._source) else asyncio.to_thread(self._read))
+            self.problem = ""
             if text == self._text:
                 return
             keys = _keys(text, with_secrets=not is_url(self._source))
         except (OSError, ValueError, RecursionError, httpx.HTTPError, jwt.PyJWTError) as error:
+            self.problem = f"{type(error).__name__} {error}".strip()
             repeated.warning("the keys of the issuer of tokens cannot be read", error=type(error).__name__)
             return
         self._text, self._keys = text, keys
@@ -122,11 +138,20 @@ class IssuerKeys:
         ):
             if answer.status_code != 200:
                 raise ValueError(f"status {answer.status_code}")
+            self.clock_off_s = _ahead_of(answer.headers.get("date"))
             async for part in answer.aiter_bytes():
                 text += part
                 if len(text) > _MOST_BYTES:
                     raise ValueError("too large")
         return text
+
+
+def _ahead_of(date: str | None) -> float:
+    """Seconds by which our clock is ahead of this date of an answer; 0 where it has none."""
+    try:
+        return time.time() - parsedate_to_datetime(date or "").timestamp()
+    except (ValueError, TypeError):
+        return 0.0
 
 
 def _keys(text: bytes, *, with_secrets: bool) -> list[IssuerKey]:

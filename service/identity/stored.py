@@ -72,6 +72,11 @@ class KeyStore:
         (found,) = await self._run([("GET", KEYS_VERSION)])
         return int(found or 0)
 
+    async def count(self) -> int:
+        """How many records there are, those that cannot be read among them."""
+        (found,) = await self._run([("HLEN", KEY_RECORDS)])
+        return int(found)
+
     async def read(self) -> tuple[int, dict[str, KeyRecord]]:
         """The version and all records by id. A record that cannot be read is skipped, so its key is refused."""
         version, found = await self._run([("GET", KEYS_VERSION), ("HGETALL", KEY_RECORDS)])

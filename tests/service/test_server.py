@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import httpx2
@@ -19,6 +19,7 @@ import pytest
 
 from service.errors import StartupError
 from service.server import bound_socket
+from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE_EVENT = {"interactions": [{"user_id": "u", "item_id": "i", "timestamp": 1}]}
@@ -236,6 +237,39 @@ def test_more_silent_connections_than_files_do_not_keep_a_caller_out() -> None:
         assert "automr_max_open_files 256.0" in metrics and 'closed_connections_total{reason="silent"}' in metrics
         process.kill()
         assert process.stderr and '"event":"connections closed"' in process.stderr.read()
+
+
+def test_an_unused_connection_is_kept_as_long_as_the_setting_says() -> None:
+    assert Settings.from_env({}).keep_alive_s > 60, "balancers close theirs after 60 s: they must be the first"
+    with running(AUTOMR_KEEP_ALIVE_S="1") as (_, address):
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=4) as connection:
+            connection.sendall(b"GET /livez HTTP/1.1\r\nHost: test\r\n\r\n")
+            assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+            began = time.monotonic()
+            assert connection.recv(1000) == b"", "not closed"
+            assert 0.8 < time.monotonic() - began < 3
+
+
+def test_many_unfinished_bodies_cost_bounded_memory() -> None:
+    """300 callers send nearly all of a body of 960 KiB, and then wait."""
+    head = b"POST /interactions HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\nContent-Length: 983040\r\n\r\n"
+    with ExitStack() as stack:
+        process, address = stack.enter_context(running(AUTOMR_MAX_BODIES_BYTES=str(16 << 20)))
+        before = resident_mib(process.pid)
+        host, port = address.removeprefix("http://").split(":")
+        for _ in range(300):
+            connection = stack.enter_context(socket.create_connection((host, int(port)), timeout=2))
+            with suppress(OSError):  # refused while it sends
+                connection.sendall(head + b" " * 900_000)
+        assert httpx2.get(f"{address}/livez").is_success
+        assert resident_mib(process.pid) - before < 100, "it grows with the number of callers"
+        assert 'rejected_total{reason="Overloaded"}' in httpx2.get(f"{address}/metrics").text
+
+
+def resident_mib(pid: int) -> float:
+    (line,) = [each for each in Path(f"/proc/{pid}/status").read_text().splitlines() if each.startswith("VmRSS")]
+    return int(line.split()[1]) / 1024
 
 
 def is_alive(address: str) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-from service.doctor import examine
+from service.doctor.checks import examine
 from service.errors import StoreUnavailable
 from service.logs import RepeatedWarnings
 from service.store import connection

@@ -1,0 +1,66 @@
+"""What `doctor` says of the store: is it reached, does it keep what it has acknowledged, is its clock right?
+
+Each function returns a finding, or raises an error whose text is the finding. On a cluster every server is looked at.
+"""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from service.errors import StartupError, StoreUnavailable
+from service.settings import Settings
+from service.store.client import MemoryStore
+from service.store.deadletters import DeadLetters
+
+MOST_OFF_S = 30  # between this clock and that of the store
+
+
+async def examine_store(settings: Settings, store: MemoryStore) -> str:
+    await store.ping()
+    backlog, num_dead = await store.backlog(), await DeadLetters(store.run, is_cluster=store.is_cluster).count()
+    return f"{settings.store_shown} answers and takes writes, encode queue {backlog}, dead letters {num_dead}"
+
+
+async def examine_durability(settings: Settings, store: MemoryStore) -> str:
+    """Raises StartupError for a server that may lose what it has acknowledged."""
+    servers = await store.node_names()
+    for name in servers:
+        try:
+            facts = {**await _info(store, name, "persistence"), **await _info(store, name, "memory")}
+        except StoreUnavailable:
+            return "cannot be told: the store does not allow INFO"
+        if not facts.get("aof_enabled"):
+            raise StartupError(
+                f"the store{_named(name)} has no append-only file, so a crash loses acknowledged events: set its"
+                " option `appendonly yes`"
+            )
+        if (policy := str(facts.get("maxmemory_policy", "noeviction"))) != "noeviction":
+            raise StartupError(
+                f"the store{_named(name)} throws events away when it is full ({policy}): set its option"
+                " `maxmemory-policy noeviction`"
+            )
+    return f"{len(servers)} server{'s' * (len(servers) != 1)} with an append-only file and no eviction"
+
+
+async def examine_clock(store: MemoryStore) -> str:
+    """Raises StartupError where times of this machine and of the store cannot be compared."""
+    furthest_s = 0.0
+    for name in await store.node_names():
+        seconds, micros = await store.ask_node(name, "TIME")
+        off_s = time.time() - int(seconds) - int(micros) / 1e6
+        furthest_s = max(furthest_s, abs(off_s))
+    if furthest_s > MOST_OFF_S:
+        raise StartupError(
+            f"the clocks of this machine and of the store differ by {furthest_s:.0f} s: keys, tokens and deletions"
+            " would end at wrong times"
+        )
+    return f"at most {furthest_s:.1f} s from that of the store"
+
+
+async def _info(store: MemoryStore, name: str, section: str) -> Mapping[str, Any]:
+    facts: Mapping[str, Any] = await store.ask_node(name, "INFO", section)
+    return facts
+
+
+def _named(name: str) -> str:
+    return f" {name}" if name else ""
