@@ -45,10 +45,11 @@ from service.identity.tokens import Issuer, Tokens
 from service.metrics import Metrics
 from service.resources import Resources, open_resources
 from service.settings import Settings
+from service.tracing.traces import Traces
 
 log = structlog.get_logger("service.app")
 
-_CORS_HEADERS = ("X-API-Key", "X-Request-ID")  # of requests, beside the usual ones
+_CORS_HEADERS = ("X-API-Key", "X-Request-ID", "traceparent", "tracestate")  # of requests, beside the usual ones
 _CORS_ANSWERS = ("X-Request-ID", "Retry-After", "RateLimit", "RateLimit-Policy")
 
 ResourcesFactory = Callable[[Settings, Metrics], AbstractAsyncContextManager[Resources]]
@@ -69,10 +70,11 @@ def create_app(settings: Settings, resources_factory: ResourcesFactory = open_re
         rate_limit=settings.rate_limit,
         tokens=_tokens(settings),
     )
+    traces = Traces(settings.otlp_endpoint, ratio=settings.trace_ratio)
     app = FastAPI(
-        lifespan=_lifespan(settings, metrics, gate, resources_factory),
+        lifespan=_lifespan(settings, metrics, gate, traces, resources_factory),
         middleware=[
-            Middleware(AccessLog, metrics=metrics),
+            Middleware(AccessLog, metrics=metrics, traces=traces if settings.otlp_endpoint else None),
             *_hosts(settings, metrics),
             *_cors(settings),
             Middleware(RequireKey, gate=gate, metrics=metrics),
@@ -159,18 +161,19 @@ def begin_drain(app: FastAPI) -> None:
 
 
 def _lifespan(
-    settings: Settings, metrics: Metrics, gate: Gate, factory: ResourcesFactory
+    settings: Settings, metrics: Metrics, gate: Gate, traces: Traces, factory: ResourcesFactory
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         started = time.monotonic()
-        async with factory(settings, metrics) as app.state.resources, gate.opened(app.state.resources.store.run):
-            metrics.warmup_seconds.set(time.monotonic() - started)
-            metrics.ready.set(1)
-            try:
-                yield
-            finally:
-                begin_drain(app)
+        with traces.opened():
+            async with factory(settings, metrics) as app.state.resources, gate.opened(app.state.resources.store.run):
+                metrics.warmup_seconds.set(time.monotonic() - started)
+                metrics.ready.set(1)
+                try:
+                    yield
+                finally:
+                    begin_drain(app)
 
     return lifespan
 

@@ -22,6 +22,7 @@ from service.resources import open_kernel, open_resources, open_store
 from service.settings import Settings
 from service.store.deadletters import DeadLetters
 from service.store.events import Event
+from service.tracing.traces import Traces
 from service.usecases.encode import backfill
 from service.usecases.ingest import DELETED, Outcome, Wait
 
@@ -38,8 +39,9 @@ _LINES_SHOWN, _REASONS_SHOWN, _REASONS_COUNTED = 20, 10, 100
 async def run_worker(settings: Settings) -> None:
     """Runs until SIGTERM, SIGHUP or Ctrl-C. Entries that it has not finished go to another worker."""
     stop = _stop_signal(within_s=settings.drain_s)
-    async with open_resources(settings.model_copy(update={"encode_in_process": True}), Metrics()):
-        await stop.wait()
+    with Traces(settings.otlp_endpoint, ratio=settings.trace_ratio).opened():
+        async with open_resources(settings.model_copy(update={"encode_in_process": True}), Metrics()):
+            await stop.wait()
 
 
 def _stop_signal(*, within_s: float) -> asyncio.Event:

@@ -58,9 +58,10 @@ def request_id_from(presented: str | None) -> str:
 
 
 @contextmanager
-def request_context(request_id: str) -> Iterator[None]:
-    """Adds the request id to every line that is logged inside."""
-    with structlog.contextvars.bound_contextvars(request_id=request_id):
+def request_context(request_id: str, trace_id: str | None = None) -> Iterator[None]:
+    """Adds the request id, and that of a trace, to every line that is logged inside."""
+    trace = {} if trace_id is None else {"trace_id": trace_id}
+    with structlog.contextvars.bound_contextvars(request_id=request_id, **trace):
         yield
 
 

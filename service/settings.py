@@ -161,6 +161,12 @@ class Settings(BaseSettings):
     erasure_minutes: float = Field(
         default=60.0, ge=0, le=10_080, description="time until a deletion is gone from the store's files, 0 = no limit"
     )
+    otlp_endpoint: str = Field(
+        default="", description="collector of traces (OTLP over HTTP), such as http://collector:4318; empty: no traces"
+    )
+    trace_ratio: float = Field(
+        default=1.0, ge=0, le=1, description="share of requests that are traced, of those whose caller does not say"
+    )
     encode_in_process: bool = Field(default=True, description="encode memory inside the server (false: run workers)")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least severe log level"
@@ -225,6 +231,14 @@ class Settings(BaseSettings):
         if self.jwt_keys.startswith("http") and set(SECRET) & set(self.jwt_algorithms):
             raise ValueError(f"{variable('jwt_keys')} must be a file where tokens are signed by a secret (HS256)")
         return self
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _collector(cls, endpoint: str) -> str:
+        url = urlsplit(endpoint)
+        if endpoint and (url.scheme not in ("http", "https") or not url.hostname or url.query or url.username):
+            raise ValueError("must be the URL of a collector, such as http://collector:4318, without a user")
+        return endpoint
 
     @field_validator("trusted_hosts")
     @classmethod

@@ -46,6 +46,7 @@ from service.engine.messages import (
     RelatedFound,
     Result,
     SimilarFound,
+    Trace,
     VectorsRead,
     WordsAnswered,
 )
@@ -53,6 +54,7 @@ from service.engine.process import ModelProcess, Spawn, spawn
 from service.errors import DeadlineExceeded, Draining, ModelFailed, ModelUnavailable, Overloaded, StartupError
 from service.metrics import Metrics
 from service.settings import Settings
+from service.tracing.spans import span
 
 log = structlog.get_logger("service.engine")
 
@@ -260,8 +262,11 @@ class Engine:
             self._last_batch_at = time.monotonic()  # an idle process sends nothing
         future = self._waiting[message.id] = asyncio.get_running_loop().create_future()
         try:
-            process.send(message)
-            return await future
+            with span("model") as traced:
+                if traced is not None:
+                    process.send(Trace(message.id, traced.traceparent))
+                process.send(message)
+                return await future
         except asyncio.CancelledError:
             with contextlib.suppress(ModelUnavailable):
                 process.send(Cancel(message.id))
@@ -365,6 +370,7 @@ def _options(settings: Settings) -> ModelOptions:
         window_cache_mib=settings.window_cache_mib,
         log_level=settings.log_level,
         log_format=settings.log_format,
+        otlp_endpoint=settings.otlp_endpoint,
     )
 
 

@@ -35,6 +35,7 @@ class ModelOptions(msgspec.Struct):
     window_cache_mib: int
     log_level: str
     log_format: str
+    otlp_endpoint: str = ""  # of a collector of traces
 
 
 class Recommend(Message):
@@ -155,6 +156,13 @@ class Cancel(Message):
     """The caller of job `id` left."""
 
     id: int
+
+
+class Trace(Message):
+    """Job `id` comes next; its span is below this one, as in the header of W3C. Sent only inside a recorded trace."""
+
+    id: int
+    traceparent: str
 
 
 Work = Recommend | Encode | PutItems | CountItems | FindSimilar | FindRelated | ReadVectors | AskWords | ReadMemory
@@ -311,7 +319,7 @@ class Batch(Message):
     cache_bytes: int
 
 
-ToModel = Work | Cancel
+ToModel = Work | Cancel | Trace
 ToServer = Ready | Broken | Batch
 
 encoder = msgspec.msgpack.Encoder()

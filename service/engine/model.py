@@ -61,6 +61,7 @@ from service.engine.messages import (
     RelatedFound,
     Result,
     SimilarFound,
+    Trace,
     VectorsRead,
     Work,
     frame,
@@ -68,6 +69,8 @@ from service.engine.messages import (
     unpack_rows,
 )
 from service.engine.words import WordsRunner
+from service.tracing.jobs import JobTraces
+from service.tracing.traces import Traces
 
 log = structlog.get_logger("service.engine.model")
 
@@ -262,8 +265,9 @@ class Model:
 class Loop:
     """Receives all messages that have arrived, runs one batch, sends its results; until the server closes."""
 
-    def __init__(self, connection: socket.socket, model: Model, options: ModelOptions) -> None:
+    def __init__(self, connection: socket.socket, model: Model, options: ModelOptions, traces: Traces) -> None:
         self.connection, self.model, self.frames = connection, model, Frames()
+        self.traces = JobTraces(traces)
         self.pace = Pace()
         self.batcher: Batcher[Work] = Batcher(
             max_batch=options.max_batch,
@@ -276,11 +280,14 @@ class Loop:
         while self._receive():
             jobs, late = self.batcher.next_batch(time.monotonic())
             results: list[Result] = [Expired(job.id) for job in late]
+            self.traces.forget([job.id for job in late])
             kind, seconds = "none", 0.0
             if jobs:
                 kind, began_at = jobs[0].kind, max(ended_at, min(job.arrived_at for job in jobs))
+                run_at = time.monotonic()
                 results += self.model.run(kind, [job.payload for job in jobs])
                 ended_at = time.monotonic()
+                self.traces.ran(kind, {job.id: job.arrived_at for job in jobs}, results, run_at, ended_at)
                 seconds = ended_at - began_at
                 if kind in ("recommend", "words"):
                     self.pace.observe(len(jobs), seconds)
@@ -297,14 +304,19 @@ class Loop:
                 self._take(to_model.decode(body), now)
         return True
 
-    def _take(self, message: Work | Cancel, now: float) -> None:
+    def _take(self, message: Work | Cancel | Trace, now: float) -> None:
+        if isinstance(message, Trace):
+            self.traces.expect(message.id, message.traceparent)
+            return
         if isinstance(message, Cancel):
             self.batcher.cancel(message.id)
+            self.traces.forget([message.id])
             return
         try:
             self.batcher.add(self.model.job(message, now))
         except Exception as error:
             log.exception("a job failed", kind=_KINDS[type(message)])
+            self.traces.forget([message.id])
             self._send("none", 0, 0.0, [Failed(message.id, f"{type(error).__name__}: {error}")])
 
     def _send(self, kind: str, num_jobs: int, seconds: float, results: list[Result]) -> None:
@@ -324,7 +336,8 @@ def serve(connection: socket.socket, options: ModelOptions, open_model: Callable
             return
         gc.freeze()  # the garbage collector need not look at the model
         connection.sendall(frame(ready))
-        Loop(connection, model, options).run()
+        with Traces(options.otlp_endpoint, service="automr-model").opened() as traces:
+            Loop(connection, model, options, traces).run()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,6 +20,7 @@ from service.metrics import Metrics
 from service.store.client import MemoryStore
 from service.store.erasure.deletions import DeletionStore, Receipt
 from service.store.erasure.rewrite import Rewritten, StoreFiles
+from service.tracing.spans import without_span
 
 log = structlog.get_logger("service.erasure.eraser")
 repeated = RepeatedWarnings(log)
@@ -120,7 +121,7 @@ class Eraser:
                 await self.deletions.settled(each.user_id)
 
     def _rewrite(self) -> "asyncio.Task[Rewritten]":
-        self._rewriting = asyncio.create_task(self._rewrite_files(), name="rewrite-files")
+        self._rewriting = asyncio.create_task(self._rewrite_files(), name="rewrite-files", context=without_span())
         return self._rewriting
 
     async def _rewrite_files(self) -> Rewritten:

@@ -12,6 +12,8 @@ from service.http.problems import KEY_ID, REQUEST_ID, from_service_error, intern
 from service.identity.scopes import PROBES
 from service.logs import RepeatedWarnings, request_context, request_id_from
 from service.metrics import Metrics
+from service.tracing import spans
+from service.tracing.traces import Traces
 
 log = structlog.get_logger("service.access")
 repeated = RepeatedWarnings(log)
@@ -21,11 +23,12 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 class AccessLog:
-    """Gives the request an id, counts it, writes its access line, and answers unexpected errors with 500."""
+    """Gives the request an id and a trace, counts it, writes its access line, answers unexpected errors with 500."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, traces: Traces | None = None) -> None:
+        """`traces`: None where no request is traced."""
         self.app = app
-        self.metrics = metrics
+        self.metrics, self.traces = metrics, traces
         self._counters: dict[tuple[str, str, int], tuple[Callable[[], None], Callable[[float], None]]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -36,10 +39,19 @@ class AccessLog:
         # Routes get the path still percent-encoded, because an id may contain any character, also a slash.
         raw_path = scope.get("raw_path") or scope["path"].encode("ascii", "ignore")
         scope = {**scope, "path": raw_path.decode("ascii", "replace"), REQUEST_ID: request_id}
-        with request_context(request_id):
-            await self._answer(scope, receive, send)
+        begun = None if self.traces is None or scope["path"] in QUIET_PATHS else self._trace(self.traces, scope)
+        if begun is None:
+            with request_context(request_id):
+                await self._answer(scope, receive, send)
+        else:
+            with request_context(request_id, begun.trace_id), spans.inside(begun):
+                await self._answer(scope, receive, send, begun)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def _trace(self, traces: Traces, scope: Scope) -> spans.Span | None:
+        found = {name: _header(scope, name.encode("ascii")) for name in ("traceparent", "tracestate")}
+        return traces.begin("request", {name: value for name, value in found.items() if value}, {})
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, span: spans.Span | None = None) -> None:
         started = time.perf_counter()
         status = 0
 
@@ -65,9 +77,9 @@ class AccessLog:
                 scope, receive, send_named
             )
         finally:
-            self._account(scope, status, time.perf_counter() - started)
+            self._account(scope, status, time.perf_counter() - started, span)
 
-    def _account(self, scope: Scope, status: int, seconds: float) -> None:
+    def _account(self, scope: Scope, status: int, seconds: float, span: spans.Span | None) -> None:
         route, shown_status = route_of(scope), status or 499
         method = scope["method"] if scope["method"] in METHODS else "other"
         labels = route, method, shown_status
@@ -81,6 +93,18 @@ class AccessLog:
         write = log.debug if is_quiet else log.info
         facts = {"route": route, "method": method, "status": shown_status, "key_id": scope.get(KEY_ID)}
         write("request", ms=round(seconds * 1000, 2), **facts)
+        if span is not None:
+            self._describe(span, scope, f"{method} {route}", route, shown_status)
+
+    def _describe(self, span: spans.Span, scope: Scope, name: str, route: str, status: int) -> None:
+        """The template of the route, because a path may hold the id of a user."""
+        facts: spans.Attributes = {
+            "http.request.method": name.partition(" ")[0],
+            "http.route": route,
+            "http.response.status_code": status,
+            "request_id": scope[REQUEST_ID],
+        }
+        span.describe(name, facts, str(status) if status >= 500 else "")
 
 
 class BodyLimit:

@@ -26,6 +26,7 @@ from service.store.keys import PROBE
 from service.store.lua import scripts
 from service.store.reasons import SLOW, reason_of, reply_of
 from service.store.requests import Command, eval_command
+from service.tracing.spans import span, without_span
 
 log = structlog.get_logger("service.store.connection")
 repeated = RepeatedWarnings(log)
@@ -155,7 +156,7 @@ class StoreConnection:
     async def _ask(self, commands: Sequence[Command]) -> list[Any]:
         """`run` without the breaker, which learns of the outcome."""
         try:
-            with translated_errors():
+            with span("store", commands=len(commands)), translated_errors():
                 async with self._slots:
                     pipeline = self._client.pipeline(transaction=False)
                     for command in commands:
@@ -195,7 +196,7 @@ class Breaker:
         self._num_timeouts += 1
         if self.is_open and (self._probing is None or self._probing.done()):
             log.error("the store hangs, requests are answered without it until it answers")
-            self._probing = asyncio.create_task(self._ask(), name="store-probe")
+            self._probing = asyncio.create_task(self._ask(), name="store-probe", context=without_span())
 
     async def close(self) -> None:
         if self._probing is not None:

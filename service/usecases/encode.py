@@ -27,6 +27,7 @@ from service.store.client import CLAIM_AFTER_MS, MemoryStore
 from service.store.deadletters import DeadLetter, DeadLetters
 from service.store.events import Recalled, Saved, UserStates
 from service.store.keys import tenant_of
+from service.tracing.spans import root
 from service.usecases.counting import NUM_COUNTED, record_of
 from service.usecases.items import Items
 from service.usecases.timeline import MissingState, Timeline, events_with_states
@@ -104,18 +105,26 @@ class Worker:
         entries = await self.store.next_encodings(
             self._consumer, count=_USERS_PER_ROUND, block_ms=block_ms, unfinished=self._unfinished()
         )
-        waiting: set[str] = set()
-        async with self._renewed([entry_id for entry_id, _ in entries]):
-            for worker in (self, *self.beside) if entries else ():
-                await worker.items.catch_up()  # an event may name an item that was added a moment ago
-                waiting |= await worker.settle({user_id for _, user_id in entries})
-        done = [entry_id for entry_id, user_id in entries if user_id not in waiting]
-        await self.store.encoded(done)
+        done = []
+        if entries:
+            with root("encode round", entries=len(entries)):
+                done = await self._encode_round(entries)
         self._has_unfinished = False
         for entry_id in done:
             queued_at_s = int(entry_id.partition("-")[0]) / 1000  # a stream id begins with the server's clock
             self.metrics.ingest_visible_lag_seconds.observe(max(0.0, time.time() - queued_at_s))
         return len(done)
+
+    async def _encode_round(self, entries: Sequence[tuple[str, str]]) -> list[str]:
+        """Returns the entries that are done, when the queue has let go of them."""
+        waiting: set[str] = set()
+        async with self._renewed([entry_id for entry_id, _ in entries]):
+            for worker in (self, *self.beside):
+                await worker.items.catch_up()  # an event may name an item that was added a moment ago
+                waiting |= await worker.settle({user_id for _, user_id in entries})
+        done = [entry_id for entry_id, user_id in entries if user_id not in waiting]
+        await self.store.encoded(done)
+        return done
 
     def _unfinished(self) -> bool:
         """Whether the round before was broken off. If this one is, even while entries are read, it was as well."""

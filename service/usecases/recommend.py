@@ -40,6 +40,7 @@ from service.logs import RepeatedWarnings
 from service.metrics import Metrics
 from service.store.client import MemoryStore
 from service.store.events import NOTHING_RECALLED, Recalled
+from service.tracing.spans import span
 from service.usecases.explain import show
 from service.usecases.ranking.candidates import LEAST, MOST, Candidate, candidates_of, merged
 from service.usecases.ranking.draft import Draft, Listed, silent
@@ -99,16 +100,18 @@ class Recommender:
         progress = Progress(request, time.perf_counter())
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
-                progress.context = context = await self._recall(request)
-                await self._prepare_filters(request)
+                with span("memory"):
+                    progress.context = context = await self._recall(request)
+                    await self._prepare_filters(request)
                 _lap(progress, "memory")
                 if not request.is_popular and (request.query is not None or context.known.recent):
                     progress.answer, progress.promoted = await self._ask_model(request, context, deadline)
                     at_model_s = _lap(progress, "queue")
                     progress.timings_s |= _timings_of(progress.answer, at_model_s)
                 if request.rules.diversity:
-                    rows = [each.ranked.row for each in self._candidates(progress)]
-                    progress.vectors = await self.engine.vectors(rows)
+                    with span("rules"):
+                        rows = [each.ranked.row for each in self._candidates(progress)]
+                        progress.vectors = await self.engine.vectors(rows)
                     _lap(progress, "rules")
         except (TimeoutError, DeadlineExceeded):
             progress.failure = "deadline"

@@ -16,6 +16,7 @@ import structlog
 from service.errors import StoreUnavailable
 from service.logs import RepeatedWarnings
 from service.store.client import MemoryStore
+from service.tracing.spans import without_span
 
 repeated = RepeatedWarnings(structlog.get_logger("service.usecases.repair"))
 
@@ -50,7 +51,7 @@ class Repair:
         self._asked.add(user_id)
         self._users.add(user_id)
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._write(), name="repair")
+            self._task = asyncio.create_task(self._write(), name="repair", context=without_span())
 
     async def _write(self) -> None:
         while self._users:

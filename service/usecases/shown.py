@@ -18,6 +18,7 @@ from service.logs import RepeatedWarnings
 from service.metrics import Metrics
 from service.store.keys import tenant_of
 from service.store.shown import ShownList, ShownStore
+from service.tracing.spans import without_span
 
 repeated = RepeatedWarnings(structlog.get_logger("service.usecases.shown"))
 
@@ -50,7 +51,7 @@ class ShownLists:
             return
         self._waiting[shown.recommendation_id] = shown
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._write(), name="shown-lists")
+            self._task = asyncio.create_task(self._write(), name="shown-lists", context=without_span())
 
     async def recent(self, user_id: str) -> list[ShownList]:
         """The lists that the user was shown lately, newest first. Raises StoreUnavailable or StoreCorrupt."""
