@@ -74,7 +74,7 @@ HTTP_EDGE = ("service.app", "service.http", "service.server")
 # A heavy library, and the only modules that import it.
 DOORS = {
     "faiss": ("model_store.grounding", "training.studies.collective"),
-    "redis": ("service.store.connection",),
+    "redis": ("service.store.connection", "service.store.servers"),
     "fastapi": HTTP_EDGE,
     "starlette": HTTP_EDGE,
     "uvicorn": HTTP_EDGE,

@@ -42,6 +42,12 @@ async def examine_durability(settings: Settings, store: MemoryStore) -> str:
     return f"{len(servers)} server{'s' * (len(servers) != 1)} with an append-only file and no eviction"
 
 
+async def examine_promise(settings: Settings, store: MemoryStore) -> str:
+    """Raises NotDurable where writes are not as durable as the setting says, for example without replicas."""
+    await store.check_durability(settings.durability)
+    return f"changes are {settings.durability} when they are acknowledged"
+
+
 async def examine_clock(store: MemoryStore) -> str:
     """Raises StartupError where times of this machine and of the store cannot be compared."""
     furthest_s = 0.0

@@ -112,15 +112,17 @@ class MemoryStore(StoreConnection):
             for user_id, positions in by_user.items()
         ]
         marked = events if with_outcomes else []
+        durability = durability or self.durability
         if self.is_cluster:  # the queue may be on another node, and events must be stored before it names their user
-            answers = await self.write(outcomes + appends, durability or self.durability)
+            answers = await self.write(outcomes + appends, durability)
             taken = [user for user, found in zip(by_user, answers[len(outcomes) :], strict=True) if set(found) != {-1}]
-            await self.request_encoding(taken)
-            await self.run(markings([event for event in marked if event.user_id in taken], is_cluster=True))
+            requests = [encoding_command(taken)] if taken else []
+            requests += markings([event for event in marked if event.user_id in taken], is_cluster=True)
+            await self.write(requests, durability)
         else:
             requests = [encoding_command(by_user, only_with_events=True)] if events else []
             requests += markings(marked, is_cluster=False)
-            answers = await self.write(outcomes + appends + requests, durability or self.durability)
+            answers = await self.write(outcomes + appends + requests, durability)
             answers = answers[: len(outcomes) + len(appends)]
         answers = answers[len(outcomes) :]
         appended: list[Appended] = ["accepted"] * len(events)
@@ -144,7 +146,7 @@ class MemoryStore(StoreConnection):
         answer = await self._change(scripts.REPLACE, keys, event.user_id, event.event_id, *args)
         answers: tuple[Replaced, ...] = ("unchanged", "created", "replaced", "deleted")
         if answers[answer] != "deleted":
-            await self.request_encoding([event.user_id])
+            await self.write([encoding_command([event.user_id])], self.durability)
         return answers[answer]
 
     async def recall(self, user_id: str, space: str, limit: int) -> list[Remembered]:
@@ -248,9 +250,17 @@ class MemoryStore(StoreConnection):
 
         `limit` is that of the `recall_many` from whose events the states were computed. One round trip.
         """
-        return [
-            Saved(*answer) for answer in await self.run([save_states_command(each, space, limit) for each in states])
-        ]
+        return [Saved(*each) for each in await self._keep([save_states_command(each, space, limit) for each in states])]
+
+    async def _keep(self, commands: Sequence[Command]) -> list[Any]:
+        """Writes what a worker made before it takes the user from the encode queue.
+
+        A replica takes the writes of its primary in their order, so it has no state less than an acknowledged entry
+        asks for. On a cluster the queue may be on another node: then replicas confirm the writes first. Where a shard
+        has no replica at the moment, users wait for this no longer than half of a time limit.
+        """
+        must_wait = self.is_cluster and self.durability == "replicated"
+        return (await self.try_to_write(commands, "replicated" if must_wait else "stored"))[0]
 
     # ---- live counts, see `counts.py`
 
@@ -261,7 +271,7 @@ class MemoryStore(StoreConnection):
         from, and count again if they differ. So the last one who counts a user has seen the newest events.
         """
         args = DAY_PREFIX, KEPT_DAYS
-        return await self.run(
+        return await self._keep(
             [eval_command(COUNT, self._count_keys(user_id), *args, body) for user_id, body in records.items()]
         )
 

@@ -9,7 +9,8 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, Self
+from functools import partial
+from typing import Any, Self, TypeVar
 
 import structlog
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
@@ -19,15 +20,17 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisClusterException, RedisError
 
 from service.ending import cancel_and_wait
-from service.errors import BadRequest, NotDurable, StartupError, StoreCorrupt, StoreUnavailable
+from service.errors import NotDurable, StartupError, StoreCorrupt, StoreUnavailable
 from service.logs import RepeatedWarnings
-from service.store.durability import Durability, check, lacks_wait, wait_command
+from service.store.durability import Durability, lack_of, lacks_wait, wait_command
 from service.store.keys import PROBE
 from service.store.lua import scripts
 from service.store.reasons import SLOW, reason_of, reply_of
 from service.store.requests import Command, eval_command
+from service.store.servers import cluster
 from service.tracing.spans import span, without_span
 
+Answer = TypeVar("Answer")
 log = structlog.get_logger("service.store.connection")
 repeated = RepeatedWarnings(log)
 
@@ -131,22 +134,41 @@ class StoreConnection:
     async def write(self, commands: Sequence[Command], durability: Durability) -> list[Any]:
         """`run` for writes that must be as durable as asked when it returns, see `durability.py`.
 
-        Raises NotDurable if they are not: they are done, and repeating them is safe. On a cluster only `stored` can be
-        kept: WAIT counts for one connection, and the client chooses another one for each call.
+        Raises NotDurable if they are not: they are done, and repeating them is safe. On a cluster each node that takes
+        some of them must confirm these.
         """
-        if durability == "stored":
-            return await self.run(commands)
-        if self.is_cluster:
-            raise BadRequest(f"`durability`: a cluster keeps `stored` only, not `{durability}`.")
+        answers, lack = await self.try_to_write(commands, durability)
+        if lack:
+            raise NotDurable(lack)
+        return answers
+
+    async def try_to_write(self, commands: Sequence[Command], durability: Durability) -> tuple[list[Any], str | None]:
+        """`write`, but what was not reached is told (None if all was), not raised."""
+        if durability == "stored" or not commands:
+            return await self.run(commands), None
         wait = wait_command(durability, self.num_replicas, round(500 * self._timeout_s))
         try:
-            *answers, confirmed = await self.run([*commands, wait])
+            if isinstance(self._client, RedisCluster):
+                self.breaker.check()
+                write = partial(cluster.write, self._client, commands, wait)
+                answers, confirmed = await self._guarded(len(commands), write)
+            else:
+                *answers, last = await self.run([*commands, wait])
+                confirmed = [last]
         except StoreUnavailable as error:
             if lacks_wait(reply_of(error.__cause__ or error)):
                 raise NotDurable(f"The store has what was sent, but it cannot promise `{durability}`.") from error
             raise
-        check(durability, self.num_replicas, confirmed)
-        return answers
+        lacks = (lack_of(durability, self.num_replicas, each) for each in confirmed)
+        return answers, next(filter(None, lacks), None)
+
+    async def check_durability(self, durability: Durability) -> None:
+        """Raises NotDurable if a server that takes writes cannot keep it at the moment. Writes nothing."""
+        keys = [PROBE]
+        if isinstance(self._client, RedisCluster):
+            with translated_errors():
+                keys = cluster.key_of_each_primary(await self._client.initialize())
+        await self.write([eval_command("return 1", [key]) for key in keys], durability)
 
     async def run(self, commands: Sequence[Command]) -> list[Any]:
         """The answers, from one round trip (on a cluster one per node), or the first error."""
@@ -154,20 +176,24 @@ class StoreConnection:
         return await self._ask(commands)
 
     async def _ask(self, commands: Sequence[Command]) -> list[Any]:
-        """`run` without the breaker, which learns of the outcome."""
+        """`run`, also while the breaker is open."""
+        pipeline = self._client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        return list(await self._guarded(len(commands), pipeline.execute))
+
+    async def _guarded(self, num_commands: int, ask: Callable[[], Awaitable[Answer]]) -> Answer:
+        """What `ask` gives, with errors of the service. The breaker learns of the outcome."""
         try:
-            with span("store", commands=len(commands)), translated_errors():
+            with span("store", commands=num_commands), translated_errors():
                 async with self._slots:
-                    pipeline = self._client.pipeline(transaction=False)
-                    for command in commands:
-                        pipeline.execute_command(*command)
-                    answers = list(await pipeline.execute())
+                    answer = await ask()
         except StoreUnavailable as error:
             if reason_of(error) is SLOW:
                 self.breaker.timed_out()
             raise
         self.breaker.answered()
-        return answers
+        return answer
 
 
 class Breaker:
@@ -216,7 +242,7 @@ class Breaker:
 def translated_errors() -> Iterator[None]:
     try:
         yield
-    except (RedisError, RedisClusterException, OSError) as error:
+    except (RedisError, RedisClusterException, OSError, cluster.CLOSED_MEANWHILE) as error:
         if reply_of(error).startswith("WRONGTYPE "):
             raise StoreCorrupt("A key of the memory store has a value of the wrong type.") from error
         reason = reason_of(error)

@@ -2,12 +2,11 @@
 
 `stored`: as the store is set up (`appendfsync`). `fsync`: the store has written it to its disk (WAITAOF, Redis 7.2 or
 Valkey 7.2). `replicated`: so many replicas have it in memory (WAIT), so it survives the loss of the primary if one of
-them takes over. WAIT follows the writes on their connection, in the same round trip.
+them takes over. WAIT follows the writes on their connection, in the same round trip. On a cluster this is so for each
+node that takes some of the writes (see `servers/cluster.py`).
 """
 
 from typing import Any, Literal
-
-from service.errors import NotDurable
 
 Durability = Literal["stored", "fsync", "replicated"]
 
@@ -24,9 +23,10 @@ def lacks_wait(reply: str) -> bool:
     return "WAITAOF" in reply or "unknown command" in reply
 
 
-def check(durability: Durability, num_replicas: int, confirmed: Any) -> None:
-    """Raises NotDurable if the answer of the command is less than what was asked for."""
+def lack_of(durability: Durability, num_replicas: int, confirmed: Any) -> str | None:
+    """What is said where the answer of the command is less than what was asked for; None where it is not."""
     found, wanted = (confirmed[0], 1) if durability == "fsync" else (confirmed, num_replicas)
-    if int(found) < wanted:
-        lack = "its disk did not confirm it" if durability == "fsync" else f"{found} of {wanted} replicas confirmed it"
-        raise NotDurable(f"The store has what was sent, but {lack} in time. Send it again: nothing counts twice.")
+    if int(found) >= wanted:
+        return None
+    lack = "its disk did not confirm it" if durability == "fsync" else f"{found} of {wanted} replicas confirmed it"
+    return f"The store has what was sent, but {lack} in time. Send it again: nothing counts twice."

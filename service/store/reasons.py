@@ -23,6 +23,9 @@ DISK = Reason("disk", "cannot write to its disk")
 READ_ONLY = Reason("read-only", "is a read-only replica; AUTOMR_STORE must name the primary")
 LOADING = Reason("loading", "is loading its data")
 TLS = Reason("TLS", "cannot be reached over TLS: its certificate or protocol does not fit")
+NO_PRIMARY = Reason("no primary", "is a cluster in which no primary has some of the keys at the moment (a failover)")
+MOVING = Reason("slot moves", "is moving some of the keys to another node of the cluster, and serves them after that")
+NO_REPLICAS = Reason("no replicas", "has fewer replicas than its min-replicas-to-write asks for")
 SLOW = Reason("slow", "did not answer in time")
 AWAY = Reason("away", "cannot be reached")
 
@@ -32,7 +35,11 @@ _BY_CLASS = {
     "NoPermissionError": NO_RIGHTS,
     "OutOfMemoryError": FULL,
     "ReadOnlyError": READ_ONLY,
+    "AskError": MOVING,
+    "TryAgainError": MOVING,
     "BusyLoadingError": LOADING,
+    "ClusterDownError": NO_PRIMARY,
+    "SlotNotCoveredError": NO_PRIMARY,
     "TimeoutError": SLOW,
 }
 _BY_CODE = {
@@ -43,6 +50,7 @@ _BY_CODE = {
     "MISCONF": DISK,
     "READONLY": READ_ONLY,
     "LOADING": LOADING,
+    "NOREPLICAS": NO_REPLICAS,
 }
 
 

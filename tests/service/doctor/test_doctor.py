@@ -48,7 +48,17 @@ async def test_a_good_set_up_has_no_failure_and_shows_no_key(
     (tmp_path / "keys.json").write_text(json.dumps(document(only=["RS256"])))
     settings = with_issuer(str(tmp_path / "keys.json"), api_keys=ENTRY, bundle=tmp_path, store=valkey.url, port=0)
     checks = await examine(settings)
-    assert [each.name for each in checks] == ["bundle", "store", "files", "clock", "keys", "rates", "port", "issuer"]
+    assert [each.name for each in checks] == [
+        "bundle",
+        "store",
+        "files",
+        "durable",
+        "clock",
+        "keys",
+        "rates",
+        "port",
+        "issuer",
+    ]
     assert [each.name for each in checks if not each.is_ok] == ["bundle"], table(checks)
     assert KEY not in table(checks) and ENTRY not in table(checks)
 

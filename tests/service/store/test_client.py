@@ -1,14 +1,10 @@
 """`MemoryStore` on a real server: events are stored once and in one order, deletions leave no key, errors are told."""
 
 import asyncio
-import contextlib
 import os
 import random
 import signal
-import socket
-import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,9 +14,7 @@ import pytest
 import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from redis import Redis as BlockingRedis
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from model_store.text.history import tie_key
 from service.errors import BadRequest, StartupError, StoreCorrupt, StoreUnavailable
@@ -30,7 +24,6 @@ from service.store.embedded.server import EmbeddedServer
 from service.store.events import SEEN, Deleted, Event, UserCounts, UserStates, item_digest
 from service.store.keys import ENCODE, GROUP
 from service.store.overlay import NewRecord
-from service.store.scan import event_counts, scan_users
 
 STRANGE = ["{a}:b", "a}{b", "*?[x]\\", "nul\0tab\t\n", "ünï✓🎬", "x" * 3000, " ", "%7B", "..", "lone \ud800"]
 events_of_one_user = st.lists(
@@ -591,108 +584,3 @@ async def test_a_key_of_a_wrong_type_is_told_apart_from_a_store_that_is_down(
 async def test_an_invalid_url_is_a_startup_error(url: str) -> None:
     with pytest.raises(StartupError, match="rediss://"):
         await MemoryStore.connect(url)
-
-
-# ---- a cluster
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[str]:
-    """Two nodes of Redis Cluster, half of the slots each."""
-    from service.store.embedded.server import _binary  # noqa: PLC2701
-
-    ports, nodes = _free_ports(2), []
-    for port in ports:
-        home = tmp_path / str(port)
-        home.mkdir()
-        options = ["--port", str(port), "--cluster-port", str(_free_ports(1)[0]), "--bind", "127.0.0.1"]
-        options += ["--cluster-enabled", "yes", "--save", ""]
-        nodes.append(subprocess.Popen([_binary(), *options], cwd=home, stdout=subprocess.DEVNULL))
-    try:
-        _join(ports)
-        yield f"redis+cluster://127.0.0.1:{ports[0]}"
-    finally:
-        for node in nodes:
-            node.kill()
-            node.wait()
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-
-
-def _join(ports: list[int]) -> None:
-    clients = [BlockingRedis(port=port) for port in ports]
-    _until(lambda: all(client.ping() for client in clients))
-    clients[0].execute_command("CLUSTER ADDSLOTSRANGE", 0, 8191)
-    clients[1].execute_command("CLUSTER ADDSLOTSRANGE", 8192, 16383)
-    clients[0].execute_command(
-        "CLUSTER MEET", "127.0.0.1", ports[1], clients[1].config_get("cluster-port")["cluster-port"]
-    )
-    _until(lambda: all(_is_formed(client) for client in clients))
-    for client in clients:
-        client.close()
-
-
-def _is_formed(node: BlockingRedis) -> bool:
-    """The node serves, and it and the other know each other's slots."""
-    slots = node.execute_command("CLUSTER SLOTS")
-    info = node.execute_command("CLUSTER INFO")
-    return len(slots) == 2 and info["cluster_state"] == "ok"
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            if condition():
-                return
-        except RedisError:
-            pass
-        assert time.monotonic() < deadline, "the cluster did not come up"
-        time.sleep(0.05)
-
-
-@pytest.fixture
-async def cluster_store(cluster: str) -> AsyncIterator[MemoryStore]:
-    store = await MemoryStore.connect(cluster)
-    yield store
-    await store.close()
-
-
-async def test_every_method_works_on_a_cluster(cluster_store: MemoryStore) -> None:
-    store = cluster_store
-    await store.ping()
-    batch = [Event(f"e{i}", f"u{i % 20}", "i", i) for i in range(100)]
-    assert await store.append(batch) == ["accepted"] * 100 and await store.append(batch) == ["duplicate"] * 100
-    assert sorted([user async for user in store.users()]) == sorted({event.user_id for event in batch})
-    scanned, cursor = await scan_users(store, "u1", None, 10)
-    while cursor is not None:
-        more, cursor = await scan_users(store, "u1", cursor, 10)
-        scanned += more
-    assert set(scanned) == {"u1", *(f"u{number}" for number in range(10, 20))}, "both nodes are scanned"
-    assert await event_counts(store, ["u1", "u2"]) == [5, 5]
-    for user in ("u1", "u2", "u3", "u4"):
-        assert await save(store, user, "s", {f"e{user[1:]}": b"state"}, keep=100) == 1
-        assert [m.record for m in await store.recall(user, "s", 100)] == [b"state"] + [None] * 4
-        assert len((await store.events(user, limit=3))[0]) == 3
-        assert await store.forget_event(user, f"e{user[1:]}")
-        assert (await store.forget_user(user)).events == 4
-        assert await store.recall(user, "s", 5) == []
-    others = [f"u{number}" for number in range(5, 20)]
-    saved = await store.save_states("s", [UserStates(user, {f"e{user[1:]}": b"x"}, 9) for user in others], 9)
-    assert [each.num_states for each in saved] == [1] * 15
-    recalled_at_once = await store.recall_many(others, "s", 100)
-    assert [each.events[0].record for each in recalled_at_once] == [b"x"] * 15, "not in the order of the user ids"
-    assert await seen(store, "u7") == {item_digest("i")}
-    entries = await store.next_encodings("c", count=100, block_ms=10)
-    assert len(entries) == 32 and await store.backlog() == 16, "entries of deleted users are left"
-    assert await store.renew_encodings("c", [entry for entry, _ in entries]) == 32
-    assert await store.renew_encodings("d", [entry for entry, _ in entries]) == 0
-    await store.encoded([entry for entry, _ in entries])
-    version = await store.put_items([NewRecord("i", b"{}")], loaded=0)
-    assert await store.changed_items(0) == [("i", version, b"{}")] and await store.backlog() == 0

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
+from service.doctor.checks import examine
 from service.errors import NotDurable, StoreUnavailable
 from service.store.client import MemoryStore
 from service.store.embedded.server import EmbeddedServer
 from service.store.events import Event
-from tests.service.real import history, open_app
+from tests.service.real import history, open_app, settings_for
 
 
 @pytest.fixture
@@ -100,6 +101,13 @@ async def test_the_setting_counts_for_deletions_and_corrections_too(primary: Emb
         assert (await http.delete("/users/someone/interactions/e000")).status_code == 503
         assert (await http.delete("/users/someone")).status_code == 503
         assert (await http.get("/users/someone")).status_code == 404, "the deletion is done, but not confirmed"
+
+
+async def test_the_doctor_tells_that_the_setting_cannot_be_kept(primary: EmbeddedServer, bundle_path: Path) -> None:
+    for durability, finding in (("fsync", "changes are fsync"), ("replicated", "0 of 1 replicas")):
+        asked = settings_for(bundle_path / "none", primary.url, port=0, durability=durability, store_timeout_s=0.3)
+        (found,) = [each for each in await examine(asked) if each.name == "durable"]  # no model: it is slow
+        assert found.is_ok is (durability == "fsync") and finding in found.finding
 
 
 async def test_a_primary_that_is_gone_is_told_as_before(primary: EmbeddedServer) -> None:

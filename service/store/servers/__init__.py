@@ -1,0 +1,1 @@
+"""What differs between the servers that hold the store: a cluster, TLS, the rights of a user."""
