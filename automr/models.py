@@ -253,6 +253,10 @@ class ExperimentShadow(TypedDict):
     """
     what the weight of a voice is multiplied by, for a bundle with voices: 0 silences it
     """
+    exploration: NotRequired[float | None]
+    """
+    the share of places for little-known items, whatever the request says; null: as it says
+    """
     share: float
     """
     of the answers that are computed a second time, compared and not shown
@@ -276,6 +280,10 @@ class ExperimentVariant(TypedDict):
     """
     what the weight of a voice is multiplied by, for a bundle with voices: 0 silences it
     """
+    exploration: NotRequired[float | None]
+    """
+    the share of places for little-known items, whatever the request says; null: as it says
+    """
     name: str
     """
     stands in answers and results
@@ -283,6 +291,21 @@ class ExperimentVariant(TypedDict):
     share: float
     """
     of the users; the shares of all variants sum to 1
+    """
+
+
+class Exploration(TypedDict):
+    share: float
+    """
+    of the places of a list, on average; a list has at most one more than this share
+    """
+    max_events: NotRequired[int]
+    """
+    an item counts as little known while it has at most so many events, in training and since then
+    """
+    max_age_days: NotRequired[int | None]
+    """
+    only items that came while the service runs, at most so many days ago; null: of any age
     """
 
 
@@ -788,7 +811,7 @@ class ModelName(TypedDict):
 
 
 class Move(TypedDict):
-    rule: Literal['boosts', 'rotation', 'diversity', 'distinct', 'caps', 'pins']
+    rule: Literal['boosts', 'rotation', 'diversity', 'distinct', 'caps', 'exploration', 'pins']
     """
     which rule
     """
@@ -798,7 +821,7 @@ class Move(TypedDict):
     """
     to_rank: int
     """
-    its rank after; pins are placed last, and other ranks do not count them
+    its rank after; explored items and pins are placed last, and other ranks do not count them
     """
 
 
@@ -1046,6 +1069,10 @@ class RecommendedItem(TypedDict):
     """
     what the rules of the request did to its place, in their order; empty without `explain`
     """
+    explored: NotRequired[bool]
+    """
+    true: exploration put it there, because little is known of it
+    """
 
 
 class RecreatedUser(TypedDict):
@@ -1277,6 +1304,18 @@ class VariantResult(TypedDict):
     rejections: int
     """
     events of type dislike, skip, return or refund
+    """
+    explored: int
+    """
+    items that exploration put into these answers
+    """
+    explored_clicks: int
+    """
+    clicks on these items
+    """
+    explored_conversions: int
+    """
+    conversions of these items
     """
     clicked_lists: int
     """
@@ -1718,6 +1757,10 @@ class RecommendRequest(TypedDict):
     """
     what the user was shown lately sinks; needs `user_id`
     """
+    exploration: NotRequired[Exploration | None]
+    """
+    gives a share of the places to new and little-known items; such an item has `explored`: true
+    """
     k: NotRequired[int]
     """
     how many items
@@ -1796,6 +1839,10 @@ class UsersRequest(TypedDict):
     rotation: NotRequired[Rotation | None]
     """
     what the user was shown lately sinks; needs `user_id`
+    """
+    exploration: NotRequired[Exploration | None]
+    """
+    gives a share of the places to new and little-known items; such an item has `explored`: true
     """
     k: NotRequired[int]
     """

@@ -66,6 +66,7 @@ class Metrics:
         self.fallback_total = self._counter("fallback_total", "Answers that were a fallback", "reason")
         self.source_total = self._counter("source_total", "Recommended items by source", "source")
         self.reason_total = self._counter("reason_total", "Recommended items by the voice behind them", "voice")
+        self.explored_total = self._counter("explored_total", "Recommended items that exploration put into the list")
         self.queries_total = self._counter(
             "queries_total", "Requests with a query in words that the model answered, by how far", "level"
         )

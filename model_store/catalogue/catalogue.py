@@ -147,6 +147,10 @@ class Catalogue:
                 break
         return found[:num_results]
 
+    def with_at_most(self, num_events: int) -> NDArray[np.int32]:
+        """Rows of the items with at most so many events, in training and since then. Costs a binary search."""
+        return self.by_popularity[self._columns.first_with_at_most(num_events) :]
+
     def matching(self, attributes: Mapping[str, Any]) -> NDArray[np.bool_]:
         """(N,) bool: items that have, for every name in `attributes`, one of the values (or the value) given for it.
 

@@ -1,7 +1,7 @@
 """Arrays computed from the items of a catalogue, by row: saved in a bundle, and updated when items change."""
 
 import json
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -112,6 +112,10 @@ class Columns:
             place = partial(bisect_right, range(len(self.popularity)), key=self._unpopularity_at)
             places = [place(-count) for count in added[order].tolist()]
         return np.insert(self.by_popularity, places, (len(self.popularity) + order).astype(np.int32))
+
+    def first_with_at_most(self, num_events: int) -> int:
+        """The first place of `by_popularity` whose item has at most so many events."""
+        return bisect_left(range(len(self.popularity)), -float(num_events), key=self._unpopularity_at)
 
     def _unpopularity_at(self, place: int) -> float:
         """Minus the popularity at a place of `by_popularity`: in ascending order, as bisect needs."""

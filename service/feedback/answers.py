@@ -19,6 +19,7 @@ from service.metrics import Metrics
 from service.store.shown import ShownList
 from service.usecases.ranking.draft import distinct_pages
 from service.usecases.ranking.requests import Progress, Recommendation, Request
+from service.usecases.ranking.rules import Exploration
 from service.usecases.recommend import Recommender
 from service.usecases.shown import ShownLists
 from service.usecases.warned import Warned
@@ -60,7 +61,12 @@ class Answers:
         page = await self.pages.read(cursor, self.recommender.view.catalogue)
         answer = replace(page.recommendation, next_cursor=page.next_cursor)
         shown = _shown_list(answer)
-        self.shown.remember(shown._replace(item_ids=(*page.item_ids_before, *shown.item_ids)))
+        self.shown.remember(
+            shown._replace(
+                item_ids=(*page.item_ids_before, *shown.item_ids),
+                explored=(*page.explored_before, *shown.explored),
+            )
+        )
         return answer
 
     async def recommend_many(self, requests: Sequence[Request]) -> list[Recommendation]:
@@ -162,11 +168,25 @@ def overlap(one: Recommendation, other: Recommendation) -> float:
 
 
 def _asked(request: Request, variant: Variant) -> Request:
-    return replace(request, memory=variant.memory, is_popular=variant.arm == "popular", voices=variant.voices)
+    asked = replace(request, memory=variant.memory, is_popular=variant.arm == "popular", voices=variant.voices)
+    if variant.exploration is None:
+        return asked
+    exploration = request.rules.exploration or Exploration(0.0)
+    explores = exploration._replace(share=variant.exploration) if variant.exploration else None
+    return replace(asked, rules=replace(request.rules, exploration=explores))
 
 
 def _shown_list(answer: Recommendation) -> ShownList:
     items = tuple(item.item_id for item in answer.items)
-    bundle, variant = answer.model.bundle, answer.variant or DEFAULT
-    tenant = caller.get().tenant if answer.user_id is None else ""
-    return ShownList(answer.recommendation_id, answer.user_id, items, variant, bundle, int(time.time()), tenant)
+    explored = tuple(item.item_id for item in answer.items if item.explored)
+    return ShownList(
+        answer.recommendation_id,
+        answer.user_id,
+        items,
+        answer.variant or DEFAULT,
+        answer.model.bundle,
+        int(time.time()),
+        tenant=caller.get().tenant if answer.user_id is None else "",
+        explored=explored,
+        num_explored=len(explored),
+    )

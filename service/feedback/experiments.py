@@ -17,7 +17,7 @@ import structlog
 
 from service.ending import cancel_and_wait
 from service.errors import BadRequest, StoreCorrupt, StoreUnavailable
-from service.feedback.outcomes import Outcomes
+from service.feedback.outcomes import COUNTED, Outcomes
 from service.logs import RepeatedWarnings
 from service.metrics import Metrics
 from service.store.feedback.outcomes import ExperimentStore
@@ -33,7 +33,8 @@ _FOLLOW_EVERY_S = 2.0
 class Variant:
     """One way to answer. `bundle`: name of a loaded bundle, None: the one that answers. `memory` False: only the recent
     window counts. `arm` popular: popular items, as for a user of whom nothing is known. `voices`: voice → what its
-    weight is multiplied by, for a bundle with voices.
+    weight is multiplied by, for a bundle with voices. `exploration`: the share of explored places, None: as the request
+    says.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Variant:
     memory: bool = True
     arm: Literal["model", "popular"] = "model"
     voices: Mapping[str, float] = field(default_factory=dict)
+    exploration: float | None = None
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class Experiments:
             self.current = experiment_of(await self.store.read())
             await self.outcomes.settle_waiting()
             for variant in (await self.outcomes.results()).variants:
-                for name in ("lists", "impressions", "clicks", "conversions", "rejections"):
+                for name in COUNTED:
                     self.metrics.outcomes.labels(variant.variant, name).set(getattr(variant, name))
         except (StoreUnavailable, StoreCorrupt):
             repeated.warning("store away, the experiment is followed later")

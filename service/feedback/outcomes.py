@@ -7,9 +7,19 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from service.store.feedback.outcomes import LISTS, OutcomeStore
+from service.store.feedback.outcomes import EXPLORED, LISTS, OutcomeStore
 
 UNATTRIBUTED = "unattributed"
+COUNTED = (
+    "lists",
+    "impressions",
+    "clicks",
+    "conversions",
+    "rejections",
+    "explored",
+    "explored_clicks",
+    "explored_conversions",
+)  # of `VariantResult`, shown in metrics
 _IMPRESSIONS = frozenset({"impression", "show", "shown"})
 _CONVERSIONS = frozenset({"purchase", "buy", "order", "subscribe", "booking"})
 _AGAINST = frozenset({"dislike", "skip", "return", "refund"})
@@ -27,7 +37,10 @@ class Rate(NamedTuple):
 
 
 class VariantResult(NamedTuple):
-    """`lists`: answers that were kept. `clicked_lists`, `converted_lists`: those with at least one such event."""
+    """`lists`: answers that were kept. `clicked_lists`, `converted_lists`: those with at least one such event.
+
+    `explored`: items that exploration put into these lists; `explored_clicks`, `explored_conversions`: events of these.
+    """
 
     variant: str
     lists: int
@@ -35,6 +48,9 @@ class VariantResult(NamedTuple):
     clicks: int
     conversions: int
     rejections: int
+    explored: int
+    explored_clicks: int
+    explored_conversions: int
     clicked_lists: int
     converted_lists: int
     click_rate: Rate | None
@@ -93,6 +109,9 @@ def _result(variant: str, totals: Mapping[str, int]) -> VariantResult:
         clicks=total("click"),
         conversions=total("conversion"),
         rejections=total("rejection"),
+        explored=total(EXPLORED),
+        explored_clicks=total("click|explored"),
+        explored_conversions=total("conversion|explored"),
         clicked_lists=clicked,
         converted_lists=converted,
         click_rate=rate(clicked, lists),

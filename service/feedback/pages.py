@@ -34,11 +34,12 @@ class Place(NamedTuple):
 
 
 class Page(NamedTuple):
-    """`item_ids_before`: of the pages before it."""
+    """`item_ids_before` and `explored_before`: of the pages before it."""
 
     recommendation: Recommendation
     next_cursor: str | None
     item_ids_before: list[str]
+    explored_before: list[str]
 
 
 class Pages:
@@ -73,7 +74,7 @@ class Pages:
         if not 0 < place.page < len(pages):
             raise BadRequest(_FOREIGN)
         is_available = catalogue.available(time.time())
-        page, before = pages[place.page], [fields[1] for each in pages[: place.page] for fields in each]
+        page, before = pages[place.page], [_shown(fields, "") for each in pages[: place.page] for fields in each]
         kept = [fields for fields in page if (row := catalogue.rows.get(fields[1])) is not None and is_available[row]]
         titles = catalogue.titles([fields[1] for fields in kept])
         gone = len(page) - len(kept)
@@ -89,7 +90,12 @@ class Pages:
             warnings=[Warned("items", message)] if gone else [],
         )
         is_last = place.page + 1 == len(pages)
-        return Page(recommendation, None if is_last else write_cursor(place._replace(page=place.page + 1)), before)
+        return Page(
+            recommendation,
+            None if is_last else write_cursor(place._replace(page=place.page + 1)),
+            [item.item_id for item in before],
+            [item.item_id for item in before if item.explored],
+        )
 
 
 def write_cursor(place: Place) -> str:
@@ -111,10 +117,21 @@ def read_cursor(cursor: str) -> Place:
 
 def _stored(item: ShownItem) -> list[Any]:
     """Without the title, which the catalogue has."""
-    return [item.rank, item.item_id, item.score, item.source, item.distance, item.reason, list(item.moves)]
+    return [
+        item.rank,
+        item.item_id,
+        item.score,
+        item.source,
+        item.distance,
+        item.reason,
+        list(item.moves),
+        item.explored,
+    ]
 
 
 def _shown(fields: list[Any], title: str) -> ShownItem:
-    rank, item_id, score, source, distance, reason, moves = fields
+    rank, item_id, score, source, distance, reason, moves, *explored = fields  # an earlier release did not keep it
     because = None if reason is None else ShownReason(*reason)
-    return ShownItem(rank, item_id, title, score, source, distance, because, [Move(*move) for move in moves])
+    return ShownItem(
+        rank, item_id, title, score, source, distance, because, [Move(*move) for move in moves], any(explored)
+    )

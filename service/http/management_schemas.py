@@ -80,6 +80,11 @@ class HowToAnswer(Schema):
         description="what the weight of a voice is multiplied by, for a bundle with voices: 0 silences it",
         examples=[{"popularity": 0, "alike": 2}],
     )
+    exploration: Annotated[float, Field(ge=0, le=0.5)] | None = Field(
+        default=None,
+        description="the share of places for little-known items, whatever the request says; null: as it says",
+        examples=[0.1],
+    )
 
 
 class ExperimentVariant(HowToAnswer):
@@ -115,6 +120,9 @@ class VariantResult(ResponseSchema):
     clicks: int = Field(description="events of other types than the rest that name an answer", examples=[130])
     conversions: int = Field(description="events of type purchase, order, booking or subscribe", examples=[20])
     rejections: int = Field(description="events of type dislike, skip, return or refund", examples=[3])
+    explored: int = Field(description="items that exploration put into these answers", examples=[95])
+    explored_clicks: int = Field(description="clicks on these items", examples=[4])
+    explored_conversions: int = Field(description="conversions of these items", examples=[1])
     clicked_lists: int = Field(description="answers with at least one click", examples=[120])
     converted_lists: int = Field(description="answers with at least one conversion", examples=[18])
     click_rate: OutcomeRate | None = Field(description="clicked of all lists; null without lists")

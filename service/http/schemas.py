@@ -46,9 +46,13 @@ class Reason(ResponseSchema):
 class Move(ResponseSchema):
     """A rule moved the item within the list of candidates."""
 
-    rule: Literal["boosts", "rotation", "diversity", "distinct", "caps", "pins"] = Field(description="which rule")
+    rule: Literal["boosts", "rotation", "diversity", "distinct", "caps", "exploration", "pins"] = Field(
+        description="which rule"
+    )
     from_rank: int | None = Field(description="its rank before; null when the rule brought the item into the list")
-    to_rank: int = Field(description="its rank after; pins are placed last, and other ranks do not count them")
+    to_rank: int = Field(
+        description="its rank after; explored items and pins are placed last, and other ranks do not count them"
+    )
 
 
 class RecommendedItem(ResponseSchema):
@@ -70,6 +74,9 @@ class RecommendedItem(ResponseSchema):
         default=[],
         description="what the rules of the request did to its place, in their order; empty without `explain`",
         examples=[[{"rule": "boosts", "from_rank": 7, "to_rank": 1}]],
+    )
+    explored: bool = Field(
+        default=False, description="true: exploration put it there, because little is known of it", examples=[False]
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from service.store.erasure.tombstones import Tombstones
 from service.store.events import decode_text, encode_text, read_json
-from service.store.feedback.outcomes import LISTS
+from service.store.feedback.outcomes import EXPLORED, LISTS
 from service.store.keys import TOTALS, anonymous_key, tenant_of, user_keys, user_prefix
 from service.store.lua.scripts import MAY_KEEP
 
@@ -36,6 +36,9 @@ Run = Callable[[Sequence[tuple[Any, ...]]], Awaitable[list[Any]]]
 class ShownList(NamedTuple):
     """One answer. `time`: Unix seconds. `user_id` None: an anonymous session, of a caller of `tenant` ("" for none,
     and where there is a user). `item_ids`: in the order of ranks.
+
+    `explored`: those of them that exploration put there. `num_explored`: how many of these have not been counted; a
+    later page has the items of those before it as well. It is not kept.
     """
 
     recommendation_id: str
@@ -45,6 +48,8 @@ class ShownList(NamedTuple):
     bundle: str
     time: int
     tenant: str = ""
+    explored: tuple[str, ...] = ()
+    num_explored: int = 0
 
 
 class ShownStore:
@@ -62,8 +67,11 @@ class ShownStore:
                 keys += user_keys(each.user_id)[0], await self._tombstones.key(each.user_id)
             args = _encode(each), MOST_LISTS, self.kept_s, each.time
             commands.append(("EVAL", _SAVE, len(keys), *keys, *args))
-        numbers = Counter(each.variant for each in lists)
-        commands += [("HINCRBY", TOTALS, f"{variant}|{LISTS}", number) for variant, number in numbers.items()]
+        numbers = Counter(f"{each.variant}|{LISTS}" for each in lists)
+        for each in lists:
+            if each.num_explored:
+                numbers[f"{each.variant}|{EXPLORED}"] += each.num_explored
+        commands += [("HINCRBY", TOTALS, total, number) for total, number in numbers.items()]
         await self._run(commands)
 
     async def recent(self, user_id: str, *, now: int) -> list[ShownList]:
@@ -98,7 +106,14 @@ def _key_of(shown: ShownList) -> str:
 
 
 def _encode(shown: ShownList) -> bytes:
-    facts = {"items": shown.item_ids, "variant": shown.variant, "bundle": shown.bundle, "time": shown.time}
+    facts: dict[str, Any] = {
+        "items": shown.item_ids,
+        "variant": shown.variant,
+        "bundle": shown.bundle,
+        "time": shown.time,
+    }
+    if shown.explored:
+        facts["explored"] = shown.explored
     return encode_text(f"{shown.recommendation_id} {json.dumps(facts, ensure_ascii=False, separators=(',', ':'))}")
 
 
@@ -106,8 +121,16 @@ def _decode(user_id: str | None, element: bytes) -> ShownList | None:
     """None for bytes that are no list of ours."""
     recommendation_id, _, body = element.partition(b" ")
     facts = read_json(body)
-    items, time = facts.get("items"), facts.get("time")
+    items, time, explored = facts.get("items"), facts.get("time"), facts.get("explored")
     if not isinstance(items, list) or not isinstance(time, int):
         return None
     variant, bundle = str(facts.get("variant", "")), str(facts.get("bundle", ""))
-    return ShownList(decode_text(recommendation_id), user_id, tuple(map(str, items)), variant, bundle, time)
+    return ShownList(
+        decode_text(recommendation_id),
+        user_id,
+        tuple(map(str, items)),
+        variant,
+        bundle,
+        time,
+        explored=tuple(map(str, explored if isinstance(explored, list) else ())),
+    )

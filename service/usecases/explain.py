@@ -30,7 +30,7 @@ class ShownReason(NamedTuple):
 class ShownItem(NamedTuple):
     """`score`: log-probability of the title, None unless generated. `distance`: see `model_store.answers.Ranked`.
 
-    `moves`: what the rules of the request did to its place.
+    `moves`: what the rules of the request did to its place. `explored`: exploration put it there.
     """
 
     rank: int
@@ -41,6 +41,7 @@ class ShownItem(NamedTuple):
     distance: float | None
     reason: ShownReason | None = None
     moves: list[Move] = []  # noqa: RUF012 - nobody changes it
+    explored: bool = False
 
 
 class UsedMemory(NamedTuple):
@@ -67,15 +68,20 @@ def show(
     for page in pages:
         reasons = [None if answer is None else _shown(reason, known) for reason in page.reasons]
         items = catalogue.items.at([found.row for found in page.ranked])
-        columns = zip(items, page.ranked, reasons, page.moves, strict=True)
-        shown.append([_item(rank + place, *column) for place, column in enumerate(columns)])
+        columns = zip(items, page.ranked, reasons, page.moves, page.explored, strict=True)
+        shown.append(
+            [
+                _item(rank + place, item, found, reason)._replace(moves=moves, explored=explored)
+                for place, (item, found, reason, moves, explored) in enumerate(columns)
+            ]
+        )
         rank += len(items)
     return shown, [] if answer is None else _memory(catalogue, known, answer)
 
 
-def _item(rank: int, item: Item, found: Ranked, reason: ShownReason | None, moves: list[Move]) -> ShownItem:
+def _item(rank: int, item: Item, found: Ranked, reason: ShownReason | None) -> ShownItem:
     score, distance = _rounded(found.score), _rounded(found.distance)
-    return ShownItem(rank, item.item_id, item.title, score, found.source, distance, reason, moves)
+    return ShownItem(rank, item.item_id, item.title, score, found.source, distance, reason)
 
 
 def _memory(catalogue: Catalogue, known: Known, answer: Answer) -> list[UsedMemory]:

@@ -12,10 +12,10 @@ Knows neither HTTP nor torch.
 """
 
 import asyncio
-import secrets
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import structlog
@@ -42,8 +42,10 @@ from service.store.client import MemoryStore
 from service.store.events import NOTHING_RECALLED, Recalled
 from service.tracing.spans import span
 from service.usecases.explain import show
-from service.usecases.ranking.candidates import LEAST, MOST, Candidate, candidates_of, merged
+from service.usecases.ranking.candidates import LEAST, MOST, Candidate, candidates_of, lifted, merged
 from service.usecases.ranking.draft import Draft, Listed, silent
+from service.usecases.ranking.exploration import MOST_EXPLORED, little_known, without_idle
+from service.usecases.ranking.fitting import fitting
 from service.usecases.ranking.requests import Context, Fallback, Progress, Recommendation, Request, ServedModel
 from service.usecases.ranking.rules import NO_RULES
 from service.usecases.repair import Repair
@@ -98,6 +100,9 @@ class Recommender:
 
     async def _begin(self, request: Request, deadline: float) -> Progress:
         progress = Progress(request, time.perf_counter())
+        if request.rules.exploration is not None:
+            rules = without_idle(request.rules, request.k, progress.recommendation_id)
+            progress.request = request = replace(request, rules=rules)
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
                 with span("memory"):
@@ -105,9 +110,9 @@ class Recommender:
                     await self._prepare_filters(request)
                 _lap(progress, "memory")
                 if not request.is_popular and (request.query is not None or context.known.recent):
-                    progress.answer, progress.promoted = await self._ask_model(request, context, deadline)
+                    answer = await self._ask_model(progress, context, deadline)
                     at_model_s = _lap(progress, "queue")
-                    progress.timings_s |= _timings_of(progress.answer, at_model_s)
+                    progress.timings_s |= _timings_of(answer, at_model_s)
                 if request.rules.diversity:
                     with span("rules"):
                         rows = [each.ranked.row for each in self._candidates(progress)]
@@ -140,20 +145,23 @@ class Recommender:
     def draft(self, progress: Progress) -> Draft:
         """The candidates in the order of the rules, of which items can be taken."""
         candidates, vectors = self._candidates(progress), progress.vectors
+        allowed = self._allowed(progress.request, self._context_of(progress))
         return Draft(
             candidates,
             progress.request.rules,
             self.view.catalogue,
             self._filters.mask,
-            allowed=self._allowed(progress.request, self._context_of(progress)),
+            allowed=allowed,
             vectors=vectors if vectors is not None and len(vectors) == len(candidates) else None,
+            little_known=fitting(progress, self.view.catalogue, allowed),
+            name=progress.recommendation_id,
         )
 
     def _pages(self, progress: Progress) -> list[Listed]:
-        if progress.request.rules is not NO_RULES and progress.request.rules.need_candidates:
+        if progress.request.rules is not NO_RULES and progress.request.rules.change_the_list:
             return self.draft(progress).pages(progress.request.k)
         ranked, reasons = self._listed(progress, progress.answer)
-        return [Listed(ranked, reasons, [[] for _ in ranked])]
+        return [Listed(ranked, reasons, [[] for _ in ranked], [False] * len(ranked))]
 
     def _candidates(self, progress: Progress) -> list[Candidate]:
         catalogue = self.view.catalogue
@@ -237,31 +245,27 @@ class Recommender:
             if condition is not None and not self._filters.is_cheap(catalogue, condition):
                 await asyncio.to_thread(self._filters.mask, catalogue, condition)
 
-    async def _ask_model(
-        self, request: Request, context: Context, deadline: float
-    ) -> tuple[Answer | WordsAnswered, Answer | WordsAnswered | None]:
-        """The best items, and those that boosts lift above others, which may be far behind: one batch of the model."""
+    async def _ask_model(self, progress: Progress, context: Context, deadline: float) -> Answer | WordsAnswered:
+        """The best items, those that boosts lift above others, and those that may be explored, which both may be far
+        behind: one batch of the model.
+        """
+        request, exploration, catalogue = progress.request, progress.request.rules.exploration, self.view.catalogue
         allowed = self._allowed(request, context)
-        lifted = self._lifted(request, allowed)
-        if lifted is None:
-            return await self._ask(request, context, allowed, deadline), None
-        return await asyncio.gather(
-            self._ask(request, context, allowed, deadline), self._ask(request, context, lifted, deadline)
-        )
-
-    def _lifted(self, request: Request, allowed: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
-        """(N,) the allowed items that gain more from boosts than others do; None if no item does, or all do."""
-        if not request.rules.boosts:
-            return None
-        catalogue = self.view.catalogue
-        additions = np.zeros(len(allowed))
-        for boost in request.rules.boosts:
-            additions += boost.add * self._filters.mask(catalogue, boost.condition)[: len(allowed)]
-        lifted: NDArray[np.bool_] = allowed & (additions > additions[allowed].min(initial=np.inf))
-        return lifted if lifted.any() else None
+        num_results = _num_candidates(request)
+        asked = {"answer": (allowed, num_results)}
+        if request.rules.boosts:
+            masks = [(boost.add, self._filters.mask(catalogue, boost.condition)) for boost in request.rules.boosts]
+            asked["promoted"] = lifted(allowed, masks), num_results
+        if exploration is not None:
+            asked["little_known"] = little_known(catalogue, exploration, allowed, int(time.time())), MOST_EXPLORED
+        asked = {name: each for name, each in asked.items() if name == "answer" or each[0].any()}
+        found = await asyncio.gather(*(self._ask(request, context, *each, deadline) for each in asked.values()))
+        for name, answer in zip(asked, found, strict=True):
+            setattr(progress, name, answer)
+        return found[0]
 
     async def _ask(
-        self, request: Request, context: Context, allowed: NDArray[np.bool_], deadline: float
+        self, request: Request, context: Context, allowed: NDArray[np.bool_], num_results: int, deadline: float
     ) -> Answer | WordsAnswered:
         """Encode, retrieve, combine, generate, ground: one job for the model, in a batch with others.
 
@@ -270,7 +274,7 @@ class Recommender:
         known = context.known
         if request.query is None:
             return await self.engine.recommend(
-                known.recent, known.memory.states, allowed, _num_candidates(request), deadline=deadline, past=known.past
+                known.recent, known.memory.states, allowed, num_results, deadline=deadline, past=known.past
             )
         return await self.engine.answer_words(
             request.query,
@@ -278,7 +282,7 @@ class Recommender:
             queries_of(known.past_events),
             allowed,
             reasoning=request.reasoning,
-            num_results=_num_candidates(request),
+            num_results=num_results,
             deadline=deadline,
         )
 
@@ -320,8 +324,9 @@ class Recommender:
         else:
             fallback = fallback or (None if request.is_popular else "cold_start")
         self._observe(pages[0].ranked, fallback)
+        self.metrics.explored_total.inc(sum(pages[0].explored))
         return Recommendation(
-            recommendation_id=secrets.token_hex(16),
+            recommendation_id=progress.recommendation_id,
             user_id=request.user_id,
             items=items[0],
             memory=memory,
@@ -334,9 +339,8 @@ class Recommender:
         )
 
     def _warnings(self, progress: Progress, shown: set[str]) -> list[Warned]:
-        request, catalogue, found = progress.request, self.view.catalogue, list[Warned]()
-        if request.candidates:
-            found += of_candidates(request.candidates, catalogue)
+        request, catalogue = progress.request, self.view.catalogue
+        found = of_candidates(request.candidates, catalogue) if request.candidates else []
         if request.filter is not None:
             found += of_filter(request.filter, catalogue)
         if request.rules is not NO_RULES:

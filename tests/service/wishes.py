@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from math import log
+from math import floor, log
 from typing import Any
 
 from service.store.shown import MOST_LISTS
@@ -113,6 +113,7 @@ class Shop:
             "diversity": dice.choice([0.2, 0.7, 1.0]),
             "rotation": {"rate": dice.choice([0.3, 1.0, 1.0])},
             "exclude_seen": dice.random() < 0.7,
+            "exploration": {"share": dice.choice([0.1, 0.5]), "max_events": dice.choice([0, 3, 1000])},
         }
         wishes = {name: value for name, value in optional.items() if dice.random() < 0.4}
         return {"k": dice.randint(1, 12), "deadline_ms": 60_000, **wishes}
@@ -171,6 +172,7 @@ class Shop:
         wrong += self._caps(request, ids, set(pins.values()), allowed - taken)
         wrong += self._order(request, answer["items"], set(pins.values()))
         wrong += self._moves(request, answer["items"])
+        wrong += self._explored(request, answer["items"])
         wrong += self._warnings(request, answer, allowed)
         return wrong
 
@@ -204,7 +206,8 @@ class Shop:
         """Boosts and rotation where no other rule orders: sums that fall, and what was shown comes last."""
         if request.get("diversity") or len(request.get("caps", [])):
             return []
-        rows = [item for item in items if item["item_id"] not in pinned and item["score"] is not None]
+        placed = pinned | {item["item_id"] for item in items if item["explored"]}
+        rows = [item for item in items if item["item_id"] not in placed and item["score"] is not None]
         shown = {each for ids in self.shown.get(request.get("user_id") or "", []) for each in ids}
         if "rotation" in request and shown:
             is_old = [item["item_id"] in shown for item in rows]
@@ -228,7 +231,9 @@ class Shop:
         for item in items:
             rules = [move["rule"] for move in item["moves"]]
             asked = [
-                name for name in ("boosts", "rotation", "diversity", "distinct", "caps", "pins") if request.get(name)
+                name
+                for name in ("boosts", "rotation", "diversity", "distinct", "caps", "exploration", "pins")
+                if request.get(name)
             ]
             if rules != [name for name in asked if name in rules]:
                 wrong.append(f"moves by {rules}")
@@ -237,6 +242,14 @@ class Shop:
             if item["moves"] and "pins" not in request and "distinct" not in request:
                 wrong += ["moves end elsewhere"] if item["moves"][-1]["to_rank"] != item["rank"] else []
         return wrong
+
+    def _explored(self, request: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> list[str]:
+        """At most one place more than the share, and each such item says so."""
+        explored = [item for item in items if item["explored"]]
+        share = request.get("exploration", {"share": 0})["share"]
+        wrong = ["too much is explored"] if len(explored) > floor(share * request["k"]) + (share > 0) else []
+        is_told = all("exploration" in [move["rule"] for move in item["moves"]] for item in explored)
+        return wrong if is_told else [*wrong, "an explored item does not say so"]
 
     def _warnings(self, request: Mapping[str, Any], answer: Mapping[str, Any], allowed: set[str]) -> list[str]:
         named = {each["field"] for each in answer["warnings"]}

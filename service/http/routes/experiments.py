@@ -60,5 +60,5 @@ def _shown(current: feedback.Experiment) -> dict[str, Any]:
 
 def _how(shadow: feedback.Shadow) -> dict[str, Any]:
     variant = shadow.variant
-    how = {"bundle": variant.bundle, "memory": variant.memory, "arm": variant.arm, "voices": variant.voices}
+    how = {name: value for name, value in vars(variant).items() if name != "name"}
     return {**how, "share": shadow.share}

@@ -10,6 +10,7 @@ from service.http.wanted.filters import WholeFilter, condition_of
 from service.usecases.ranking import rules as wanted
 
 MOST_POSITION = 100
+_SECONDS_PER_DAY = 86_400
 
 
 class Boost(Schema):
@@ -73,6 +74,31 @@ class Rotation(Schema):
     )
 
 
+class Exploration(Schema):
+    """A share of the places goes to items of which little is known, drawn among those that fit the user best."""
+
+    share: float = Field(
+        ge=0,
+        le=0.5,
+        description="of the places of a list, on average; a list has at most one more than this share",
+        examples=[0.1],
+    )
+    max_events: int = Field(
+        default=10,
+        ge=0,
+        le=1_000_000,
+        description="an item counts as little known while it has at most so many events, in training and since then",
+        examples=[10],
+    )
+    max_age_days: int | None = Field(
+        default=None,
+        ge=1,
+        le=3650,
+        description="only items that came while the service runs, at most so many days ago; null: of any age",
+        examples=[30],
+    )
+
+
 class Ordered(Schema):
     """The fields of a request that change the order of its items, whoever asks."""
 
@@ -96,6 +122,11 @@ class Ordered(Schema):
     rotation: Rotation | None = Field(
         default=None, description="what the user was shown lately sinks; needs `user_id`", examples=[None]
     )
+    exploration: Exploration | None = Field(
+        default=None,
+        description="gives a share of the places to new and little-known items; such an item has `explored`: true",
+        examples=[None],
+    )
 
 
 def check_pins(pins: Sequence[Pin], k: int) -> None:
@@ -109,7 +140,8 @@ def check_pins(pins: Sequence[Pin], k: int) -> None:
 def rules_of(
     body: Ordered, *, pins: Sequence[Pin] = (), is_paged: bool = False, is_distinct: bool = False
 ) -> wanted.Rules:
-    is_plain = not (body.boosts or pins or body.caps or body.diversity or body.rotation)
+    exploration = _exploration(body.exploration)
+    is_plain = not (body.boosts or pins or body.caps or body.diversity or body.rotation or exploration)
     if is_plain and not is_paged and not is_distinct:
         return wanted.NO_RULES
     rotation = body.rotation
@@ -119,6 +151,14 @@ def rules_of(
         caps=[wanted.Cap(cap.attribute, cap.at_most) for cap in body.caps],
         diversity=body.diversity,
         rotation=None if rotation is None else wanted.Rotation(rotation.rate, rotation.time_s),
+        exploration=exploration,
         is_paged=is_paged,
         is_distinct=is_distinct,
     )
+
+
+def _exploration(body: Exploration | None) -> wanted.Exploration | None:
+    if body is None or not body.share:
+        return None
+    age_s = None if body.max_age_days is None else body.max_age_days * _SECONDS_PER_DAY
+    return wanted.Exploration(body.share, body.max_events, age_s)

@@ -26,7 +26,7 @@ from service.store.keys import (
 )
 from service.store.lua.scripts import DELETED_AT
 
-LISTS = "lists"  # a total: answers that are kept
+LISTS, EXPLORED = "lists", "explored"  # totals: answers that are kept, and items that exploration put into them
 
 _KEPT_S = 7 * 86_400
 _DAY_S = 86_400
@@ -49,6 +49,8 @@ for i = 2, #ARGV, 5 do
         if is_json and type(list) == 'table' and type(list['items']) == 'table' then
           outcome.variant = list['variant']
           for _, each in ipairs(list['items']) do outcome.is_shown = outcome.is_shown or each == item end
+          local explored = type(list['explored']) == 'table' and list['explored'] or {}
+          for _, each in ipairs(explored) do outcome.is_explored = outcome.is_explored or each == item end
         end
       end
     end
@@ -69,16 +71,18 @@ for i = 1, #pairs_of_outbox, 2 do
 end
 return found
 """
-# KEYS: totals, what was counted today, and yesterday; ARGV: seconds, (event, list, field)*  ->  number counted
+# KEYS: totals, what was counted today, and yesterday; ARGV: seconds, (event, list, field, '1' if the item was
+# explored)*  ->  number counted
 _COUNT = """
 local num_counted = 0
 local function is_new(member)
   return redis.call('SISMEMBER', KEYS[3], member) == 0 and redis.call('SADD', KEYS[2], member) == 1
 end
-for i = 2, #ARGV, 3 do
+for i = 2, #ARGV, 4 do
   if is_new(ARGV[i]) then
     num_counted = num_counted + 1
     redis.call('HINCRBY', KEYS[1], ARGV[i + 2], 1)
+    if ARGV[i + 3] == '1' then redis.call('HINCRBY', KEYS[1], ARGV[i + 2] .. '|explored', 1) end
     if ARGV[i + 1] ~= '' and is_new(ARGV[i + 1]) then
       redis.call('HINCRBY', KEYS[1], ARGV[i + 2] .. '|lists', 1)
     end
@@ -108,7 +112,10 @@ Run = Callable[[Sequence[tuple[Any, ...]]], Awaitable[list[Any]]]
 
 
 class Outcome(NamedTuple):
-    """An event that names a recommendation. `variant` "": its list is not known, or did not show the item."""
+    """An event that names a recommendation. `variant` "": its list is not known, or did not show the item.
+
+    `is_explored`: exploration put the item into the list.
+    """
 
     user_id: str
     event_id: str
@@ -116,6 +123,7 @@ class Outcome(NamedTuple):
     item_id: str
     type: str
     variant: str
+    is_explored: bool = False
 
 
 def attributions(events: Sequence[Event], tombstones: Mapping[str, str]) -> list[tuple[Any, ...]]:
@@ -183,7 +191,8 @@ class OutcomeStore:
         args: list[Any] = [3 * _DAY_S]
         for each, name in outcomes.items():
             shown = _digest(each.user_id, each.recommendation_id, name) if each.variant else ""
-            args += [_digest(each.user_id, each.event_id), shown, encode_text(f"{each.variant}|{name}")]
+            total = encode_text(f"{each.variant}|{name}")
+            args += [_digest(each.user_id, each.event_id), shown, total, "1" if each.is_explored else ""]
         (num_counted,) = await self._run([("EVAL", _COUNT, 3, *keys, *args)])
         await self._run(
             [("HDEL", user_prefix(each.user_id) + "outcomes", encode_text(each.event_id)) for each in outcomes]
@@ -199,8 +208,8 @@ class OutcomeStore:
         unknown = [each for each in outcomes if not each.variant]
         keys = [anonymous_key(each.recommendation_id, tenant_of(each.user_id)) for each in unknown]
         answers = await self._run([("LRANGE", key, 0, 0) for key in keys])
-        variants = {each: _variant_of(each, answer) for each, answer in zip(unknown, answers, strict=True)}
-        return [each._replace(variant=variants[each]) if each in variants else each for each in outcomes]
+        found = {each: _of_session(each, answer) for each, answer in zip(unknown, answers, strict=True)}
+        return [found.get(each, each) for each in outcomes]
 
 
 def _outbox_command(user_id: str) -> tuple[Any, ...]:
@@ -212,13 +221,17 @@ def _outcome(user_id: str, event_id: str, facts: Mapping[str, Any]) -> Outcome:
         str(facts.get(name, "")) for name in ("recommendation", "item", "type", "variant")
     )
     shown = variant if facts.get("is_shown") is True else ""
-    return Outcome(user_id, event_id, recommendation_id, item_id, kind, shown)
+    is_explored = bool(shown) and facts.get("is_explored") is True
+    return Outcome(user_id, event_id, recommendation_id, item_id, kind, shown, is_explored)
 
 
-def _variant_of(outcome: Outcome, elements: Sequence[bytes]) -> str:
+def _of_session(outcome: Outcome, elements: Sequence[bytes]) -> Outcome:
     facts = read_json(elements[0].partition(b" ")[2]) if elements else {}
-    items = facts.get("items")
-    return str(facts.get("variant", "")) if isinstance(items, list) and outcome.item_id in items else ""
+    items, explored = facts.get("items"), facts.get("explored")
+    if not isinstance(items, list) or outcome.item_id not in items:
+        return outcome
+    is_explored = isinstance(explored, list) and outcome.item_id in explored
+    return outcome._replace(variant=str(facts.get("variant", "")), is_explored=is_explored)
 
 
 def _digest(*parts: str) -> bytes:

@@ -50,5 +50,15 @@ def merged(candidates: Sequence[Candidate], promoted: Sequence[Candidate]) -> li
     return sorted(best.values(), key=lambda each: -each.score)
 
 
+def lifted(allowed: NDArray[np.bool_], boosts: Sequence[tuple[float, NDArray[np.bool_]]]) -> NDArray[np.bool_]:
+    """(N,) the items of `allowed` (N,) that gain more than others do; none if all gain the same.
+
+    `boosts`: what each adds, and the mask of the items to which it does.
+    """
+    additions = np.sum([add * mask[: len(allowed)] for add, mask in boosts], axis=0)
+    found: NDArray[np.bool_] = allowed & (additions > additions[allowed].min(initial=np.inf))
+    return found
+
+
 def scores_of(candidates: Sequence[Candidate]) -> NDArray[np.float64]:
     return np.array([each.score for each in candidates], dtype=np.float64)

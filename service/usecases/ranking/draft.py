@@ -14,19 +14,21 @@ from numpy.typing import NDArray
 from model_store.answers import POPULAR, Ranked, Reason
 from model_store.catalogue.catalogue import Catalogue
 from service.usecases.ranking.candidates import Candidate, scores_of
+from service.usecases.ranking.exploration import by_chance, dice_of, places_of
 from service.usecases.ranking.moves import Move
 from service.usecases.ranking.order import Ordering
 from service.usecases.ranking.rules import Rules
-from service.usecases.ranking.selection import Chosen, MaskOf, Selection
+from service.usecases.ranking.selection import Chosen, MaskOf, Placed, Selection
 
 
 @dataclass(frozen=True)
 class Listed:
-    """Items of an answer, with what is known of each."""
+    """Items of an answer, with what is known of each. `explored`: whether exploration put it there."""
 
     ranked: list[Ranked]
     reasons: list[Reason | None]
     moves: list[list[Move]]
+    explored: list[bool]
 
 
 def silent(page: Listed) -> Listed:
@@ -56,7 +58,10 @@ def ordered(
 
 
 class Draft:
-    """The list of one user, of which items are taken."""
+    """The list of one user, of which items are taken.
+
+    `little_known`: the items that exploration draws from, the best fit first; `name`: what its draws follow from.
+    """
 
     def __init__(
         self,
@@ -67,8 +72,11 @@ class Draft:
         *,
         allowed: NDArray[np.bool_],
         vectors: NDArray[np.float32] | None = None,
+        little_known: Sequence[Candidate] = (),
+        name: str = "",
     ) -> None:
-        self._candidates, self._rules = candidates, rules
+        self._candidates, self._rules, self._catalogue = candidates, rules, catalogue
+        self._little_known, self._name = {each.ranked.row: each for each in little_known}, name
         rows = [each.ranked.row for each in candidates]
         self.selection = Selection(
             catalogue,
@@ -81,16 +89,31 @@ class Draft:
 
     def pages(self, size: int) -> list[Listed]:
         """The first page, and with `is_paged` those after it, until no candidate is left."""
-        pins = [pin for pin in self._rules.pins if self.selection.may_show(pin.item_id)]
-        pages = [self.selection.page(size, pins=pins)]
-        first_rank = 1 + len(pages[0]) - len(pins)
-        while self._rules.is_paged and not self.selection.is_empty:
-            pages.append(self.selection.page(size, first_rank=first_rank, fills=False))
-            first_rank += len(pages[-1])
-        return [self.listed(page) for page in pages]
+        pages: list[Listed] = []
+        first_rank = 1
+        while not pages or (self._rules.is_paged and not self.selection.is_empty):
+            placed = self.begin_page(size, len(pages))
+            found = self.selection.page(size, first_rank=first_rank, placed=placed, fills=not pages)
+            first_rank += len(found) - len(placed)
+            pages.append(self.listed(found))
+        return pages
+
+    def begin_page(self, size: int, number: int = 0, *, taken: set[int] | frozenset[int] = frozenset()) -> Placed:
+        """What stands at fixed places of this page: pins on the first, and explored items, none of them `taken`."""
+        wanted, may_show = [] if number else self._rules.pins, self.selection.may_show
+        pins = {pin.position: self._catalogue.rows[pin.item_id] for pin in wanted if may_show(pin.item_id)}
+        exploration = self._rules.exploration
+        if exploration is None:
+            return self.selection.begin_page(size, pins)
+        dice = dice_of(self._name, number)
+        places = places_of(dice, exploration.share, size, set(range(1, size + 1)) - pins.keys())
+        fitting = by_chance(dice, list(self._little_known))
+        return self.selection.begin_page(size, pins, places, fitting, taken=taken)
 
     def listed(self, page: Sequence[Chosen]) -> Listed:
-        known = [None if each.place is None else self._candidates[each.place] for each in page]
+        known = [
+            self._little_known.get(each.row) if each.place is None else self._candidates[each.place] for each in page
+        ]
         return Listed(
             ranked=[
                 found.ranked if found else Ranked(each.row, POPULAR, None, None)
@@ -98,6 +121,7 @@ class Draft:
             ],
             reasons=[found.reason if found else None for found in known],
             moves=[each.moves for each in page],
+            explored=[each.is_explored for each in page],
         )
 
 
@@ -105,13 +129,18 @@ def distinct_pages(drafts: Sequence[Draft], size: int) -> list[Listed]:
     """A page of each draft; no item is on two of them."""
     taken: set[int] = set()
     pages: list[list[Chosen]] = [[] for _ in drafts]
+    placed: list[Placed] = []
     for draft in drafts:
-        draft.selection.begin_page()
+        placed.append(draft.begin_page(size, taken=taken))
+        taken |= {row for row, _ in placed[-1].values()}
     for rank in range(1, size + 1):
-        turns = list(enumerate(drafts))
+        turns = [(number, draft) for number, draft in enumerate(drafts) if rank <= size - len(placed[number])]
         for number, draft in turns if rank % 2 else turns[::-1]:
             chosen = draft.selection.next(rank, taken=taken)
             if chosen is not None:
                 taken.add(chosen.row)
                 pages[number].append(chosen)
-    return [draft.listed(page) for draft, page in zip(drafts, pages, strict=True)]
+    return [
+        draft.listed(draft.selection.with_placed(page, own))
+        for draft, page, own in zip(drafts, pages, placed, strict=True)
+    ]

@@ -2,7 +2,7 @@
 
 from typing import Literal, NamedTuple
 
-Rule = Literal["boosts", "rotation", "diversity", "distinct", "caps", "pins"]
+Rule = Literal["boosts", "rotation", "diversity", "distinct", "caps", "exploration", "pins"]
 
 
 class Move(NamedTuple):

@@ -1,7 +1,9 @@
 """What is asked of the recommender, what is known on the way, and what it answers. Knows neither HTTP nor torch."""
 
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -91,6 +93,7 @@ class Context(NamedTuple):
 class Progress:
     """A request on its way to an answer. `promoted`: the model's answer for the items that boosts lift.
 
+    `little_known`: its answer for the items that may be explored. `recommendation_id`: also the seed of exploration.
     `vectors` (n, D) of the candidates, read for `diversity`. `failure`: why something of this is missing.
     """
 
@@ -99,6 +102,8 @@ class Progress:
     context: Context | None = None
     answer: Answer | WordsAnswered | None = None
     promoted: Answer | WordsAnswered | None = None
+    little_known: Answer | WordsAnswered | None = None
     vectors: NDArray[np.float32] | None = None
     failure: Fallback | None = None
     timings_s: dict[str, float] = field(default_factory=dict)
+    recommendation_id: str = field(default_factory=partial(secrets.token_hex, 16))

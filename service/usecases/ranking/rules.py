@@ -35,6 +35,17 @@ class Rotation(NamedTuple):
     time_s: int
 
 
+class Exploration(NamedTuple):
+    """`share` of the places show items with at most `max_events` events.
+
+    `max_age_s`: only items that came while the service runs, at most so many seconds ago; None: of any age.
+    """
+
+    share: float
+    max_events: int = 10
+    max_age_s: int | None = None
+
+
 @dataclass(frozen=True)
 class Rules:
     """`diversity`: 0 (as ranked) to 1. `is_paged`: later pages are made with the first. `is_distinct`: see `draft.py`.
@@ -47,6 +58,7 @@ class Rules:
     caps: Sequence[Cap] = ()
     diversity: float = 0.0
     rotation: Rotation | None = None
+    exploration: Exploration | None = None
     shown_at: Mapping[str, int] | None = None
     is_paged: bool = False
     is_distinct: bool = False
@@ -56,6 +68,11 @@ class Rules:
         """Whether the rules choose among more candidates than items."""
         order = self.boosts or self.pins or self.caps or self.diversity or self.shown_at
         return bool(order) or self.is_paged or self.is_distinct
+
+    @property
+    def change_the_list(self) -> bool:
+        """Whether the list is not simply what the model answered."""
+        return self.need_candidates or self.exploration is not None
 
 
 NO_RULES = Rules()

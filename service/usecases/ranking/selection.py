@@ -1,10 +1,11 @@
 """Takes items from a sorted list, page by page: caps, pins, and popular items where caps leave a page short.
 
-In: an `Ordering`, the rows behind its places, and what may be shown. Out: pages of `Chosen`. Pure.
+Items that are placed from outside, pins and explored ones, are taken out first. In: an `Ordering`, the rows behind its
+places, and what may be shown. Out: pages of `Chosen`. Pure.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,9 +15,10 @@ from model_store.catalogue.catalogue import Catalogue
 from model_store.catalogue.conditions import Condition, Typed, equal_to, values_of
 from service.usecases.ranking.moves import Move, Rule
 from service.usecases.ranking.order import Ordering
-from service.usecases.ranking.rules import Cap, Pin
+from service.usecases.ranking.rules import Cap
 
 MaskOf = Callable[[Catalogue, Condition], NDArray[np.bool_]]
+Placed = dict[int, tuple[int, Rule]]  # position on the page → row, and the rule that puts it there
 
 
 class Chosen(NamedTuple):
@@ -25,6 +27,7 @@ class Chosen(NamedTuple):
     row: int
     place: int | None
     moves: list[Move]
+    is_explored: bool = False
 
 
 class Caps:
@@ -86,15 +89,46 @@ class Selection:
         """Whether no candidate is left."""
         return not self._left
 
-    def begin_page(self, pins: Sequence[int] = ()) -> None:
-        """Forgets the counts of the page before. The rows `pins` are taken out, and count in the new page."""
+    def begin_page(
+        self,
+        size: int,
+        pins: Mapping[int, int] | None = None,
+        explored: Sequence[int] = (),
+        fitting: Sequence[int] = (),
+        *,
+        taken: set[int] | frozenset[int] = frozenset(),
+    ) -> Placed:
+        """Forgets the counts of the page before. What is placed from outside is taken out, and counts in the new page.
+
+        `pins`: position → row. `explored`: positions for the rows `fitting`, which are tried in their order: one is
+        left out that was on a page, is among `taken`, has no room in a cap, or would be on a page of `size` anyway.
+        """
         self._caps.reset()
-        for row in pins:
+        placed: Placed = {position: (row, "pins") for position, row in (pins or {}).items()}
+        self._take(pins.values() if pins else ())
+        near = {self._rows[place] for place in self._left[:size]} | taken if explored else set[int]()
+        rows = iter(fitting)
+        for position in explored:
+            row = next((row for row in rows if row not in near and self._is_free(row) and self._caps.allow(row)), None)
+            if row is None:
+                break
+            self._take([row])
+            placed[position] = row, "exploration"
+        return placed
+
+    def _take(self, rows: Collection[int]) -> None:
+        if not rows:
+            return
+        for row in rows:
             self._caps.count(row)
-        pinned = set(pins)
-        self._left = [place for place in self._left if self._rows[place] not in pinned]
-        self._ranks = {place: rank for rank, place in enumerate(self._left, start=1)} if pins else self._ranks
-        self._others[list(pins)] = False
+        taken = set(rows)
+        self._left = [place for place in self._left if self._rows[place] not in taken]
+        self._ranks = {place: rank for rank, place in enumerate(self._left, start=1)}
+        self._others[list(rows)] = False
+
+    def _is_free(self, row: int) -> bool:
+        """Whether the item may be shown and was on no page."""
+        return bool(self._others[row]) or any(self._rows[place] == row for place in self._left)
 
     def next(self, rank: int, *, taken: set[int] | frozenset[int] = frozenset(), fills: bool = True) -> Chosen | None:
         """The best item that is left, for the place `rank` of the list; none of the rows `taken`.
@@ -112,17 +146,19 @@ class Selection:
                 return Chosen(row, place, self._ordering.moves[place] + moved)
         return self._popular(rank, rule, taken) if fills else None
 
-    def page(self, size: int, *, first_rank: int = 1, pins: Sequence[Pin] = (), fills: bool = True) -> list[Chosen]:
-        """Up to `size` items. `pins` name items that may be shown, by place in the page."""
-        pinned = {pin.position: self._catalogue.rows[pin.item_id] for pin in pins}
-        self.begin_page(list(pinned.values()))
+    def page(self, size: int, *, first_rank: int = 1, placed: Placed, fills: bool = True) -> list[Chosen]:
+        """Up to `size` items, those of `begin_page` among them."""
         found: list[Chosen] = []
-        while len(found) < size - len(pinned):
+        while len(found) < size - len(placed):
             chosen = self.next(first_rank + len(found), fills=fills)
             if chosen is None:
                 break
             found.append(chosen)
-        return _with_pins(found, pinned, self._place_of) if pinned else found
+        return self.with_placed(found, placed)
+
+    def with_placed(self, found: Sequence[Chosen], placed: Placed) -> list[Chosen]:
+        """The list with the items of `placed` at their positions; at its end where it is shorter."""
+        return _with_placed(found, placed, self._place_of) if placed else list(found)
 
     def may_show(self, item_id: str) -> bool:
         row = self._catalogue.rows.get(item_id)
@@ -144,15 +180,17 @@ class Selection:
         return Chosen(rows[0], None, [] if rule is None else [Move(rule, None, rank)])
 
 
-def _with_pins(found: Sequence[Chosen], pinned: dict[int, int], place_of: Callable[[int], int | None]) -> list[Chosen]:
-    """The list with the rows `pinned` at their positions; at its end where it is shorter."""
+def _with_placed(found: Sequence[Chosen], placed: Placed, place_of: Callable[[int], int | None]) -> list[Chosen]:
     merged = list(found)
-    for position in sorted(pinned):
-        merged.insert(position - 1, Chosen(pinned[position], place_of(pinned[position]), []))
+    for position in sorted(placed):
+        row, rule = placed[position]
+        merged.insert(position - 1, Chosen(row, place_of(row), [], rule == "exploration"))
+    rules = dict(placed.values())
+    usual: Rule = "pins" if "pins" in rules.values() else "exploration"  # what moved the others
     before = {each.row: rank for rank, each in enumerate(found, start=1)}
     return [
         each
         if before.get(each.row) == rank
-        else each._replace(moves=[*each.moves, Move("pins", before.get(each.row), rank)])
+        else each._replace(moves=[*each.moves, Move(rules.get(each.row, usual), before.get(each.row), rank)])
         for rank, each in enumerate(merged, start=1)
     ]
