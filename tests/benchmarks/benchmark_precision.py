@@ -1,10 +1,11 @@
 """Agreement of bfloat16 and int8 with float32: recommendations of a trained bundle (default: the demo's).
 
-There is one request for a user after each of its events from the 11th on. Each precision encodes windows and memory
+There is one request for a user after each of its events from the 11th on; the events are the demo's, or those of the
+data set that the bundle was trained on. Each precision encodes windows and memory
 itself, as a server with this precision would. The ten items of each answer are compared. Prints a table and, last, one
 line of JSON. About a minute.
 
-    PYTHONPATH=. python tests/benchmarks/benchmark_precision.py [--bundle DIR] [--requests 500]
+    PYTHONPATH=. python tests/benchmarks/benchmark_precision.py [--bundle DIR] [--data DATA] [--requests 500]
 """
 
 import argparse
@@ -27,6 +28,7 @@ from tests.benchmarks.benchmark_engine import RESULTS
 from tests.benchmarks.machine import last_line, table
 from tests.benchmarks.serving import ROOT, demo_events
 from tests.benchmarks.world import quiet_library
+from training.data.dataset import load_dataset
 
 OTHERS: tuple[Precision, ...] = ("bfloat16", "int8")
 _BATCH = 16
@@ -67,9 +69,9 @@ def open_bundle(path: Path, precision: Precision) -> Bundle:
     return bundle
 
 
-def measure(path: Path, num_requests: int) -> dict[str, Any]:
+def measure(path: Path, events: Sequence[dict[str, Any]], num_requests: int) -> dict[str, Any]:
     plain = open_bundle(path, "float32")
-    asked = histories(plain, demo_events(path), num_requests)
+    asked = histories(plain, events, num_requests)
     expected = answers(plain, asked)
     result: dict[str, Any] = {"requests": len(asked)}
     for precision in OTHERS:
@@ -84,13 +86,15 @@ def measure(path: Path, num_requests: int) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, default=ROOT / "model_store/bundles/demo")
+    parser.add_argument("--data", type=Path, help="data set of the bundle; needed for all but the demo's")
     parser.add_argument("--requests", type=int, default=500)
     arguments = parser.parse_args(argv)
-    if not (arguments.bundle / "demo-interactions.jsonl").is_file():
-        print(f"{arguments.bundle}: not a demo bundle; make one with `make demo`", file=sys.stderr)
+    if arguments.data is None and not (arguments.bundle / "demo-interactions.jsonl").is_file():
+        print(f"{arguments.bundle}: not a demo bundle; make one with `make demo`, or name --data", file=sys.stderr)
         return 2
+    events = load_dataset(arguments.data).interactions.to_dicts() if arguments.data else demo_events(arguments.bundle)
     with quiet_library():
-        result = measure(arguments.bundle, arguments.requests)
+        result = measure(arguments.bundle, events, arguments.requests)
     rows = [(name, *(result[name][key] for key in ("top1_same", "top10_shared"))) for name in OTHERS]
     print(table([(f"{result['requests']} requests", "same best", "shared of 10"), *rows]))
     print(last_line("precision", result))
