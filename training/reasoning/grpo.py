@@ -126,7 +126,7 @@ def _options(settings: GrpoSettings, weights: list[float], work: Path) -> GRPOCo
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=5,
         beta=0.0,
-        scale_rewards="group",
+        scale_rewards="none",  # a group whose rewards differ by hundredths shall not count as much as others
         reward_weights=weights,
         bf16=False,  # the weights are bf16 already
         gradient_checkpointing=False,

@@ -34,7 +34,7 @@ from training.words.training import CHOOSE, JUDGE, TEACH, role_of
 from training.words.words_files import WORDS
 
 STEPS = ("warm-up", "raft", "grpo")
-_VERSION = 1
+_VERSION = 2
 _LEAST_BEST_OVER_MEAN = 0.01  # of drawn groups: below, reinforcement learning has nothing to win
 
 
@@ -85,8 +85,19 @@ class Reasoning:
         return made
 
     @cached_property
+    def teachers(self) -> list[Situation]:
+        return self._situations(TEACH, self.recipe.teach + self.recipe.explore)
+
+    @property
     def teach(self) -> list[Situation]:
-        return self._situations(TEACH, self.recipe.teach)
+        """For supervised learning: a share of the situations, if there are fewer than the recipe asks for."""
+        share = self.recipe.teach / (self.recipe.teach + self.recipe.explore)
+        return self.teachers[: max(1, round(share * len(self.teachers)))]
+
+    @property
+    def explore(self) -> list[Situation]:
+        """For reinforcement learning: the others."""
+        return self.teachers[len(self.teach) :] or self.teachers
 
     @cached_property
     def choose(self) -> list[Situation]:
@@ -112,7 +123,7 @@ class Reasoning:
     # --- steps ----------------------------------------------------------------------------------------------------
 
     def _headroom(self, _: Path) -> dict[str, Any]:
-        return headroom(self.teach[: self.recipe.headroom], self.reward)
+        return headroom(self.teachers[: self.recipe.headroom], self.reward)
 
     def _warm_up(self, place: Path) -> dict[str, Any]:
         traces = verified_traces(self.teach, self.reward)
@@ -126,7 +137,7 @@ class Reasoning:
 
     def _raft(self, place: Path) -> dict[str, Any]:
         recipe, model = self.recipe, self._model(self.out / "warm-up")
-        asked = self.teach[-recipe.draw_situations :]
+        asked = self.explore[-recipe.draw_situations :]
         samples = drawn(self._policy(model), asked, self.reward, "drawn", times=recipe.draws, seed=self.seed)
         form = Format(self.tokenizer)
         best = [thought_dialogue(sample.situation, sample.best, form) for sample in samples if sample.has_better]
@@ -141,7 +152,7 @@ class Reasoning:
 
         model = self._model(self.out / "raft")
         facts = grpo(
-            model, self.tokenizer, self.teach, self.reward, settings=self.recipe.grpo, work=place / "checkpoints-grpo"
+            model, self.tokenizer, self.explore, self.reward, settings=self.recipe.grpo, work=place / "checkpoints-grpo"
         )
         model.save_pretrained(str(place))
         return facts
@@ -158,7 +169,7 @@ class Reasoning:
         }
         model = self._model(self.out / best)
         policy = self._policy(model)
-        teaching = most_probable(policy, self.teach[: self.recipe.fit], self.reward, "fit")
+        teaching = most_probable(policy, self.teachers[: self.recipe.fit], self.reward, "fit")
         choosing = most_probable(policy, self.choose, self.reward, "choose")
         ranker = fit_ranker(self.words.ranker, teaching, choosing)
         with TemporaryDirectory(dir=self.out) as draft:

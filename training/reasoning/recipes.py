@@ -34,14 +34,16 @@ class GrpoSettings(NamedTuple):
 
 @dataclass(frozen=True)
 class ReasonRecipe:
-    """`teach`, `choose`, `judge`: at most so many situations of valid users with this role.
+    """`teach`, `explore`, `choose`, `judge`: at most so many situations of valid users with this role.
 
-    `draw_situations` are drawn `draws` times each before reinforcement learning; the best thoughts of these groups
-    teach `raft`. With 0, there is no reinforcement learning. `fit`: situations of teachers whose most probable thoughts
-    fit the weights of the ranking.
+    `teach` are for supervised learning, `explore` for reinforcement learning: other situations of the same users,
+    because a model that has seen the dialogues of a situation has little to find there. `draw_situations` of `explore`
+    are drawn `draws` times each; the best thoughts of these groups teach `raft`. With 0, there is no reinforcement
+    learning. `fit`: situations of teachers whose most probable thoughts fit the weights of the ranking.
     """
 
     teach: int
+    explore: int
     choose: int
     judge: int
     headroom: int
@@ -57,6 +59,7 @@ class ReasonRecipe:
 RECIPES = {
     "demo": ReasonRecipe(
         teach=320,
+        explore=0,
         choose=30,
         judge=40,
         headroom=0,
@@ -69,20 +72,23 @@ RECIPES = {
         grpo=GrpoSettings(steps=0, groups=1, rate=1e-4, seed=0),
     ),
     "small": ReasonRecipe(
-        teach=600,
-        choose=80,
-        judge=200,
-        headroom=200,
-        draw_situations=48,
+        teach=96,
+        explore=256,
+        choose=60,
+        judge=160,
+        headroom=96,
+        draw_situations=24,
         draws=4,
         fit=150,
         tuning=TuningSettings(batch=8, rank=16, top_layers=12, seed=0),
-        warm_up=Schedule(max_steps=80, learning_rate=1e-3, warmup_steps=8, evaluate_every=40),
-        raft=Schedule(max_steps=15, learning_rate=3e-4, warmup_steps=3, evaluate_every=15),
-        grpo=GrpoSettings(steps=60, groups=1, rate=1e-4, seed=0),
+        # Short: it teaches the form of a dialogue, and leaves the choices to reinforcement learning.
+        warm_up=Schedule(max_steps=8, learning_rate=1e-3, warmup_steps=2, evaluate_every=8),
+        raft=Schedule(max_steps=4, learning_rate=3e-4, warmup_steps=1, evaluate_every=4),
+        grpo=GrpoSettings(steps=60, groups=1, rate=3e-4, seed=0),
     ),
     "tiny": ReasonRecipe(
-        teach=24,
+        teach=16,
+        explore=8,
         choose=8,
         judge=8,
         headroom=4,
