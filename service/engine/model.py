@@ -172,7 +172,7 @@ class Model:
         if isinstance(message, PutItems):
             cost = len(message.items)
             kind = "put" if cost <= _FEW_ITEMS else "fill"
-        return Job(message.id, kind, message, cost, deadline, arrived_at)
+        return Job(message.id, kind, message, cost, deadline, arrived_at, getattr(message, "caller", 0))
 
     def run(self, kind: str, asked: Sequence[Work]) -> list[Result]:
         """The result of each message. A batch that fails is run one by one, so that one bad job fails alone."""

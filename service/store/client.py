@@ -1,7 +1,7 @@
 """`MemoryStore`: the client of Redis. It reads and writes the keys of the table in `keys.py`.
 
 Takes and gives the values of `events.py`. State records and catalogue items are opaque here: bytes and JSON objects.
-Every change of a user's keys is one atomic Lua script (`scripts.py`). After an error, every method may simply be called
+Every change of a user's keys is one atomic Lua script (`lua/`). After an error, every method may simply be called
 again. A user stays small while its states are a listpack: `hash-max-listpack-value` of the server should exceed the
 record size (see `embedded/server.py`). Knows neither torch nor HTTP.
 
@@ -48,13 +48,15 @@ from service.store.keys import (
     ENCODE,
     GROUP,
     ITEM_KEYS,
+    QUEUE_KEYS,
+    QUEUED,
     WAITING,
     count_keys,
     user_keys,
     user_of,
     user_prefix,
 )
-from service.store.lua import scripts
+from service.store.lua import queue, scripts
 from service.store.lua.sorting import sorting_of
 from service.store.overlay import NewRecord, StoredItem
 from service.store.requests import (
@@ -99,7 +101,8 @@ class MemoryStore(StoreConnection):
         """Stores events. Where the user has an event with this id, that one is kept: `duplicate`, or `conflict` if it
         differs. `with_outcomes`: an event that names an answer counts for it (see `feedback/outcomes.py`).
 
-        Asks for the encoding of all users, also for duplicates: so a retry repairs a crash between the two writes.
+        Asks for the encoding of users with new events, in the same step. A cluster needs two steps: there, duplicates
+        ask as well, so that a retry repairs a crash between them.
         Events of a user who was deleted are `deleted` unless they are newer (see `erasure/tombstones.py`).
         """
         by_user: dict[str, list[int]] = {}
@@ -108,7 +111,9 @@ class MemoryStore(StoreConnection):
         gone = {user_id: await self.tombstones.key(user_id) for user_id in by_user}
         outcomes = attributions(events, gone) if with_outcomes else []  # before the events are stored
         appends = [
-            append_command([events[i] for i in positions], self._sorting, gone[user_id])
+            append_command(
+                [events[i] for i in positions], self._sorting, gone[user_id], with_request=not self.is_cluster
+            )
             for user_id, positions in by_user.items()
         ]
         marked = events if with_outcomes else []
@@ -120,9 +125,8 @@ class MemoryStore(StoreConnection):
             requests += markings([event for event in marked if event.user_id in taken], is_cluster=True)
             await self.write(requests, durability)
         else:
-            requests = [encoding_command(by_user, only_with_events=True)] if events else []
-            requests += markings(marked, is_cluster=False)
-            answers = await self.write(outcomes + appends + requests, durability)
+            marks = markings(marked, is_cluster=False)
+            answers = await self.write(outcomes + appends + marks, durability)
             answers = answers[: len(outcomes) + len(appends)]
         answers = answers[len(outcomes) :]
         appended: list[Appended] = ["accepted"] * len(events)
@@ -305,15 +309,18 @@ class MemoryStore(StoreConnection):
         Entries that their consumer has not renewed for `CLAIM_AFTER_MS` come first; with `unfinished`, those that
         `consumer` owns already. Waits up to `block_ms` for new ones, but at most half of the client's timeout.
         """
-        entries = await self._script(scripts.UNFINISHED, [ENCODE], GROUP, consumer, count) if unfinished else ()
-        entries = entries or await self._script(scripts.CLAIM, [ENCODE], GROUP, consumer, CLAIM_AFTER_MS, count)
+        entries = await self._script(queue.UNFINISHED, [ENCODE], GROUP, consumer, count) if unfinished else ()
+        entries = entries or await self._script(queue.CLAIM, [ENCODE], GROUP, consumer, CLAIM_AFTER_MS, count)
         if not entries:
             block = min(max(block_ms, 1), int(self._timeout_s * 500))
             options = ("COUNT", count, "BLOCK", block, "STREAMS", ENCODE, ">")
             found = await self._call("XREADGROUP", "GROUP", GROUP, consumer, *options)
             entries = [(entry, fields.get(b"user")) for _, batch in found or () for entry, fields in batch]
         await self.encoded([entry.decode() for entry, user in entries if not user])  # not written by AutoMR
-        return [(entry.decode(), decode_text(user)) for entry, user in entries if user]
+        begun = [(entry, user) for entry, user in entries if user]
+        if begun:  # before the events are read: events from now on make another entry
+            await self._script(queue.BEGUN, [QUEUED], *(part for entry, user in begun for part in (user, entry)))
+        return [(entry.decode(), decode_text(user)) for entry, user in begun]
 
     async def renew_encodings(self, consumer: str, entry_ids: Sequence[str]) -> int:
         """Keeps these entries of `consumer` for another `CLAIM_AFTER_MS`; returns how many it still owns.
@@ -322,12 +329,12 @@ class MemoryStore(StoreConnection):
         """
         if not entry_ids:
             return 0
-        return int(await self._script(scripts.RENEW, [ENCODE], GROUP, consumer, *entry_ids))
+        return int(await self._script(queue.RENEW, [ENCODE], GROUP, consumer, *entry_ids))
 
     async def encoded(self, entry_ids: Sequence[str]) -> None:
         """Acknowledges entries and removes them from the queue."""
         if entry_ids:
-            await self._script(scripts.ENCODED, [ENCODE, WAITING], GROUP, *entry_ids)
+            await self._script(queue.ENCODED, QUEUE_KEYS, GROUP, *entry_ids)
 
     async def backlog(self) -> int:
         """Number of users with entries in the queue, including those that workers own."""
@@ -335,15 +342,15 @@ class MemoryStore(StoreConnection):
 
     async def backlog_age_s(self) -> float:
         """Age of the oldest entry by the server's clock; 0 for an empty queue."""
-        return int(await self._script(scripts.BACKLOG_AGE, [ENCODE])) / 1000
+        return int(await self._script(queue.BACKLOG_AGE, [ENCODE])) / 1000
 
     async def num_workers(self) -> int:
         """Workers that asked for entries, or renewed theirs, within the last `CLAIM_AFTER_MS`."""
-        return int(await self._script(scripts.CONSUMERS, [ENCODE], GROUP, CLAIM_AFTER_MS))
+        return int(await self._script(queue.CONSUMERS, [ENCODE], GROUP, CLAIM_AFTER_MS))
 
     async def remove_idle_consumers(self) -> int:
         """Removes workers that left long ago and own no entry from the queue's group; returns their number."""
-        return int(await self._script(scripts.REMOVE_IDLE, [ENCODE], GROUP, CONSUMER_IDLE_MS))
+        return int(await self._script(queue.REMOVE_IDLE, [ENCODE], GROUP, CONSUMER_IDLE_MS))
 
     # ---- the catalogue overlay
 

@@ -26,6 +26,8 @@ r"""The key table: every key of AutoMR in Redis, and the functions that build ke
     automr:dead                       HASH    user -> JSON reason and time: users who     users who cannot be
                                               cannot be encoded, see `deadletters.py`      encoded, at most 10,000
     automr:{automr:encode}:waiting    HASH    user -> number of its entries in the stream  users not yet encoded
+    automr:{automr:encode}:queued     HASH    user -> id of its entry that no worker has   users not yet encoded
+                                              begun
     automr:items                      HASH    item_id -> JSON, the catalogue overlay       items changed since the
                                                                                            bundle was built
     {automr:items}:changes            ZSET    item_id by the version of its record; in     as above
@@ -77,7 +79,9 @@ from service.errors import BadRequest
 ENCODE, GROUP = "automr:encode", "encoders"
 DEAD = "automr:dead"
 ITEM_KEYS = ["automr:items", "{automr:items}:changes", "{automr:items}:version"]
-WAITING = "automr:{automr:encode}:waiting"  # its hash tag is the name of the stream: both are in one slot
+# The hash tag is the name of the stream: all are in one slot.
+WAITING, QUEUED = "automr:{automr:encode}:waiting", "automr:{automr:encode}:queued"
+QUEUE_KEYS = [ENCODE, WAITING, QUEUED]
 DAYS, DAY_PREFIX = "automr:{+live}:days", "automr:{+live}:day:"
 TOTALS, COUNTED_PREFIX = "automr:{+outcomes}:totals", "automr:{+outcomes}:counted:"
 UNSETTLED, EXPERIMENTS = "automr:{+outcomes}:waiting", "automr:experiments"

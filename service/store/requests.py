@@ -17,8 +17,8 @@ from service.store.events import (
     item_digest,
     order_member,
 )
-from service.store.keys import ENCODE, WAITING, user_keys
-from service.store.lua import scripts
+from service.store.keys import QUEUE_KEYS, user_keys
+from service.store.lua import queue, scripts
 
 log = structlog.get_logger("service.store.client")
 
@@ -34,12 +34,14 @@ def eval_command(script: str, keys: Sequence[str], *args: Any) -> Command:
     return ("EVAL", script, len(keys), *keys, *args)
 
 
-def append_command(events: Sequence[Event], sorting: Sorting, tombstone: str) -> Command:
-    """`events` are of one user, whose tombstone has that key."""
-    args: list[Any] = [*sorting]
+def append_command(events: Sequence[Event], sorting: Sorting, tombstone: str, *, with_request: bool) -> Command:
+    """`events` are of one user, whose tombstone has that key. `with_request`: the user enters the encode queue, too."""
+    user_id = events[0].user_id
+    args: list[Any] = [*sorting, encode_text(user_id)]
     for event in events:
         args += append_arguments(event)
-    return eval_command(scripts.APPEND, [*user_keys(events[0].user_id), tombstone], *args)
+    queue_keys = QUEUE_KEYS if with_request else []
+    return eval_command(scripts.APPEND, [*user_keys(user_id), tombstone, *queue_keys], *args)
 
 
 def append_arguments(event: Event) -> tuple[Any, ...]:
@@ -88,4 +90,4 @@ def encoding_command(user_ids: Iterable[str], *, only_with_events: bool = False)
     """`only_with_events`: not for users who were deleted meanwhile; the keys are in different slots then."""
     users = list(user_ids)
     events = [user_keys(user_id)[0] for user_id in users] if only_with_events else []
-    return eval_command(scripts.REQUEST_ENCODING, [ENCODE, WAITING, *events], *map(encode_text, users))
+    return eval_command(queue.REQUEST_ENCODING, [*QUEUE_KEYS, *events], *map(encode_text, users))

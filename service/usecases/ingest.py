@@ -6,20 +6,22 @@ and for an event that it refuses, it passes the reason (a text) instead.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import structlog
 
 from model_store.view import BundleView
 from service.ending import cancel_and_wait
+from service.engine.turns import Turns
 from service.errors import DeadlineExceeded, Rejected, StoreCorrupt, StoreUnavailable, UserDeleted
 from service.metrics import Metrics
 from service.store.client import MemoryStore
 from service.store.deadletters import DeadLetters
 from service.store.durability import Durability
 from service.store.events import Appended, Event
+from service.tracing.spans import span
 from service.usecases.encode import Worker
 from service.usecases.items import Items
 
@@ -28,6 +30,7 @@ log = structlog.get_logger("service.usecases.ingest")
 Wait = Literal["durable", "visible"]
 
 _MEASURE_EVERY_S = 1.0
+_CHECKED_AT_ONCE = 50
 _CONFLICT = (
     "event_id: another event is stored under this id, and stays; correct it with"
     " PUT /users/{user_id}/interactions/{event_id}, or send a new event_id"
@@ -54,10 +57,21 @@ def _outcome(appended: Appended, event_id: str) -> Outcome:
     return Outcome(appended, event_id, _CONFLICT if appended == "conflict" else None)
 
 
+async def _in_pieces(check: Callable[[Any], Event | str], elements: Sequence[Any]) -> list[Event | str]:
+    """Lets requests run between two pieces."""
+    checked: list[Event | str] = []
+    for start in range(0, len(elements), _CHECKED_AT_ONCE):
+        if start:
+            await asyncio.sleep(0)
+        checked += map(check, elements[start : start + _CHECKED_AT_ONCE])
+    return checked
+
+
 class Ingest:
     def __init__(self, view: BundleView, store: MemoryStore, items: Items, worker: Worker, metrics: Metrics) -> None:
         self.view, self.store, self.items, self.worker, self.metrics = view, store, items, worker, metrics
         self._dead_letters = DeadLetters(store.run, is_cluster=store.is_cluster)
+        self.turns = Turns(lambda: worker.engine.admission.is_reading)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self, *, with_worker: bool) -> None:
@@ -74,25 +88,30 @@ class Ingest:
 
     async def submit(
         self,
-        elements: Sequence[Event | str],
+        elements: Sequence[Any],
         wait: Wait,
         *,
+        check: Callable[[Any], Event | str] = lambda element: element,
         timeout_s: float | None = None,
         durability: Durability | None = None,
     ) -> list[Outcome]:
-        """One outcome for each element, in order. A string is the reason why the caller refuses that element.
+        """One outcome for each element, in order. `check`: makes the event of an element, or says why it is refused.
 
+        Writes take turns (see `engine/turns.py`), checking included. Raises Overloaded when too many wait.
         With `wait="visible"` it returns when memory holds the events. `timeout_s` limits that wait: DeadlineExceeded
         says that the events are durable, but not yet visible. StoreUnavailable promises nothing; a retry is safe.
         NotDurable: they are stored, but not as durably as `durability` asks (None: as the setting says).
         """
-        checked = await self._without_unknown_items(elements)
-        events = [each for each in checked if isinstance(each, Event)]
-        appended = iter(await self.store.append(events, durability=durability) if events else [])
-        outcomes = [
-            Outcome("rejected", reason=each) if isinstance(each, str) else _outcome(next(appended), each.event_id)
-            for each in checked
-        ]
+        async with self.turns.turn(len(elements)):
+            with span("validate", events=len(elements)):
+                checked = await _in_pieces(check, elements)
+            checked = await self._without_unknown_items(checked)
+            events = [each for each in checked if isinstance(each, Event)]
+            appended = iter(await self.store.append(events, durability=durability) if events else [])
+            outcomes = [
+                Outcome("rejected", reason=each) if isinstance(each, str) else _outcome(next(appended), each.event_id)
+                for each in checked
+            ]
         for outcome in outcomes:
             self.metrics.interactions_total.labels(outcome.status).inc()
         if wait == "visible":

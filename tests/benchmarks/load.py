@@ -39,7 +39,7 @@ class Load:
     depend on the answers. `lead_s` seconds of the same load come before and after `seconds`; their requests are sent
     but not counted, so that the counted ones see a steady state.
 
-    `deadline_s` says which answers count as good; None: all answers of the model.
+    `deadline_s` says which answers count as good; None: all answers of the model. `key`: API key of the requests.
     """
 
     port: int
@@ -50,6 +50,7 @@ class Load:
     rate: float = 0.0
     lead_s: float = 0.0
     deadline_s: float | None = None
+    key: str = ""
 
 
 @dataclass
@@ -126,9 +127,10 @@ class Reply(NamedTuple):
     body: bytes
 
 
-def rendered(method: str, path: str, body: bytes = b"") -> bytes:
+def rendered(method: str, path: str, body: bytes = b"", *, key: str = "") -> bytes:
     """A whole HTTP request."""
     head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += f"X-API-Key: {key}\r\n" if key else ""
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
@@ -228,7 +230,8 @@ class Generator:
 
     def __init__(self, load: Load) -> None:
         self.load, self.outcome = load, Outcome()
-        self._requests = [rendered("POST", load.path, json.dumps(body).encode()) for body in load.bodies]
+        bodies = (json.dumps(body).encode() for body in load.bodies)
+        self._requests = [rendered("POST", load.path, body, key=load.key) for body in bodies]
         self._number = 0
         self._idle: list[Connection] = []
         self._open: set[Connection] = set()

@@ -1,11 +1,15 @@
 """Breaks a running service on purpose, and counts what was lost: `make chaos`. Prints a table and one last JSON line.
 
-    python -m tests.chaos.run [--kills 200] [--seed 1]
+    python -m tests.chaos.run [--kills 200] [--odd 200] [--seed 1]
 
 Two set-ups, one after the other, with requests all the time: a server with its embedded store (kills of the server, of
 the model's process, of the store and of its watcher), and a server with a worker and a replicated store (kills of
-worker, store and watcher, a failover, and all of `faults.py`). Exit code 0 if nothing was lost, doubled, brought back,
-harmed or reset.
+worker, store and watcher, a failover, and all of `faults.py`). Then thousands of odd requests to every operation and to
+chains of operations (`tests/service/fuzzing.py`). Exit code 0 if nothing was lost, doubled, brought back, harmed or
+reset, and no odd request was answered with a status of 500 or more.
+
+A kill of the server breaks the requests in work: they are counted by themselves, and senders repeat them. `reset`
+counts requests that broke while the server was alive.
 """
 
 import argparse
@@ -19,19 +23,24 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
+from collections import Counter
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import httpx2
 from redis.asyncio import Redis
 
+from service import logs
 from service.store.embedded.server import EmbeddedServer
 from tests.chaos.faults import StoreFaults, parent_of, watcher_of
 from tests.chaos.traffic import Tally, Traffic
 from tests.conftest import write_bundle
+from tests.service import fuzzing
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARES = {"store": 0.38, "watcher": 0.36, "model": 0.12, "worker": 0.1, "server": 0.06}  # of the kills
+ODD_S = 240.0  # most time for requests to single operations
 FAULTS = ("hung", "full", "read-only", "cut", "poisoned", "flooded")
 
 
@@ -86,7 +95,7 @@ class Chaos:
         try:
             async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
                 traffic = Traffic(client, self.tally, self.dice.randrange(1000), "a")
-                await self._ready(traffic)
+                await self._first_ready(traffic)
                 traffic.start()
                 counts = {"server": 1.0, "model": 1.0, "store": 0.4, "watcher": 0.4}
                 for name in self._order(counts):
@@ -127,7 +136,7 @@ class Chaos:
             client = httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10)
             await stack.enter_async_context(client)
             traffic = Traffic(client, self.tally, self.dice.randrange(1000), "b")
-            await self._ready(traffic)
+            await self._first_ready(traffic)
             traffic.start()
             faults = StoreFaults(primary, traffic)
             steps = [*self._order({"worker": 1.0, "store": 0.6, "watcher": 0.6}), *FAULTS]
@@ -168,6 +177,12 @@ class Chaos:
         order = [name for name, share in parts.items() for _ in range(round(share * self.wanted[name]))]
         self.dice.shuffle(order)
         return order
+
+    async def _first_ready(self, traffic: Traffic) -> None:
+        """Until then nobody listens, and nothing is counted."""
+        traffic.is_killed, broken = True, self.tally.broken
+        await self._ready(traffic)
+        traffic.is_killed, self.tally.broken = False, broken
 
     async def _ready(self, traffic: Traffic) -> None:
         await traffic.until("GET", "/readyz", None, 200)
@@ -214,17 +229,35 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def table(tally: Tally, seconds: float) -> str:
+def send_odd_requests(bundle: Path, place: Path, each: int, number: int) -> Counter[int]:
+    """How often each status was the answer. `each`: requests to every operation; `number`: the seed."""
+    with EmbeddedServer(place / "odd") as server, fuzzing.opened(bundle, server.url) as app:
+        try:
+            fuzzing.fuzz(app, each=each, within_s=ODD_S, number=number)
+            fuzzing.follow(app, chains=each // 4, steps=12, number=number)
+        except Exception:  # the table counts it
+            traceback.print_exc()
+        return app.statuses
+
+
+def table(tally: Tally, odd: Counter[int], seconds: float) -> str:
     rows = [("kills", sum(tally.kills.values())), *((f"kills of {name}", n) for name, n in sorted(tally.kills.items()))]
     rows += [(f"store {name}", number) for name, number in sorted(tally.faults.items())]
-    rows += [("users deleted", len(tally.deleted)), ("acknowledged", tally.num_acknowledged), *tally.bad.items()]
+    rows += [("users deleted", len(tally.deleted)), ("acknowledged", tally.num_acknowledged)]
+    rows += [("requests broken by kills of the server, repeated", tally.broken), *tally.bad.items()]
+    rows += [("odd requests", odd.total()), ("odd requests answered with 500 or more", num_failed(odd))]
     rows.append(("seconds", round(seconds)))
     return "\n".join(["| what | number |", "|---|---|", *(f"| {name} | {number} |" for name, number in rows)])
+
+
+def num_failed(statuses: Counter[int]) -> int:
+    return sum(number for status, number in statuses.items() if status >= 500)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Break the service on purpose and count what was lost.")
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--odd", type=int, default=200, help="odd requests to each operation")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     tally, started = Tally(), time.monotonic()
@@ -232,9 +265,12 @@ def main() -> int:
         bundle = Path(name) / "bundle"
         write_bundle(bundle)
         asyncio.run(Chaos(tally, random.Random(args.seed), bundle, Path(name), args.kills).run())
-    print(table(tally, time.monotonic() - started))
-    print(json.dumps({"kills": dict(tally.kills), "acknowledged": tally.num_acknowledged, **tally.bad}))
-    return int(any(tally.bad.values()))
+        logs.configure(level="error")
+        odd = send_odd_requests(bundle, Path(name), args.odd, args.seed)
+    print(table(tally, odd, time.monotonic() - started))
+    facts = {"kills": dict(tally.kills), "acknowledged": tally.num_acknowledged, "broken": tally.broken, **tally.bad}
+    print(json.dumps({**facts, "odd_requests": odd.total(), "odd_failed": num_failed(odd)}))
+    return int(any(tally.bad.values()) or num_failed(odd) > 0)
 
 
 if __name__ == "__main__":

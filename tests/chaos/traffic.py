@@ -16,15 +16,17 @@ import httpx2
 NOW = 1_700_000_000
 NUM_USERS, NUM_ITEMS = 12, 20
 POISONED = "poisoned"  # a user whose keys are damaged on purpose; nothing is promised about this one
-_RESETS = (httpx2.ReadError, httpx2.RemoteProtocolError, httpx2.WriteError)
+_RESETS = (httpx2.ReadError, httpx2.RemoteProtocolError, httpx2.WriteError, httpx2.ConnectError)
 
 
 @dataclass
 class Tally:
     """`lost`, `doubled`, `resurrected`, `harmed` and `reset` must stay 0.
 
-    `reset`: requests whose connection broke while the server itself was not killed. `harmed`: answers of the status 500
-    about users who have nothing to do with what was broken, or an answer for another user.
+    `reset`: requests whose connection broke or was refused while the server itself was alive. `broken`: those that
+    broke because the server was killed; a kill leaves no answer, so senders repeat them, and they count as acknowledged
+    only by a later answer. `harmed`: answers of the status 500 about users who have nothing to do with what was broken,
+    or an answer for another user.
     """
 
     acknowledged: dict[str, set[str]] = field(default_factory=dict)
@@ -37,6 +39,7 @@ class Tally:
     resurrected: int = 0
     harmed: int = 0
     reset: int = 0
+    broken: int = 0
 
     @property
     def bad(self) -> dict[str, int]:
@@ -48,7 +51,7 @@ class Tally:
 
 
 class Traffic:
-    """`is_killed` is true while the server is killed on purpose: then broken connections are no fault of it."""
+    """`is_killed` is true from a kill of the server until it is ready again."""
 
     def __init__(self, client: httpx2.AsyncClient, tally: Tally, seed: int, prefix: str) -> None:
         self.client, self.tally, self.prefix = client, tally, prefix
@@ -73,7 +76,10 @@ class Traffic:
         try:
             answer = await self.client.request(method, path, json=body)
         except _RESETS:
-            self.tally.reset += not (was_killed or self.is_killed)
+            if was_killed or self.is_killed:
+                self.tally.broken += 1
+            else:
+                self.tally.reset += 1
             return None
         except httpx2.TransportError:
             return None

@@ -64,6 +64,15 @@ def test_services_start_with_settings_of_the_service(compose: dict[str, Any], na
     assert float(service["stop_grace_period"].removesuffix("s")) > settings.drain_s
 
 
+@pytest.mark.parametrize("name", ["api", "worker"])
+def test_every_other_setting_can_be_set_in_a_file(compose: dict[str, Any], name: str) -> None:
+    """`environment` wins over the file, so it holds only what the set-up itself needs."""
+    service = compose["services"][name]
+    assert service["env_file"] == [{"path": "automr.env", "required": False}]
+    fixed = {each for each in service["environment"] if each.startswith("AUTOMR_")}
+    assert fixed == {"AUTOMR_STORE", "AUTOMR_API_KEYS", "AUTOMR_ENCODE_IN_PROCESS", "AUTOMR_THREADS"}
+
+
 def test_the_store_keeps_what_was_acknowledged(compose: dict[str, Any]) -> None:
     command = compose["services"]["store"]["command"]
     options = dict(zip(command[1::2], command[2::2], strict=True))

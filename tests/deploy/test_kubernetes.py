@@ -1,12 +1,13 @@
 """deploy/base and deploy/chart: Kubernetes takes them, Helm renders the chart, both start the same service."""
 
+import json
 import tomllib
 from typing import Any
 
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from service.settings import Settings
+from service.settings import Settings, variable
 from tests.deploy import charts, manifests
 from tests.deploy.manifests import Object
 
@@ -130,6 +131,19 @@ def test_the_values_of_a_release_arrive(rendered: dict[str, dict[str, Any]]) -> 
     store, _dns, *further = manifests.one(objects, "NetworkPolicy")["spec"]["egress"]
     assert store == OTHER["networkPolicy"]["store"] and further == OTHER["networkPolicy"]["egress"]
     assert "shop-keys" in rendered["other"]["notes"] and "books-2026-05" in rendered["other"]["notes"]
+
+
+def test_every_setting_of_the_service_can_be_set() -> None:
+    """By `settings`, by a value of its own, or, where it is a secret, in the secret that all pods read."""
+    schema = json.loads((charts.CHART / "values.schema.json").read_text(encoding="utf-8"))
+    own = set(schema["properties"]["settings"]["propertyNames"]["not"]["enum"])
+    names = {variable(field) for field in Settings.model_fields}
+    assert own < names, f"the chart refuses what is no setting: {own - names}"
+    given = dict.fromkeys(names - own, "some text")
+    [release] = charts.render({"name": "automr", "values": {"settings": given}})
+    data = manifests.one(release["objects"], "ConfigMap")["data"]
+    assert given.items() <= data.items()
+    assert names - data.keys() == {"AUTOMR_API_KEYS"}, "neither a value of the chart nor in the secret"
 
 
 def test_changed_settings_replace_the_pods() -> None:

@@ -62,9 +62,16 @@ class Ingest:
     cancelled: int = 0
 
     async def submit(
-        self, elements: Sequence[Event | str], wait: Wait, *, timeout_s: float | None = None, durability: object = None
+        self,
+        elements: Sequence[Any],
+        wait: Wait,
+        *,
+        check: Callable[[Any], Event | str],
+        timeout_s: float | None = None,
+        durability: object = None,
     ) -> list[Outcome]:
-        self.events += [each for each in elements if isinstance(each, Event)]
+        checked = [check(each) for each in elements]
+        self.events += [each for each in checked if isinstance(each, Event)]
         try:
             if wait == "visible" and (waiting := self.hook()) is not None:
                 await waiting
@@ -73,7 +80,7 @@ class Ingest:
             raise
         return [
             Outcome("rejected", reason=each) if isinstance(each, str) else Outcome("accepted", each.event_id)
-            for each in elements
+            for each in checked
         ]
 
 

@@ -20,7 +20,6 @@ from service.http.schemas import (
     InteractionsResponse,
 )
 from service.store.events import Event
-from service.tracing.spans import span
 
 _ID_OF_UNTYPED = "view"  # earlier versions took events without a type for views: a resend must have the same id
 
@@ -38,9 +37,7 @@ async def add_interactions(body: InteractionsRequest, request: Request, resource
 
     With `wait: visible`, 504 means that they are durable, but that memory does not hold them in time.
     """
-    with span("validate", events=len(body.interactions)):
-        events = [event_or_reason(element) for element in body.interactions]
-    submit = partial(resources.ingest.submit, events, durability=body.durability)
+    submit = partial(resources.ingest.submit, body.interactions, check=event_or_reason, durability=body.durability)
     if body.wait == "visible":
         timeout_s = resources.settings.visible_timeout_s
         outcomes = await while_connected(request, submit("visible", timeout_s=timeout_s))

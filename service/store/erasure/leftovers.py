@@ -8,14 +8,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 from service.store.events import encode_text
-from service.store.keys import DEAD, ENCODE, GROUP, UNSETTLED, WAITING
+from service.store.keys import DEAD, GROUP, QUEUE_KEYS, QUEUED, UNSETTLED, WAITING
 
 _ENTRIES_PER_STEP = 500
 _NEIGHBOURS = 128  # more than the entries in one node of a stream (100, see `stream-node-max-entries`)
 
-# KEYS: stream, waiting; ARGV: user, first entry, number, group, number of neighbours  ->  where to go on (empty: the
-# end) and number of entries removed. A stream keeps the bytes of a deleted entry until all entries of its node are
-# deleted. So the neighbours are deleted, too, and added again at the end.
+# KEYS: stream, waiting, queued; ARGV: user, first entry, number, group, number of neighbours  ->  where to go on
+# (empty: the end) and number of entries removed. A stream keeps the bytes of a deleted entry until all entries of its
+# node are deleted. So the neighbours are deleted, too, and added again at the end.
 _REMOVE_REQUESTS = """
 local stream, user, group, near = KEYS[1], ARGV[1], ARGV[4], tonumber(ARGV[5])
 local found = redis.call('XRANGE', stream, ARGV[2], '+', 'COUNT', ARGV[3])
@@ -33,7 +33,10 @@ for _, entry in ipairs(redis.call('XRANGE', stream, before[#before][1], after[#a
   redis.call('XDEL', stream, entry[1])
   if entry[2][2] == user then removed = removed + 1 else others[#others + 1] = entry[2] end
 end
-for _, fields in ipairs(others) do redis.call('XADD', stream, '*', unpack(fields)) end
+for _, fields in ipairs(others) do
+  local id = redis.call('XADD', stream, '*', unpack(fields))
+  if fields[1] == 'user' then redis.call('HSET', KEYS[3], fields[2], id) end
+end
 return {'(' .. after[#after][1], removed}
 """
 
@@ -52,8 +55,8 @@ async def remove_leftovers(run: Run, user_id: str) -> Leftovers:
     removed, place = 0, b"-"
     while queued is not None and place:
         args = user, place, _ENTRIES_PER_STEP, GROUP, _NEIGHBOURS
-        ((place, number),) = await run([("EVAL", _REMOVE_REQUESTS, 2, ENCODE, WAITING, *args)])
+        ((place, number),) = await run([("EVAL", _REMOVE_REQUESTS, len(QUEUE_KEYS), *QUEUE_KEYS, *args)])
         removed += number
     if queued is not None:
-        await run([("HDEL", WAITING, user)])
+        await run([("HDEL", WAITING, user), ("HDEL", QUEUED, user)])
     return Leftovers(removed, dead)

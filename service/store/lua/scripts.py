@@ -8,6 +8,7 @@ rest. Knows no client.
 The comment above each script says: arguments -> answer.
 """
 
+from service.store.lua.queue import REQUEST
 from service.store.lua.sorting import ADD, IS_BEFORE, LOG, NUM_BEFORE, SORT, TAKE_OUT
 
 # Members of `order` are "<16 hex of tie_key>:<event_id>".
@@ -53,23 +54,29 @@ end
 """
 )
 
-# ARGV: name of the table, table (see `sorting.sorting_of`), (event_id, body, timestamp, order member, item digest)*  ->
-# for each event 1 (new), 0 (stored already), −1 (the user was deleted since), or the body that is stored under its id
-# and differs in its bytes. KEYS[8]: the tombstone of the user.
+# ARGV: name of the table, table (see `sorting.sorting_of`), user, (event_id, body, timestamp, order member, item
+# digest)*  ->  for each event 1 (new), 0 (stored already), −1 (the user was deleted since), or the body that is stored
+# under its id and differs in its bytes. KEYS[8]: the tombstone of the user. KEYS[9] to KEYS[11], where the store is no
+# cluster: those of the encode queue, which the user enters with a new event, in the same step.
 APPEND = (
     EVENT_ID
     + HMGET
     + DELETED_AT
     + SORT
     + ADD
+    + REQUEST
     + """
-local answer = {}
+local answer, has_asked = {}, not KEYS[9]
 local known, deleted = keep_sorted(), deleted_at(KEYS[8])
-for i = 3, #ARGV, 5 do
+for i = 4, #ARGV, 5 do
   local id, body, timestamp, member, digest = unpack(ARGV, i, i + 4)
   local stored = redis.call('HGET', KEYS[1], id)
   local is_gone = not stored and deleted and tonumber(timestamp) <= deleted
-  if not stored and not is_gone then add_event(id, body, timestamp, member, digest) end
+  if not stored and not is_gone then
+    if not has_asked then request(KEYS[9], KEYS[10], KEYS[11], ARGV[3]) end
+    has_asked = true
+    add_event(id, body, timestamp, member, digest)
+  end
   answer[#answer + 1] = is_gone and -1 or not stored and 1 or stored == body and 0 or stored
 end
 if redis.call('EXISTS', KEYS[1]) == 0 then return answer end
@@ -283,104 +290,6 @@ keep_sorted()
 return stored and 2 or 1
 """
 )
-
-# `waiting` counts the entries of each user in the stream, so that its size is the number of users who wait.
-# KEYS: stream, waiting, (events of each user)*; ARGV: users  ->  nothing. With the keys of events, users without events
-# are left out: they were deleted a moment ago.
-REQUEST_ENCODING = """
-for i, user in ipairs(ARGV) do
-  if not KEYS[2 + i] or redis.call('EXISTS', KEYS[2 + i]) == 1 then
-    redis.call('HINCRBY', KEYS[2], user, 1)
-    redis.call('XADD', KEYS[1], '*', 'user', user)
-  end
-end
-"""
-
-# KEYS: stream; ARGV: group, consumer, idle ms, count  ->  (entry id, user)* of entries that no worker has renewed for
-# that long; the consumer owns them from then on. Creates a missing group, so that a read from it works.
-CLAIM = """
-redis.pcall('XGROUP', 'CREATE', KEYS[1], ARGV[1], '0', 'MKSTREAM')
-local claimed = redis.call('XAUTOCLAIM', KEYS[1], ARGV[1], ARGV[2], ARGV[3], '0', 'COUNT', ARGV[4])[2]
-for i, entry in ipairs(claimed) do
-  claimed[i] = {entry[1], entry[2] and entry[2][1] == 'user' and entry[2][2]}
-end
-return claimed
-"""
-
-# KEYS: stream; ARGV: group, consumer, count  ->  (entry id, user)* of entries that the consumer owns already.
-UNFINISHED = """
-local found = redis.pcall('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', ARGV[3], 'STREAMS', KEYS[1], '0')
-if not found or found.err then return {} end
-local entries = found[1][2]
-for i, entry in ipairs(entries) do
-  entries[i] = {entry[1], entry[2] and entry[2][1] == 'user' and entry[2][2]}
-end
-return entries
-"""
-
-# KEYS: stream; ARGV: group, ms  ->  number of consumers that were idle for less
-CONSUMERS = """
-local consumers, busy = redis.pcall('XINFO', 'CONSUMERS', KEYS[1], ARGV[1]), 0
-if consumers.err then return 0 end
-for _, each in ipairs(consumers) do
-  for i = 1, #each, 2 do
-    if each[i] == 'idle' and each[i + 1] < tonumber(ARGV[2]) then busy = busy + 1 end
-  end
-end
-return busy
-"""
-
-# KEYS: stream; ARGV: group, ms  ->  number of consumers removed: they own no entry and were idle for so long.
-REMOVE_IDLE = """
-local consumers, removed = redis.pcall('XINFO', 'CONSUMERS', KEYS[1], ARGV[1]), 0
-if consumers.err then return 0 end
-for _, each in ipairs(consumers) do
-  local facts = {}
-  for i = 1, #each, 2 do facts[each[i]] = each[i + 1] end
-  if facts.pending == 0 and facts.idle >= tonumber(ARGV[2]) then
-    redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], facts.name)
-    removed = removed + 1
-  end
-end
-return removed
-"""
-
-# KEYS: stream; ARGV: group, consumer, entry ids  ->  number of entries renewed: their idle time starts again at 0.
-# Skips entries that are gone or belong to another consumer, which a plain XCLAIM would take away from it.
-RENEW = """
-local group, consumer, renewed = ARGV[1], ARGV[2], 0
-for i = 3, #ARGV do
-  local owned = redis.pcall('XPENDING', KEYS[1], group, ARGV[i], ARGV[i], 1, consumer)
-  if owned[1] then
-    renewed = renewed + #redis.call('XCLAIM', KEYS[1], group, consumer, 0, ARGV[i], 'JUSTID')
-  end
-end
-return renewed
-"""
-
-# KEYS: stream, waiting; ARGV: group, entry ids  ->  number of entries removed
-ENCODED = """
-local removed = 0
-for i = 2, #ARGV do
-  local entry = redis.call('XRANGE', KEYS[1], ARGV[i], ARGV[i])[1]
-  redis.call('XACK', KEYS[1], ARGV[1], ARGV[i])
-  if entry then
-    local user = entry[2][2]
-    if user and redis.call('HINCRBY', KEYS[2], user, -1) <= 0 then redis.call('HDEL', KEYS[2], user) end
-    removed = removed + redis.call('XDEL', KEYS[1], ARGV[i])
-  end
-end
-if redis.call('XLEN', KEYS[1]) == 0 then redis.call('DEL', KEYS[2]) end
-return removed
-"""
-
-# KEYS: stream  ->  milliseconds since its oldest entry was added; an entry id begins with the server's time in ms
-BACKLOG_AGE = """
-local oldest = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
-if not oldest then return 0 end
-local now = redis.call('TIME')
-return math.max(0, now[1] * 1000 + math.floor(now[2] / 1000) - string.match(oldest[1], '^%d+'))
-"""
 
 # KEYS: any  ->  nothing. A write in a script, as every change of a user is.
 PROBE = "redis.call('SET', KEYS[1], '')"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.batching import BACKGROUND_SHARE, Batcher, Job
+from service.engine.batching import BACKGROUND_SHARE, SMALL_SHARE, Batcher, Job
 
 KINDS = ("recommend", "put", "encode")
 NEVER = float("inf")
@@ -157,3 +157,37 @@ def test_a_job_without_a_deadline_is_never_late(kind: str) -> None:
     batcher = make(expected_s=lambda num_jobs: math.inf)
     batcher.add(job(0, kind))
     assert ids(batcher.next_batch(1e9)[0]) == [0]
+
+
+@given(st.lists(st.integers(0, 3), max_size=40))
+def test_callers_take_turns_and_keep_their_own_order(callers: list[int]) -> None:
+    """Also where a batch has one job, as with a large model."""
+    batcher = make(max_batch=1)
+    for number, caller in enumerate(callers):
+        batcher.add(Job(number, "recommend", None, 1, caller=caller))
+    ran = [batch[0] for batch in all_batches(batcher)]
+    assert sorted(each.id for each in ran) == list(range(len(callers)))
+    for caller in set(callers):
+        own = [each.id for each in ran if each.caller == caller]
+        assert own == sorted(own), "a caller's jobs change their order"
+    first_turns = [each.caller for each in ran[: len(set(callers))]]
+    assert sorted(first_turns) == sorted(set(callers)), "a caller has a second turn before another has its first"
+
+
+def test_a_job_of_a_quiet_caller_is_in_the_next_batch_whatever_waits() -> None:
+    batcher = make(max_batch=4)
+    for number in range(100):
+        batcher.add(Job(number, "recommend", None, 1, caller=7))
+    batcher.add(Job(100, "recommend", None, 1, caller=3))
+    assert [each.id for each in batcher.next_batch(0.0)[0]] == [0, 100, 1, 2]
+
+
+def test_background_batches_are_small_while_callers_come() -> None:
+    batcher = make(max_batch=8)
+    for number in range(40):
+        batcher.add(job(number, "encode"))
+    assert len(batcher.next_batch(0.0)[0]) == 8
+    batcher.add(job(100))
+    assert [each.id for each in batcher.next_batch(1.0)[0]] == [100]
+    assert len(batcher.next_batch(1.5)[0]) == 8 // SMALL_SHARE
+    assert len(batcher.next_batch(2.5)[0]) == 8

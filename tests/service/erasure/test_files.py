@@ -75,7 +75,10 @@ async def test_no_file_of_the_store_has_a_byte_of_a_deleted_user(
         for name in ("kept-user", user, "kept-user"):
             assert (await http.post("/interactions", json={"interactions": events_of(name)})).status_code == 202
         for number in range(300):  # the entries of the user are in the middle of nodes of the stream
-            await parts.store.request_encoding([f"other{number}", *([user] if number % 120 == 0 else [])])
+            await parts.store.request_encoding([f"other{number}"])
+            if number % 120 == 0:  # as if a worker was killed that had begun the entry before
+                await plain.hdel("automr:{automr:encode}:queued", user)
+                await parts.store.request_encoding([user])
         answer = (await http.post("/recommend", json={"user_id": user, "k": 3, "paged": True})).json()
         click = {"event_id": f"{user}-click", "recommendation_id": answer["recommendation_id"], "type": "click"}
         await parts.shown.stop()
@@ -86,7 +89,7 @@ async def test_no_file_of_the_store_has_a_byte_of_a_deleted_user(
         assert len(files_with(own, SECRET)) >= 1, "the scan finds nothing even in files that have it"
         receipt = (await http.delete(f"/users/{user}")).json()
         assert receipt["events"] == 6 and receipt["states"] == 6 and receipt["lists"] == 1 and receipt["live_counts"]
-        assert receipt["requests"] >= 5 and receipt["dead_letters"] == 1
+        assert receipt["requests"] == 4 and receipt["dead_letters"] == 1
         page = (await http.get("/deletions")).json()["deletions"]
         assert page[0]["receipt_id"] == receipt["receipt_id"] and not page[0]["is_erased"]
         assert (await http.post("/store:compact")).json() == {

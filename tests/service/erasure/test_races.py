@@ -176,6 +176,7 @@ class Races(RuleBasedStateMachine):
         assert keys == [], "keys of a deleted user"
         commands: list[Any] = [("XRANGE", "automr:encode", "-", "+"), ("HGETALL", "automr:dead")]
         commands += [("ZRANGE", "automr:{+outcomes}:waiting", 0, -1), ("HGETALL", "automr:{automr:encode}:waiting")]
+        commands += [("HGETALL", "automr:{automr:encode}:queued")]
         commands += [("ZRANGE", "automr:{+erasure}:users", 0, -1), ("HGETALL", "automr:{+live}:day:19000")]
         *shared, counts = self.run(self.store.run(commands))
         assert DOOMED.encode() not in repr(shared).encode(), f"a shared place names the user: {shared}"

@@ -22,7 +22,7 @@ from service.store.client import CLAIM_AFTER_MS, MemoryStore
 from service.store.connection import MOST_TIMEOUTS
 from service.store.embedded.server import EmbeddedServer
 from service.store.events import SEEN, Deleted, Event, UserCounts, UserStates, item_digest
-from service.store.keys import ENCODE, GROUP
+from service.store.keys import ENCODE, GROUP, QUEUED, WAITING
 from service.store.overlay import NewRecord
 
 STRANGE = ["{a}:b", "a}{b", "*?[x]\\", "nul\0tab\t\n", "ünï✓🎬", "x" * 3000, " ", "%7B", "..", "lone \ud800"]
@@ -117,10 +117,48 @@ async def test_append_answers_in_the_order_of_its_events(store: MemoryStore) -> 
     assert await store.append([]) == []
 
 
-async def test_append_asks_for_encoding_even_if_all_events_are_duplicates(store: MemoryStore, raw: Redis) -> None:
-    for size in (1, 2):
-        await store.append([Event("e", "u", "i", 1)] * 2)
-        assert await raw.xlen(ENCODE) == size and await store.backlog() == 1
+async def test_a_flood_of_events_is_one_entry_of_the_queue_for_each_user(store: MemoryStore, raw: Redis) -> None:
+    for number in range(50):
+        await store.append([Event(f"e{number}", user, "i", number) for user in "uv"])
+        await store.request_encoding(["u"])
+    assert await raw.xlen(ENCODE) == await store.backlog() == 2
+
+
+async def test_an_event_that_comes_while_its_user_is_encoded_makes_another_entry(
+    store: MemoryStore, raw: Redis
+) -> None:
+    """Whoever has begun may have read the events before. Also if that worker was killed, and another one has begun."""
+    await store.append([Event("e1", "u", "i", 1)])
+    for number, consumer in enumerate(["a", "b"], start=2):
+        ((entry, _),) = await store.next_encodings(consumer, count=1, block_ms=1)
+        for repeated in range(3):
+            await store.append([Event(f"e{number}-{repeated}", "u", "i", number)])
+        assert await raw.xlen(ENCODE) == 2, "an event would not be encoded, or each of them asks for it"
+        await store.encoded([entry])
+    await store.encoded([entry for entry, _ in await store.next_encodings("c", count=9, block_ms=1)])
+    assert not await raw.exists(WAITING, QUEUED) and await store.backlog() == 0
+
+
+async def test_duplicates_ask_for_nothing(store: MemoryStore) -> None:
+    await store.append([Event("e", "u", "i", 1)])
+    await store.encoded([entry for entry, _ in await store.next_encodings("a", count=9, block_ms=1)])
+    assert await store.append([Event("e", "u", "i", 1)] * 9) == ["duplicate"] * 9 and await store.backlog() == 0
+
+
+async def test_an_event_is_stored_only_together_with_its_entry_of_the_queue(store: MemoryStore, raw: Redis) -> None:
+    """Duplicates ask for nothing, so a retry after a failure must not find the event stored without its entry."""
+    await raw.set(ENCODE, "no stream")
+    with pytest.raises(StoreCorrupt):
+        await store.append([Event("e", "u", "i", 1)])
+    await raw.delete(ENCODE)
+    assert await store.append([Event("e", "u", "i", 1)]) == ["accepted"] and await store.backlog() == 1
+
+
+@pytest.mark.parametrize("mark", ["nonsense", "1-1", "99999999999999-0"])
+async def test_an_entry_that_is_gone_keeps_nobody_from_asking(store: MemoryStore, raw: Redis, mark: str) -> None:
+    await raw.hset(QUEUED, "u", mark)
+    await store.append([Event("e", "u", "i", 1)])
+    assert await store.backlog() == 1
 
 
 async def test_recall_returns_the_newest_events_with_their_states(store: MemoryStore) -> None:
@@ -329,7 +367,7 @@ async def test_forgetting_a_user_leaves_no_key_and_counts_what_it_deleted(store:
     await fill(store, make_events(3, "other"))
     await save_as_earlier_versions(raw, "an old space")
     deleted = await store.forget_user("u")
-    assert deleted == Deleted(events=12, states=24, keys=8, requests=2, at=deleted.at)
+    assert deleted == Deleted(events=12, states=24, keys=8, requests=1, at=deleted.at)
     assert (await store.forget_user("u"))._replace(at=0) == Deleted(0, 0, 0)
     assert not [key async for key in raw.scan_iter() if b"{u}" in key]
     assert await store.counts("other", "s") == UserCounts(3, 3), "another user was touched"

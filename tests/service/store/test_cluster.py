@@ -68,8 +68,8 @@ async def test_every_method_works_on_a_cluster(store: MemoryStore) -> None:
     assert [each.events[0].record for each in recalled_at_once] == [b"x"] * 15, "not in the order of the user ids"
     assert item_digest("i") in (await store.recall_and_seen("u7", "s", 1)).seen
     entries = await store.next_encodings("c", count=100, block_ms=10)
-    assert len(entries) == 32 and await store.backlog() == 16, "entries of deleted users are left"
-    assert await store.renew_encodings("c", [entry for entry, _ in entries]) == 32
+    assert len(entries) == await store.backlog() == 16, "entries of deleted users are left"
+    assert await store.renew_encodings("c", [entry for entry, _ in entries]) == 16
     assert await store.renew_encodings("d", [entry for entry, _ in entries]) == 0
     await store.encoded([entry for entry, _ in entries])
     version = await store.put_items([NewRecord("i", b"{}")], loaded=0)

@@ -1,0 +1,105 @@
+"""Turns of writes: how `POST /interactions` shares the event loop, the store and the disk with recommendations.
+
+    a write comes → waits for its turn (callers in rotation), or is refused → works → its place rests → the next one
+
+A large write takes more of the places than a small one. While recommendations are in work, each place rests after a
+write as long as the write took, so that writes have at most about half of the time. Too many waiting writes are
+refused at once with `Retry-After`. Nothing is lost: senders repeat, and nothing counts twice.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+from service.engine.shares import Shares
+from service.errors import Overloaded
+from service.identity.principal import caller
+
+PLACES = 8
+EVENTS_PER_PLACE = 25
+MOST_WAITING = 256
+_FORGET = 0.9  # weight of the mean time of writes relative to the next one
+
+
+class _Waiting(NamedTuple):
+    places: int
+    turn: "asyncio.Future[None]"
+
+
+class Turns:
+    """For one event loop. `is_reading`: whether recommendations are in work. `rest`: seconds after one of a write."""
+
+    def __init__(self, is_reading: Callable[[], bool], *, rest: float = 1.0) -> None:
+        self._is_reading, self._rest = is_reading, rest
+        self._free = PLACES
+        self._waiting: OrderedDict[str, deque[_Waiting]] = OrderedDict()  # by caller; whose turn is next comes first
+        self._num_waiting = 0
+        self._mean_s = 0.0
+        self._shares = Shares()
+
+    @asynccontextmanager
+    async def turn(self, num_events: int) -> AsyncIterator[None]:
+        """Wraps a write. Raises Overloaded at once if too many wait, for a greedy caller if half as many do.
+
+        A caller of whom no write waits is not refused.
+        """
+        owner = caller.get().key_id
+        part = self._shares.part(owner)
+        if owner in self._waiting and self._num_waiting >= part * MOST_WAITING:
+            wait_s = self._num_waiting * self._mean_s * (1 + self._rest)
+            raise Overloaded("Too many events are waiting to be stored.", retry_after_s=max(1.0, wait_s))
+        places = min(1 + num_events // EVENTS_PER_PLACE, PLACES)
+        self._shares.began(owner)
+        try:
+            await self._wait(owner, places)
+            began = time.monotonic()
+            try:
+                yield
+            finally:
+                self._finished(places, time.monotonic() - began)
+        finally:
+            self._shares.ended(owner)
+
+    async def _wait(self, owner: str, places: int) -> None:
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(owner, deque()).append(_Waiting(places, turn))
+        self._num_waiting += 1
+        self._call_next()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():  # it had its turn, and the caller left in the same moment
+                self._free_places(places)
+            raise
+
+    def _call_next(self) -> None:
+        """Lets those in whose places are free. A large write that is next is not passed by smaller ones."""
+        while self._waiting:
+            owner, queue = next(iter(self._waiting.items()))
+            if queue[0].turn.cancelled():
+                queue.popleft()
+                self._num_waiting -= 1
+            elif queue[0].places > self._free:
+                return
+            else:
+                first = queue.popleft()
+                self._num_waiting -= 1
+                self._free -= first.places
+                first.turn.set_result(None)
+                self._waiting.move_to_end(owner)
+            if not queue:
+                del self._waiting[owner]
+
+    def _finished(self, places: int, seconds: float) -> None:
+        self._mean_s = _FORGET * self._mean_s + (1 - _FORGET) * seconds
+        if self._rest and self._is_reading():
+            asyncio.get_running_loop().call_later(self._rest * seconds, self._free_places, places)
+        else:
+            self._free_places(places)
+
+    def _free_places(self, places: int) -> None:
+        self._free += places
+        self._call_next()

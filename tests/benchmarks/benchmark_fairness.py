@@ -1,0 +1,127 @@
+"""What one loud caller costs a quiet one: a key asks steadily for recommendations while another key floods the server.
+
+    python tests/benchmarks/benchmark_fairness.py [--bundle DIR] [--rounds 6] [--seconds 5]
+
+Phases alternate, so that other work on the machine hits all of them: the quiet key alone; beside a flood of
+recommendations; beside floods of new events, of single new events, and of events that are stored already. The goal: the
+quiet key's p99 is at most twice that without a flood (the median of the rounds). Ends with a table and one JSON line.
+"""
+
+import argparse
+import itertools
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from service.identity.keys import new_secret
+from tests.benchmarks.load import Load, Outcome, generate
+from tests.benchmarks.machine import last_line, percentile_ms, table
+from tests.benchmarks.serving import Server, demo_events, ingest, running_server, wait_until_encoded
+
+ROOT = Path(__file__).resolve().parents[2]
+QUIET, LOUD, OTHER = new_secret(), new_secret(), new_secret()
+QUIET_RATE = 20.0
+NUM_READERS, NUM_WRITERS, NUM_SINGLE = 64, 4, 32
+EVENTS_PER_POST, NUM_POSTS = 200, 400
+LEAD_S = 0.5
+
+Floods = dict[str, Callable[[], Load | None]]
+
+
+def floods(port: int, users: Sequence[str], items: Sequence[str], seconds: float) -> Floods:
+    """What the loud key sends, by name. Each call makes new events."""
+    numbers = itertools.count()
+
+    def loud(path: str, bodies: list[dict[str, Any]], num_clients: int) -> Load:
+        return Load(port, path, bodies, seconds + 2 * LEAD_S, num_clients, key=LOUD)
+
+    def events(count: int) -> list[dict[str, Any]]:
+        now, places = int(time.time()) - 1000, [next(numbers) for _ in range(count)]
+        facts = [(f"flood-{place % 500}", items[place % len(items)], f"f{place}") for place in places]
+        return [{"user_id": user, "item_id": item, "event_id": name, "timestamp": now} for user, item, name in facts]
+
+    def posts(count: int, size: int) -> list[dict[str, Any]]:
+        return [{"interactions": events(size)} for _ in range(count)]
+
+    repeated = posts(4, EVENTS_PER_POST)
+    return {
+        "no flood": lambda: None,
+        "recommendations": lambda: loud("/recommend", [{"user_id": user, "k": 10} for user in users], NUM_READERS),
+        "batches of events": lambda: loud("/interactions", posts(NUM_POSTS, EVENTS_PER_POST), NUM_WRITERS),
+        "single events": lambda: loud("/interactions", posts(20_000, 1), NUM_SINGLE),
+        "duplicates": lambda: loud("/interactions", repeated, NUM_WRITERS),
+    }
+
+
+def beside(flood: Load | None, quiet: Load) -> tuple[Outcome, Outcome]:
+    """What the quiet key and the loud one saw."""
+    found: list[Outcome] = []
+    if flood is None:
+        return generate(quiet), Outcome(elapsed_s=1.0)
+    thread = threading.Thread(target=lambda: found.append(generate(flood)))
+    thread.start()
+    outcome = generate(quiet)
+    thread.join()
+    return outcome, found[0]
+
+
+def measure(bundle: Path, rounds: int, seconds: float, names: Sequence[str]) -> dict[str, Any]:
+    keys = ",".join((QUIET, LOUD, OTHER))
+    with running_server(bundle, AUTOMR_API_KEYS="") as server:
+        known = demo_events(bundle)
+        ingest(server, known, size=500)
+        wait_until_encoded(server)
+        with running_server(bundle, store_url=server.store_url, AUTOMR_API_KEYS=keys) as closed:
+            return _phases(closed, known, rounds, seconds, names)
+
+
+def _phases(server: Server, known: Sequence[dict[str, Any]], rounds: int, seconds: float, names: Sequence[str]) -> Any:
+    users = sorted({event["user_id"] for event in known})[:100]
+    items = sorted({event["item_id"] for event in known})
+    made = floods(server.port, users, items, seconds)
+    quiet = Load(
+        server.port, "/recommend", [{"user_id": user, "k": 10} for user in users], seconds, rate=QUIET_RATE,
+        lead_s=LEAD_S, key=QUIET,
+    )  # fmt: skip
+    phases: dict[str, list[dict[str, Any]]] = {name: [] for name in made if not names or name in names}
+    for _ in range(rounds):
+        for name, row in phases.items():
+            seen, sent = beside(made[name](), quiet)
+            row.append({
+                "p50_ms": percentile_ms(seen.answered_s, 50), "p99_ms": percentile_ms(seen.answered_s, 99),
+                "refused": len(seen.refused_s) + seen.lost, "fallbacks": sum(seen.fallbacks.values()),
+                "flood_per_s": len(sent.answered_s) / sent.elapsed_s, "flood_refused": len(sent.refused_s),
+            })  # fmt: skip
+            wait_until_encoded(server)
+    return {name: _over_rounds(row, phases["no flood"]) for name, row in phases.items()}
+
+
+def _over_rounds(rows: Sequence[dict[str, Any]], alone: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    found = {name: statistics.median(row[name] for row in rows) for name in ("p50_ms", "p99_ms", "flood_per_s")}
+    found |= {name: sum(row[name] for row in rows) for name in ("refused", "fallbacks", "flood_refused")}
+    for name in ("p50_ms", "p99_ms"):
+        ratios = [row[name] / base[name] for row, base in zip(rows, alone, strict=True)]
+        found[name.replace("ms", "ratio")] = round(statistics.median(ratios), 2)
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bundle", type=Path, default=ROOT / "model_store/bundles/demo")
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--only", nargs="*", default=[], help="names of phases")
+    args = parser.parse_args()
+    found = measure(args.bundle, args.rounds, args.seconds, args.only)
+    columns = ("p50_ms", "p99_ms", "p50_ratio", "p99_ratio", "refused", "fallbacks", "flood_per_s", "flood_refused")
+    print(table([("beside", *columns), *((name, *(row[column] for column in columns)) for name, row in found.items())]))
+    print(last_line("fairness", found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

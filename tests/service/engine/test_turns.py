@@ -1,0 +1,125 @@
+"""Turns of writes: bounded work, callers in rotation, rest while recommendations are in work, refusals with a time."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from service.engine.turns import EVENTS_PER_PLACE, MOST_WAITING, PLACES, Turns
+from service.errors import Overloaded
+from service.identity.principal import Principal, caller
+
+
+@contextmanager
+def acting(key_id: str) -> Iterator[None]:
+    token = caller.set(Principal(key_id))
+    try:
+        yield
+    finally:
+        caller.reset(token)
+
+
+class Writes:
+    """Writes that last until `end` is called for them."""
+
+    def __init__(self, *, is_reading: bool = False) -> None:
+        self.turns = Turns(lambda: is_reading)
+        self.started: list[str] = []
+        self._ends: dict[str, asyncio.Event] = {}
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def begin(self, name: str, key_id: str = "a", *, num_events: int = 1) -> None:
+        async def write() -> None:
+            async with self.turns.turn(num_events):
+                self.started.append(name)
+                await self._ends[name].wait()
+
+        self._ends[name] = asyncio.Event()
+        with acting(key_id):  # the task takes the context along
+            self.tasks[name] = asyncio.create_task(write())
+        await asyncio.sleep(0)
+
+    async def end(self, name: str) -> None:
+        self._ends[name].set()
+        await self.tasks[name]
+        await asyncio.sleep(0)
+
+
+async def test_a_bounded_number_of_writes_is_in_work_and_a_large_one_is_alone() -> None:
+    writes = Writes()
+    for number in range(PLACES + 3):
+        await writes.begin(str(number))
+    assert writes.started == [str(number) for number in range(PLACES)]
+    await writes.begin("large", num_events=500)
+    await writes.begin("last")
+    for number in range(PLACES + 3):
+        await writes.end(str(number))
+    assert writes.started[-1] == "large", "a small write that came later has passed it"
+    await writes.end("large")
+    await writes.end("last")
+
+
+async def test_callers_take_turns() -> None:
+    writes = Writes()
+    await writes.begin("now", num_events=PLACES * EVENTS_PER_PLACE)
+    for number in range(5):
+        await writes.begin(f"loud {number}", "loud", num_events=500)
+    await writes.begin("quiet", "quiet", num_events=500)
+    await writes.end("now")
+    await writes.end("loud 0")
+    assert writes.started[-1] == "quiet", "the flood of one caller keeps another waiting"
+    await writes.end("quiet")
+    for number in range(1, 5):
+        await writes.end(f"loud {number}")
+
+
+async def test_who_waits_too_long_a_line_is_refused_and_told_when_to_come_back() -> None:
+    writes = Writes()
+    for number in range(PLACES + MOST_WAITING):
+        await writes.begin(str(number))
+    with pytest.raises(Overloaded) as caught, acting("a"):
+        async with asyncio.timeout(5), writes.turns.turn(1):
+            pass
+    assert (caught.value.retry_after_s or 0) >= 1
+    for task in writes.tasks.values():
+        task.cancel()
+
+
+async def test_a_flood_leaves_room_in_the_line_for_another_caller() -> None:
+    writes = Writes()
+    for number in range(PLACES + MOST_WAITING):
+        await writes.begin(str(number), "loud")
+    await writes.begin("quiet", "quiet")
+    await writes.end("0")
+    await writes.end("1")
+    assert "quiet" in writes.started[-2:], "the flood of one caller keeps another waiting"
+    for task in writes.tasks.values():
+        task.cancel()
+
+
+async def test_a_caller_who_leaves_the_line_frees_it() -> None:
+    writes = Writes()
+    await writes.begin("now", num_events=500)
+    await writes.begin("left", num_events=500)
+    await writes.begin("next", num_events=500)
+    writes.tasks["left"].cancel()
+    await asyncio.sleep(0)
+    await writes.end("now")
+    assert writes.started == ["now", "next"]
+    await writes.end("next")
+    await writes.begin("after", num_events=500)
+    assert writes.started[-1] == "after"
+    await writes.end("after")
+
+
+@pytest.mark.parametrize("is_reading", [False, True])
+async def test_writes_have_half_of_the_time_while_recommendations_are_in_work(is_reading: bool) -> None:
+    turns = Turns(lambda: is_reading)
+    began = time.monotonic()
+    for _ in range(5):
+        async with turns.turn(500):
+            await asyncio.sleep(0.02)
+    took_s = time.monotonic() - began
+    assert took_s > 0.17 if is_reading else took_s < 0.17, f"{took_s:.2f} s"
