@@ -17,6 +17,7 @@ from service.ending import cancel_and_wait
 from service.errors import StoreCorrupt, StoreUnavailable
 from service.logs import RepeatedWarnings
 from service.metrics import Metrics
+from service.repeating import Repeated
 from service.store.client import MemoryStore
 from service.store.erasure.deletions import DeletionStore, Receipt
 from service.store.erasure.rewrite import Rewritten, StoreFiles
@@ -54,14 +55,16 @@ class Eraser:
         self.files = StoreFiles(store)
         self._owner = secrets.token_hex(8)
         self._rewriting: asyncio.Task[Rewritten] | None = None
-        self._following: asyncio.Task[None] | None = None
+        self._following = Repeated(self._follow, every_s=_LOOK_EVERY_S, name="eraser", at_once=True)
 
     def start(self) -> None:
-        self._following = asyncio.create_task(self._follow(), name="eraser")
+        self._following.start()
 
     async def stop(self) -> None:
         """A rewriting goes on in the store; the next process looks after it."""
-        await cancel_and_wait(*filter(None, (self._following, self._rewriting)))
+        await self._following.stop()
+        if self._rewriting is not None:
+            await cancel_and_wait(self._rewriting)
 
     async def delete(self, user_id: str) -> Receipt:
         """Deletes everything of the user. An unknown user is no error. After an error, another process goes on."""
@@ -137,11 +140,9 @@ class Eraser:
         return done
 
     async def _follow(self) -> None:
-        while True:
-            try:
-                await self.look()
-            except (StoreUnavailable, StoreCorrupt):
-                repeated.warning("store away, deletions are finished later")
-            except Exception:  # go on: deletions that are never finished would be noticed too late
-                log.exception("finishing deletions failed, trying again")
-            await asyncio.sleep(_LOOK_EVERY_S)
+        try:
+            await self.look()
+        except (StoreUnavailable, StoreCorrupt):
+            repeated.warning("store away, deletions are finished later")
+        except Exception:  # go on: deletions that are never finished would be noticed too late
+            log.exception("finishing deletions failed, trying again")

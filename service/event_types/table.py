@@ -5,17 +5,16 @@ window, memory and votes of a user follow at the next read. Live counts follow w
 again: one process asks for all of them, and goes on after a crash.
 """
 
-import asyncio
 import secrets
 
 import structlog
 
 from model_store.event_types import EventTypes
 from model_store.view import BundleView
-from service.ending import cancel_and_wait
 from service.errors import StoreUnavailable
 from service.event_types.stored import EventTypeStore
 from service.logs import RepeatedWarnings
+from service.repeating import Repeated
 from service.store.client import MemoryStore
 from service.store.lua.sorting import sorting_of
 
@@ -36,16 +35,15 @@ class EventTable:
         self._of_bundle: EventTypes | None = None
         self._views: list[BundleView] = []
         self._owner = secrets.token_hex(8)
-        self._task: asyncio.Task[None] | None = None
+        self._following = Repeated(self._follow, every_s=_LOOK_EVERY_S, name="event-types")
 
     async def start(self) -> None:
         """Raises StoreUnavailable."""
         await self.catch_up()
-        self._task = asyncio.create_task(self._follow(), name="event-types")
+        self._following.start()
 
     async def stop(self) -> None:
-        if self._task is not None:
-            await cancel_and_wait(self._task)
+        await self._following.stop()
 
     def add(self, view: BundleView) -> None:
         """From now on this view has the table in force. The table of the first one counts where none was put."""
@@ -77,16 +75,14 @@ class EventTable:
             view.event_types = types
 
     async def _follow(self) -> None:
-        while True:
-            await asyncio.sleep(_LOOK_EVERY_S)
-            try:
-                await self.catch_up()
-                if not self.is_counted and await self._puts.lease_counting(self._owner):
-                    await self._count_all()
-            except StoreUnavailable:
-                repeated.warning("store away, the table of event types is read later")
-            except Exception:  # go on: a replica that stops following would serve an old table unnoticed
-                log.exception("reading the table of event types failed, trying again")
+        try:
+            await self.catch_up()
+            if not self.is_counted and await self._puts.lease_counting(self._owner):
+                await self._count_all()
+        except StoreUnavailable:
+            repeated.warning("store away, the table of event types is read later")
+        except Exception:  # go on: a replica that stops following would serve an old table unnoticed
+            log.exception("reading the table of event types failed, trying again")
 
     async def _count_all(self) -> None:
         """Asks for the encoding of all users, which counts them, too; ends early when another table was put."""

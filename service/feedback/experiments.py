@@ -6,7 +6,6 @@ A user has the same variant on every replica and in every request, while the nam
 without a user are answered as if no experiment ran, and count under `default`.
 """
 
-import asyncio
 import hashlib
 import math
 from collections.abc import Mapping
@@ -15,11 +14,11 @@ from typing import Any, Literal
 
 import structlog
 
-from service.ending import cancel_and_wait
 from service.errors import BadRequest, StoreCorrupt, StoreUnavailable
 from service.feedback.outcomes import COUNTED, Outcomes
 from service.logs import RepeatedWarnings
 from service.metrics import Metrics
+from service.repeating import Repeated
 from service.store.feedback.outcomes import ExperimentStore
 
 log = structlog.get_logger("service.feedback.experiments")
@@ -109,15 +108,14 @@ class Experiments:
     def __init__(self, store: ExperimentStore, outcomes: Outcomes, metrics: Metrics) -> None:
         self.store, self.outcomes, self.metrics = store, outcomes, metrics
         self.current: Experiment | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._following = Repeated(self._follow, every_s=_FOLLOW_EVERY_S, name="experiments")
 
     async def start(self) -> None:
         await self._look()
-        self._task = asyncio.create_task(self._follow(), name="experiments")
+        self._following.start()
 
     async def stop(self) -> None:
-        if self._task is not None:
-            await cancel_and_wait(self._task)
+        await self._following.stop()
 
     async def put(self, experiment: Experiment | None) -> None:
         """Starts, changes or ends (None) the experiment; other replicas follow. Raises BadRequest."""
@@ -137,9 +135,7 @@ class Experiments:
             repeated.warning("store away, the experiment is followed later")
 
     async def _follow(self) -> None:
-        while True:
-            await asyncio.sleep(_FOLLOW_EVERY_S)
-            try:
-                await self._look()
-            except Exception:  # go on: a replica that stops following would answer by an old experiment unnoticed
-                log.exception("following the experiment failed, trying again")
+        try:
+            await self._look()
+        except Exception:  # go on: a replica that stops following would answer by an old experiment unnoticed
+            log.exception("following the experiment failed, trying again")

@@ -18,10 +18,10 @@ import httpx
 import jwt
 import structlog
 
-from service.ending import cancel_and_wait
 from service.errors import NotReady
 from service.identity.algorithms import CURVES, RSA, SECRET
 from service.logs import RepeatedWarnings
+from service.repeating import Repeated
 
 log = structlog.get_logger("service.identity.issuer")
 repeated = RepeatedWarnings(log)
@@ -62,15 +62,15 @@ class IssuerKeys:
         self._text = b""
         self._asked_at = float("-inf")
         self._asking = asyncio.Lock()
-        self._task: asyncio.Task[None] | None = None
+        every_s = _URL_EVERY_S if is_url(source) else _FILE_EVERY_S
+        self._following = Repeated(self._ask, every_s=every_s, name="issuer-keys")
 
     async def start(self) -> None:
         await self._ask()
-        self._task = asyncio.create_task(self._follow(), name="issuer-keys")
+        self._following.start()
 
     async def stop(self) -> None:
-        if self._task is not None:
-            await cancel_and_wait(self._task)
+        await self._following.stop()
 
     @property
     def num_keys(self) -> int:
@@ -100,11 +100,6 @@ class IssuerKeys:
     def _find(self, key_id: str | None, algorithm: str) -> Any:
         fit = [each for each in self._keys if algorithm in each.algorithms and key_id in (None, each.key_id)]
         return fit[0].key if len(fit) == 1 else None
-
-    async def _follow(self) -> None:
-        while True:
-            await asyncio.sleep(_URL_EVERY_S if is_url(self._source) else _FILE_EVERY_S)
-            await self._ask()
 
     async def _ask(self) -> None:
         self._asked_at = self._clock()

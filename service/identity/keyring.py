@@ -5,7 +5,6 @@ is away, the keys that are known go on working for `MOST_AGE_S`; nobody can revo
 503, because a key may have been revoked that this process alone does not know of.
 """
 
-import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
@@ -13,13 +12,13 @@ from typing import Any
 
 import structlog
 
-from service.ending import cancel_and_wait
 from service.errors import KeyConflict, StoreCorrupt, StoreUnavailable, UnknownKey
 from service.identity.keys import SHOWN_LENGTH, hashed, new_secret
 from service.identity.principal import Principal, caller
 from service.identity.scopes import OF_ALL_TENANTS, SCOPES, Scope
 from service.identity.stored import KeyRecord, KeyStore, Run, Secret, new_id
 from service.logs import RepeatedWarnings
+from service.repeating import Repeated
 
 log = structlog.get_logger("service.identity.keyring")
 repeated = RepeatedWarnings(log)
@@ -54,17 +53,16 @@ class Keyring:
         self._read_at = float("-inf")
         self._used: dict[str, int] = {}  # since they were saved
         self._saved_at = clock()
-        self._task: asyncio.Task[None] | None = None
+        self._following = Repeated(self._follow, every_s=LOOK_EVERY_S, name="keyring")
 
     async def start(self) -> None:
         """Also where the store is away: then its keys are refused until it answers."""
         await self._look()
-        self._task = asyncio.create_task(self._follow(), name="keyring")
+        self._following.start()
 
     async def stop(self) -> None:
-        if self._task is not None:
-            await cancel_and_wait(self._task)
-            await self._try(self._save_used())
+        await self._following.stop()
+        await self._try(self._save_used())
 
     def principal(self, digest: str) -> Principal | None:
         """Who has the key with this digest; None if nobody. Raises StoreUnavailable when this is not known any more.
@@ -152,11 +150,9 @@ class Keyring:
         raise KeyConflict("Other changes of keys came in between; try again.")
 
     async def _follow(self) -> None:
-        while True:
-            await asyncio.sleep(LOOK_EVERY_S)
-            await self._look()
-            if self._clock() - self._saved_at >= USED_EVERY_S:
-                await self._try(self._save_used())
+        await self._look()
+        if self._clock() - self._saved_at >= USED_EVERY_S:
+            await self._try(self._save_used())
 
     async def _look(self) -> None:
         await self._try(self._catch_up())
