@@ -1,12 +1,14 @@
 """A flood of requests: each is answered in time or refused at once, and the flood leaves nothing behind."""
 
 import asyncio
+import statistics
 import time
 from pathlib import Path
 
 from service.errors import Overloaded
 from service.store.embedded.server import EmbeddedServer
 from service.usecases.ranking.requests import Recommendation
+from tests.service.engine.test_shares import acting
 from tests.service.real import Service, ask, history, open_service
 
 DEADLINE_S = 0.4
@@ -40,3 +42,27 @@ async def test_a_flood_is_answered_in_time_or_refused_at_once(bundle_path: Path,
     assert max(answered) < DEADLINE_S + SLACK_S, "an answer came after its deadline"
     assert max(refused) < SLACK_S, "a refusal took its time"
     assert afterwards is not None and afterwards.fallback is None, "the flood is over, but its traces are not"
+
+
+async def test_a_quiet_key_is_answered_and_does_not_wait_for_the_flood_of_another(
+    bundle_path: Path, valkey: EmbeddedServer
+) -> None:
+    async with open_service(bundle_path, valkey.url, in_process=True, max_batch=2) as service:
+        await service.submit(history(9, "flooded"), "visible")
+        with acting("quiet"):
+            await asked(service)  # from now on it is known that two keys ask
+        loud: list[asyncio.Task[tuple[Recommendation | None, float]]] = []
+        quiet: list[asyncio.Task[tuple[Recommendation | None, float]]] = []
+        for number in range(100):
+            with acting("loud"):
+                loud += [asyncio.create_task(asked(service)) for _ in range(10)]
+            if number > 20 and number % 4 == 0:
+                with acting("quiet"):
+                    quiet.append(asyncio.create_task(asked(service)))
+            await asyncio.sleep(0.01)
+        of_loud, of_quiet = await asyncio.gather(*loud), await asyncio.gather(*quiet)
+    answered = [seconds for answer, seconds in of_loud if answer is not None]
+    assert len(answered) < len(of_loud), "nobody was refused: this was no flood"
+    assert all(answer is not None and answer.fallback is None for answer, _ in of_quiet), "the flood takes its places"
+    waits = [seconds for _, seconds in of_quiet]
+    assert statistics.median(waits) < 0.7 * statistics.median(answered), "it waits behind the flood"
