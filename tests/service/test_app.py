@@ -74,7 +74,7 @@ async def test_recommend(open_shell: Shell) -> None:
     assert answer.status_code == 200
     reason = {"voice": "near", "share": 0.75, "item_id": "i2", "event_id": "e1"}
     shown = {"rank": 1, "item_id": "i1", "title": "One", "score": -1.0, "source": "generated", "distance": 0.0}
-    assert answer.json()["items"] == [{**shown, "reason": reason, "moves": []}]
+    assert answer.json()["items"] == [{**shown, "reason": reason, "moves": [], "explored": False}]
     used = {"event_id": "e1", "item_id": "i2", "title": "Two", "timestamp": 1, "weight": None, "share": 0.5}
     assert answer.json()["memory"] == [used]
     assert answer.json()["fallback"] is None and answer.json()["user_id"] == "u1"
