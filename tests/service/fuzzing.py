@@ -73,7 +73,7 @@ def fuzz(app: OnItsLoop, *, each: int, within_s: float, number: int = 0) -> None
     """At most `each` requests to every operation. Raises for an answer of the status 500. `number`: the seed."""
     stop_at = time.monotonic() + within_s
     for result in _schema(app).get_all_operations():
-        operation = result.ok()  # type: ignore[union-attr]
+        operation = result.ok()
 
         @seed(number)
         @_examples(each)
