@@ -38,6 +38,7 @@ class World(NamedTuple):
     truths: list[int]  # catalogue rows
     states: States
     histories: list[list[str]]  # item ids of some readers, oldest first
+    cued: list[list[str]]  # item ids before each echo; the last one is the cue
 
     def answers(self, chosen: Sequence[tuple[int, ...] | None]) -> list[Answer]:
         allowed = np.ones(len(self.bundle.catalogue), dtype=bool)
@@ -81,7 +82,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     ids, histories = inputs.split.item_ids, inputs.split.histories
     truths = [bundle.catalogue.rows[ids[histories[target.user].items[target.position]]] for target, _ in echoes]
     readers = [[ids[item] for item in history.items] for history in histories[:NUM_READERS]]
-    return World(bundle, examples, sources, truths, states, readers)
+    cued = [[ids[item] for item in histories[target.user].items[: target.position]] for target, _ in echoes]
+    return World(bundle, examples, sources, truths, states, readers, cued)
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +145,23 @@ def test_a_new_volume_is_in_the_top_3_of_readers_of_its_series_and_an_unrelated_
             assert num_known + 1 not in rows, "a title that nothing is known of is among the first ten"
             ranks.append(rows.index(num_known) + 1 if num_known in rows else 99)
     assert len(ranks) >= 10 and np.mean(np.array(ranks) <= 3) >= 0.7, f"ranks of a new volume: {sorted(ranks)}"
+
+
+def test_a_new_volume_of_a_series_that_only_memory_knows_is_in_the_top_3_after_a_cue(world: World) -> None:
+    """The window has the cue and no volume; the series is named by the retrieved memory alone."""
+    bundle, catalogue = world.bundle, world.bundle.catalogue
+    ranks = []
+    for items, truth in list(zip(world.cued, world.truths, strict=True))[:30]:
+        series = catalogue.items[truth].attributes["series"]
+        window = catalogue.items.at(catalogue.rows[each] for each in items[-bundle.manifest.prompt.recent_length :])
+        assert all(each.attributes.get("series") != series for each in window), "the window knows the series"
+        changed = catalogue.with_items([Item("volume", f"{series} 9: The Moonlit Compost")])
+        query = query_after(bundle, items)
+        query = dataclasses.replace(query, allowed=np.append(query.allowed, [True]))
+        (answer,) = recommend(dataclasses.replace(bundle, catalogue=changed), [query])
+        rows = [item.row for item in answer.items]
+        ranks.append(rows.index(len(catalogue)) + 1 if len(catalogue) in rows else 99)
+    assert np.mean(np.array(ranks) <= 3) >= 0.7, f"ranks of a new volume: {sorted(ranks)}"
 
 
 def query_after(bundle: Bundle, items: Sequence[str]) -> Query:

@@ -27,8 +27,10 @@ from service.export.dataset import export
 from service.store.embedded.server import EmbeddedServer
 from tests.benchmarks.machine import last_line, table
 from tests.service.real import open_app, open_service
+from tests.training.small import TINY
 from training.data.dataset import load_dataset
 from training.pipeline import main as train
+from training.run import recipes
 
 AT_ONCE, EVENTS_OF_A_USER = 500, 50
 NOW = 1_700_000_000
@@ -68,17 +70,19 @@ def counted(rows: Iterator[dict[str, Any]]) -> Counts:
 
 async def round_trip(bundle: Path, store_url: str, directory: Path, *, number: int, recipe: str) -> dict[str, Any]:
     """Raises AssertionError where an event was lost, changed or made. Needs an empty store."""
-    clock = Clock()
+    clock, posts = Clock(), list[float]()
     item_ids = [item.item_id for item in BundleView.open_view(bundle).catalogue.items]
     sent = events(item_ids, number)
     expected, half = counted(iter(sent)), number // 2
     async with open_app(bundle, store_url, store_timeout_s=30) as (_, client):
         for start in range(0, half, AT_ONCE):
+            began = time.perf_counter()
             for _ in range(1 + (start == 0)):  # the first part is sent twice, as a client that heard no answer does
                 body = {"interactions": sent[start : min(start + AT_ONCE, half)]}
                 while (answer := await client.post("/interactions", json=body)).status_code == 503:
                     await asyncio.sleep(1)  # the store of a busy machine is slow; it is safe to send again
                 assert answer.status_code == 202, answer.text
+            posts.append(time.perf_counter() - began)
     clock.lap("http_s")
     file = directory / "events.jsonl"
     file.write_text("".join(json.dumps(event) + "\n" for event in sent[half:]))
@@ -109,15 +113,21 @@ async def round_trip(bundle: Path, store_url: str, directory: Path, *, number: i
     clock.lap("serve_s")
     assert served == expected, "the service has other events than were sent"
     counts = {"sent": number, "exported": len(rows), "trained": found.interactions.height, "served": served.total()}
-    return counts | clock.seconds
+    tenth = max(1, len(posts) // 10)
+    slowest = {
+        "first_posts_s": sum(posts[1 : tenth + 1]) / len(posts[1 : tenth + 1] or [0]),
+        "last_posts_s": sum(posts[-tenth:]) / tenth,
+    }
+    return counts | clock.seconds | slowest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--events", type=int, default=50_000)
-    parser.add_argument("--recipe", default="demo")
+    parser.add_argument("--recipe", default="tiny", help="of training, or `tiny`, the one of the tests")
     args = parser.parse_args(argv)
+    recipes.RECIPES.setdefault("tiny", TINY)
     with tempfile.TemporaryDirectory() as name, EmbeddedServer(Path(name) / "store") as store:
         found = asyncio.run(round_trip(args.bundle, store.url, Path(name), number=args.events, recipe=args.recipe))
     print(table([["measure", "value"], *found.items()]))

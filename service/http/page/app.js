@@ -139,7 +139,7 @@ function row(item, before, titles, recommendation) {
     element("span", { class: "rank" }, String(item.rank)),
     element("div", {}, element("span", { class: "title" }, item.title), moved && element("span", { class: moved === "new" ? "badge new" : "badge" }, moved)),
     user && element("div", { class: "actions" }, ...actions),
-    element("p", { class: "quiet more" }, [SOURCES[item.source] || item.source, reasonText(item.reason, titles), score].filter(Boolean).join(" · ")));
+    element("p", { class: "quiet more" }, [item.explored && "explored: little is known of it", SOURCES[item.source] || item.source, reasonText(item.reason, titles), score].filter(Boolean).join(" · ")));
 }
 
 function weighed(each) {

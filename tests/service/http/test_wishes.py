@@ -83,7 +83,7 @@ async def test_no_answer_breaks_a_wish(
     vocabulary: Vocabulary, bundles: dict[Vocabulary, Path], valkey: EmbeddedServer, raw: Redis
 ) -> None:
     async with calling(bundles[vocabulary], valkey.url) as caller:
-        for seed in range(40):
+        for seed in range(75):
             request = caller.shop.some_request(random.Random(f"{vocabulary} {seed}"))
             answer = await caller.ask(**request)
             wrong = caller.shop.violations(request, answer, has_returns=False)
