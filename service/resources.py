@@ -30,6 +30,7 @@ from service.store.client import MemoryStore
 from service.store.embedded.server import EmbeddedServer
 from service.store.feedback.outcomes import ExperimentStore, OutcomeStore
 from service.store.pages import PageStore
+from service.store.servers.tls import Certificates
 from service.store.shown import ShownStore
 from service.usecases.browsing.items import ItemList
 from service.usecases.browsing.rankings import Rankings
@@ -120,7 +121,8 @@ async def open_store(settings: Settings) -> AsyncIterator[MemoryStore]:
         url = settings.store_url
         if settings.embedded_directory is not None:
             url = stack.enter_context(EmbeddedServer(settings.embedded_directory, fsync=settings.fsync)).url
-        store = await MemoryStore.connect(url, timeout_s=settings.store_timeout_s)
+        certificates = Certificates(settings.store_ca, settings.store_cert, settings.store_cert_key)
+        store = await MemoryStore.connect(url, timeout_s=settings.store_timeout_s, certificates=certificates)
         store.durability, store.num_replicas = settings.durability, settings.durable_replicas
         store.tombstones.kept_s = round(_SECONDS_PER_DAY * settings.tombstone_days)
         stack.push_async_callback(store.close)

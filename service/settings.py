@@ -61,6 +61,15 @@ class Settings(BaseSettings):
         default=SecretStr("embedded:var/store"),
         description="redis://, rediss://, redis+cluster:// or unix:// URL, or embedded:DIR: a private server",
     )
+    store_ca: Path | None = Field(
+        default=None, description="file of the CAs that are trusted for a store with TLS; none: those of the system"
+    )
+    store_cert: Path | None = Field(
+        default=None, description="file of the certificate that is shown to a store with TLS; none: none is"
+    )
+    store_cert_key: Path | None = Field(
+        default=None, description="file of the key of this certificate; none: it is in the file of the certificate"
+    )
     host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on, 0 = any free one")
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_comma_list)] = Field(
@@ -218,6 +227,15 @@ class Settings(BaseSettings):
         if not names or not set(names) <= set(ALGORITHMS):
             raise ValueError(f"must be some of {', '.join(ALGORITHMS)}")
         return names
+
+    @model_validator(mode="after")
+    def _certificates_for_tls(self) -> Self:
+        given = [name for name in ("store_ca", "store_cert", "store_cert_key") if getattr(self, name) is not None]
+        if given and not self.store_url.startswith("rediss"):
+            raise ValueError(f"{variable(given[0])} is for a store with TLS: rediss:// or rediss+cluster://")
+        if self.store_cert_key is not None and self.store_cert is None:
+            raise ValueError(f"{variable('store_cert_key')} needs {variable('store_cert')}, too")
+        return self
 
     @model_validator(mode="after")
     def _whole_issuer(self) -> Self:

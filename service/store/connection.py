@@ -28,6 +28,7 @@ from service.store.lua import scripts
 from service.store.reasons import SLOW, reason_of, reply_of
 from service.store.requests import Command, eval_command
 from service.store.servers import cluster
+from service.store.servers.tls import Certificates, client_options
 from service.tracing.spans import span, without_span
 
 Answer = TypeVar("Answer")
@@ -36,6 +37,7 @@ repeated = RepeatedWarnings(log)
 
 MAX_CONNECTIONS = 64
 SCHEMES = "redis://, rediss://, unix://, redis+cluster://, rediss+cluster://"
+NONE = Certificates()
 MOST_TIMEOUTS = 3
 PROBE_EVERY_S = 0.5
 PROBED_FOR_S = 1.0
@@ -55,8 +57,13 @@ class StoreConnection:
         self._slots = asyncio.Semaphore(MAX_CONNECTIONS // 2) if self.is_cluster else nullcontext()
 
     @classmethod
-    async def connect(cls, url: str, *, timeout_s: float = 2.0, client_name: str = "automr") -> Self:
-        """A store for a URL of one of `SCHEMES`. Does not contact the server: see `ping`."""
+    async def connect(
+        cls, url: str, *, timeout_s: float = 2.0, client_name: str = "automr", certificates: Certificates = NONE
+    ) -> Self:
+        """A store for a URL of one of `SCHEMES`. Does not contact the server: see `ping`.
+
+        Raises StartupError for a URL or a file of `certificates` (for the schemes with TLS) that cannot be used.
+        """
         options: dict[str, Any] = {
             "socket_timeout": timeout_s,
             "socket_connect_timeout": timeout_s,
@@ -66,6 +73,8 @@ class StoreConnection:
             "retry": Retry(ExponentialBackoff(cap=0.05, base=0.01), 1, (RedisConnectionError,)),
         }
         scheme, _, rest = url.partition("://")
+        if scheme.startswith("rediss"):
+            options |= client_options(certificates)
         try:
             if scheme.endswith("+cluster"):
                 return cls(RedisCluster.from_url(f"{scheme[:-8]}://{rest}", **options), timeout_s=timeout_s)
@@ -242,7 +251,7 @@ class Breaker:
 def translated_errors() -> Iterator[None]:
     try:
         yield
-    except (RedisError, RedisClusterException, OSError, cluster.CLOSED_MEANWHILE) as error:
+    except (RedisError, RedisClusterException, OSError, *cluster.CLOSED_MEANWHILE) as error:
         if reply_of(error).startswith("WRONGTYPE "):
             raise StoreCorrupt("A key of the memory store has a value of the wrong type.") from error
         reason = reason_of(error)

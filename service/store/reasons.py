@@ -23,6 +23,10 @@ DISK = Reason("disk", "cannot write to its disk")
 READ_ONLY = Reason("read-only", "is a read-only replica; AUTOMR_STORE must name the primary")
 LOADING = Reason("loading", "is loading its data")
 TLS = Reason("TLS", "cannot be reached over TLS: its certificate or protocol does not fit")
+UNKNOWN_CA = Reason("unknown CA", "has a certificate of a CA that is not trusted: AUTOMR_STORE_CA names those that are")
+WRONG_NAME = Reason("wrong name", "has a certificate for another name than that in AUTOMR_STORE")
+EXPIRED = Reason("expired", "has a certificate that is not valid at this time")
+NO_CERTIFICATE = Reason("client certificate", "does not accept the certificate of the service: see AUTOMR_STORE_CERT")
 NO_PRIMARY = Reason("no primary", "is a cluster in which no primary has some of the keys at the moment (a failover)")
 MOVING = Reason("slot moves", "is moving some of the keys to another node of the cluster, and serves them after that")
 NO_REPLICAS = Reason("no replicas", "has fewer replicas than its min-replicas-to-write asks for")
@@ -53,6 +57,8 @@ _BY_CODE = {
     "NOREPLICAS": NO_REPLICAS,
 }
 
+_BY_VERIFY_CODE = {9: EXPIRED, 10: EXPIRED, 62: WRONG_NAME, 64: WRONG_NAME}  # of OpenSSL
+
 
 def reply_of(error: BaseException) -> str:
     """The server's words; in a pipeline the client's text begins with the command."""
@@ -65,8 +71,11 @@ def reason_of(error: BaseException) -> Reason:
 
 
 def _reason_of_one(error: BaseException) -> Reason | None:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _BY_VERIFY_CODE.get(error.verify_code, UNKNOWN_CA)
     if isinstance(error, ssl.SSLError):
-        return TLS
+        is_about_ours = "ALERT" in (error.reason or "") and any(word in error.reason for word in ("CERTIFICATE", "_CA"))
+        return NO_CERTIFICATE if is_about_ours else TLS
     reply = reply_of(error)
     if reply.startswith("ACL failure in script"):
         return NO_RIGHTS

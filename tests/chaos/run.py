@@ -2,11 +2,14 @@
 
     python -m tests.chaos.run [--kills 200] [--odd 200] [--seed 1]
 
-Two set-ups, one after the other, with requests all the time: a server with its embedded store (kills of the server, of
-the model's process, of the store and of its watcher), and a server with a worker and a replicated store (kills of
-worker, store and watcher, a failover, and all of `faults.py`). Then thousands of odd requests to every operation and to
-chains of operations (`tests/service/fuzzing.py`). Exit code 0 if nothing was lost, doubled, brought back, harmed or
-reset, and no odd request was answered with a status of 500 or more.
+Three set-ups, one after the other, with requests all the time:
+- a server with its embedded store: kills of the server, of the model's process, of the store and of its watcher;
+- a server with a worker and a replicated store: kills of worker, store and watcher, a failover, all of `faults.py`;
+- a server with a Redis Cluster of three primaries and three replicas: kills of primaries.
+
+Then thousands of odd requests to every operation and to chains of operations (`tests/service/fuzzing.py`). Exit code 0
+if nothing was lost, doubled, brought back, harmed or reset, and no odd request was answered with a status of 500 or
+more.
 
 A kill of the server breaks the requests in work: they are counted by themselves, and senders repeat them. `reset`
 counts requests that broke while the server was alive.
@@ -37,9 +40,10 @@ from tests.chaos.faults import StoreFaults, parent_of, watcher_of
 from tests.chaos.traffic import Tally, Traffic
 from tests.conftest import write_bundle
 from tests.service import fuzzing
+from tests.service.cluster import ClusterOfServers
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARES = {"store": 0.38, "watcher": 0.36, "model": 0.12, "worker": 0.1, "server": 0.06}  # of the kills
+SHARES = {"store": 0.36, "watcher": 0.34, "model": 0.12, "worker": 0.1, "primary": 0.06, "server": 0.06}  # of the kills
 ODD_S = 240.0  # most time for requests to single operations
 FAULTS = ("hung", "full", "read-only", "cut", "poisoned", "flooded")
 
@@ -86,6 +90,7 @@ class Chaos:
     async def run(self) -> None:
         await self._embedded()
         await self._shared()
+        await self._clustered()
 
     # ---- a server with its embedded store
 
@@ -171,6 +176,30 @@ class Chaos:
         await follow(stack.enter_context(EmbeddedServer(self.place / "third")), store_port)
         self.tally.kills["store"] += 1
         self.tally.faults["failed over"] += 1
+
+    # ---- a server, and a cluster whose primaries are killed
+
+    async def _clustered(self) -> None:
+        port = free_port()
+        async with AsyncExitStack() as stack:
+            servers = stack.enter_context(ClusterOfServers(self.place / "cluster"))
+            common = "--bundle", str(self.bundle), "--store", servers.url, "--port", str(port)
+            server = Program("serve", *common, AUTOMR_DURABILITY="replicated")
+            stack.callback(server.kill)
+            client = httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10)
+            await stack.enter_async_context(client)
+            traffic = Traffic(client, self.tally, self.dice.randrange(1000), "c")
+            await self._first_ready(traffic)
+            traffic.start()
+            for _ in range(self.wanted["primary"]):
+                primary = self.dice.choice(servers.primaries())
+                promoted = await asyncio.to_thread(servers.fail_over, primary)
+                await asyncio.to_thread(servers.bring_back, primary, promoted)
+                self.tally.kills["primary"] += 1
+                await asyncio.sleep(self.dice.random() / 2)
+            await self._ready(traffic)
+            await traffic.stop()
+            await traffic.look()
 
     def _order(self, parts: dict[str, float]) -> list[str]:
         """Which part is killed when; `parts`: share of its kills in this set-up."""

@@ -40,7 +40,7 @@ OPTIONS = {
 class Node:
     def __init__(self, directory: Path, port: int, bus_port: int) -> None:
         self.directory, self.port, self.bus_port = directory, port, bus_port
-        directory.mkdir()
+        directory.mkdir(parents=True)
         self.client = Redis(port=port, socket_timeout=5)
         self.start()
 

@@ -17,8 +17,9 @@ from service.store.keys import slot_tags
 from service.store.requests import Command
 
 _MOST_TRIES = 3
-# After a failure redis-py closes the connections of a node. Whoever writes to one at this moment finds no writer in it.
-CLOSED_MEANWHILE = AttributeError
+# After a failure redis-py closes the connections of a node. Whoever writes to one at this moment finds no writer in it
+# (AttributeError), or a closed one (RuntimeError of uvloop).
+CLOSED_MEANWHILE = AttributeError, RuntimeError
 
 
 class Written(NamedTuple):
@@ -87,18 +88,17 @@ async def _ask(
     try:
         await node.execute_pipeline([*sent, waited])
     except Exception as error:  # the connection could not be made, or broke while it was written to
-        why = RedisConnectionError("closed meanwhile") if isinstance(error, CLOSED_MEANWHILE) else error
-        return dict.fromkeys(places, why), why
+        return dict.fromkeys(places, error), error
     return {each.position: each.result for each in sent}, waited.result
 
 
 def _may_try_again(answer: Any, num_tries: int) -> bool:
-    return num_tries < _MOST_TRIES and isinstance(answer, MovedError | RedisConnectionError)
+    return num_tries < _MOST_TRIES and isinstance(answer, (MovedError, RedisConnectionError, *CLOSED_MEANWHILE))
 
 
 async def _learn_anew(client: RedisCluster, errors: Mapping[int, Exception]) -> None:
     """Which node has which slot; what else is connected to a server that has restarted is closed."""
-    if any(isinstance(each, RedisConnectionError) for each in errors.values()):
+    if not all(isinstance(each, MovedError) for each in errors.values()):
         await asyncio.gather(*(node.disconnect_free_connections() for node in client.get_primaries()))
     if errors:
         await client.nodes_manager.initialize()
