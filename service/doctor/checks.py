@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 
 from service.doctor.access import examine_issuer, examine_keys, examine_rates
-from service.doctor.store import examine_clock, examine_durability, examine_promise, examine_store
+from service.doctor.store import examine_clock, examine_durability, examine_promise, examine_rights, examine_store
 from service.engine.engine import Engine
 from service.errors import ServiceError
 from service.metrics import Metrics
@@ -46,6 +46,7 @@ async def _with_store(settings: Settings, store: MemoryStore) -> list[Check]:
         return [reached, await _checked("keys", examine_keys(settings, None))]
     return [
         reached,
+        await _checked("rights", examine_rights(settings, store)),
         await _checked("files", examine_durability(settings, store)),
         await _checked("durable", examine_promise(settings, store)),
         await _checked("clock", examine_clock(store)),

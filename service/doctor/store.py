@@ -11,6 +11,7 @@ from service.errors import StartupError, StoreUnavailable
 from service.settings import Settings
 from service.store.client import MemoryStore
 from service.store.deadletters import DeadLetters
+from service.store.servers import rights
 
 MOST_OFF_S = 30  # between this clock and that of the store
 
@@ -40,6 +41,16 @@ async def examine_durability(settings: Settings, store: MemoryStore) -> str:
                 " `maxmemory-policy noeviction`"
             )
     return f"{len(servers)} server{'s' * (len(servers) != 1)} with an append-only file and no eviction"
+
+
+async def examine_rights(settings: Settings, store: MemoryStore) -> str:
+    """Raises StartupError for what only some settings need, and the user of the store may not do."""
+    needed = [] if settings.durability == "stored" else rights.DURABILITY
+    if lacks := await store.lacking_rights(needed):
+        raise StartupError(f"the store does not allow its user {lacks}, which AUTOMR_DURABILITY needs")
+    if lacks := await store.lacking_rights(rights.FILES):
+        return f"all that is needed, but not {lacks}: deleted bytes stay in its files, see Erasure"
+    return "all that is needed"
 
 
 async def examine_promise(settings: Settings, store: MemoryStore) -> str:

@@ -25,9 +25,9 @@ from service.logs import RepeatedWarnings
 from service.store.durability import Durability, lack_of, lacks_wait, wait_command
 from service.store.keys import PROBE
 from service.store.lua import scripts
-from service.store.reasons import SLOW, reason_of, reply_of
+from service.store.reasons import NO_RIGHTS, SLOW, reason_of, reply_of, words_for
 from service.store.requests import Command, eval_command
-from service.store.servers import cluster
+from service.store.servers import cluster, rights
 from service.store.servers.tls import Certificates, client_options
 from service.tracing.spans import span, without_span
 
@@ -94,7 +94,15 @@ class StoreConnection:
 
         Asks also while the breaker is open.
         """
+        if lacks := await self.lacking_rights([*rights.READING, *rights.WRITING]):
+            repeated.warning("the store does not serve", reason=NO_RIGHTS.name, error=lacks)
+            raise StoreUnavailable(f"The memory store does not allow its user {lacks}.")
         await self._ask([eval_command(scripts.PROBE, [PROBE])])
+
+    async def lacking_rights(self, commands: Sequence[str]) -> str:
+        """Which of these commands, and which keys, the user may not use: as an ACL names them, '' for none."""
+        probe = eval_command(rights.MISSING, [PROBE], *rights.SAMPLES, *commands)
+        return rights.words_of((await self._ask([probe]))[0], commands)
 
     async def scan_node(self, node: int, place: int, *options: Any) -> tuple[int, list[bytes], int]:
         """One step of SCAN on a node (0 unless it is a cluster): where to go on, keys, and the number of nodes."""
@@ -256,4 +264,4 @@ def translated_errors() -> Iterator[None]:
             raise StoreCorrupt("A key of the memory store has a value of the wrong type.") from error
         reason = reason_of(error)
         repeated.warning("the store does not serve", reason=reason.name, error=type(error).__name__)
-        raise StoreUnavailable(f"The memory store {reason.words}.") from error
+        raise StoreUnavailable(f"The memory store {words_for(error)}.") from error

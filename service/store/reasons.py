@@ -3,6 +3,7 @@
 Takes an exception of the Redis client. Compares names of classes and beginnings of messages, so it knows no client.
 """
 
+import re
 import ssl
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -16,7 +17,7 @@ class Reason(NamedTuple):
 
 
 WRONG_PASSWORD = Reason("wrong password", "refuses the user or the password of AUTOMR_STORE")
-NO_RIGHTS = Reason("no rights", "does not allow its user a command that is needed (EVAL, or one that the scripts call)")
+NO_RIGHTS = Reason("no rights", "does not allow its user a command that is needed")
 NO_COMMAND = Reason("no command", "does not have a command that is needed, or hides it (a managed store)")
 FULL = Reason("full", "is full: its maxmemory is reached")
 DISK = Reason("disk", "cannot write to its disk")
@@ -57,6 +58,7 @@ _BY_CODE = {
     "NOREPLICAS": NO_REPLICAS,
 }
 
+_REFUSED = re.compile(r"permissions to run the '([^']+)' command")
 _BY_VERIFY_CODE = {9: EXPIRED, 10: EXPIRED, 62: WRONG_NAME, 64: WRONG_NAME}  # of OpenSSL
 
 
@@ -68,6 +70,15 @@ def reply_of(error: BaseException) -> str:
 def reason_of(error: BaseException) -> Reason:
     found = [reason for each in _chain(error) if (reason := _reason_of_one(each))]
     return found[-1] if found else AWAY  # the innermost says most
+
+
+def words_for(error: BaseException) -> str:
+    """The words of the reason; where rights are missing, with the command or the keys as an ACL names them."""
+    reason = reason_of(error)
+    if reason is not NO_RIGHTS:
+        return reason.words
+    found = next(filter(None, (_REFUSED.search(str(each)) for each in _chain(error))), None)
+    return f"does not allow its user {'~automr:*' if found is None else '+' + found[1].lower()}"
 
 
 def _reason_of_one(error: BaseException) -> Reason | None:

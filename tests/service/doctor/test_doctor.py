@@ -51,6 +51,7 @@ async def test_a_good_set_up_has_no_failure_and_shows_no_key(
     assert [each.name for each in checks] == [
         "bundle",
         "store",
+        "rights",
         "files",
         "durable",
         "clock",
