@@ -1,6 +1,6 @@
 """What one loud caller costs a quiet one: a key asks steadily for recommendations while another key floods the server.
 
-    python tests/benchmarks/benchmark_fairness.py [--bundle DIR] [--rounds 6] [--seconds 5]
+    python tests/benchmarks/benchmark_fairness.py [--bundle DIR] [--rounds 6] [--seconds 5] [--rate 20]
 
 Phases alternate, so that other work on the machine hits all of them: the quiet key alone; beside a flood of
 recommendations; beside floods of new events, of single new events, and of events that are stored already. The goal: the
@@ -11,6 +11,7 @@ import argparse
 import itertools
 import statistics
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from service.identity.keys import new_secret
+from service.store.embedded.server import EmbeddedServer
 from tests.benchmarks.load import Load, Outcome, generate
 from tests.benchmarks.machine import last_line, percentile_ms, table
 from tests.benchmarks.serving import Server, demo_events, ingest, running_server, wait_until_encoded
 
 ROOT = Path(__file__).resolve().parents[2]
-QUIET, LOUD, OTHER = new_secret(), new_secret(), new_secret()
-QUIET_RATE = 20.0
+QUIET, LOUD = new_secret(), new_secret()
 NUM_READERS, NUM_WRITERS, NUM_SINGLE = 64, 4, 32
 EVENTS_PER_POST, NUM_POSTS = 200, 400
 LEAD_S = 0.5
@@ -69,22 +70,24 @@ def beside(flood: Load | None, quiet: Load) -> tuple[Outcome, Outcome]:
     return outcome, found[0]
 
 
-def measure(bundle: Path, rounds: int, seconds: float, names: Sequence[str]) -> dict[str, Any]:
-    keys = ",".join((QUIET, LOUD, OTHER))
-    with running_server(bundle, AUTOMR_API_KEYS="") as server:
-        known = demo_events(bundle)
-        ingest(server, known, size=500)
-        wait_until_encoded(server)
-        with running_server(bundle, store_url=server.store_url, AUTOMR_API_KEYS=keys) as closed:
-            return _phases(closed, known, rounds, seconds, names)
+def measure(bundle: Path, rounds: int, seconds: float, rate: float, names: Sequence[str]) -> dict[str, Any]:
+    known = demo_events(bundle)
+    with tempfile.TemporaryDirectory() as directory, EmbeddedServer(Path(directory)) as store:
+        with running_server(bundle, store_url=store.url) as server:  # without keys
+            ingest(server, known, size=500)
+            wait_until_encoded(server)
+        with running_server(bundle, store_url=store.url, AUTOMR_API_KEYS=f"{QUIET},{LOUD}") as server:
+            return _phases(server, known, rounds, seconds=seconds, rate=rate, names=names)
 
 
-def _phases(server: Server, known: Sequence[dict[str, Any]], rounds: int, seconds: float, names: Sequence[str]) -> Any:
+def _phases(
+    server: Server, known: Sequence[dict[str, Any]], rounds: int, *, seconds: float, rate: float, names: Sequence[str]
+) -> dict[str, Any]:
     users = sorted({event["user_id"] for event in known})[:100]
     items = sorted({event["item_id"] for event in known})
     made = floods(server.port, users, items, seconds)
     quiet = Load(
-        server.port, "/recommend", [{"user_id": user, "k": 10} for user in users], seconds, rate=QUIET_RATE,
+        server.port, "/recommend", [{"user_id": user, "k": 10} for user in users], seconds, rate=rate,
         lead_s=LEAD_S, key=QUIET,
     )  # fmt: skip
     phases: dict[str, list[dict[str, Any]]] = {name: [] for name in made if not names or name in names}
@@ -114,9 +117,10 @@ def main() -> int:
     parser.add_argument("--bundle", type=Path, default=ROOT / "model_store/bundles/demo")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--rate", type=float, default=20.0, help="requests per second of the quiet key")
     parser.add_argument("--only", nargs="*", default=[], help="names of phases")
     args = parser.parse_args()
-    found = measure(args.bundle, args.rounds, args.seconds, args.only)
+    found = measure(args.bundle, args.rounds, args.seconds, args.rate, args.only)
     columns = ("p50_ms", "p99_ms", "p50_ratio", "p99_ratio", "refused", "fallbacks", "flood_per_s", "flood_refused")
     print(table([("beside", *columns), *((name, *(row[column] for column in columns)) for name, row in found.items())]))
     print(last_line("fairness", found))
