@@ -2,7 +2,7 @@
 
     offset  bytes     field
     0       2         magic "Zm"
-    2       1         codec version
+    2       1         codec version, 2
     3       1         dtype code (1 = float16, 2 = int8; little endian)
     4       4         D, unsigned
     8       8         space id, first 8 bytes of its ASCII form's hash
@@ -10,14 +10,17 @@
     24      2·D       float16: the state
     24      2·⌈D/64⌉  int8: the scale of each group of 64 numbers, float16; then
             D         the numbers, in multiples of their group's scale
+    last    8         CRC-32 of all bytes before it, unsigned, little endian; 8 bytes keep records of a batch aligned
 
+Version 1, which earlier versions of this software wrote, has no checksum, and is still read.
 Each group of 64 numbers has its own scale, because hidden states of LLMs have a few huge coordinates: one scale for
 all numbers would round the others to almost zero. Records that are read back are untrusted input: every field is
-checked, and the numbers must be finite.
+checked, the checksum must be right, and the numbers must be finite.
 """
 
 import hashlib
 import struct
+import zlib
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -30,7 +33,9 @@ StateDtype = Literal["float16", "int8"]
 
 GROUP_SIZE = 64  # numbers that share one int8 scale
 _HEADER = struct.Struct("<2sBBI8s8s")
-_MAGIC, _VERSION = b"Zm", 1
+_MAGIC, _VERSION = b"Zm", 2
+_VERSION_PLACE, _CHECKSUM_BYTES = 2, 8
+_CHECKED = zlib.crc32(bytes(4), 0x2144DF1C)  # the CRC-32 of all bytes that end with their CRC-32 and four zeros
 _CODES: dict[StateDtype, int] = {"float16": 1, "int8": 2}
 _LARGEST = float(np.finfo(np.float16).max)
 _STEPS = 127
@@ -55,7 +60,7 @@ class StateCodec:
         num_groups = -(-hidden_size // GROUP_SIZE)
         body = [("scales", "<f2", (num_groups,)), ("numbers", "i1", (hidden_size,))]
         fields = body if self._is_int8 else [("state", "<f2", (hidden_size,))]
-        self._layout = np.dtype([("identity", "<u8", (2,)), ("fingerprint", "<u8"), *fields])
+        self._layout = np.dtype([("identity", "<u8", (2,)), ("fingerprint", "<u8"), *fields, ("checksum", "<u8")])
         space_hash = hashlib.sha256(space.encode()).digest()[:8]
         header = _HEADER.pack(_MAGIC, _VERSION, _CODES[dtype], hidden_size, space_hash, bytes(8))
         self._identity = np.frombuffer(header, dtype="<u8", count=2)
@@ -85,19 +90,23 @@ class StateCodec:
             table["scales"], table["numbers"] = _quantised(clipped)
         else:
             table["state"] = clipped
-        return [record.tobytes() for record in table]
+        return [with_checksum(record.tobytes()[:-_CHECKSUM_BYTES]) for record in table]
 
     def decode_many(self, records: Sequence[bytes | None]) -> DecodedStates:
         """Decode n records at once.
 
-        A record is valid if its length, version, dtype, hidden size and space are those of this codec and all its
-        numbers are finite. None stands for a missing record and is not valid.
+        A record is valid if its length, version, dtype, hidden size and space are those of this codec, its checksum is
+        right and all its numbers are finite. None stands for a missing record and is not valid.
         """
-        is_valid = np.array([record is not None and len(record) == self.record_bytes for record in records], dtype=bool)
+        is_valid = self._fit(records)
+        if not is_valid.all():
+            records = [self._of_today(record) for record in records]
+            is_valid = self._fit(records)
         sized = [record for record, fits in zip(records, is_valid.tolist(), strict=True) if record is not None and fits]
         table = np.frombuffer(b"".join(sized), dtype=self._layout)
         numbers, is_sound = self._numbers(table)
         is_sound &= (table["identity"] == self._identity).all(axis=1)
+        is_sound &= np.array(list(map(zlib.crc32, sized)), dtype=np.uint32) == _CHECKED
         if not is_sound.all():
             is_valid[is_valid] = is_sound
             table, numbers = table[is_sound], numbers[is_sound]
@@ -112,6 +121,15 @@ class StateCodec:
         """`states` (n, D) after encoding and decoding, with the rounding of the stored dtype."""
         return self.decode_many(self.encode_many(states, [bytes(8)] * len(states))).states
 
+    def _fit(self, records: Sequence[bytes | None]) -> NDArray[np.bool_]:
+        return np.array([record is not None and len(record) == self.record_bytes for record in records], dtype=bool)
+
+    def _of_today(self, record: bytes | None) -> bytes | None:
+        """A record of version 1 as one of today."""
+        if record is None or len(record) != self.record_bytes - _CHECKSUM_BYTES or record[_VERSION_PLACE] != 1:
+            return record
+        return with_checksum(record[:_VERSION_PLACE] + bytes([_VERSION]) + record[_VERSION_PLACE + 1 :])
+
     def _numbers(self, table: NDArray[np.void]) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
         """States (n, D) of a table of records, and (n,) whether all numbers of a record are in the range we write."""
         if not self._is_int8:
@@ -123,6 +141,10 @@ class StateCodec:
         known = np.where(is_finite[:, None], scales, 0).astype(np.float32)
         states = numbers.astype(np.float32) * _for_each_number(known, self.hidden_size)
         return states.astype(np.float16), is_finite
+
+
+def with_checksum(record: bytes) -> bytes:
+    return record + zlib.crc32(record).to_bytes(_CHECKSUM_BYTES, "little")
 
 
 def _quantised(states: NDArray[np.floating]) -> tuple[NDArray[np.float16], NDArray[np.int8]]:

@@ -1,5 +1,7 @@
 """A stored state reads back as it was written, and other bytes are refused."""
 
+import zlib
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,14 +10,15 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from model_store.errors import StateCorrupt
-from model_store.memory.codec import GROUP_SIZE, StateCodec, StateDtype
+from model_store.memory.codec import GROUP_SIZE, StateCodec, StateDtype, with_checksum
 
-HEADER_BYTES = 24  # see the table of offsets in codec.py
+HEADER_BYTES, CHECKSUM_BYTES = 24, 8  # see the table of offsets in codec.py
 CODEC, FINGERPRINT = StateCodec("abc123", 6), b"12345678"
 finite = st.floats(width=16, allow_nan=False, allow_infinity=False)
 RECORD = CODEC.encode(np.linspace(-1, 1, 6, dtype=np.float16), FINGERPRINT)
 INT8 = StateCodec("abc123", 6, "int8")
 INT8_RECORD = INT8.encode(np.linspace(-1, 1, 6, dtype=np.float16), FINGERPRINT)
+OLD = bytes.fromhex("5a6d010102000000" + "6ca13d52ca70c883" + FINGERPRINT.hex() + "003c00c0")  # version 1
 RECORDS = pytest.mark.parametrize(("codec", "record"), [(CODEC, RECORD), (INT8, INT8_RECORD)], ids=["float16", "int8"])
 
 
@@ -37,7 +40,7 @@ def is_refused(codec: StateCodec, *records: bytes) -> bool:
 def test_encode_then_decode_is_the_identity(state: np.ndarray, fingerprint: bytes) -> None:
     record = CODEC.encode(state, fingerprint)
     decoded, same = decode(CODEC, record)
-    assert len(record) == CODEC.record_bytes == HEADER_BYTES + 2 * 6
+    assert len(record) == CODEC.record_bytes == HEADER_BYTES + 2 * 6 + CHECKSUM_BYTES
     assert decoded.dtype == np.float16 and decoded.tobytes() == state.tobytes() and same == fingerprint
 
 
@@ -50,7 +53,11 @@ def test_numbers_beyond_float16_are_clipped(state: np.ndarray) -> None:
 def test_the_bytes_of_a_float16_record_never_change() -> None:
     """Stores in use hold these bytes. If this test fails, raise the codec version and keep reading the old one."""
     record = StateCodec("abc123", 2).encode(np.array([1.0, -2.0]), FINGERPRINT)
-    assert record.hex() == "5a6d010102000000" + "6ca13d52ca70c883" + FINGERPRINT.hex() + "003c00c0"
+    checked = bytes.fromhex("5a6d020102000000" + "6ca13d52ca70c883" + FINGERPRINT.hex() + "003c00c0")
+    assert record == checked + zlib.crc32(checked).to_bytes(8, "little")
+    states, fingerprints, is_valid = StateCodec("abc123", 2).decode_many([OLD, OLD[:2] + b"\2" + OLD[3:]])
+    assert is_valid.tolist() == [True, False], "records of version 1, and no other without a checksum, are read"
+    assert states[0].tolist() == [1.0, -2.0] and fingerprints[0].tobytes() == FINGERPRINT
 
 
 @RECORDS
@@ -61,10 +68,19 @@ def test_a_change_of_any_header_byte_is_refused(codec: StateCodec, record: bytes
 
 
 @RECORDS
+def test_a_change_of_any_bit_is_refused(codec: StateCodec, record: bytes) -> None:
+    """Also where the numbers stay possible ones: a flipped bit would be another memory."""
+    flips = [(place, 1 << bit) for place in range(len(record)) for bit in range(8)]
+    changed = [bytes([*record[:place], record[place] ^ bit, *record[place + 1 :]]) for place, bit in flips]
+    assert is_refused(codec, *changed)
+
+
+@RECORDS
 @pytest.mark.parametrize("place", range(16, 24))
 def test_a_changed_fingerprint_is_another_fingerprint(codec: StateCodec, record: bytes, place: int) -> None:
     changed = bytes([*record[:place], record[place] ^ 1, *record[place + 1 :]])
-    assert decode(codec, changed)[1] != FINGERPRINT, "a stale state would be taken for a fresh one"
+    rewritten = with_checksum(changed[:-CHECKSUM_BYTES])
+    assert decode(codec, rewritten)[1] != FINGERPRINT, "a stale state would be taken for a fresh one"
 
 
 @given(st.binary(max_size=80))
@@ -83,7 +99,7 @@ def test_numbers_that_are_not_finite_are_neither_written_nor_read(value: float) 
     state = np.array([0, 0, value, 0, 0, 0], dtype=np.float16)
     with pytest.raises(StateCorrupt, match="finite"):
         CODEC.encode(state, FINGERPRINT)
-    assert is_refused(CODEC, RECORD[:HEADER_BYTES] + state.tobytes())
+    assert is_refused(CODEC, with_checksum(RECORD[:HEADER_BYTES] + state.tobytes()))
 
 
 def test_a_state_of_another_space_or_size_is_refused() -> None:
@@ -125,7 +141,7 @@ def test_the_error_of_an_int8_state_is_at_most_half_a_scale(state: np.ndarray) -
     codec = StateCodec("abc123", len(state), "int8")
     record = codec.encode(state, FINGERPRINT)
     num_groups = -(-len(state) // GROUP_SIZE)
-    assert len(record) == codec.record_bytes == HEADER_BYTES + 2 * num_groups + len(state)
+    assert len(record) == codec.record_bytes == HEADER_BYTES + 2 * num_groups + len(state) + CHECKSUM_BYTES
     decoded, fingerprint = decode(codec, record)
     assert decoded.dtype == np.float16 and np.isfinite(decoded).all() and fingerprint == FINGERPRINT
     for start in range(0, len(state), GROUP_SIZE):
@@ -145,17 +161,18 @@ def test_a_huge_coordinate_makes_only_its_own_group_coarse() -> None:
 
 def test_the_bytes_of_an_int8_record_never_change() -> None:
     record = StateCodec("abc123", 2, "int8").encode(np.array([1.0, -2.0]), FINGERPRINT)
-    assert record.hex() == "5a6d010202000000" + "6ca13d52ca70c883" + FINGERPRINT.hex() + "0924" + "3f81"
+    checked = bytes.fromhex("5a6d020202000000" + "6ca13d52ca70c883" + FINGERPRINT.hex() + "0924" + "3f81")
+    assert record == with_checksum(checked)
 
 
 @pytest.mark.parametrize("scale", [np.nan, np.inf, -1.0, 516.0])
 def test_an_impossible_scale_is_refused(scale: float) -> None:
     changed = INT8_RECORD[:HEADER_BYTES] + np.float16(scale).tobytes() + INT8_RECORD[HEADER_BYTES + 2 :]
-    assert is_refused(INT8, changed)
+    assert is_refused(INT8, with_checksum(changed[:-CHECKSUM_BYTES]))
 
 
 def test_the_int8_number_minus_128_is_refused() -> None:
-    assert is_refused(INT8, INT8_RECORD[:-1] + b"\x80")
+    assert is_refused(INT8, with_checksum(INT8_RECORD[: -CHECKSUM_BYTES - 1] + b"\x80"))
 
 
 def test_a_state_of_the_other_dtype_is_refused() -> None:
