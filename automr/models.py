@@ -156,6 +156,10 @@ class Deletion(TypedDict):
     """
     dead letters
     """
+    shredded: bool
+    """
+    the key that sealed the user's records was destroyed, so that no copy of them can be read; false where records are not encrypted
+    """
     receipt_id: str
     """
     as in the answer of the deletion
@@ -371,6 +375,10 @@ class ForgottenUser(TypedDict):
     dead_letters: int
     """
     dead letters
+    """
+    shredded: bool
+    """
+    the key that sealed the user's records was destroyed, so that no copy of them can be read; false where records are not encrypted
     """
     user_id: str
     """

@@ -110,6 +110,13 @@ def _compact(args: argparse.Namespace) -> int:
     return 0 if done["status"] in ("done", "no_files") else 1
 
 
+def _seal(args: argparse.Namespace) -> int:
+    from service.commands import run_seal
+
+    print(json.dumps(asyncio.run(run_seal(_settings(args)))))
+    return 0
+
+
 def _keys(args: argparse.Namespace) -> int:
     if args.action is not None:
         return _stored_keys(args)
@@ -179,6 +186,8 @@ def _parser() -> argparse.ArgumentParser:
     key_commands.add_arguments(_command(commands, "keys", _keys, text), lambda parser: _add_flags(parser, "store"))
     text = "have the store rewrite its files, so that no byte of deleted users is left in them"
     _add_flags(_command(commands, "compact", _compact, text), "store")
+    text = "encrypt all records of users with the first master key, so that older keys are no longer needed"
+    _add_flags(_command(commands, "seal", _seal, text), "store")
     _command(commands, "openapi", _openapi, "print the OpenAPI document (docs/openapi.json)")
     doctor_ = _command(commands, "doctor", _doctor, "check a set-up")
     _add_flags(doctor_, "bundle", "store", "host", "port", "device")

@@ -16,12 +16,14 @@ from service.ending import end_within
 from service.erasure.eraser import Eraser
 from service.errors import SettingsError
 from service.event_files import Unreadable, read_interactions
+from service.event_types.table import EventTable
 from service.http.routes.interactions import event_or_reason
 from service.metrics import Metrics
 from service.resources import open_kernel, open_resources, open_store
 from service.settings import Settings
 from service.store.deadletters import DeadLetters
 from service.store.events import Event
+from service.store.sealing.walk import seal_all
 from service.tracing.traces import Traces
 from service.usecases.encode import backfill
 from service.usecases.ingest import DELETED, Outcome, Wait
@@ -83,6 +85,14 @@ async def run_deadletters(settings: Settings, action: DeadLetterAction) -> list[
         if action == "replay" and users:
             await store.request_encoding(users)  # first, so that a kill in between loses nobody
         return [json.dumps({action: await letters.remove(users)})]
+
+
+async def run_seal(settings: Settings) -> dict[str, int]:
+    """Seals the records of all users with the first master key; returns how many were changed."""
+    async with open_store(settings) as store:
+        event_table = EventTable(store)
+        await event_table.catch_up()
+        return await seal_all(store)
 
 
 async def run_compact(settings: Settings) -> dict[str, Any]:

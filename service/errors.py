@@ -32,6 +32,7 @@
     │   └── ModelUnavailable          the process of the model is starting, or has ended
     ├── ModelFailed                   the model could not compute a job
     ├── StoreCorrupt                  a key of the memory store has a value of the wrong type
+    │   └── RecordsSealed             records of a user are sealed with a master key that is not here
     ├── DeadlineExceeded              the time limit of the request has passed
     └── StartupError                  the operator has to change something; no request meets it
         ├── SettingsError(problems)   wrong environment or flags, all mistakes at once
@@ -202,6 +203,11 @@ class StoreCorrupt(ServiceError):
     title = "Memory store corrupt"
 
 
+class RecordsSealed(StoreCorrupt):
+    title = "Records are sealed"
+    retry_after_s = 30.0
+
+
 class ModelUnavailable(Unavailable):
     title = "Model unavailable"
 
@@ -260,6 +266,7 @@ STATUS: Mapping[type[Exception], int] = {
     RateLimited: 429,
     Unavailable: 503,
     StoreCorrupt: 500,
+    RecordsSealed: 503,
     ModelFailed: 500,
     DeadlineExceeded: 504,
     StartupError: 500,

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
+import structlog
+
 from model_store.signature import verify
 from model_store.view import BundleView
 from service.bundles.bundles import Bundles
@@ -18,6 +20,7 @@ from service.ending import cancel_and_wait
 from service.engine.engine import Engine
 from service.engine.process import Spawn, spawn
 from service.erasure.eraser import Eraser
+from service.errors import SettingsError
 from service.event_types.table import EventTable
 from service.feedback.answers import Answers
 from service.feedback.experiments import Experiments
@@ -30,6 +33,7 @@ from service.store.client import MemoryStore
 from service.store.embedded.server import EmbeddedServer
 from service.store.feedback.outcomes import ExperimentStore, OutcomeStore
 from service.store.pages import PageStore
+from service.store.sealing.master import MasterKeys
 from service.store.servers.tls import Certificates
 from service.store.shown import ShownStore
 from service.usecases.browsing.items import ItemList
@@ -43,6 +47,8 @@ from service.usecases.live import LiveCounts
 from service.usecases.recommend import Recommender
 from service.usecases.shown import ShownLists
 from service.usecases.users import Users
+
+log = structlog.get_logger("service.resources")
 
 _SECONDS_PER_DAY = 86_400
 _LAST_JOBS_S = 2.0  # requests have ended before the engine stops; only jobs of background work can be left
@@ -114,6 +120,15 @@ def open_view(settings: Settings) -> BundleView:
     return BundleView.open_view(settings.bundle, precision=precision)
 
 
+def master_keys(settings: Settings) -> MasterKeys | None:
+    """None where records are not encrypted. Raises SettingsError."""
+    lines = settings.plain_encryption_keys
+    try:
+        return MasterKeys.read(lines) if lines else None
+    except ValueError as error:
+        raise SettingsError([f"AUTOMR_ENCRYPTION_KEYS: {error}"]) from None
+
+
 @asynccontextmanager
 async def open_store(settings: Settings) -> AsyncIterator[MemoryStore]:
     """The store that the settings name; an embedded one is started and ends afterwards. Raises StartupError."""
@@ -125,6 +140,7 @@ async def open_store(settings: Settings) -> AsyncIterator[MemoryStore]:
         store = await MemoryStore.connect(url, timeout_s=settings.store_timeout_s, certificates=certificates)
         store.durability, store.num_replicas = settings.durability, settings.durable_replicas
         store.tombstones.kept_s = round(_SECONDS_PER_DAY * settings.tombstone_days)
+        store.sealing.master = master_keys(settings)
         stack.push_async_callback(store.close)
         yield store
 
@@ -175,6 +191,8 @@ async def open_resources(settings: Settings, metrics: Metrics, *, spawn: Spawn =
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(settings))
         event_table = await stack.enter_async_context(_open_event_table(store))
+        if problem := await store.sealing.problem():
+            log.error("records of users cannot be read", reason=problem)
         shown = ShownLists(ShownStore(store.run, store.tombstones, kept_s=round(3600 * settings.shown_hours)), metrics)
         stack.push_async_callback(shown.stop)
         outcomes = Outcomes(OutcomeStore(store.run))

@@ -170,6 +170,12 @@ class Settings(BaseSettings):
     erasure_minutes: float = Field(
         default=60.0, ge=0, le=10_080, description="time until a deletion is gone from the store's files, 0 = no limit"
     )
+    encryption_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_comma_list)] = Field(
+        default=(), description="comma-separated master keys ID=BASE64 that seal records of users; the first one seals"
+    )
+    encryption_keys_file: Path | None = Field(
+        default=None, description="file with master keys, one ID=BASE64 a line, in the place of encryption_keys"
+    )
     otlp_endpoint: str = Field(
         default="", description="collector of traces (OTLP over HTTP), such as http://collector:4318; empty: no traces"
     )
@@ -328,6 +334,22 @@ class Settings(BaseSettings):
     @property
     def asks_for_keys(self) -> bool:
         return bool(self.api_keys) or self.require_keys or bool(self.jwt_issuer)
+
+    @property
+    def plain_encryption_keys(self) -> tuple[str, ...]:
+        """As given, for `sealing.master` only. Raises SettingsError where the file cannot be read."""
+        if self.encryption_keys_file is None:
+            return tuple(key.get_secret_value() for key in self.encryption_keys)
+        name = variable("encryption_keys_file")
+        if self.encryption_keys:
+            raise SettingsError([f"{name}: {variable('encryption_keys')} is set, too; use one of them"])
+        try:
+            lines = self.encryption_keys_file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError([f"{name}: {self.encryption_keys_file}: {type(error).__name__}"]) from None
+        if not (found := tuple(line for line in lines if line.strip() and not line.startswith("#"))):
+            raise SettingsError([f"{name}: {self.encryption_keys_file} has no key"])
+        return found
 
     @property
     def plain_api_keys(self) -> tuple[str, ...]:

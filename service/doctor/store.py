@@ -18,6 +18,8 @@ MOST_OFF_S = 30  # between this clock and that of the store
 
 async def examine_store(settings: Settings, store: MemoryStore) -> str:
     await store.ping()
+    if problem := await store.sealing.problem():
+        raise StartupError(f"records of users cannot be read: {problem}")
     backlog, num_dead = await store.backlog(), await DeadLetters(store.run, is_cluster=store.is_cluster).count()
     return f"{settings.store_shown} answers and takes writes, encode queue {backlog}, dead letters {num_dead}"
 

@@ -17,6 +17,7 @@ from service.logs import RepeatedWarnings
 from service.repeating import Repeated
 from service.store.client import MemoryStore
 from service.store.lua.sorting import sorting_of
+from service.store.sealing.walk import seal_user
 
 log = structlog.get_logger("service.event_types.table")
 repeated = RepeatedWarnings(log)
@@ -89,6 +90,7 @@ class EventTable:
         name, _ = sorting_of(self.types, self.number)
         users: list[str] = []
         async for user_id in self.store.users():
+            await seal_user(self.store, user_id)  # sealed events have labels of the table
             users.append(user_id)
             if len(users) == _USERS_PER_REQUEST:
                 await self.store.request_encoding(users)

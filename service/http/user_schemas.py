@@ -53,6 +53,12 @@ class DeletedNumbers(ResponseSchema):
     live_counts: int = Field(description="live counts that the user is no longer part of", examples=[41])
     requests: int = Field(description="entries of the encode queue", examples=[1])
     dead_letters: int = Field(description="dead letters", examples=[0])
+    shredded: bool = Field(
+        description="the key that sealed the user's records was destroyed, so that no copy of them can be read; false"
+        " where records are not encrypted",
+        examples=[False],
+        strict=False,
+    )
 
 
 class ForgottenUser(DeletedNumbers):

@@ -11,6 +11,7 @@ type.
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import structlog
@@ -33,10 +34,10 @@ from service.store.events import (
     Saved,
     UserCounts,
     UserStates,
+    decode_event,
     decode_events,
     decode_text,
     encode_text,
-    is_same_event,
     make_cursor,
     read_cursor,
 )
@@ -52,6 +53,7 @@ from service.store.keys import (
     QUEUED,
     WAITING,
     count_keys,
+    facts_key,
     user_keys,
     user_of,
     user_prefix,
@@ -63,6 +65,7 @@ from service.store.requests import (
     Command,
     append_arguments,
     append_command,
+    appended_of,
     decode_recalled,
     encoding_command,
     eval_command,
@@ -71,6 +74,8 @@ from service.store.requests import (
     stored_arguments,
     warn_of_unreadable,
 )
+from service.store.sealing.records import PLAIN
+from service.store.sealing.sealing import Sealing
 
 log = structlog.get_logger("service.store.client")
 
@@ -82,16 +87,18 @@ CONSUMER_IDLE_MS = 3_600_000  # a worker without entries that did not ask for so
 class MemoryStore(StoreConnection):
     """The methods for each kind of key. One per process and event loop; they may run concurrently."""
 
-    _sorting = sorting_of(EventTypes(), 0)
+    types = EventTypes()  # by which events are sorted
+    _sorting = sorting_of(types, 0)
     durability: Durability = "stored"  # of writes of events and deletions that ask for none
 
     def __init__(self, client: Any, *, timeout_s: float) -> None:
         super().__init__(client, timeout_s=timeout_s)
         self.tombstones = Tombstones(self.run)
+        self.sealing = Sealing(self.run)
 
     def use_event_types(self, types: EventTypes, number: int) -> None:
         """From now on events are sorted by this table; one with a higher number is newer (see `lua/sorting.py`)."""
-        self._sorting = sorting_of(types, number)
+        self.types, self._sorting = types, sorting_of(types, number)
 
     # ---- events of a user
 
@@ -109,13 +116,10 @@ class MemoryStore(StoreConnection):
         for position, event in enumerate(events):
             by_user.setdefault(event.user_id, []).append(position)
         gone = {user_id: await self.tombstones.key(user_id) for user_id in by_user}
+        records = await self.sealing.for_writing(by_user)
         outcomes = attributions(events, gone) if with_outcomes else []  # before the events are stored
-        appends = [
-            append_command(
-                [events[i] for i in positions], self._sorting, gone[user_id], with_request=not self.is_cluster
-            )
-            for user_id, positions in by_user.items()
-        ]
+        make = partial(append_command, self._sorting, types=self.types, with_request=not self.is_cluster)
+        appends = [make(gone[user], records[user], [events[i] for i in places]) for user, places in by_user.items()]
         marked = events if with_outcomes else []
         durability = durability or self.durability
         if self.is_cluster:  # the queue may be on another node, and events must be stored before it names their user
@@ -129,15 +133,12 @@ class MemoryStore(StoreConnection):
             answers = await self.write(outcomes + appends + marks, durability)
             answers = answers[: len(outcomes) + len(appends)]
         answers = answers[len(outcomes) :]
-        appended: list[Appended] = ["accepted"] * len(events)
-        for positions, answer in zip(by_user.values(), answers, strict=False):
-            for position, found in zip(positions, answer, strict=True):
-                if found == -1:
-                    appended[position] = "deleted"
-                elif found != 1:
-                    is_same = found == 0 or is_same_event(found, events[position])
-                    appended[position] = "duplicate" if is_same else "conflict"
-        return appended
+        appended = appended_of(events, by_user, answers, records)
+        if left := [place for place in range(len(events)) if place not in appended]:
+            self.sealing.changed({events[place].user_id for place in left})  # their data key is another one
+            again = await self.append([events[i] for i in left], with_outcomes=False, durability=durability)
+            appended |= dict(zip(left, again, strict=True))
+        return [appended[place] for place in range(len(events))]
 
     async def replace(self, event: Event) -> Replaced:
         """Stores the event in the place of the one with its id, if there is one, in one step.
@@ -146,8 +147,7 @@ class MemoryStore(StoreConnection):
         repairs a crash between the two writes.
         """
         keys = [*user_keys(event.user_id), await self.tombstones.key(event.user_id)]
-        args = *self._sorting, user_prefix(event.user_id), *append_arguments(event)
-        answer = await self._change(scripts.REPLACE, keys, event.user_id, event.event_id, *args)
+        answer = await self._change(scripts.REPLACE, keys, event.user_id, event.event_id, event)
         answers: tuple[Replaced, ...] = ("unchanged", "created", "replaced", "deleted")
         if answers[answer] != "deleted":
             await self.write([encoding_command([event.user_id])], self.durability)
@@ -171,7 +171,7 @@ class MemoryStore(StoreConnection):
         recalled = []
         for user_id, answer in zip(user_ids, answers, strict=True):
             await asyncio.sleep(0)  # decoding many users takes long: let other tasks run in between
-            recalled.append(decode_recalled(user_id, answer))
+            recalled.append(decode_recalled(user_id, answer, self.sealing))
         return recalled
 
     async def events(self, user_id: str, *, before: str | None = None, limit: int) -> tuple[list[Event], str | None]:
@@ -182,9 +182,10 @@ class MemoryStore(StoreConnection):
         if limit <= 0:
             raise BadRequest("limit must be positive")
         place = read_cursor(before) if before is not None else (b"", b"")
-        members, bodies, score = await self._script(scripts.PAGE, user_keys(user_id), limit, *place)
+        members, bodies, score, wrapped = await self._script(scripts.PAGE, user_keys(user_id), limit, *place)
         ids = [member[17:] for member in members[:limit]]
-        page = [event for event in decode_events(user_id, ids, bodies[: len(ids)]) if event is not None]
+        bodies = self.sealing.of(user_id, wrapped).open_bodies(ids, bodies[: len(ids)])
+        page = [event for event in decode_events(user_id, ids, bodies) if event is not None]
         warn_of_unreadable(len(ids) - len(page), len(ids))
         return page, make_cursor(score, members[limit - 1]) if len(members) > limit else None
 
@@ -202,14 +203,14 @@ class MemoryStore(StoreConnection):
         doomed = tombstone + ":doomed:"
         args = prefix, self.tombstones.kept_s, doomed, LARGE
         command = eval_command(scripts.FORGET_USER, [*user_keys(user_id), tombstone], *args)
-        ((events, states, num_keys, has_more, *others, at),) = await self.write([command], self.durability)
+        ((events, states, num_keys, has_more, *others, at, shredded),) = await self.write([command], self.durability)
         while await self._script(scripts.DRAIN, [f"{doomed}{place}" for place in range(1, 8)], ELEMENTS_PER_STEP):
             await asyncio.sleep(0)  # other callers come first
         if has_more:
             num_keys += await self._unlink_all(prefix)
         lists, pages, outcomes = others
         elsewhere = await self.forget_elsewhere(user_id)
-        return Deleted(events, states, num_keys, lists, pages, outcomes, *elsewhere, at)
+        return Deleted(events, states, num_keys, lists, pages, outcomes, *elsewhere, at, shredded)
 
     async def forget_elsewhere(self, user_id: str) -> tuple[int, int, int]:
         """Takes a user without events out of places that users share: numbers of live counts, of entries of the encode
@@ -229,15 +230,24 @@ class MemoryStore(StoreConnection):
 
         States of windows that contained the event become stale, so the caller asks for encoding afterwards.
         """
-        args = *self._sorting, user_prefix(user_id), encode_text(event_id)
-        return bool(await self._change(scripts.FORGET_EVENT, user_keys(user_id), user_id, event_id, *args))
+        return bool(await self._change(scripts.FORGET_EVENT, user_keys(user_id), user_id, event_id))
 
-    async def _change(self, script: str, keys: Sequence[str], user_id: str, event_id: str, *args: Any) -> int:
-        """Tells the script what is stored under the id; again if that has changed meanwhile."""
+    async def _change(
+        self, script: str, keys: Sequence[str], user_id: str, event_id: str, new: Event | None = None
+    ) -> int:
+        """Tells the script what is stored under the id, and what is to be; again if that has changed meanwhile."""
+        name = encode_text(event_id)
         while True:
-            body = await self._call("HGET", keys[0], encode_text(event_id))
-            command = eval_command(script, keys, *args, *stored_arguments(user_id, event_id, body))
-            answer = int((await self.write([command], self.durability))[0])
+            body, wrapped = await self.run([("HGET", keys[0], name), ("HGET", facts_key(user_id), "key")])
+            (opened,) = self.sealing.of(user_id, wrapped).open_bodies([name], [body])
+            stored = decode_event(user_id, name, opened)
+            args: list[Any] = [*self._sorting, user_prefix(user_id), name, *stored_arguments(stored, body)]
+            if new is not None:
+                records = (await self.sealing.for_writing([user_id]))[user_id]
+                text = body if stored == new and body is not None else records.body(new, self.types)
+                args[3:4] = append_arguments(new, text)
+                args += [records.wrapped, int(records.is_new)]
+            answer = int((await self.write([eval_command(script, keys, *args)], self.durability))[0])
             if answer >= 0:
                 return answer
 
@@ -254,7 +264,12 @@ class MemoryStore(StoreConnection):
 
         `limit` is that of the `recall_many` from whose events the states were computed. One round trip.
         """
-        return [Saved(*each) for each in await self._keep([save_states_command(each, space, limit) for each in states])]
+        records = await self.sealing.for_writing([each.user_id for each in states])
+        commands = []
+        for each in states:
+            own = records[each.user_id]
+            commands.append(save_states_command(each, space, limit, PLAIN if own.is_new else own))
+        return [Saved(*answer) for answer in await self._keep(commands)]
 
     async def _keep(self, commands: Sequence[Command]) -> list[Any]:
         """Writes what a worker made before it takes the user from the encode queue.
@@ -375,4 +390,4 @@ class MemoryStore(StoreConnection):
         ]
 
     async def _recall(self, command: Command, user_id: str) -> Recalled:
-        return decode_recalled(user_id, (await self.run([command]))[0])
+        return decode_recalled(user_id, (await self.run([command]))[0], self.sealing)

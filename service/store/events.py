@@ -112,7 +112,7 @@ class Deleted(NamedTuple):
 
     `lists`: lists that the user was shown; `pages`: lists with further pages; `outcomes`: events that were not counted
     yet; `live_counts`: counts of items and pairs that the user was part of; `requests`: entries of the encode queue.
-    `at`: Unix seconds by the clock of the store.
+    `at`: Unix seconds by the clock of the store. `shredded`: 1 if the user's data key was destroyed (see `sealing/`).
     """
 
     events: int
@@ -125,6 +125,7 @@ class Deleted(NamedTuple):
     requests: int = 0
     dead_letters: int = 0
     at: int = 0
+    shredded: int = 0
 
 
 # ---- text

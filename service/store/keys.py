@@ -9,7 +9,8 @@ r"""The key table: every key of AutoMR in Redis, and the functions that build ke
     automr:{<uid>}:aside              ZSET    the same, of all other events                number of events
     automr:{<uid>}:seen               STRING  `item_digest` and time, 12 bytes each        number of events
     automr:{<uid>}:facts              HASH    table and revision of the sets; "!<tie_key>" items that were taken back
-                                              -> place of the last event that took it back
+                                              -> place of the last event that took it back;
+                                              the wrapped data key of sealed records
     automr:events                     STRING  JSON: number and table of event types        one
     automr:events:counted             STRING  name of the table by which all were counted  one
     automr:events:counting            STRING  who counts them again, for 30 s              one
@@ -48,6 +49,8 @@ r"""The key table: every key of AutoMR in Redis, and the functions that build ke
     automr:{+keys}:used               HASH    key id -> when it was used last              keys
     automr:{+rate:<name>}:window      HASH    number and counts of a window of a rate      keys with a rate; two
                                               (see `identity/limits.py`)                   windows
+    automr:sealed                     HASH    id -> check of the master keys with which    master keys
+                                              records are sealed (see `sealing/`)
     automr:probe                      STRING  empty: written to see whether writes work    one
     automr:{+<slot>}:gone:<hash>      STRING  second in which the user was deleted, see     users deleted, for days
                                               `erasure/tombstones.py`
@@ -88,6 +91,7 @@ UNSETTLED, EXPERIMENTS = "automr:{+outcomes}:waiting", "automr:experiments"
 EVENT_TYPES, EVENTS_COUNTED, EVENTS_COUNTING = "automr:events", "automr:events:counted", "automr:events:counting"
 BUNDLES, BUNDLES_FILL = "automr:bundles", "automr:bundles:fill"
 PROBE = "automr:probe"
+SEALED_WITH = "automr:sealed"
 KEY_RECORDS, KEYS_VERSION, KEYS_USED = "automr:{+keys}:records", "automr:{+keys}:version", "automr:{+keys}:used"
 ERASING, RECEIPTS = "automr:{+erasure}:users", "automr:{+erasure}:receipts"
 SECRET, FILES_PREFIX = "automr:{+erasure}:secret", "automr:{+erasure}:files:"
@@ -150,6 +154,10 @@ def user_keys(user_id: str, space: str | None = None) -> list[str]:
     prefix = user_prefix(user_id)
     keys = [prefix + name for name in USER_KEYS]
     return keys if space is None else [*keys, f"{prefix}states:{space}"]
+
+
+def facts_key(user_id: str) -> str:
+    return user_prefix(user_id) + "facts"
 
 
 def gone_key(user_id: str, digest: str) -> str:

@@ -74,6 +74,7 @@ _DELETED = {
     "live_counts": 9,
     "requests": 1,
     "dead_letters": 0,
+    "shredded": False,
 }
 _ASPECT = {
     "name": "series",

@@ -35,8 +35,11 @@ async def readyz(request: Request, resources: ResourcesDep) -> Readiness:
     try:
         async with asyncio.timeout(resources.settings.store_timeout_s):
             await resources.store.probe()
+            sealed = await resources.store.sealing.problem()
     except TimeoutError:
         raise NotReady("The memory store did not answer in time.") from None
+    if sealed is not None:
+        raise NotReady(f"Records of users cannot be read: {sealed}.")
     return Readiness(status="ok", items_waiting=len(resources.engine.intake))
 
 

@@ -8,6 +8,7 @@ a step copies events, the step takes its copies back. Knows no Redis client but 
 
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from service.errors import UserDeleted
@@ -20,7 +21,7 @@ from service.store.shown import MOST_LISTS
 _EVENTS_PER_STEP = 200
 _MOST_STEPS = 50
 
-# KEYS: of the user; ARGV: number  ->  members, bodies of so many events, the second of this call
+# KEYS: of the user; ARGV: number  ->  members, bodies of so many events, the second of this call, wrapped key
 _EVENTS = (
     EVENT_ID
     + HMGET
@@ -31,7 +32,8 @@ for _, key in ipairs({KEYS[2], KEYS[5], KEYS[6]}) do
     for _, member in ipairs(redis.call('ZRANGE', key, 0, limit - #members - 1)) do members[#members + 1] = member end
   end
 end
-return {members, hmget(KEYS[1], event_ids(members)), tonumber(redis.call('TIME')[1])}
+local second, wrapped = tonumber(redis.call('TIME')[1]), redis.call('HGET', KEYS[7], 'key')
+return {members, hmget(KEYS[1], event_ids(members)), second, wrapped}
 """
 )
 # KEYS: of the user, the tombstone; ARGV: prefix of their keys, second in which the events were read, (member, body)*
@@ -97,9 +99,12 @@ async def merge(
     keys = [*user_keys(guest_id), await store.tombstones.key(guest_id)]
     for _ in range(_MOST_STEPS):
         await settle([guest_id])
-        ((members, bodies, read_at),) = await store.run([("EVAL", _EVENTS, len(keys), *keys, _EVENTS_PER_STEP)])
+        (answer,) = await store.run([("EVAL", _EVENTS, len(keys), *keys, _EVENTS_PER_STEP)])
+        members, bodies, read_at, wrapped = answer
         pairs = list(zip(members, bodies, strict=True))
-        found = (decode_event(user_id, member[17:], body) for member, body in pairs)
+        names = [member[17:] for member in members]
+        opened = store.sealing.of(guest_id, wrapped).open_bodies(names, bodies)
+        found = map(partial(decode_event, user_id), names, opened)
         new, known = await _copy(store, guest_id, [event for event in found if event is not None])
         args = [part for member, body in pairs for part in (member, body or b"")]
         head = len(keys), *keys, user_prefix(guest_id), read_at

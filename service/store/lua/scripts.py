@@ -54,27 +54,43 @@ end
 """
 )
 
-# ARGV: name of the table, table (see `sorting.sorting_of`), user, (event_id, body, timestamp, order member, item
-# digest)*  ->  for each event 1 (new), 0 (stored already), −1 (the user was deleted since), or the body that is stored
-# under its id and differs in its bytes. KEYS[8]: the tombstone of the user. KEYS[9] to KEYS[11], where the store is no
-# cluster: those of the encode queue, which the user enters with a new event, in the same step.
+# Whether records may be written as they were sealed: the stored key of the user is the one that was used, or none is
+# stored and that one is new, so that it has to be put. See `sealing/`.
+MAY_WRITE = """
+local function may_write(wrapped, is_new)
+  local stored = redis.call('HGET', KEYS[7], 'key') or ''
+  local must_put = stored == '' and is_new == '1'
+  return stored == wrapped or must_put, must_put
+end
+"""
+
+# ARGV: name of the table, table (see `sorting.sorting_of`), user, wrapped key, whether it is new, (event_id, body,
+# timestamp, order member, item digest)*  ->  for each event 1 (new), 0 (stored already), −1 (the user was deleted
+# since), or the body that is stored under its id and differs in its bytes. No element: the user has another key.
+# KEYS[8]: the tombstone of the user. KEYS[9] to KEYS[11], where the store is no cluster: those of the encode queue,
+# which the user enters with a new event, in the same step.
 APPEND = (
     EVENT_ID
     + HMGET
     + DELETED_AT
+    + MAY_WRITE
     + SORT
     + ADD
     + REQUEST
     + """
 local answer, has_asked = {}, not KEYS[9]
+local may, must_put = may_write(ARGV[4], ARGV[5])
+if not may then return answer end
 local known, deleted = keep_sorted(), deleted_at(KEYS[8])
-for i = 4, #ARGV, 5 do
+for i = 6, #ARGV, 5 do
   local id, body, timestamp, member, digest = unpack(ARGV, i, i + 4)
   local stored = redis.call('HGET', KEYS[1], id)
   local is_gone = not stored and deleted and tonumber(timestamp) <= deleted
   if not stored and not is_gone then
     if not has_asked then request(KEYS[9], KEYS[10], KEYS[11], ARGV[3]) end
     has_asked = true
+    if must_put then redis.call('HSET', KEYS[7], 'key', ARGV[4]) end
+    must_put = false
     add_event(id, body, timestamp, member, digest)
   end
   answer[#answer + 1] = is_gone and -1 or not stored and 1 or stored == body and 0 or stored
@@ -87,9 +103,9 @@ return answer
 )
 
 # ARGV: name of the table, table, limit, number of states, '1' to ask for `seen`, number of events against  ->  event
-# ids, bodies, records (each newest first, nil where missing), log digest, seen, and ids and bodies of the newest events
-# against items. Only the newest events have records in the answer, as many as the number of states. Reads all states at
-# once, because looking up each of them in a listpack takes longer.
+# ids, bodies, records (each newest first, nil where missing), log digest, seen, ids and bodies of the newest events
+# against items, and the wrapped key of the user. Only the newest events have records in the answer, as many as the
+# number of states. Reads all states at once, because looking up each of them in a listpack takes longer.
 RECALL = (
     EVENT_ID
     + FIELD
@@ -109,15 +125,17 @@ if num_states > 0 then
   for i = 1, num_states do records[i] = states[field(ids[i])] or false end
 end
 local seen = ARGV[5] == '1' and redis.call('GET', SEEN)
-return {ids, hmget(KEYS[1], ids), records, log_digest(members), seen, against, hmget(KEYS[1], against)}
+local digest, wrapped = log_digest(members)
+return {ids, hmget(KEYS[1], ids), records, digest, seen, against, hmget(KEYS[1], against), wrapped}
 """
 )
 
 # ARGV: limit  ->  log digest of the newest `limit` events
-DIGEST = LOG + "return log_digest(redis.call('ZREVRANGE', KEYS[2], 0, ARGV[1] - 1))"
+DIGEST = LOG + "return (log_digest(redis.call('ZREVRANGE', KEYS[2], 0, ARGV[1] - 1)))"
 
 # ARGV: limit, timestamp, member of the last event shown ('' for both: start at the newest)  ->  members, bodies, score
-# of the last event of this page; newest first, with one member more than the limit when another page follows.
+# of the last event of this page, wrapped key; newest first, with one member more than the limit when another page
+# follows.
 PAGE = (
     EVENT_ID
     + HMGET
@@ -144,11 +162,13 @@ while #rows <= limit do  -- the newest of the last ones of each set
 end
 local members = {}
 for i, row in ipairs(rows) do members[i] = row[1] end
-return {members, hmget(KEYS[1], event_ids(members)), rows[limit] and rows[limit][2] or false}
+local score, wrapped = rows[limit] and rows[limit][2] or false, redis.call('HGET', KEYS[7], 'key')
+return {members, hmget(KEYS[1], event_ids(members)), score, wrapped}
 """
 )
 
-# ARGV: keep, space, limit, (event_id, record)*  ->  number of records written, log digest of the newest `limit` events.
+# ARGV: keep, space, limit, wrapped key, (event_id, record)*  ->  number of records written, log digest of the newest
+# `limit` events. Nothing is written where the user has another key.
 # Only events that exist and are among the newest `keep` have a state. Other states are deleted here, which bounds the
 # size of a user.
 SAVE_STATES = (
@@ -159,8 +179,10 @@ SAVE_STATES = (
 local is_kept, written = {}, 0
 local members = redis.call('ZREVRANGE', KEYS[2], 0, ARGV[3] - 1)
 for i = 1, math.min(tonumber(ARGV[1]), #members) do is_kept[field(event_id(members[i]))] = true end
-for i = 4, #ARGV, 2 do
-  if is_kept[field(ARGV[i])] and redis.call('HEXISTS', KEYS[1], ARGV[i]) == 1 then
+local digest, wrapped = log_digest(members)
+local is_own = (wrapped or '') == ARGV[4]
+for i = 5, #ARGV, 2 do
+  if is_own and is_kept[field(ARGV[i])] and redis.call('HEXISTS', KEYS[1], ARGV[i]) == 1 then
     redis.call('HSET', KEYS[8], field(ARGV[i]), ARGV[i + 1])
     written = written + 1
   end
@@ -169,7 +191,7 @@ for _, name in ipairs(redis.call('HKEYS', KEYS[8])) do
   if not is_kept[name] then redis.call('HDEL', KEYS[8], name) end
 end
 if redis.call('EXISTS', KEYS[8]) == 1 then redis.call('SADD', KEYS[4], ARGV[2]) end
-return {written, log_digest(members)}
+return {written, digest}
 """
 )
 
@@ -200,13 +222,14 @@ end
 
 # ARGV: prefix of the user's keys, seconds to keep the tombstone, prefix of doomed keys, size  ->  numbers of deleted
 # events, states and keys, 1 if the set of spaces is damaged (then keys of spaces are left), numbers of lists, pages
-# and outcomes, and the second of the deletion. KEYS[8]: the tombstone. Keys of more elements than the size only get a
-# name of doomed keys, which is one step; `DRAIN` empties them, because to free many elements at once slows the server
-# down.
+# and outcomes, the second of the deletion, and 1 if a wrapped key was removed. KEYS[8]: the tombstone. Keys of more
+# elements than the size only get a name of doomed keys, which is one step; `DRAIN` empties them, because to free many
+# elements at once slows the server down.
 FORGET_USER = (
     FORGET_ALL
     + """
 local now, num_events, moved = tonumber(redis.call('TIME')[1]), redis.pcall('HLEN', KEYS[1]), 0
+local is_shredded = redis.pcall('HDEL', KEYS[7], 'key')
 for i, command in pairs({'HLEN', 'ZCARD', [5] = 'ZCARD', [6] = 'ZCARD', [7] = 'HLEN'}) do
   local size = redis.pcall(command, KEYS[i])
   if type(size) == 'number' and size > tonumber(ARGV[4]) then
@@ -219,6 +242,7 @@ counts[1] = type(num_events) == 'number' and num_events or 0
 counts[3] = counts[3] + moved
 if tonumber(ARGV[2]) > 0 then redis.call('SET', KEYS[8], now, 'EX', ARGV[2]) end
 counts[#counts + 1] = now
+counts[#counts + 1] = is_shredded == 1 and 1 or 0
 return counts
 """
 )
@@ -261,24 +285,28 @@ return 1
 )
 
 # ARGV: name of the table, table, prefix of the user's keys, event_id, body, timestamp, order member, item digest, the
-# body that the client has seen under this id ('' for none), member and item digest of that one  ->  1 (new), 2 (it has
-# taken the place of the event that was stored under its id), 0 (that event has the same body), 3 (not stored: the user
-# was deleted since) or −1 (another body is stored now). KEYS[8]: the tombstone.
+# body that the client has seen under this id ('' for none), member and item digest of that one, wrapped key, whether it
+# is new  ->  1 (new), 2 (it has taken the place of the event that was stored under its id), 0 (that event has the same
+# body), 3 (not stored: the user was deleted since) or −1 (another body or key is stored now). KEYS[8]: the tombstone.
 REPLACE = (
     EVENT_ID
     + DELETED_AT
     + FIELD
     + HMGET
+    + MAY_WRITE
     + SORT
     + ADD
     + TAKE_OUT
     + """
-local prefix, id, body, timestamp, member, digest, seen_body, old_member, old_digest = unpack(ARGV, 3)
+local prefix, id, body, timestamp, member, digest, seen_body, old_member, old_digest, wrapped, is_new = unpack(ARGV, 3)
 local stored = redis.call('HGET', KEYS[1], id)
 if stored == body then return 0 end
 if (stored or '') ~= seen_body then return -1 end
 local deleted = deleted_at(KEYS[8])
 if not stored and deleted and tonumber(timestamp) <= deleted then return 3 end
+local may, must_put = may_write(wrapped, is_new)
+if not may then return -1 end
+if must_put then redis.call('HSET', KEYS[7], 'key', wrapped) end
 local known = keep_sorted()
 if stored then
   take_out(prefix, id, stored, old_member, old_digest)

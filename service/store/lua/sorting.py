@@ -70,8 +70,9 @@ local function num_before(key, score, member)
 end
 """
 
-# `set_of(body)` gives the key of the set, seen_s, whether it cancels, and the item. An event that cannot be read stays
-# in `order`, where a reader leaves it out and says so.
+# `set_of(body)` gives the key of the set, seen_s, whether it cancels, and the fields of the event. An event that cannot
+# be read stays in `order`, where a reader leaves it out and says so. A sealed event (see `sealing/records.py`) has the
+# digest of its item instead of the item.
 SORT = (
     IS_BEFORE
     + """
@@ -86,15 +87,20 @@ end
 local function set_of(body)
   rules_of_types = rules_of_types or cjson.decode(ARGV[2])
   local is_json, fields = pcall(cjson.decode, body)
-  if not is_json or type(fields) ~= 'table' or type(fields['item_id']) ~= 'string' then return ORDER, 0, false end
+  if not is_json or type(fields) ~= 'table' then return ORDER, 0, false end
+  local item, digest = fields['item_id'], fields['item']
+  local is_sealed = type(digest) == 'string' and #digest == 16 and string.match(digest, '^%x+$')
+  if type(item) ~= 'string' and not is_sealed then return ORDER, 0, false end
   local kind = fields['type']
   local rules = type(kind) == 'string' and rules_of_types.types[kind] or rules_of_types.other
   for _, rule in ipairs(rules) do
-    if holds(rule, fields['value']) then return SETS[rule[3]], rule[4], rule[5], fields['item_id'] end
+    if holds(rule, fields['value']) then return SETS[rule[3]], rule[4], rule[5], fields end
   end
 end
-local function digest_of(item)
-  local bytes = string.gsub(string.sub(redis.sha1hex(item), 1, 16), '..', function(byte)
+local function digest_of(fields)
+  local item = fields['item_id']
+  local digest = type(item) == 'string' and string.sub(redis.sha1hex(item), 1, 16) or fields['item']
+  local bytes = string.gsub(digest, '..', function(byte)
     return string.char(tonumber(byte, 16))
   end)
   return bytes
@@ -123,9 +129,9 @@ local function sort_again()
   for i, body in ipairs(hmget(KEYS[1], ids)) do
     local row = rows[i]
     if body then
-      local seen_s, cancels, item
-      row.set, seen_s, cancels, item = set_of(body)
-      if item then seen[#seen + 1] = seen_entry(digest_of(item), row.score, seen_s) end
+      local seen_s, cancels, fields
+      row.set, seen_s, cancels, fields = set_of(body)
+      if fields then seen[#seen + 1] = seen_entry(digest_of(fields), row.score, seen_s) end
       if cancels then
         local tie = string.sub(row.member, 1, 16)
         local last = marks[tie]
@@ -141,13 +147,14 @@ local function sort_again()
       redis.call('ZREM', row.key, row.member)
     end
   end
-  local revision = redis.call('HGET', FACTS, 'revision')
+  local revision, wrapped = unpack(redis.call('HMGET', FACTS, 'revision', 'key'))
   redis.call('UNLINK', SEEN, FACTS)
   seen = table.concat(seen)
   if seen ~= '' then redis.call('SET', SEEN, seen) end
   redis.call('HSET', FACTS, 'seen', #seen)
   for tie, last in pairs(marks) do redis.call('HSET', FACTS, '!' .. tie, last.score .. ':' .. last.member) end
   if revision then redis.call('HSET', FACTS, 'revision', revision) end
+  if wrapped then redis.call('HSET', FACTS, 'key', wrapped) end
   redis.call('HSET', FACTS, 'table', ARGV[1])
 end
 
@@ -251,10 +258,10 @@ end
 """
 
 # A digest of the newest events, of their order, and of what else decides what they mean. Two things computed from the
-# events of one user agree while it stays the same.
+# events of one user agree while it stays the same. The second result is the wrapped key of the user.
 LOG = """
 local function log_digest(members)
-  local facts = redis.call('HMGET', KEYS[7], 'revision', 'table')
-  return redis.sha1hex(table.concat(members, '\\n') .. '\\n' .. (facts[1] or '') .. '\\n' .. (facts[2] or ''))
+  local revision, name, wrapped = unpack(redis.call('HMGET', KEYS[7], 'revision', 'table', 'key'))
+  return redis.sha1hex(table.concat(members, '\\n') .. '\\n' .. (revision or '') .. '\\n' .. (name or '')), wrapped
 end
 """
