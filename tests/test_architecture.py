@@ -54,7 +54,7 @@ ARROWS = {
     "service.event_types": "ending errors logs repeating store",
     "service.erasure": "ending errors logs metrics repeating store tracing",
     "service.feedback": "ending errors identity logs metrics repeating store usecases",
-    "service.resources": "bundles ending engine erasure event_types feedback metrics settings store usecases",
+    "service.resources": "bundles ending engine erasure errors event_types feedback metrics settings store usecases",
     "service.identity": "ending errors logs metrics repeating store",
     "service.doctor": "engine errors identity metrics resources server settings store",
     "service.settings": "errors identity",
