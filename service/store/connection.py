@@ -22,7 +22,7 @@ from redis.exceptions import RedisClusterException, RedisError
 from service.ending import cancel_and_wait
 from service.errors import NotDurable, StartupError, StoreCorrupt, StoreUnavailable
 from service.logs import RepeatedWarnings
-from service.store.durability import Durability, lack_of, lacks_wait, wait_command
+from service.store.durability import Durability, lack_of, lacks_wait, mark_command, wait_command
 from service.store.keys import PROBE
 from service.store.lua import scripts
 from service.store.reasons import NO_RIGHTS, SLOW, reason_of, reply_of, words_for
@@ -170,7 +170,7 @@ class StoreConnection:
                 write = partial(cluster.write, self._client, commands, wait)
                 answers, confirmed = await self._guarded(len(commands), write)
             else:
-                *answers, last = await self.run([*commands, wait])
+                *answers, _, last = await self.run([*commands, mark_command(PROBE), wait])
                 confirmed = [last]
         except StoreUnavailable as error:
             if lacks_wait(reply_of(error.__cause__ or error)):
@@ -180,7 +180,7 @@ class StoreConnection:
         return answers, next(filter(None, lacks), None)
 
     async def check_durability(self, durability: Durability) -> None:
-        """Raises NotDurable if a server that takes writes cannot keep it at the moment. Writes nothing."""
+        """Raises NotDurable if a server that takes writes cannot keep it at the moment. Writes a key that expires."""
         keys = [PROBE]
         if isinstance(self._client, RedisCluster):
             with translated_errors():

@@ -4,6 +4,9 @@
 Valkey 7.2). `replicated`: so many replicas have it in memory (WAIT), so it survives the loss of the primary if one of
 them takes over. WAIT follows the writes on their connection, in the same round trip. On a cluster this is so for each
 node that takes some of the writes (see `servers/cluster.py`).
+
+WAIT counts for the last write of its connection. A retry that finds everything stored writes nothing, and the write
+that stored it went over another connection. So there is always one more write before it, `mark_command`.
 """
 
 from typing import Any, Literal
@@ -16,6 +19,11 @@ def wait_command(durability: Durability, num_replicas: int, timeout_ms: int) -> 
     if durability == "fsync":
         return ("WAITAOF", 1, 0, timeout_ms)
     return ("WAIT", num_replicas, timeout_ms)
+
+
+def mark_command(key: str) -> tuple[Any, ...]:
+    """A write that changes nothing of anyone; what confirms it has confirmed all writes before it."""
+    return ("SET", key, "", "EX", 60)
 
 
 def lacks_wait(reply: str) -> bool:

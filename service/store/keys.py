@@ -52,6 +52,8 @@ r"""The key table: every key of AutoMR in Redis, and the functions that build ke
     automr:sealed                     HASH    id -> check of the master keys with which    master keys
                                               records are sealed (see `sealing/`)
     automr:probe                      STRING  empty: written to see whether writes work    one
+    automr:{+<slot>}:probe            STRING  empty: the last write before WAIT, for a     one for each slot, a minute
+                                              minute (see `durability.py`)
     automr:{+<slot>}:gone:<hash>      STRING  second in which the user was deleted, see     users deleted, for days
                                               `erasure/tombstones.py`
     automr:{+erasure}:users           ZSET    users whose deletion is not finished, by when  such users

@@ -1,8 +1,9 @@
 """Writes on Redis Cluster that are as durable as asked when they return.
 
-WAIT and WAITAOF count for the writes of their own connection. So what one node takes, and one such command after it, go
-over one connection of this node, in one round trip. A command that a node sends elsewhere, because its slot has moved,
-is followed by WAIT there. A pipeline of `redis-py` sends it over another connection instead, so none is used here.
+WAIT and WAITAOF count for the writes of their own connection. So what one node takes, one more write (see
+`durability.mark_command`) and one such command go over one connection of this node, in one round trip. A command that a
+node sends elsewhere, because its slot has moved, is followed by WAIT there. A pipeline of `redis-py` sends it over
+another connection instead, so none is used here.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from redis.asyncio.cluster import ClusterNode, PipelineCommand, RedisCluster
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import MovedError
 
+from service.store.durability import mark_command
 from service.store.keys import slot_tags
 from service.store.requests import Command
 
@@ -41,7 +43,9 @@ async def write(client: RedisCluster, commands: Sequence[Command], wait: Command
     while places:
         num_tries += 1
         parts = _by_node(client, commands, places)
-        outcomes = await asyncio.gather(*(_ask(node, commands, some, wait) for node, some in parts))
+        marks = [mark_command(_mark_key(client, commands[some[0]])) for _, some in parts]
+        asked = zip(parts, marks, strict=True)
+        outcomes = await asyncio.gather(*(_ask(node, commands, some, (mark, wait)) for (node, some), mark in asked))
         again: dict[int, Exception] = {}
         for found, waited in outcomes:
             again |= {place: each for place, each in found.items() if _may_try_again(each, num_tries)}
@@ -80,16 +84,22 @@ def _by_node(
 
 
 async def _ask(
-    node: ClusterNode, commands: Sequence[Command], places: Sequence[int], wait: Command
+    node: ClusterNode, commands: Sequence[Command], places: Sequence[int], last: tuple[Command, Command]
 ) -> tuple[dict[int, Any], Any]:
-    """What came of each place, and the answer of `wait`. Errors are given, not raised."""
+    """What came of each place, and the answer of the last command, which waits. Errors are given, not raised."""
     sent = [PipelineCommand(place, *commands[place]) for place in places]
-    waited = PipelineCommand(0, *wait)
+    marked, waited = (PipelineCommand(0, *each) for each in last)
     try:
-        await node.execute_pipeline([*sent, waited])
+        await node.execute_pipeline([*sent, marked, waited])
     except Exception as error:  # the connection could not be made, or broke while it was written to
         return dict.fromkeys(places, error), error
-    return {each.position: each.result for each in sent}, waited.result
+    confirmed = marked.result if isinstance(marked.result, Exception) else waited.result
+    return {each.position: each.result for each in sent}, confirmed
+
+
+def _mark_key(client: RedisCluster, command: Command) -> str:
+    """In the slot of the command, and without a user's id."""
+    return f"automr:{{{slot_tags()[client.keyslot(key_of(command))]}}}:probe"
 
 
 def _may_try_again(answer: Any, num_tries: int) -> bool:

@@ -78,6 +78,23 @@ async def test_no_acknowledged_event_is_lost_when_a_lagging_replica_takes_over(
     await store.close()
 
 
+async def test_a_retry_over_another_connection_is_not_acknowledged_before_the_replica_has_it(
+    primary: EmbeddedServer, replica: EmbeddedServer
+) -> None:
+    """The retry finds the event stored and writes nothing of it, so its own connection has nothing to wait for."""
+    stores = [await MemoryStore.connect(primary.url, timeout_s=0.4) for _ in range(2)]
+    event = Event("e1", "u", "i", 1)
+    os.kill(replica.pid, signal.SIGSTOP)
+    for store in stores:
+        with pytest.raises(NotDurable, match="0 of 1 replicas"):
+            await store.append([event], durability="replicated")
+    os.kill(replica.pid, signal.SIGCONT)
+    for store in stores:
+        store.breaker.answered()
+        assert await store.append([event], durability="replicated") == ["duplicate"]
+        await store.close()
+
+
 async def test_the_disk_confirms_what_is_asked_for(primary: EmbeddedServer) -> None:
     store = await MemoryStore.connect(primary.url)
     assert await store.append([Event("e1", "u", "i", 1)], durability="fsync") == ["accepted"]
