@@ -137,9 +137,15 @@ class Engine:
     admission: Admission = field(default_factory=lambda: Admission(max_queue=9, max_batch=9))
 
 
+class Unsealed:
+    async def problem(self) -> str | None:
+        return None
+
+
 @dataclass
 class Store:
     is_up: bool = True
+    sealing: Unsealed = field(default_factory=Unsealed)
 
     async def ping(self) -> None:
         if not self.is_up:
