@@ -37,7 +37,7 @@ from training.words.split import VALID, WordsSplit, sample_query_targets, words_
 from training.words.training import learn
 from training.words.words_files import WORDS, write_rows
 
-MAX_TARGETS, CHOOSING_TARGETS = 2500, 500
+MAX_TARGETS, CHOOSING_TARGETS = 6000, 500
 _VERSION, _INDEX_VERSION = 1, 1
 
 
