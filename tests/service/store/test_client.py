@@ -577,7 +577,7 @@ async def test_nobody_waits_for_a_store_that_hangs_and_its_first_answer_ends_tha
 
 async def test_time_outs_between_answers_do_not_open_the_breaker(tmp_path: Path) -> None:
     with EmbeddedServer(tmp_path) as server:
-        store = await MemoryStore.connect(server.url, timeout_s=0.1)
+        store = await MemoryStore.connect(server.url, timeout_s=0.3)
         for _ in range(MOST_TIMEOUTS + 1):
             os.kill(server.pid, signal.SIGSTOP)
             with pytest.raises(StoreUnavailable):
