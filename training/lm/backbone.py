@@ -111,20 +111,21 @@ def pretrained(
 
 
 def with_adapters(model: nn.Module, recipe: Recipe) -> Any:
-    """A peft model around `model`, with LoRA on query and value as in BIGRec.
+    """A peft model around `model`, with LoRA on query and value as in BIGRec, or on every linear layer but the head.
 
-    For architectures whose layer names peft does not know, LoRA is on every linear layer except the head (phi3 has
-    query, key and value in one layer).
+    On every linear layer also for architectures whose layer names peft does not know (phi3 has query, key and value in
+    one layer).
     """
     from peft import LoraConfig, get_peft_model  # two seconds of import, only paid here
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
 
+    has_known_layers = getattr(model.config, "model_type", "") in KNOWN
     config = LoraConfig(
         r=recipe.lora_rank,
         lora_alpha=2 * recipe.lora_rank,
         lora_dropout=0.05,
         task_type="CAUSAL_LM",
-        target_modules=None if getattr(model.config, "model_type", "") in KNOWN else "all-linear",
+        target_modules=None if recipe.lora_layers == "query_value" and has_known_layers else "all-linear",
     )
     whole: Any = model
     return get_peft_model(whole, config)

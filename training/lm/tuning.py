@@ -128,7 +128,7 @@ def stage_key(fingerprint: str, recipe: Recipe, model_name: str | None, seed: in
     memory = [recipe.memory_share, recipe.memory_from, recipe.memory_sizes]
     retrieved = [recipe.memory_retrieved_share, recipe.top_ks] if recipe.memory_share else []
     training = [_VERSION, recipe.sft, recipe.sft_batch_blocks, recipe.sft_valid_targets, memory, retrieved]
-    shrunk = [recipe.keep_layers, recipe.catalogue_tokens, recipe.tunes_all]
+    shrunk = [recipe.keep_layers, recipe.catalogue_tokens, recipe.tunes_all, recipe.lora_layers]
     source = [recipe.lora_rank, checkpoint_identity(model_name), shrunk] if model_name else recipe.shape
     prompts = [prompt_spec(recipe, is_pretrained=model_name is not None), recipe.max_memory]
     tokens = [recipe.vocabulary, recipe.dropout, recipe.max_softmax_items, recipe.softmax_popular]

@@ -70,7 +70,8 @@ def train_trsr(evaluation: Evaluation, seed: int) -> TrsrModel:
     recipe = training.require_recipe()
     sizes = SummarySizes(evaluation.recent_length, max(1, evaluation.recent_length // 2))
     method = [sizes, _MAX_WINDOWS, summariser.NUM_EXAMPLES, summariser.WIDTH, summariser.SCHEDULE]
-    tuning = [short_schedule(recipe.sft), recipe.sft_batch_blocks, recipe.sft_valid_targets, recipe.lora_rank]
+    adapters = [recipe.lora_rank, recipe.lora_layers]
+    tuning = [short_schedule(recipe.sft), recipe.sft_batch_blocks, recipe.sft_valid_targets, adapters]
     inputs = digest([training.fingerprint, bundle.manifest.space, training.model, method, tuning, seed])
     directory = training.directory / f"trsr-{inputs}"
     seed_everything(seed)

@@ -80,8 +80,10 @@ def fit(
         state.step += 1
         bar.update()
         if state.step % schedule.evaluate_every == 0 or state.step == schedule.max_steps:
-            trainer.record(state, on_main(validate), counts=state.step > min(choose_after, schedule.max_steps - 1))
-            bar.set_postfix(loss=f"{loss:.3f}", valid=f"{state.best_loss:.4f}@{state.best_step}")
+            valid = on_main(validate)
+            trainer.record(state, valid, counts=state.step > min(choose_after, schedule.max_steps - 1))
+            best = {"best": f"{state.best_loss:.4f}@{state.best_step}"} if state.best_step else {}
+            bar.set_postfix(loss=f"{loss:.3f}", valid=f"{valid:.4f}", **best)
     bar.close()
     if is_main():
         trainer.restore_best()

@@ -6,10 +6,12 @@
 `cpu-small-titles`  the same with the paper's vocabulary, where titles are written token by token
 `gpu`        item vocabulary with a larger model made from scratch, for one or more GPUs
 `smollm2`    the first layers of SmolLM2 (`--model smollm2`) with tokens of the catalogue, on two cores in an hour
+`smollm2-lora`  the same layers with LoRA on every linear layer instead of all weights
 `lora`       a pretrained checkpoint (`--model`) with LoRA as in BIGRec; needs a GPU
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from model_store.manifest import Vocabulary
 from model_store.memory.codec import StateDtype
@@ -90,6 +92,22 @@ class Recipe:
     catalogue_tokens: int = 0  # tokens made from the titles, at most so many, instead of its own; titles are then short
     tunes_all: bool = False  # all weights instead of adapters
     lora_rank: int = 8
+    lora_layers: Literal["query_value", "all"] = "query_value"  # as in BIGRec, or every linear layer but the head
+
+
+_SMOLLM2 = Recipe(
+    split_layer=1,
+    keep_layers=6,
+    catalogue_tokens=16_000,
+    tunes_all=True,
+    sft=Schedule(max_steps=1500, learning_rate=1e-3, evaluate_every=300),
+    sft_batch_blocks=16,
+    memory_share=0.5,
+    memory_from=1000,
+    memory_sizes=(1, 4, 16),
+    annotate_targets=300,
+    valid_targets=150,
+)
 
 
 RECIPES: dict[str, Recipe] = {
@@ -168,18 +186,13 @@ RECIPES: dict[str, Recipe] = {
         label_temperatures=(0.03, 0.1, 0.3, 1.0),
         retriever=Schedule(max_steps=5000, learning_rate=1e-3, evaluate_every=200, patience=5),
     ),
-    "smollm2": Recipe(
-        split_layer=1,
-        keep_layers=6,
-        catalogue_tokens=16_000,
-        tunes_all=True,
-        sft=Schedule(max_steps=1500, learning_rate=1e-3, evaluate_every=300),
-        sft_batch_blocks=16,
-        memory_share=0.5,
-        memory_from=1000,
-        memory_sizes=(1, 4, 16),
-        annotate_targets=300,
-        valid_targets=150,
+    "smollm2": _SMOLLM2,
+    "smollm2-lora": replace(
+        _SMOLLM2,
+        tunes_all=False,
+        lora_rank=64,
+        lora_layers="all",
+        sft=Schedule(max_steps=1500, learning_rate=2e-3, evaluate_every=300),
     ),
     "lora": Recipe(
         sft=Schedule(max_steps=5000, learning_rate=1e-4, warmup_steps=20, evaluate_every=250, patience=5),
