@@ -12,7 +12,7 @@ from starlette.types import Scope
 
 from service.errors import Forbidden, ServiceError, Unauthorized, status_of, status_title
 from service.http.fields import FieldError
-from service.http.ops_schemas import Problem
+from service.http.schemas.problems import Problem
 
 MEDIA_TYPE = "application/problem+json"
 REQUEST_ID = "automr.request_id"  # keys of the ASGI scope

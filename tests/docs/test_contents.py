@@ -14,7 +14,7 @@ import pytest
 from pydantic import BaseModel, SecretStr
 
 from service import errors
-from service.http import ops_schemas, schemas
+from service.http.schemas import erasure, interactions, items, ops, problems, recommendations
 from service.http.wanted import bodies, filters, rules
 from service.metrics import Metrics
 from service.settings import PREFIX, Settings
@@ -167,7 +167,7 @@ def _exists(page: Path, link: str) -> bool:
 
 
 def _schemas() -> Iterator[type[BaseModel]]:
-    for module in (schemas, ops_schemas, bodies, filters, rules):
+    for module in (erasure, interactions, items, ops, problems, recommendations, bodies, filters, rules):
         for _, model in inspect.getmembers(module, inspect.isclass):
             if issubclass(model, BaseModel):
                 yield model

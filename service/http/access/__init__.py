@@ -1,4 +1,4 @@
-"""Who may send which request: the check of keys (`guard.py`) and of scopes (`routes.py`), and the bodies of /keys.
+"""Who may send which request: the checks of keys (`guard.py`) and of scopes (`routes.py`).
 
 Decisions are made in `service.identity`.
 """

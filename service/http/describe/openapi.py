@@ -15,8 +15,8 @@ from pydantic.json_schema import models_json_schema
 
 from service import errors
 from service.http.describe.examples import EXAMPLES
-from service.http.ops_schemas import Problem
 from service.http.problems import MEDIA_TYPE
+from service.http.schemas.problems import Problem
 from service.identity.scopes import MEANINGS, scope_of
 
 API_VERSION = "0.1.0"

@@ -8,7 +8,7 @@ from service.bundles.bundles import Bundles
 from service.errors import BundleConflict
 from service.http.body import JsonRoute
 from service.http.dependencies import ResourcesDep
-from service.http.management_schemas import BundleName, BundlesPage, BundleToLoad
+from service.http.schemas.bundles import BundleName, BundlesPage, BundleToLoad
 from service.resources import Resources
 from service.store.bundles import Source
 

@@ -4,8 +4,7 @@ from fastapi import APIRouter
 
 from service.http.body import JsonRoute
 from service.http.dependencies import Cursor, Limit, ResourcesDep, UserIdPath
-from service.http.ops_schemas import Compaction
-from service.http.user_schemas import DeletionsPage, RecreatedUser
+from service.http.schemas.erasure import Compaction, DeletionsPage, RecreatedUser
 
 router = APIRouter(route_class=JsonRoute)
 

@@ -5,7 +5,7 @@ from fastapi import APIRouter
 from model_store.event_types import EventTypes
 from service.http.body import JsonRoute
 from service.http.dependencies import ResourcesDep
-from service.http.schemas import EventSettings
+from service.http.schemas.interactions import EventSettings
 
 router = APIRouter(prefix="/settings", tags=["settings"], route_class=JsonRoute)
 

@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from service.feedback import experiments as feedback
 from service.http.body import JsonRoute
 from service.http.dependencies import ResourcesDep
-from service.http.management_schemas import Experiment, ExperimentsPage, ExperimentToRun
+from service.http.schemas.experiments import Experiment, ExperimentsPage, ExperimentToRun
 from service.resources import Resources
 
 router = APIRouter(tags=["experiments"], route_class=JsonRoute)

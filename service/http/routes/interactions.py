@@ -12,7 +12,7 @@ from service.errors import AllRejected
 from service.http.body import JsonRoute, json_response
 from service.http.dependencies import ResourcesDep, while_connected
 from service.http.fields import reason, unknown_fields
-from service.http.schemas import (
+from service.http.schemas.interactions import (
     EventContent,
     Interaction,
     InteractionResult,

@@ -10,7 +10,7 @@ from service.errors import AllRejected
 from service.http.body import JsonRoute
 from service.http.dependencies import ItemIdPath, NumNeighbors, ResourcesDep, while_connected
 from service.http.fields import reason, unknown_fields
-from service.http.item_schemas import (
+from service.http.schemas.items import (
     DeletedItem,
     Item,
     ItemBody,

@@ -5,8 +5,8 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request
 
 from service.errors import KeyConflict, NotReady
-from service.http.access.schemas import CreatedKey, Key, KeyId, KeysPage, KeyToCreate, KeyToRotate, RevokedKey
 from service.http.body import JsonRoute
+from service.http.schemas.keys import CreatedKey, Key, KeyId, KeysPage, KeyToCreate, KeyToRotate, RevokedKey
 from service.identity.gate import Gate
 from service.identity.keyring import Keyring, NewKey, shown
 

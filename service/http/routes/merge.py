@@ -4,7 +4,7 @@ from fastapi import APIRouter
 
 from service.http.body import JsonRoute
 from service.http.dependencies import ResourcesDep, UserIdPath
-from service.http.management_schemas import MergedUser, UserToMerge
+from service.http.schemas.users import MergedUser, UserToMerge
 
 router = APIRouter(tags=["users"], route_class=JsonRoute)
 

@@ -4,7 +4,7 @@ from fastapi import APIRouter
 
 from service.http.access.routes import ScopedRoute
 from service.http.dependencies import ResourcesDep
-from service.http.ops_schemas import ModelInfo
+from service.http.schemas.ops import ModelInfo
 
 router = APIRouter(tags=["model"], route_class=ScopedRoute)
 

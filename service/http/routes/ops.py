@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from service.errors import Draining, NotReady
 from service.http.access.routes import ScopedRoute
 from service.http.dependencies import ResourcesDep
-from service.http.ops_schemas import Health, Readiness
+from service.http.schemas.ops import Health, Readiness
 from service.metrics import CONTENT_TYPE
 
 router = APIRouter(tags=["operations"], route_class=ScopedRoute)

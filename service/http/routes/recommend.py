@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 
 from service.http.body import JsonRoute
 from service.http.dependencies import ResourcesDep, while_connected
-from service.http.schemas import RecommendResponse, UsersResponse
+from service.http.schemas.recommendations import RecommendResponse, UsersResponse
 from service.http.wanted.bodies import RecommendRequest, UsersRequest, Wanted
 from service.http.wanted.filters import condition_of
 from service.http.wanted.rules import rules_of

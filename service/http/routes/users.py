@@ -9,8 +9,9 @@ from fastapi.responses import StreamingResponse
 from service.http.body import JsonRoute
 from service.http.dependencies import Cursor, EventIdPath, Limit, ResourcesDep, UserIdPath
 from service.http.routes.interactions import event_of
-from service.http.schemas import EventContent
-from service.http.user_schemas import CorrectedEvent, ForgottenEvent, ForgottenUser, UserMemory, UserPage
+from service.http.schemas.erasure import ForgottenUser
+from service.http.schemas.interactions import EventContent
+from service.http.schemas.users import CorrectedEvent, ForgottenEvent, UserMemory, UserPage
 from service.identity.tenants import without_tenant
 from service.usecases.users import TitledEvent
 

@@ -1,4 +1,4 @@
-"""The JSON bodies that ask for recommendations: for one user, and for several. Strict, as all of `schemas.py`."""
+"""The JSON bodies that ask for recommendations: for one user, and for several. Strict, as `service.http.schemas`."""
 
 from typing import Literal
 

@@ -19,9 +19,9 @@ from service.errors import BadRequest, ClientGone, Overloaded
 from service.http.body import parse_body
 from service.http.dependencies import while_connected
 from service.http.fields import field_errors
-from service.http.item_schemas import ItemBody, ItemPatch, ItemsRequest, NewItem
 from service.http.routes.interactions import event_or_reason
-from service.http.schemas import InteractionsRequest
+from service.http.schemas.interactions import InteractionsRequest
+from service.http.schemas.items import ItemBody, ItemPatch, ItemsRequest, NewItem
 from service.http.wanted.bodies import RecommendRequest
 from tests.service.standins import Shell, shell
 

@@ -55,7 +55,7 @@ def test_every_field_has_a_description_and_an_example() -> None:
             is_told = "description" in described or field == "op"  # the schema says what its operator does
             missing += [f"{name}.{field}: description"] if not is_told else []
             missing += [f"{name}.{field}: example"] if "examples" not in text and "$ref" not in text else []
-    assert not missing, f"describe the field in schemas.py, or give it a value in examples.py: {missing}"
+    assert not missing, f"describe the field in service/http/schemas, or give it a value in examples.py: {missing}"
 
 
 def test_every_body_has_an_example_that_fits() -> None:

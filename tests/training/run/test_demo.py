@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from service.http.schemas import Interaction
+from service.http.schemas.interactions import Interaction
 from training.data.dataset import Dataset
 from training.data.questions import right_memories
 from training.data.synthetic import FAR_GAP

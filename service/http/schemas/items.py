@@ -1,11 +1,11 @@
-"""The JSON bodies of requests and answers about items; see `schemas.py`."""
+"""The JSON bodies of requests and answers about items."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, model_validator
 
 from service.http.fields import ItemId, Name, Schema, Title, Values, ValuesOrNull
-from service.http.schemas import NEXT_CURSOR, ResponseSchema
+from service.http.schemas.base import NEXT_CURSOR, ResponseSchema
 
 
 class ItemBody(Schema):

@@ -1,4 +1,4 @@
-"""The JSON bodies of the routes of keys. See `service.http.schemas`."""
+"""The JSON bodies of the routes of keys."""
 
 import time
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from service.http.fields import Schema
-from service.http.schemas import ResponseSchema
+from service.http.schemas.base import ResponseSchema
 from service.identity import rates
 from service.identity.keyring import DAY_S, MOST_OVERLAP_S
 from service.identity.scopes import Scope

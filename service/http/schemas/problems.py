@@ -1,0 +1,21 @@
+"""The JSON body of an error."""
+
+from pydantic import BaseModel, Field
+
+from service.http.fields import FieldError
+from service.http.schemas.interactions import InteractionResult
+
+
+class Problem(BaseModel):
+    """An error (RFC 9457). Some errors have further members."""
+
+    type: str = Field(description="urn:automr:problem:NAME, or about:blank")
+    title: str = Field(description="the kind of error, the same text each time")
+    status: int = Field(description="the HTTP status")
+    detail: str = Field(description="what is wrong, and what to do")
+    instance: str = Field(description="path of the request")
+    request_id: str = Field(description="finds the request in the logs")
+    errors: list[FieldError] | None = Field(default=None, description="with 422: the wrong fields")
+    results: list[InteractionResult] | None = Field(
+        default=None, description="when every interaction was rejected: why, one for each"
+    )
