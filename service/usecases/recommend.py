@@ -33,31 +33,24 @@ from service.errors import (
     ModelUnavailable,
     NoWords,
     Overloaded,
-    StoreCorrupt,
-    StoreUnavailable,
 )
 from service.logs import RepeatedWarnings
 from service.metrics import Metrics
 from service.store.client import MemoryStore
-from service.store.events import NOTHING_RECALLED, Recalled
 from service.tracing.spans import span
 from service.usecases.explain import show
 from service.usecases.ranking.candidates import LEAST, MOST, Candidate, candidates_of, lifted, merged
 from service.usecases.ranking.draft import Draft, Listed, silent
 from service.usecases.ranking.exploration import MOST_EXPLORED, little_known, without_idle
 from service.usecases.ranking.fitting import fitting
+from service.usecases.ranking.recall import Recall
 from service.usecases.ranking.requests import Context, Fallback, Progress, Recommendation, Request, ServedModel
 from service.usecases.ranking.rules import NO_RULES
-from service.usecases.repair import Repair
-from service.usecases.seen import SeenRows
-from service.usecases.timeline import against_of, events_needed, known_of, recent_only, states_needed
 from service.usecases.warned import NOT_DIVERSE, Warned, of_candidates, of_filter, of_rules
 from service.usecases.words import (
     NO_WORDS,
-    NUM_EVENTS,
     ShownReasoning,
     degraded,
-    known_in_words,
     queries_of,
     ranked_items,
     show_reasoning,
@@ -74,17 +67,15 @@ class Recommender:
     def __init__(
         self, view: BundleView, engine: Engine, store: MemoryStore, metrics: Metrics, *, default_deadline_ms: int
     ) -> None:
-        self.view, self.engine, self.store, self.metrics = view, engine, store, metrics
+        self.view, self.engine, self.metrics = view, engine, metrics
         self._default_deadline_ms = default_deadline_ms
-        self._num_events, self._num_states = events_needed(view), states_needed(view)
         voices = view.manifest.voices
         self._has_returns = voices is not None and voices.has_returns
-        self._repair = Repair(store)
-        self._seen_rows = SeenRows(view.catalogue)
+        self._recall = Recall(view, store)
         self._filters = Filters()
 
     async def stop(self) -> None:
-        await self._repair.stop()
+        await self._recall.stop()
 
     async def recommend(self, request: Request) -> Recommendation:
         """Raises Overloaded, Draining and NoWords; every other failure becomes a fallback."""
@@ -106,7 +97,7 @@ class Recommender:
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
                 with span("memory"):
-                    progress.context = context = await self._recall(request)
+                    progress.context = context = await self._recall.of(request)
                     await self._prepare_filters(request)
                 _lap(progress, "memory")
                 if not request.is_popular and (request.query is not None or context.known.recent):
@@ -186,55 +177,13 @@ class Recommender:
 
     def _context_of(self, progress: Progress) -> Context:
         if progress.context is None:
-            progress.context = self._context(progress.request)
+            progress.context = self._recall.without_store(progress.request)
         return progress.context
 
     def _deadline(self, request: Request) -> float:
         """The time by which the answer must be ready, on the clock of `time.monotonic()`; nothing else sets it."""
         seconds = (request.deadline_ms or self._default_deadline_ms) / 1000
         return time.monotonic() + seconds - min(_RESERVE_S, seconds / 10)
-
-    def _wanted(self, request: Request) -> tuple[int, int]:
-        """How many events are recalled, and how many of them with states."""
-        return (self._num_events, self._num_states) if request.query is None else (NUM_EVENTS, 0)
-
-    async def _recall(self, request: Request) -> Context:
-        """Recent window, memory, past and seen items: from the store, with the items of the session among them."""
-        if request.user_id is None:
-            return self._context(request)
-        try:
-            num_events, num_states = self._wanted(request)
-            recalled = await self.store.recall_and_seen(
-                request.user_id, self.view.manifest.space, num_events, num_states=num_states
-            )
-        except (StoreUnavailable, StoreCorrupt):
-            return self._context(request, fallback="memory_unavailable")
-        except Exception:
-            log.exception("a user cannot be read")
-            return self._context(request, fallback="memory_unavailable")
-        context = self._context(request, recalled)
-        if context.known.is_incomplete:
-            self._repair.request(request.user_id)
-        return context
-
-    def _context(
-        self,
-        request: Request,
-        recalled: Recalled = NOTHING_RECALLED,
-        fallback: Fallback | None = None,
-    ) -> Context:
-        now = int(time.time()) if request.timestamp is None else request.timestamp
-        know = known_of if request.query is None else known_in_words
-        known = know(recalled.events, self.view, now, request.recent)
-        if not request.memory:
-            known = recent_only(known, self.view)
-        against = against_of(recalled.against, self.view)
-        known = known._replace(past=known.past._replace(against=against, voices=request.voices))
-        seen = self._seen_rows.of(recalled.seen, self.view.catalogue, now)
-        if request.recent:
-            names = [item.item_id for item in request.recent]
-            seen = self._seen_rows.with_session(seen, names, self.view.catalogue)
-        return Context(known, seen, np.array([row for row, _ in against], dtype=np.int64), fallback)
 
     async def _prepare_filters(self, request: Request) -> None:
         """Applies conditions that are new to this process in a thread, as a large catalogue takes long."""

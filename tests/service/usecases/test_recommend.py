@@ -110,11 +110,11 @@ async def test_recent_stands_on_top_of_the_store(service: Service) -> None:
     plain = await ask(service, user_id="u", exclude_seen=False)
     again = await ask(service, user_id="u", exclude_seen=False, recent=[{"item_id": "i4", "timestamp": NOW + 4}])
     assert ids(again) == ids(plain), "an item of the store, sent once more, changes nothing"
-    context = await service.recommender._recall(Request(user_id="u", recent=[SessionItem("i9")]))
+    context = await service.recommender._recall.of(Request(user_id="u", recent=[SessionItem("i9")]))
     assert context.known.recent == [TITLES[3], TITLES[4], TITLES[9]]
     assert [event.event_id for event in context.known.memory.events] == ["e000", "e001", "e002"]
     old = [SessionItem("i9", NOW - number) for number in range(1, 3)]
-    context = await service.recommender._recall(Request(user_id="u", recent=old))
+    context = await service.recommender._recall.of(Request(user_id="u", recent=old))
     assert context.known.recent == TITLES[2:5], "what is older than the store's newest does not push them out"
     assert [event.event_id for event in context.known.memory.events] == ["e000", "e001"], "recent is not memory, too"
 
