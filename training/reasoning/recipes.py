@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from training.run.loop import Schedule
-from training.run.stage import StageError
+from training.run.recipes import chosen
 
 GROUP = 8  # rollouts that GRPO compares with each other
 
@@ -105,6 +105,4 @@ RECIPES = {
 
 def reason_recipe(name: str) -> ReasonRecipe:
     """Raises StageError."""
-    if name not in RECIPES:
-        raise StageError(f"unknown recipe {name!r}: choose one of {', '.join(RECIPES)}")
-    return RECIPES[name]
+    return chosen(RECIPES, name)

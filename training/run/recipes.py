@@ -10,13 +10,16 @@
 `lora`       a pretrained checkpoint (`--model`) with LoRA as in BIGRec; needs a GPU
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 from model_store.manifest import Vocabulary
 from model_store.memory.codec import StateDtype
 from training.run.loop import Schedule
 from training.run.stage import StageError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -202,6 +205,12 @@ RECIPES: dict[str, Recipe] = {
 
 
 def get_recipe(name: str) -> Recipe:
-    if name not in RECIPES:
-        raise StageError(f"unknown recipe {name!r}: choose one of {', '.join(RECIPES)}")
-    return RECIPES[name]
+    """Raises StageError."""
+    return chosen(RECIPES, name)
+
+
+def chosen(recipes: Mapping[str, T], name: str) -> T:
+    """Raises StageError with the names that there are."""
+    if name not in recipes:
+        raise StageError(f"unknown recipe {name!r}: choose one of {', '.join(recipes)}")
+    return recipes[name]
