@@ -18,6 +18,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from service.errors import ServiceError, status_of
 from service.http import problems
+from service.http.access.gates import gate_of
 from service.http.access.guard import RequireKey, TrustedHosts
 from service.http.describe import openapi
 from service.http.fields import field_errors
@@ -39,9 +40,6 @@ from service.http.routes import (
     users,
 )
 from service.identity.gate import Gate
-from service.identity.issuer import IssuerKeys
-from service.identity.keys import Keys, refuse_insecure_bind
-from service.identity.tokens import Issuer, Tokens
 from service.metrics import Metrics
 from service.resources import Resources, open_resources
 from service.settings import Settings
@@ -52,24 +50,18 @@ log = structlog.get_logger("service.app")
 _CORS_HEADERS = ("X-API-Key", "X-Request-ID", "traceparent", "tracestate")  # of requests, beside the usual ones
 _CORS_ANSWERS = ("X-Request-ID", "Retry-After", "RateLimit", "RateLimit-Policy")
 
+# In the order in which the document of the API lists them.
+_ROUTES = (
+    recommend, interactions, event_types, users, erasure, merge, items, lists, bundles, experiments, keys, model, ops,
+    page,
+)  # fmt: skip
+
 ResourcesFactory = Callable[[Settings, Metrics], AbstractAsyncContextManager[Resources]]
 
 
 def create_app(settings: Settings, resources_factory: ResourcesFactory = open_resources) -> FastAPI:
     """Raises InsecureBind when anyone could reach the service without an API key, or with one that is short."""
-    refuse_insecure_bind(
-        settings.host,
-        has_keys=settings.asks_for_keys,
-        allow_anonymous=settings.allow_anonymous,
-        entries=settings.plain_api_keys,
-    )
-    metrics = Metrics()
-    gate = Gate(
-        Keys(settings.plain_api_keys, rate_limit=settings.rate_limit),
-        require_keys=settings.require_keys,
-        rate_limit=settings.rate_limit,
-        tokens=_tokens(settings),
-    )
+    gate, metrics = gate_of(settings), Metrics()
     traces = Traces(settings.otlp_endpoint, ratio=settings.trace_ratio)
     app = FastAPI(
         lifespan=_lifespan(settings, metrics, gate, traces, resources_factory),
@@ -99,39 +91,9 @@ def create_app(settings: Settings, resources_factory: ResourcesFactory = open_re
     app.openapi = cache(partial(openapi.document, app))  # type: ignore[method-assign]
     app.state.metrics, app.state.gate = metrics, gate
     app.state.is_draining = False
-    for module in (
-        recommend,
-        interactions,
-        event_types,
-        users,
-        erasure,
-        merge,
-        items,
-        lists,
-        bundles,
-        experiments,
-        keys,
-        model,
-        ops,
-        page,
-    ):
+    for module in _ROUTES:
         app.include_router(module.router)
     return app
-
-
-def _tokens(settings: Settings) -> Tokens | None:
-    if not settings.jwt_issuer:
-        return None
-    issuer = Issuer(
-        settings.jwt_issuer,
-        settings.jwt_audience,
-        settings.jwt_algorithms,
-        leeway_s=settings.jwt_leeway_s,
-        scopes_claim=settings.jwt_scopes_claim,
-        tenant_claim=settings.jwt_tenant_claim,
-        rate_limit=settings.rate_limit,
-    )
-    return Tokens(issuer, IssuerKeys(settings.jwt_keys))
 
 
 def _hosts(settings: Settings, metrics: Metrics) -> list[Middleware]:

@@ -8,7 +8,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TextIO
 from uuid import uuid4
@@ -66,7 +66,7 @@ def request_context(request_id: str, trace_id: str | None = None) -> Iterator[No
 
 
 class RepeatedWarnings:
-    """Warnings about something that may happen at every request: at most one line a minute for each kind.
+    """Warnings and errors that may come with every request: at most one line a minute for each kind.
 
     The first one is logged at once. A later line has `count`: how many there were since the line before it, itself
     included. Kinds are an event and its facts: a small closed set, because each is remembered. For one event loop.
@@ -78,9 +78,16 @@ class RepeatedWarnings:
         self._counts: Counter[tuple[Any, ...]] = Counter()
 
     def warning(self, event: str, **facts: str) -> None:
+        self._log(self._logger.warning, event, facts)
+
+    def exception(self, event: str, **facts: str) -> None:
+        """An error with its traceback; call it while the exception is handled."""
+        self._log(self._logger.exception, event, facts)
+
+    def _log(self, write: Callable[..., Any], event: str, facts: Mapping[str, str]) -> None:
         kind = event, *facts.items()
         self._counts[kind] += 1
         now = self._clock()
         if now >= self._quiet_until.get(kind, now):
             self._quiet_until[kind] = now + self._every_s
-            self._logger.warning(event, **facts, count=self._counts.pop(kind))
+            write(event, **facts, count=self._counts.pop(kind))

@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from typing import Protocol, TypeVar
 
 import structlog
 
@@ -50,8 +51,14 @@ from service.usecases.users import Users
 
 log = structlog.get_logger("service.resources")
 
+T = TypeVar("T", bound="Stoppable")
+
 _SECONDS_PER_DAY = 86_400
 _LAST_JOBS_S = 2.0  # requests have ended before the engine stops; only jobs of background work can be left
+
+
+class Stoppable(Protocol):
+    async def stop(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -173,8 +180,7 @@ async def open_kernel(
         stack.callback(event_table.remove, view)
         engine = Engine(view, settings, metrics, spawn)
         stack.push_async_callback(engine.stop, _LAST_JOBS_S)
-        items = Items(view, engine, store, metrics)
-        stack.push_async_callback(items.stop)
+        items = _stopped(stack, Items(view, engine, store, metrics))
         loading = asyncio.create_task(items.start(), name="changed-items")  # while the process of the model starts
         stack.push_async_callback(cancel_and_wait, loading)
         await engine.start()
@@ -193,22 +199,19 @@ async def open_resources(settings: Settings, metrics: Metrics, *, spawn: Spawn =
         event_table = await stack.enter_async_context(_open_event_table(store))
         if problem := await store.sealing.problem():
             log.error("records of users cannot be read", reason=problem)
-        shown = ShownLists(ShownStore(store.run, store.tombstones, kept_s=round(3600 * settings.shown_hours)), metrics)
-        stack.push_async_callback(shown.stop)
+        kept_s = round(3600 * settings.shown_hours)
+        shown = _stopped(stack, ShownLists(ShownStore(store.run, store.tombstones, kept_s=kept_s), metrics))
         outcomes = Outcomes(OutcomeStore(store.run))
-        experiments = Experiments(ExperimentStore(store.run), outcomes, metrics)
-        stack.push_async_callback(experiments.stop)
+        experiments = _stopped(stack, Experiments(ExperimentStore(store.run), outcomes, metrics))
         await experiments.start()
-        eraser = Eraser(store, metrics, minutes=settings.erasure_minutes)
-        stack.push_async_callback(eraser.stop)
+        eraser = _stopped(stack, Eraser(store, metrics, minutes=settings.erasure_minutes))
         eraser.start()
 
         def open_one(chosen: Settings) -> AbstractAsyncContextManager[Resources]:
             together = Shared(store, event_table, shown, outcomes, experiments, eraser, bundles)
             return _open_bundle(chosen, metrics, together, spawn)
 
-        bundles: Bundles[Resources] = Bundles(settings, metrics, BundleStore(store.run), open_one)
-        stack.push_async_callback(bundles.stop)
+        bundles: Bundles[Resources] = _stopped(stack, Bundles(settings, metrics, BundleStore(store.run), open_one))
         yield await bundles.start()
 
 
@@ -222,18 +225,13 @@ async def _open_bundle(settings: Settings, metrics: Metrics, shared: Shared, spa
         )
         view, engine = kernel.view, kernel.engine
         kernel.worker.counts_events = False  # until this bundle answers
-        ingest = Ingest(view, store, kernel.items, kernel.worker, metrics)
-        stack.push_async_callback(ingest.stop)
-        half_life_days = settings.live_half_life_days
-        live_counts = await asyncio.to_thread(
-            partial(LiveCounts, view, engine, store, kernel.items, metrics, half_life_days=half_life_days)
-        )
-        stack.push_async_callback(live_counts.stop)
-        await live_counts.start()
-        recommender = await asyncio.to_thread(
-            partial(Recommender, view, engine, store, metrics, default_deadline_ms=settings.deadline_ms)
-        )
-        stack.push_async_callback(recommender.stop)
+        ingest = _stopped(stack, Ingest(view, store, kernel.items, kernel.worker, metrics))
+        counting = partial(LiveCounts, view, engine, store, kernel.items, metrics)
+        live_counts = await asyncio.to_thread(counting, half_life_days=settings.live_half_life_days)
+        _stopped(stack, live_counts).start()
+        recommending = partial(Recommender, view, engine, store, metrics)
+        recommender = await asyncio.to_thread(recommending, default_deadline_ms=settings.deadline_ms)
+        _stopped(stack, recommender)
         answers = Answers(
             recommender,
             shown,
@@ -242,7 +240,8 @@ async def _open_bundle(settings: Settings, metrics: Metrics, shared: Shared, spa
             metrics=metrics,
             recommender_of=partial(_recommender_of, shared.bundles),
         )
-        stack.push_async_callback(answers.stop)
+        _stopped(stack, answers)
+        settle, erase = shared.outcomes.settle, shared.eraser.delete
         yield Resources(
             settings=settings,
             metrics=metrics,
@@ -252,15 +251,7 @@ async def _open_bundle(settings: Settings, metrics: Metrics, shared: Shared, spa
             engine=engine,
             items=kernel.items,
             ingest=ingest,
-            users=Users(
-                view,
-                store,
-                engine,
-                shown,
-                settle=shared.outcomes.settle,
-                erase=shared.eraser.delete,
-                metrics=metrics,
-            ),
+            users=Users(view, store, engine, shown, settle=settle, erase=erase, metrics=metrics),
             recommender=recommender,
             shown=shown,
             related=RelatedItems(view, engine, kernel.items),
@@ -274,6 +265,12 @@ async def _open_bundle(settings: Settings, metrics: Metrics, shared: Shared, spa
             loaded_at=datetime.now(UTC).isoformat(timespec="seconds"),
             bundles=shared.bundles,
         )
+
+
+def _stopped(stack: AsyncExitStack, part: T) -> T:
+    """The part, which is stopped when the stack is closed."""
+    stack.push_async_callback(part.stop)
+    return part
 
 
 def _recommender_of(bundles: Bundles[Resources], name: str) -> Recommender | None:

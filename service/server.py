@@ -76,11 +76,12 @@ def serve(
     async def run(listener: socket.socket) -> None:
         async with app.router.lifespan_context(app):
             _tune_garbage_collector()
-            watching = asyncio.create_task(limits.watch(server.server_state.connections), name="connections")
+            watching = limits.watched(server.server_state.connections)
+            watching.start()
             try:
                 await server.serve(sockets=[listener, *(listener.dup() for _ in range(_NUM_LISTENERS - 1))])
             finally:
-                watching.cancel()
+                await watching.stop()
 
     runner = asyncio.Runner(loop_factory=config.get_loop_factory())
     with bound_socket(settings.host, settings.port) as listener, runner:

@@ -45,10 +45,6 @@ class Policy:
         self.model, self.form = model, form
         self._head: Reading | None = None
 
-    def forget_head(self) -> None:
-        """After a change of the weights."""
-        self._head = None
-
     def think(
         self,
         queries: Sequence[str],

@@ -22,7 +22,6 @@ from model_store.words.texts import ItemText, words_of
 from model_store.words.vectors import Vectors, unit
 
 Level = Literal["record", "pattern", "profile"]
-LEVELS: tuple[Level, ...] = ("record", "pattern", "profile")
 MAX_TEXT_WORDS = 32
 
 

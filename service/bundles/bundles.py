@@ -16,6 +16,7 @@ from typing import Any, Generic
 import structlog
 
 from model_store.errors import ModelStoreError
+from service.background import Repeated
 from service.bundles.entries import Entry, Listing, P, Shown, Status, check_readable, settings_of, source_of
 from service.bundles.fill import fill
 from service.ending import cancel_and_wait
@@ -48,6 +49,7 @@ class Bundles(Generic[P]):
         self._active: P
         self._wanted: str | None = None  # is being opened to be activated
         self._changing = asyncio.Lock()
+        self._following = Repeated("bundles", self._follow, every_s=_FOLLOW_EVERY_S)
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -72,10 +74,11 @@ class Bundles(Generic[P]):
             parts if parts is not None else await self._enter(CONFIGURED, source_of(self.settings, state, CONFIGURED))
         )
         await self._hand_over(None, self._active)
-        self._run(self._follow())
+        self._following.start()
         return self._active
 
     async def stop(self) -> None:
+        await self._following.stop()
         await cancel_and_wait(*self._tasks)
         for name in list(self._entries):
             await self._close(self._entries.pop(name))
@@ -153,19 +156,12 @@ class Bundles(Generic[P]):
             state = await self.store.read()
             if (new := change(state)) == state or await self.store.write(new):
                 break
-        await self._apply(await self.store.read())
+        await self._follow()
 
     # ---- following
 
     async def _follow(self) -> None:
-        while True:
-            await asyncio.sleep(_FOLLOW_EVERY_S)
-            try:
-                await self._apply(await self.store.read())
-            except (StoreUnavailable, StoreCorrupt):
-                repeated.warning("store away, changes of bundles are followed later")
-            except Exception:  # go on: a replica that stops following would serve an old bundle unnoticed
-                log.exception("following the bundles failed, trying again")
+        await self._apply(await self.store.read())
 
     async def _apply(self, state: BundleState) -> None:
         async with self._changing:
@@ -221,8 +217,7 @@ class Bundles(Generic[P]):
     async def _switch(self, name: str, parts: P) -> None:
         """The new parts know all changes of items and counts before they answer."""
         await parts.items.catch_up()
-        with contextlib.suppress(ServiceError):
-            await parts.live_counts.catch_up()
+        await parts.live_counts.following.once()
         before, self._active_name, self._active = self._active, name, parts
         self.metrics.bundle_switches_total.inc()
         log.info("another bundle answers", name=name, bundle=parts.view.manifest.name)

@@ -13,11 +13,11 @@ from typing import Literal, NamedTuple
 
 import structlog
 
+from service.background import Repeated
 from service.ending import cancel_and_wait
-from service.errors import StoreCorrupt, StoreUnavailable
+from service.errors import StoreUnavailable
 from service.logs import RepeatedWarnings
 from service.metrics import Metrics
-from service.repeating import Repeated
 from service.store.client import MemoryStore
 from service.store.erasure.deletions import DeletionStore, Receipt
 from service.store.erasure.rewrite import Rewritten, StoreFiles
@@ -55,7 +55,7 @@ class Eraser:
         self.files = StoreFiles(store)
         self._owner = secrets.token_hex(8)
         self._rewriting: asyncio.Task[Rewritten] | None = None
-        self._following = Repeated(self._follow, every_s=_LOOK_EVERY_S, name="eraser", at_once=True)
+        self._following = Repeated("deletions", self.look, every_s=_LOOK_EVERY_S, at_once=True)
 
     def start(self) -> None:
         self._following.start()
@@ -138,11 +138,3 @@ class Eraser:
         elif done.status == "done":
             log.info("the files of the store were rewritten", nodes=done.nodes, replicas=done.replicas)
         return done
-
-    async def _follow(self) -> None:
-        try:
-            await self.look()
-        except (StoreUnavailable, StoreCorrupt):
-            repeated.warning("store away, deletions are finished later")
-        except Exception:  # go on: deletions that are never finished would be noticed too late
-            log.exception("finishing deletions failed, trying again")

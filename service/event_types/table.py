@@ -7,20 +7,13 @@ again: one process asks for all of them, and goes on after a crash.
 
 import secrets
 
-import structlog
-
 from model_store.event_types import EventTypes
 from model_store.view import BundleView
-from service.errors import StoreUnavailable
+from service.background import Repeated
 from service.event_types.stored import EventTypeStore
-from service.logs import RepeatedWarnings
-from service.repeating import Repeated
 from service.store.client import MemoryStore
 from service.store.lua.sorting import sorting_of
 from service.store.sealing.walk import seal_user
-
-log = structlog.get_logger("service.event_types.table")
-repeated = RepeatedWarnings(log)
 
 _LOOK_EVERY_S = 1.0
 _USERS_PER_REQUEST = 500
@@ -36,7 +29,7 @@ class EventTable:
         self._of_bundle: EventTypes | None = None
         self._views: list[BundleView] = []
         self._owner = secrets.token_hex(8)
-        self._following = Repeated(self._follow, every_s=_LOOK_EVERY_S, name="event-types")
+        self._following = Repeated("event-types", self._follow, every_s=_LOOK_EVERY_S)
 
     async def start(self) -> None:
         """Raises StoreUnavailable."""
@@ -76,14 +69,9 @@ class EventTable:
             view.event_types = types
 
     async def _follow(self) -> None:
-        try:
-            await self.catch_up()
-            if not self.is_counted and await self._puts.lease_counting(self._owner):
-                await self._count_all()
-        except StoreUnavailable:
-            repeated.warning("store away, the table of event types is read later")
-        except Exception:  # go on: a replica that stops following would serve an old table unnoticed
-            log.exception("reading the table of event types failed, trying again")
+        await self.catch_up()
+        if not self.is_counted and await self._puts.lease_counting(self._owner):
+            await self._count_all()
 
     async def _count_all(self) -> None:
         """Asks for the encoding of all users, which counts them, too; ends early when another table was put."""

@@ -12,17 +12,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-import structlog
-
-from service.errors import BadRequest, StoreCorrupt, StoreUnavailable
+from service.background import Repeated
+from service.errors import BadRequest
 from service.feedback.outcomes import COUNTED, Outcomes
-from service.logs import RepeatedWarnings
 from service.metrics import Metrics
-from service.repeating import Repeated
 from service.store.feedback.outcomes import ExperimentStore
-
-log = structlog.get_logger("service.feedback.experiments")
-repeated = RepeatedWarnings(log)
 
 DEFAULT = "default"  # where no experiment runs
 _FOLLOW_EVERY_S = 2.0
@@ -108,10 +102,10 @@ class Experiments:
     def __init__(self, store: ExperimentStore, outcomes: Outcomes, metrics: Metrics) -> None:
         self.store, self.outcomes, self.metrics = store, outcomes, metrics
         self.current: Experiment | None = None
-        self._following = Repeated(self._follow, every_s=_FOLLOW_EVERY_S, name="experiments")
+        self._following = Repeated("experiments", self._look, every_s=_FOLLOW_EVERY_S)
 
     async def start(self) -> None:
-        await self._look()
+        await self._following.once()
         self._following.start()
 
     async def stop(self) -> None:
@@ -125,17 +119,8 @@ class Experiments:
         self.current = experiment
 
     async def _look(self) -> None:
-        try:
-            self.current = experiment_of(await self.store.read())
-            await self.outcomes.settle_waiting()
-            for variant in (await self.outcomes.results()).variants:
-                for name in COUNTED:
-                    self.metrics.outcomes.labels(variant.variant, name).set(getattr(variant, name))
-        except (StoreUnavailable, StoreCorrupt):
-            repeated.warning("store away, the experiment is followed later")
-
-    async def _follow(self) -> None:
-        try:
-            await self._look()
-        except Exception:  # go on: a replica that stops following would answer by an old experiment unnoticed
-            log.exception("following the experiment failed, trying again")
+        self.current = experiment_of(await self.store.read())
+        await self.outcomes.settle_waiting()
+        for variant in (await self.outcomes.results()).variants:
+            for name in COUNTED:
+                self.metrics.outcomes.labels(variant.variant, name).set(getattr(variant, name))

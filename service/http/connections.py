@@ -5,14 +5,15 @@ that silent callers cannot keep others out. Connections over the bound are refus
 that files would run out are dropped at once.
 """
 
-import asyncio
 import os
 import resource
 from collections.abc import Collection
+from functools import partial
 from typing import Any, Protocol
 
 import structlog
 
+from service.background import Repeated
 from service.logs import RepeatedWarnings
 from service.metrics import Metrics
 
@@ -42,6 +43,7 @@ class ConnectionLimits:
     def __init__(self, metrics: Metrics, *, most: int, receive_s: float, max_files: int = _MANY_FILES) -> None:
         """`most` connections. `receive_s`: time in which a request must arrive whole. `max_files`: of this process."""
         self.receive_s, self._metrics, self._max_files = receive_s, metrics, max_files
+        self._looks = 0
         self.most = min(most, max(1, max_files - _SURPLUS - _OTHER_FILES))
         if self.most < most:
             log.warning("few open files are allowed: the bound of connections is lower", bound=self.most, asked=most)
@@ -58,18 +60,18 @@ class ConnectionLimits:
         self._metrics.closed_connections_total.labels(reason).inc()
         repeated.warning("connections closed", reason=reason)
 
-    async def watch(self, connections: Collection[Any]) -> None:
-        """`connections`: those of uvicorn, each a `Connection`. Runs until cancelled."""
+    def watched(self, connections: Collection[Any]) -> Repeated:
+        """Looks at the connections again and again, when started. Each is a `Connection`; uvicorn has the list."""
         self._metrics.connections.set_function(lambda: len(connections))
         self._metrics.max_connections.set(self.most)
         self._metrics.max_open_files.set(self._max_files)
-        looks = 0
-        while True:
-            self.look(connections)
-            if looks % _COUNT_FILES_EVERY == 0:
-                self._count_files()
-            looks += 1
-            await asyncio.sleep(_LOOK_EVERY_S)
+        return Repeated("connections", partial(self._look, connections), every_s=_LOOK_EVERY_S, at_once=True)
+
+    async def _look(self, connections: Collection[Connection]) -> None:
+        self.look(connections)
+        if self._looks % _COUNT_FILES_EVERY == 0:
+            self._count_files()
+        self._looks += 1
 
     def look(self, connections: Collection[Connection]) -> None:
         """Closes the connections whose request is late. When there are too many, nobody may take long."""

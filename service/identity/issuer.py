@@ -18,10 +18,10 @@ import httpx
 import jwt
 import structlog
 
+from service.background import Repeated
 from service.errors import NotReady
 from service.identity.algorithms import CURVES, RSA, SECRET
 from service.logs import RepeatedWarnings
-from service.repeating import Repeated
 
 log = structlog.get_logger("service.identity.issuer")
 repeated = RepeatedWarnings(log)
@@ -63,7 +63,7 @@ class IssuerKeys:
         self._asked_at = float("-inf")
         self._asking = asyncio.Lock()
         every_s = _URL_EVERY_S if is_url(source) else _FILE_EVERY_S
-        self._following = Repeated(self._ask, every_s=every_s, name="issuer-keys")
+        self._following = Repeated("issuer-keys", self._ask, every_s=every_s)
 
     async def start(self) -> None:
         await self._ask()

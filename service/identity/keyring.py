@@ -6,22 +6,20 @@ is away, the keys that are known go on working for `MOST_AGE_S`; nobody can revo
 """
 
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
 
-from service.errors import KeyConflict, StoreCorrupt, StoreUnavailable, UnknownKey
+from service.background import Repeated
+from service.errors import KeyConflict, StoreUnavailable, UnknownKey
 from service.identity.keys import SHOWN_LENGTH, hashed, new_secret
 from service.identity.principal import Principal, caller
 from service.identity.scopes import OF_ALL_TENANTS, SCOPES, Scope
 from service.identity.stored import KeyRecord, KeyStore, Run, Secret, new_id
-from service.logs import RepeatedWarnings
-from service.repeating import Repeated
 
 log = structlog.get_logger("service.identity.keyring")
-repeated = RepeatedWarnings(log)
 
 LOOK_EVERY_S = 2.0
 MOST_AGE_S = 3600.0
@@ -52,17 +50,19 @@ class Keyring:
         self._by_digest: dict[str, tuple[Principal, float]] = {}  # and until when
         self._read_at = float("-inf")
         self._used: dict[str, int] = {}  # since they were saved
-        self._saved_at = clock()
-        self._following = Repeated(self._follow, every_s=LOOK_EVERY_S, name="keyring")
+        self._following = Repeated("api-keys", self._catch_up, every_s=LOOK_EVERY_S)
+        self._saving = Repeated("last-use-of-api-keys", self._save_used, every_s=USED_EVERY_S)
 
     async def start(self) -> None:
         """Also where the store is away: then its keys are refused until it answers."""
-        await self._look()
+        await self._following.once()
         self._following.start()
+        self._saving.start()
 
     async def stop(self) -> None:
         await self._following.stop()
-        await self._try(self._save_used())
+        await self._saving.stop()
+        await self._saving.once()
 
     def principal(self, digest: str) -> Principal | None:
         """Who has the key with this digest; None if nobody. Raises StoreUnavailable when this is not known any more.
@@ -145,17 +145,9 @@ class Keyring:
             version, records = await self._store.read()
             record = change(records)
             if await self._store.write(version, key_id, record):
-                await self._look()  # here the change counts at once
+                await self._following.once()  # here the change counts at once
                 return record
         raise KeyConflict("Other changes of keys came in between; try again.")
-
-    async def _follow(self) -> None:
-        await self._look()
-        if self._clock() - self._saved_at >= USED_EVERY_S:
-            await self._try(self._save_used())
-
-    async def _look(self) -> None:
-        await self._try(self._catch_up())
 
     async def _catch_up(self) -> None:
         """Raises StoreUnavailable. The records are read only when they have changed."""
@@ -181,20 +173,11 @@ class Keyring:
     async def _save_used(self) -> None:
         known = {principal.key_id for principal, _ in self._by_digest.values()}
         used, self._used = {name: then for name, then in self._used.items() if name in known}, {}
-        self._saved_at = self._clock()
         try:
             await self._store.save_used(used)
         except StoreUnavailable:
             self._used = used | self._used
             raise
-
-    async def _try(self, work: Coroutine[Any, Any, None]) -> None:
-        try:
-            await work
-        except (StoreUnavailable, StoreCorrupt):
-            repeated.warning("store away, changes of API keys are read later")
-        except Exception:  # go on: a replica that stops following would not learn of revoked keys
-            log.exception("reading the API keys of the store failed, trying again")
 
 
 def shown(record: KeyRecord, last_used_at: int | None = None) -> dict[str, Any]:

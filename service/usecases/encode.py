@@ -12,13 +12,14 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import structlog
 
 from model_store.view import BundleView
-from service.ending import cancel_and_wait
+from service.background import Repeated
 from service.engine.engine import Engine
 from service.errors import ServiceError, StoreUnavailable, Unavailable
 from service.logs import RepeatedWarnings
@@ -134,20 +135,13 @@ class Worker:
     @asynccontextmanager
     async def _renewed(self, entry_ids: Sequence[str]) -> AsyncIterator[None]:
         """Keeps other workers from claiming the entries while this worker is alive, however long the round takes."""
-
-        async def renew() -> None:
-            while True:
-                await asyncio.sleep(_RENEW_EVERY_S)
-                try:
-                    await self.store.renew_encodings(self._consumer, entry_ids)
-                except StoreUnavailable:
-                    repeated.warning("store away, entries of the encode queue are not renewed")
-
-        renewing = asyncio.create_task(renew(), name="renew-encodings")
+        renew = partial(self.store.renew_encodings, self._consumer, entry_ids)
+        renewing = Repeated("renew-encodings", renew, every_s=_RENEW_EVERY_S)
+        renewing.start()
         try:
             yield
         finally:
-            await cancel_and_wait(renewing)
+            await renewing.stop()
 
     async def settle(self, user_ids: Collection[str]) -> set[str]:
         """Reconciles users; returns those who could not be encoded and are to be tried again later.

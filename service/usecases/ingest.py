@@ -13,9 +13,10 @@ from typing import Any, Literal
 import structlog
 
 from model_store.view import BundleView
+from service.background import Repeated
 from service.ending import cancel_and_wait
 from service.engine.turns import Turns
-from service.errors import DeadlineExceeded, Rejected, StoreCorrupt, StoreUnavailable, UserDeleted
+from service.errors import DeadlineExceeded, Rejected, UserDeleted
 from service.metrics import Metrics
 from service.store.client import MemoryStore
 from service.store.deadletters import DeadLetters
@@ -72,19 +73,20 @@ class Ingest:
         self.view, self.store, self.items, self.worker, self.metrics = view, store, items, worker, metrics
         self._dead_letters = DeadLetters(store.run, is_cluster=store.is_cluster)
         self.turns = Turns(lambda: worker.engine.admission.is_reading)
-        self._tasks: list[asyncio.Task[None]] = []
+        self._measuring = Repeated("encode-queue", self._measure_backlog, every_s=_MEASURE_EVERY_S, at_once=True)
+        self._encoding: asyncio.Task[None] | None = None
 
     async def start(self, *, with_worker: bool) -> None:
         """Starts to measure the encode queue; `with_worker` also starts a worker that empties it."""
-        self._tasks.append(asyncio.create_task(self._measure_backlog(), name="encode-watch"))
+        self._measuring.start()
         if with_worker:
-            self._tasks.append(asyncio.create_task(self.worker.run(), name="encode-worker"))
+            self._encoding = asyncio.create_task(self.worker.run(), name="encode-worker")
 
     async def stop(self) -> None:
         """Entries that the worker has not acknowledged stay in the queue for the next worker."""
-        tasks, self._tasks = self._tasks, []
-        if tasks:
-            await cancel_and_wait(*tasks)
+        await self._measuring.stop()
+        if self._encoding is not None:
+            await cancel_and_wait(self._encoding)
 
     async def submit(
         self,
@@ -152,13 +154,8 @@ class Ingest:
             ) from None
 
     async def _measure_backlog(self) -> None:
-        while True:
-            self.metrics.store_breaker_open.set(self.store.breaker.is_open)
-            try:
-                self.metrics.encode_backlog.set(await self.store.backlog())
-                self.metrics.encode_lag_seconds.set(await self.store.backlog_age_s())
-                self.metrics.workers.set(await self.store.num_workers())
-                self.metrics.dead_letters.set(await self._dead_letters.count())
-            except (StoreUnavailable, StoreCorrupt):
-                log.debug("store unavailable: the encode backlog is unknown")
-            await asyncio.sleep(_MEASURE_EVERY_S)
+        self.metrics.store_breaker_open.set(self.store.breaker.is_open)
+        self.metrics.encode_backlog.set(await self.store.backlog())
+        self.metrics.encode_lag_seconds.set(await self.store.backlog_age_s())
+        self.metrics.workers.set(await self.store.num_workers())
+        self.metrics.dead_letters.set(await self._dead_letters.count())

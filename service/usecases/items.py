@@ -21,25 +21,15 @@ from numpy.typing import NDArray
 
 from model_store.catalogue.items import Item
 from model_store.view import BundleView
-from service.ending import cancel_and_wait
+from service.background import Repeated
 from service.engine.engine import Engine
-from service.errors import (
-    BadRequest,
-    ModelFailed,
-    ModelUnavailable,
-    Overloaded,
-    StoreCorrupt,
-    StoreUnavailable,
-    UnknownItem,
-)
-from service.logs import RepeatedWarnings
+from service.errors import BadRequest, Overloaded, UnknownItem
 from service.metrics import Metrics
 from service.store.client import MemoryStore
 from service.store.overlay import MOST_AT_ONCE, NewRecord
 from service.usecases.records import Change, read_change, read_changes
 
 log = structlog.get_logger("service.usecases.items")
-repeated = RepeatedWarnings(log)
 
 T = TypeVar("T")
 
@@ -70,7 +60,7 @@ class Items:
         self._deleted: set[str] = set()
         self._version = 0  # of the overlay: all changes up to it are applied
         self._changing = asyncio.Lock()
-        self._task: asyncio.Task[None] | None = None
+        self._following = Repeated("catalogue", self._catch_up, every_s=_FOLLOW_EVERY_S)
         self._changes: set[asyncio.Task[Any]] = set()
         self._at_once = _AT_START
         self._current_at = time.monotonic()
@@ -81,23 +71,18 @@ class Items:
         """Loads the overlay, then follows it. If the store is unavailable, the overlay is loaded later."""
         await self.catch_up()
         self._at_once = _AT_ONCE
-        self._task = asyncio.create_task(self._follow(), name="catalogue")
+        self._following.start()
 
     async def stop(self) -> None:
-        if self._task is not None:
-            await cancel_and_wait(self._task)
+        await self._following.stop()
         await asyncio.gather(*self._changes, return_exceptions=True)
 
     async def catch_up(self) -> None:
-        """Applies the changes of other replicas. Costs one read of the store when there are none."""
-        try:
-            await self._undisturbed(self._load_alone())
-        except StoreUnavailable:
-            repeated.warning("store away, changes of the catalogue are loaded later")
-        except StoreCorrupt:
-            repeated.warning("the stored changes of the catalogue cannot be read", key="automr:items")
-        except (ModelUnavailable, ModelFailed):
-            repeated.warning("model away, changes of the catalogue are loaded later")
+        """Applies the changes of other replicas, or logs why it could not; then they are applied later.
+
+        Costs one read of the store when there are none.
+        """
+        await self._following.once()
 
     async def get(self, item_id: str) -> Item:
         """Raises UnknownItem."""
@@ -191,10 +176,13 @@ class Items:
         """Awaits `work`, which goes on when the caller leaves: half a change would give the model other rows."""
         return await asyncio.shield(_keep(self._changes, asyncio.create_task(work)))
 
-    async def _load_alone(self) -> None:
-        async with self._changing:
-            changes = await self._load()
-        await self._at_model(change.item for change in changes)
+    async def _catch_up(self) -> None:
+        async def catch_up() -> None:
+            async with self._changing:
+                changes = await self._load()
+            await self._at_model(change.item for change in changes)
+
+        await self._undisturbed(catch_up())
 
     async def _load(self) -> list[Change]:
         """Applies what changed since the version that is known; own changes come again and differ in nothing."""
@@ -259,14 +247,6 @@ class Items:
         catalogue = self.view.catalogue
         row = catalogue.rows.get(item.item_id)
         return row is None or replace(item, popularity=int(catalogue.popularity[row])) != catalogue.items[row]
-
-    async def _follow(self) -> None:
-        while True:
-            await asyncio.sleep(_FOLLOW_EVERY_S)
-            try:
-                await self.catch_up()
-            except Exception:  # go on: a replica that stops following would serve an old catalogue unnoticed
-                log.exception("loading changes of the catalogue failed, trying again")
 
 
 def _keep(tasks: set[asyncio.Task[Any]], task: asyncio.Task[T]) -> asyncio.Task[T]:

@@ -12,24 +12,18 @@ import time
 from collections.abc import Mapping
 
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 
 from model_store.answers import RowCounts
 from model_store.catalogue.catalogue import Catalogue
 from model_store.view import BundleView
-from service.ending import cancel_and_wait
+from service.background import Repeated
 from service.engine.engine import Engine
-from service.errors import ModelFailed, ModelUnavailable, StoreUnavailable
-from service.logs import RepeatedWarnings
 from service.metrics import Metrics
 from service.store.client import MemoryStore
 from service.store.counts import Counts
 from service.usecases.items import Items
 from service.usecases.seen import SeenRows
-
-log = structlog.get_logger("service.usecases.live")
-repeated = RepeatedWarnings(log)
 
 _LOOK_EVERY_S = 5.0
 _TREND_HALF_LIFE_DAYS, _TREND_DAYS = 1.0, 14
@@ -58,7 +52,7 @@ class LiveCounts:
         self._num_items = 0  # of the catalogue for which the model has counts
         self._looked_at = time.monotonic()
         self._looking = asyncio.Lock()
-        self._task: asyncio.Task[None] | None = None
+        self.following = Repeated("live-counts", self.catch_up, every_s=_LOOK_EVERY_S, at_once=True)
         self._metrics = metrics
 
     def show_metrics(self) -> None:
@@ -66,13 +60,12 @@ class LiveCounts:
         if self._half_life_days:
             self._metrics.live_counts_age_seconds.set_function(lambda: time.monotonic() - self._looked_at)
 
-    async def start(self) -> None:
+    def start(self) -> None:
         if self._half_life_days:
-            self._task = asyncio.create_task(self._follow(), name="live-counts")
+            self.following.start()
 
     async def stop(self) -> None:
-        if self._task is not None:
-            await cancel_and_wait(self._task)
+        await self.following.stop()
 
     async def catch_up(self) -> None:
         """Loads the days that changed. Costs one read of the store when there are none.
@@ -109,18 +102,6 @@ class LiveCounts:
         rows, counts = rows[is_known], counts[is_known]
         is_item = rows[:, 0] == rows[:, 1]
         return RowCounts(rows[is_item, 0], counts[is_item], rows[~is_item], counts[~is_item])
-
-    async def _follow(self) -> None:
-        while True:
-            try:
-                await self.catch_up()
-            except StoreUnavailable:
-                repeated.warning("store away, live counts are loaded later")
-            except (ModelUnavailable, ModelFailed):
-                repeated.warning("model away, live counts are loaded later")
-            except Exception:  # go on: a replica that stops following would serve old counts unnoticed
-                log.exception("loading live counts failed, trying again")
-            await asyncio.sleep(_LOOK_EVERY_S)
 
 
 def decayed(days: Mapping[int, Counts], half_life_days: float) -> Counts:

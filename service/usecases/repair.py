@@ -7,16 +7,14 @@ the queue stays short. A request that is lost while the store is away does no ha
 user asks again.
 """
 
-import asyncio
-import contextlib
 import time
 
 import structlog
 
+from service.background import Deferred
 from service.errors import StoreUnavailable
 from service.logs import RepeatedWarnings
 from service.store.client import MemoryStore
-from service.tracing.spans import without_span
 
 repeated = RepeatedWarnings(structlog.get_logger("service.usecases.repair"))
 
@@ -32,14 +30,11 @@ class Repair:
         self._users: set[str] = set()
         self._asked: set[str] = set()
         self._clear_asked_at = 0.0
-        self._task: asyncio.Task[None] | None = None
-        self._is_stopping = asyncio.Event()
+        self._writing = Deferred("repair", self._write, after_s=_COLLECT_S)
 
     async def stop(self) -> None:
         """Writes the requests that are still waiting."""
-        self._is_stopping.set()
-        if self._task is not None:
-            await asyncio.wait([self._task])
+        await self._writing.stop()
 
     def request(self, user_id: str) -> None:
         """Does not wait."""
@@ -50,16 +45,11 @@ class Repair:
             return
         self._asked.add(user_id)
         self._users.add(user_id)
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._write(), name="repair", context=without_span())
+        self._writing.ask()
 
     async def _write(self) -> None:
-        while self._users:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_COLLECT_S):
-                    await self._is_stopping.wait()
-            users, self._users = self._users, set()
-            try:
-                await self.store.request_encoding(users, only_with_events=True)
-            except StoreUnavailable:
-                repeated.warning("store away, requests for encoding were lost")
+        users, self._users = self._users, set()
+        try:
+            await self.store.request_encoding(users, only_with_events=True)
+        except StoreUnavailable:
+            repeated.warning("store away, requests for encoding were lost")

@@ -6,19 +6,17 @@ second, not once for each answer. A list that is lost, because the process was k
 attribution only. Knows no HTTP.
 """
 
-import asyncio
-import contextlib
 import time
 from collections.abc import Iterable
 
 import structlog
 
+from service.background import Deferred
 from service.errors import StoreCorrupt, StoreUnavailable
 from service.logs import RepeatedWarnings
 from service.metrics import Metrics
 from service.store.keys import tenant_of
 from service.store.shown import ShownList, ShownStore
-from service.tracing.spans import without_span
 
 repeated = RepeatedWarnings(structlog.get_logger("service.usecases.shown"))
 
@@ -32,15 +30,12 @@ class ShownLists:
     def __init__(self, store: ShownStore, metrics: Metrics) -> None:
         self.store, self.metrics = store, metrics
         self._waiting: dict[str, ShownList] = {}
-        self._writing: dict[str, ShownList] = {}
-        self._task: asyncio.Task[None] | None = None
-        self._is_stopping = asyncio.Event()
+        self._being_written: dict[str, ShownList] = {}
+        self._writing = Deferred("shown-lists", self._write, after_s=_COLLECT_S)
 
     async def stop(self) -> None:
         """Writes the lists that are still waiting."""
-        self._is_stopping.set()
-        if self._task is not None:
-            await asyncio.wait([self._task])
+        await self._writing.stop()
 
     def remember(self, shown: ShownList) -> None:
         """Does not wait. Lists without items are not kept."""
@@ -50,8 +45,7 @@ class ShownLists:
             self.metrics.shown_lists_total.labels("lost").inc()
             return
         self._waiting[shown.recommendation_id] = shown
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._write(), name="shown-lists", context=without_span())
+        self._writing.ask()
 
     async def recent(self, user_id: str) -> list[ShownList]:
         """The lists that the user was shown lately, newest first. Raises StoreUnavailable or StoreCorrupt."""
@@ -78,19 +72,15 @@ class ShownLists:
 
     def _unwritten(self) -> Iterable[ShownList]:
         """Oldest first."""
-        return [*self._writing.values(), *self._waiting.values()]
+        return [*self._being_written.values(), *self._waiting.values()]
 
     async def _write(self) -> None:
-        while self._waiting:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_COLLECT_S):
-                    await self._is_stopping.wait()
-            self._writing, self._waiting = self._waiting, {}
-            try:
-                await self.store.save(list(self._writing.values()))
-                self.metrics.shown_lists_total.labels("kept").inc(len(self._writing))
-            except (StoreUnavailable, StoreCorrupt):
-                self.metrics.shown_lists_total.labels("lost").inc(len(self._writing))
-                repeated.warning("store away, shown lists were lost")
-            finally:
-                self._writing = {}
+        self._being_written, self._waiting = self._waiting, {}
+        try:
+            await self.store.save(list(self._being_written.values()))
+            self.metrics.shown_lists_total.labels("kept").inc(len(self._being_written))
+        except (StoreUnavailable, StoreCorrupt):
+            self.metrics.shown_lists_total.labels("lost").inc(len(self._being_written))
+            repeated.warning("store away, shown lists were lost")
+        finally:
+            self._being_written = {}

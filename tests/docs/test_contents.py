@@ -153,6 +153,12 @@ def test_every_warning_and_error_of_the_log_is_explained() -> None:
     assert not told - {text for path in _sources() for text in _texts(path)}, "explained, but never logged"
 
 
+def test_all_repeated_work_is_explained() -> None:
+    rows = document("docs/troubleshoot.md").rows("Repeated work")[1:]
+    told = [name for cells in rows for name in re.findall(r"`([^`]+)`", cells[0])]
+    assert sorted(told) == sorted(name for path in _sources() for name in _repeated(path))
+
+
 # ---- reading
 
 
@@ -234,3 +240,11 @@ def _logged(path: Path) -> Iterator[tuple[str, str]]:
                 func=ast.Attribute(value=ast.Name(id="log"), attr=level), args=[ast.Constant(value=str(event)), *_]
             ):
                 yield event, level
+
+
+def _repeated(path: Path) -> Iterator[str]:
+    """The names of `Repeated("name", ...)`."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        match node:
+            case ast.Call(func=ast.Name(id="Repeated"), args=[ast.Constant(value=str(name)), *_]):
+                yield name

@@ -1,4 +1,4 @@
-"""Who may send which request: the checks of keys (`guard.py`) and of scopes (`routes.py`).
+"""Who may send which request: what the settings say (`gates.py`), and the checks of each request.
 
-Decisions are made in `service.identity`.
+`guard.py` checks keys and hosts, `routes.py` scopes. Decisions are made in `service.identity`.
 """

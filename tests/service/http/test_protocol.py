@@ -48,13 +48,14 @@ async def connected(
     limits = ConnectionLimits(shed.metrics, most=most, receive_s=receive_s)
     parts: dict[str, Any] = {"config": config, "server_state": state, "app_state": {}, "limits": limits}
     make = partial(SheddingProtocol, **parts, shed=shed, count=counting(shed.metrics))
-    watching = asyncio.create_task(limits.watch(state.connections))
+    watching = limits.watched(state.connections)
+    watching.start()
     server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
     reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
     try:
         yield reader, writer
     finally:
-        watching.cancel()
+        await watching.stop()
         writer.close()
         server.close()
 

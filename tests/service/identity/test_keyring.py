@@ -149,7 +149,7 @@ async def test_a_damaged_record_costs_its_own_key_only(store: MemoryStore, raw: 
         for damage in (b"\xff", b"[]", b"{}", json.dumps({"id": record.id, "secrets": [{}]}).encode()):
             await raw.hset("automr:{+keys}:records", record.id, damage)
             await raw.incr("automr:{+keys}:version")
-            await keyring._look()
+            await keyring._following.once()
             assert who(keyring, good) is not None and who(keyring, bad) is None
         await keyring.revoke((await keyring.create(SHOP))[1].id)
 

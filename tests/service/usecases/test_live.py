@@ -286,7 +286,7 @@ async def test_half_life_0_neither_counts_nor_looks(shop_path: Path, valkey: Emb
     async with open_service(shop_path, valkey.url, live_half_life_days=0) as service:
         await service.submit([interaction(1)], "visible")
         await service.work_off()
-        assert await service.store.counted_days() == {} and service.live_counts._task is None
+        assert await service.store.counted_days() == {} and not service.live_counts.following.is_running
 
 
 async def test_the_age_of_the_counts_is_shown(shop: Service) -> None:
