@@ -96,8 +96,7 @@ class Bundle(BundleView):
 
     def tokens_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """(n,) the first tokens of the titles of catalogue rows. With the item vocabulary it is the only one."""
-        paths = self.catalogue.trie.paths
-        return paths.tokens[0, paths.places[rows]].astype(np.int64)
+        return self.catalogue.trie.paths.first_tokens(rows).astype(np.int64)
 
     def _check_sizes(self, path: Path) -> None:
         if len(self.index) != len(self.catalogue):

@@ -124,7 +124,7 @@ class Trie:
 
     def __init__(self, sequences: Sequence[Sequence[int]] | Paths, is_new: NDArray[np.bool_] | None = None) -> None:
         self.paths = sequences if isinstance(sequences, Paths) else Paths.of(sequences)
-        self.order, self._table = self.paths.order, self.paths.tokens
+        self.order = self.paths.order
         num_rows = len(self.paths)
         self.root = Node(0, num_rows, 0)
         self.is_new = is_new if is_new is not None and is_new.any() else None
@@ -173,10 +173,10 @@ class Trie:
 
     def _children(self, node: Node) -> Children:
         """A leaf has no children."""
-        if node.start == node.stop or node.depth >= len(self._table) or self._table[node.depth, node.start] < 0:
+        column = self.paths.column(node.depth, node.start, node.stop)
+        if not len(column) or column[0] < 0:
             nothing = np.empty(0, dtype=np.int64)
             return Children(nothing.astype(np.int32), nothing, nothing)
-        column = self._table[node.depth, node.start : node.stop]
         starts = np.concatenate([[0], np.flatnonzero(column[1:] != column[:-1]) + 1]) + node.start
         return Children(column[starts - node.start], starts, np.append(starts[1:], node.stop))
 
@@ -191,20 +191,18 @@ class Trie:
     def leaf_of(self, row: int) -> Node:
         """The leaf of a catalogue row: its title, which other rows may share."""
         place = int(self.paths.places[row])
-        column, start, stop = self._table[:, place], place, place + 1
-        while start and np.array_equal(self._table[:, start - 1], column):
+        tokens, start, stop = self.paths.sequence(place), place, place + 1
+        while start and self.paths.sequence(start - 1) == tokens:
             start -= 1
-        while stop < self.root.stop and np.array_equal(self._table[:, stop], column):
+        while stop < self.root.stop and self.paths.sequence(stop) == tokens:
             stop += 1
-        return Node(start, stop, int(np.count_nonzero(column >= 0)))
+        return Node(start, stop, len(tokens))
 
     def edge(self, children: Children, place: int, depth: int) -> TrieEdge:
         """The edge from a node at `depth` to its child at `place`: all tokens that the sequences below share."""
         return self._edge_over(children.starts.item(place), children.stops.item(place), depth)
 
     def _edge(self, start: int, stop: int, depth: int) -> TrieEdge:
-        first, last = self._table[depth:, start], self._table[depth:, stop - 1]
-        differs = np.flatnonzero(first != last)
-        length = int(differs[0]) if len(differs) else int(np.count_nonzero(first >= 0))
-        tokens = tuple(first[:length].tolist())
-        return TrieEdge(tokens, Node(start, stop, depth + length), is_leaf=not len(differs))
+        first, last = self.paths.sequence(start), self.paths.sequence(stop - 1)
+        end = next((at for at in range(depth, len(first)) if first[at] != last[at]), len(first))
+        return TrieEdge(first[depth:end], Node(start, stop, end), is_leaf=first == last)

@@ -20,7 +20,7 @@ from model_store.catalogue.postings import Postings, counted
 from model_store.catalogue.rows import Rows
 from model_store.text.prompt import Prompt
 
-_FEW = 16  # new items whose places are looked up one by one, without reading the popularity of all items
+_FEW = 16  # new items that are looked up one by one
 
 
 @dataclass(frozen=True)
@@ -185,9 +185,17 @@ def _paths(titles: Sequence[str], prompt: Prompt) -> Paths:
     return Paths.from_flat(*prompt.tokens_of_titles(titles))
 
 
+def _tokens(titles: Sequence[str], prompt: Prompt) -> list[Sequence[int]]:
+    """Of few titles, the model has just read most: the prompt keeps their tokens."""
+    if len(titles) <= _FEW:
+        return [prompt.title_tokens(title) for title in titles]
+    flat, counts = prompt.tokens_of_titles(titles)
+    return [part.tolist() for part in np.split(flat, np.cumsum(counts)[:-1])]
+
+
 def _read_paths(arrays: Mapping[str, NDArray[Any]], prompt: Prompt) -> Paths:
     if prompt.has_stable_tokens:
-        return Paths(arrays["order"], arrays["tokens"])
+        return Paths.from_table(arrays["order"], arrays["tokens"])
     return _paths(json.loads(arrays["titles"].tobytes()), prompt)
 
 
@@ -199,12 +207,10 @@ def _trie_with(
     trained_title: Callable[[int], str | None],
 ) -> Trie:
     """The trie with the titles of `new`; the same object when no title changed."""
-    flat, counts = prompt.tokens_of_titles([item.title for item in new.values()])
-    tokens = dict(zip(new, np.split(flat, np.cumsum(counts)[:-1]), strict=True))
     moved = [row for row in new if row not in old or old[row].title != new[row].title]
     if not moved:
         return trie
-    paths = trie.paths.replaced(np.array(moved, dtype=np.int64), [tokens[row].tolist() for row in moved])
+    paths = trie.paths.replaced(np.array(moved, dtype=np.int64), _tokens([new[row].title for row in moved], prompt))
     is_new = np.zeros(len(paths), dtype=bool)
     if trie.is_new is not None:
         is_new[: len(trie.is_new)] = trie.is_new

@@ -24,6 +24,7 @@ from service.ending import cancel_and_wait
 from service.engine.admission import Admission
 from service.engine.intake import Intake
 from service.engine.messages import (
+    FEW_ITEMS,
     AskWords,
     Batch,
     Cancel,
@@ -40,6 +41,7 @@ from service.engine.messages import (
     ModelOptions,
     PutItems,
     ReadMemory,
+    ReadTitles,
     ReadVectors,
     Recommend,
     Recommended,
@@ -174,7 +176,11 @@ class Engine:
         await self._ask(_counting(next(self._ids), counts))
 
     async def _put_items(self, items: Sequence[tuple[int, Item]]) -> None:
-        await self._ask(PutItems(next(self._ids), [_changed(row, item) for row, item in items]))
+        vectors = b""
+        if len(items) <= FEW_ITEMS:
+            read: VectorsRead = await self._ask(ReadTitles(next(self._ids), [item.title for _, item in items]))
+            vectors = read.vectors
+        await self._ask(PutItems(next(self._ids), [_changed(row, item) for row, item in items], vectors))
 
     async def _count_again(self) -> None:
         if self._counts is not None:

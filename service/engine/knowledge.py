@@ -3,8 +3,9 @@
 In: an open bundle and messages of the server. Out: the same bundle, which knows more. Single-threaded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +30,21 @@ class Knowledge:
         self._live = live_items(bundle)
         self.counts: RowCounts | None = None
 
-    def put(self, changed: Sequence[ChangedItem]) -> None:
-        """Raises ValueError where an item would not get its row."""
+    def read_titles(self, titles: Sequence[str]) -> NDArray[np.float32]:
+        """(n, D) the vectors of titles, for `put`. Changes nothing that is known."""
+        if self._words is not None:
+            self._words.read_titles(titles)
+        return embed(self.bundle.lm, [self.bundle.prompt.tokens([title]) for title in titles])
+
+    def put(
+        self, changed: Sequence[ChangedItem], vectors: Mapping[str, NDArray[np.float32]] = MappingProxyType({})
+    ) -> None:
+        """`vectors`: title → (D,), of titles that were read before.
+
+        Raises ValueError where an item would not get its row.
+        """
         items = [_item(each) for each in changed]
-        put_items(self.bundle, items, [each.row for each in changed])
+        put_items(self.bundle, items, [each.row for each in changed], vectors)
         if self._live is not None:
             title_tokens = self.bundle.prompt.title_tokens
             self._live.add_titles({title_tokens(item.title)[0]: item.title for item in items})
@@ -120,21 +132,25 @@ def known_counts(counts: RowCounts, num_items: int) -> RowCounts:
     )
 
 
-def put_items(bundle: Bundle, items: Sequence[Item], rows: Sequence[int]) -> None:
+def put_items(
+    bundle: Bundle, items: Sequence[Item], rows: Sequence[int], vectors: Mapping[str, NDArray[np.float32]]
+) -> None:
     """Adds or changes items: first their vectors, then the catalogue, so that no row is without a vector.
 
-    An item that keeps its title keeps its vector. Raises ValueError where an item would not get its row of `rows`.
+    `vectors`: title → (D,), of titles that were read before. An item that keeps its title keeps its vector. Raises
+    ValueError where an item would not get its row of `rows`.
     """
     known, catalogue = bundle.catalogue, bundle.catalogue.with_items(items)
     if [catalogue.rows[item.item_id] for item in items] != list(rows):
         raise ValueError("the server has these items at other rows")
     titles = dict(zip(rows, (item.title for item in items), strict=True))
     fresh = [row for row, title in titles.items() if row >= len(known) or known.items[row].title != title]
-    changed: NDArray[np.int64] = np.array(fresh, dtype=np.int64)
-    prompts = [bundle.prompt.tokens([titles[row]]) for row in fresh]
-    for start in range(0, len(changed), _TITLES_PER_CALL):
-        part = slice(start, start + _TITLES_PER_CALL)
-        bundle.index.put(changed[part], embed(bundle.lm, prompts[part]))
+    unread = [row for row in fresh if titles[row] not in vectors]
+    for start in range(0, len(unread), _TITLES_PER_CALL):
+        part = unread[start : start + _TITLES_PER_CALL]
+        bundle.index.put(np.array(part), embed(bundle.lm, [bundle.prompt.tokens([titles[row]]) for row in part]))
+    if read := [row for row in fresh if titles[row] in vectors]:
+        bundle.index.put(np.array(read), np.stack([vectors[titles[row]] for row in read]))
     bundle.catalogue = catalogue
 
 

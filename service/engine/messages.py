@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from model_store.answers import Ranked, Reason
 
 LENGTH = struct.Struct(">I")
+FEW_ITEMS = 8  # a put of more of them waits in the background lane
 
 
 class Message(msgspec.Struct, array_like=True, tag=True, gc=False):
@@ -83,9 +84,19 @@ class ChangedItem(Message):
     available_until: int | None
 
 
+class ReadTitles(Message):
+    """The vectors of titles, for the `PutItems` that follows: two short jobs, between which requests are answered."""
+
+    id: int
+    titles: list[str]
+
+
 class PutItems(Message):
+    """`vectors`: (n, D) float32 of the titles of `items`; empty if the model has yet to read them."""
+
     id: int
     items: list[ChangedItem]
+    vectors: bytes = b""
 
 
 class CountItems(Message):
@@ -170,7 +181,18 @@ class Trace(Message):
     traceparent: str
 
 
-Work = Recommend | Encode | PutItems | CountItems | FindSimilar | FindRelated | ReadVectors | AskWords | ReadMemory
+Work = (
+    Recommend
+    | Encode
+    | ReadTitles
+    | PutItems
+    | CountItems
+    | FindSimilar
+    | FindRelated
+    | ReadVectors
+    | AskWords
+    | ReadMemory
+)
 
 # ---- from the model
 

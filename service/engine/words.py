@@ -23,7 +23,7 @@ from model_store.words.encoders import TextEncoder
 from model_store.words.events import WordEvent
 from model_store.words.live import with_titles
 from model_store.words.memory import Entry, write_memory
-from model_store.words.texts import query_terms
+from model_store.words.texts import item_text, query_terms
 from model_store.words.vectors import Vectors
 from service.engine.messages import (
     AskWords,
@@ -105,6 +105,10 @@ class WordsRunner:
                     num_items=num_items,
                 )
                 self._answer(asked)
+
+    def read_titles(self, titles: Sequence[str]) -> None:
+        """Keeps the vectors of titles for `put_titles`."""
+        self.words.index.encoder.encode([item_text(title, {}).sentence for title in titles])
 
     def put_titles(self, titles: Mapping[int, str]) -> None:
         """Takes in items by catalogue row, new rows in order. An item of the bundle keeps the text of its training."""

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model_store.beams import paths as paths_module
 from model_store.beams import trie as module
+from model_store.beams.paths import Paths
 from model_store.beams.trie import AllowedItems, Children, Node, Trie, TrieEdge
 
 END = 0
@@ -98,6 +100,36 @@ def test_the_trie_equals_one_of_nested_dictionaries(sequences: list[tuple[int, .
                 assert isinstance(inner, dict) and token in inner, "a forced token is not the only child"
                 inner = inner[token]
             stack.append((edge.child, inner))
+
+
+@settings(deadline=None)
+@given(catalogues.filter(bool), st.data())
+def test_a_trie_of_changed_titles_equals_one_from_scratch(
+    sequences: list[tuple[int, ...]], data: st.DataObject
+) -> None:
+    """After any changes, each of which is spliced into the blocks of the paths before it."""
+    current = list(sequences)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths_module, "_SORT_SHARE", 0)
+        patch.setattr(paths_module, "_BLOCK", 2)
+        paths = Paths.of(current)
+        for row in data.draw(st.lists(st.integers(0, 30), max_size=6)):
+            row, tokens = min(row, len(current)), data.draw(titles)
+            current[row:] = [tokens, *current[row + 1 :]]
+            paths = paths.replaced(np.array([row]), [tokens])
+    changed, built = Trie(paths), Trie(current)
+    stack = [(changed.root, built.root)]
+    while stack:
+        nodes = stack.pop()
+        assert nodes[0] == nodes[1], "a node is elsewhere"
+        found, expected = (trie.children(node) for trie, node in zip((changed, built), nodes, strict=True))
+        assert [part.tolist() for part in found] == [part.tolist() for part in expected], f"children of {nodes[0]}"
+        edges = edges_of(changed, nodes[0]), edges_of(built, nodes[1])
+        assert edges[0] == edges[1], f"edges of {nodes[0]}"
+        stack += [(first.child, second.child) for first, second in zip(*edges, strict=True)]
+    for row, tokens in enumerate(current):
+        leaf = changed.leaf_of(row)
+        assert leaf == built.leaf_of(row) and row in changed.order[leaf.start : leaf.stop] and leaf.depth == len(tokens)
 
 
 masks = st.lists(st.lists(st.booleans(), min_size=25, max_size=25), min_size=1, max_size=8)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+from model_store.beams import paths
 from model_store.bundle import Bundle
 from model_store.catalogue.catalogue import Catalogue
 from model_store.catalogue.items import Item, clean, read_items, write_items
@@ -154,16 +155,22 @@ def answers(catalogue: Catalogue) -> list[object]:
     ]
 
 
+@pytest.mark.parametrize("many", [0, 16], ids=["spliced", "sorted again"])
 @settings(deadline=None)
-@given(shops, st.lists(st.lists(shop_items, max_size=3), max_size=3))
-def test_changes_in_steps_give_the_same_as_a_new_catalogue(items: list[Item], batches: list[list[Item]]) -> None:
-    catalogue = Catalogue(items, PROMPT)
-    for changes in batches:
-        before = answers(catalogue)
-        changed = catalogue.with_items(changes)
-        assert answers(catalogue) == before, "an old snapshot changed"
-        catalogue, items = changed, plainly_with(items, changes)
-    assert answers(catalogue) == answers(Catalogue(items, PROMPT))
+@given(items=shops, batches=st.lists(st.lists(shop_items, max_size=3), max_size=3))
+def test_changes_in_steps_give_the_same_as_a_new_catalogue(
+    many: int, items: list[Item], batches: list[list[Item]]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths, "_SORT_SHARE", many)
+        patch.setattr(paths, "_BLOCK", 2)
+        catalogue = Catalogue(items, PROMPT)
+        for changes in batches:
+            before = answers(catalogue)
+            changed = catalogue.with_items(changes)
+            assert answers(catalogue) == before, "an old snapshot changed"
+            catalogue, items = changed, plainly_with(items, changes)
+        assert answers(catalogue) == answers(Catalogue(items, PROMPT))
 
 
 @settings(deadline=None)

@@ -18,7 +18,7 @@ from model_store.catalogue.items import Item
 from model_store.inference import encode, recommend
 from model_store.view import BundleView
 from service.engine.engine import Engine
-from service.engine.messages import Result
+from service.engine.messages import PutItems, ReadTitles, Result
 from service.errors import DeadlineExceeded, Draining, ModelFailed, Overloaded
 from service.metrics import Metrics
 from tests.conftest import BOTH_VOCABULARIES
@@ -50,6 +50,15 @@ class Running(Engine):
         runners = self.thread.model._runners
         replaced, runners[kind] = runners[kind], runner
         return replaced
+
+    def note(self, kind: str, jobs: list[Any]) -> None:
+        """Puts the jobs of a kind into `jobs` when they run."""
+
+        def run(asked: Sequence[Any]) -> list[Result]:
+            jobs.extend(asked)
+            return runner(asked)
+
+        runner = self.replace_runner(kind, run)
 
 
 class Asked:
@@ -229,6 +238,32 @@ async def test_a_request_from_before_a_new_item_is_still_answered(bundle_path: P
         await engine.intake.taken_in([20])
         answer = await engine.answer(asked)
     assert len(answer.items) == 5 and all(item.row < len(asked.allowed) for item in answer.items)
+
+
+@BOTH_VOCABULARIES
+async def test_a_request_between_the_two_jobs_of_a_new_item_sees_the_catalogue_before_it(
+    bundle_path: Path, bundle: Bundle
+) -> None:
+    """The title is read, then the item is put. A model that reads the title with the put gives the same answers."""
+    asked, waiting = Asked(bundle, 1), list[Any]()
+    async with running(bundle_path) as engine:
+        before = await engine.answer(asked)
+        for kind in ("titles", "put"):
+            engine.note(kind, waiting)
+        engine.change([Item("new", "A new thing"), Item("newer", "Red Moon")])
+        while not waiting:
+            await asyncio.sleep(0)
+        assert shown(await engine.answer(asked)) == shown(before)
+        await engine.intake.taken_in([20, 21])
+        titles, items = waiting
+        assert isinstance(titles, ReadTitles) and isinstance(items, PutItems) and items.vectors, "not in two short jobs"
+        asked.allowed = np.ones(22, dtype=bool)
+        in_two = await engine.answer(asked), await engine.vectors([20, 21])
+    async with running(bundle_path) as other:
+        other.view.catalogue = engine.view.catalogue
+        await other._ask(PutItems(-1, items.items))
+        in_one = await other.answer(asked), await other.vectors([20, 21])
+    assert shown(in_two[0]) == shown(in_one[0]) and np.allclose(in_two[1], in_one[1], atol=1e-5)
 
 
 async def test_similar_items_are_allowed_and_nearest_first(bundle_path: Path, bundle: Bundle) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -159,10 +160,10 @@ async def test_an_item_that_the_model_cannot_take_in_costs_itself_only(
     await service.items.put_many([Item("good", "Good"), Item("bad", "Bad"), Item("too", "Good too")])
     put = knowledge.put_items
 
-    def choosy(bundle: Bundle, items: Sequence[Item], rows: Sequence[int]) -> None:
+    def choosy(bundle: Bundle, items: Sequence[Item], *others: Any) -> None:
         if any(item.title == "Bad" for item in items):
             raise ArithmeticError("this title")
-        put(bundle, items, rows)
+        put(bundle, items, *others)
 
     monkeypatch.setattr(knowledge, "put_items", choosy)
     async with open_service(bundle_path, valkey.url) as other:
