@@ -2,9 +2,11 @@
 
     a write comes → waits for its turn (callers in rotation), or is refused → works → its place rests → the next one
 
-A large write takes more of the places than a small one. While recommendations are in work, each place rests after a
-write as long as the write took, so that writes have at most about half of the time. Too many waiting writes are
-refused at once with `Retry-After`. Nothing is lost: senders repeat, and nothing counts twice.
+A large write takes more of the places than a small one. While recommendations are in work, and for a moment after,
+there are few places, and each one rests after a write as long as the write took, so that writes have at most about half
+of the time. At other times there are more, because writes that the store takes together wait for its disk together.
+Too many waiting writes are refused at once with `Retry-After`. Nothing is lost: senders repeat, and nothing counts
+twice.
 """
 
 import asyncio
@@ -18,8 +20,9 @@ from service.engine.shares import Shares
 from service.errors import Overloaded
 from service.identity.principal import caller
 
-PLACES = 8
+PLACES, PLACES_ALONE = 8, 32  # beside recommendations, and without
 EVENTS_PER_PLACE = 25
+READING_FOR_S = 0.2  # after a recommendation more are expected
 MOST_WAITING = 256
 _FORGET = 0.9  # weight of the mean time of writes relative to the next one
 
@@ -34,7 +37,8 @@ class Turns:
 
     def __init__(self, is_reading: Callable[[], bool], *, rest: float = 1.0) -> None:
         self._is_reading, self._rest = is_reading, rest
-        self._free = PLACES
+        self._taken = 0
+        self._read_until = 0.0
         self._waiting: OrderedDict[str, deque[_Waiting]] = OrderedDict()  # by caller; whose turn is next comes first
         self._num_waiting = 0
         self._mean_s = 0.0
@@ -82,16 +86,22 @@ class Turns:
             if queue[0].turn.cancelled():
                 queue.popleft()
                 self._num_waiting -= 1
-            elif queue[0].places > self._free:
+            elif self._taken and self._taken + queue[0].places > self._num_places():
                 return
             else:
                 first = queue.popleft()
                 self._num_waiting -= 1
-                self._free -= first.places
+                self._taken += first.places
                 first.turn.set_result(None)
                 self._waiting.move_to_end(owner)
             if not queue:
                 del self._waiting[owner]
+
+    def _num_places(self) -> int:
+        now = time.monotonic()
+        if self._is_reading():
+            self._read_until = now + READING_FOR_S
+        return PLACES if now < self._read_until else PLACES_ALONE
 
     def _finished(self, places: int, seconds: float) -> None:
         self._mean_s = _FORGET * self._mean_s + (1 - _FORGET) * seconds
@@ -101,5 +111,5 @@ class Turns:
             self._free_places(places)
 
     def _free_places(self, places: int) -> None:
-        self._free += places
+        self._taken -= places
         self._call_next()

@@ -58,6 +58,8 @@ from service.store.keys import (
     user_of,
     user_prefix,
 )
+from service.store.large.doomed import LARGE, drain
+from service.store.large.seen import SeenStore
 from service.store.lua import queue, scripts
 from service.store.lua.sorting import sorting_of
 from service.store.overlay import NewRecord, StoredItem
@@ -80,7 +82,6 @@ from service.store.sealing.sealing import Sealing
 log = structlog.get_logger("service.store.client")
 
 CLAIM_AFTER_MS = 30_000  # an entry that its worker did not renew for so long goes to another worker
-LARGE, ELEMENTS_PER_STEP = 5000, 500  # keys of more elements are emptied in steps of so many
 CONSUMER_IDLE_MS = 3_600_000  # a worker without entries that did not ask for so long has left
 
 
@@ -95,6 +96,7 @@ class MemoryStore(StoreConnection):
         super().__init__(client, timeout_s=timeout_s)
         self.tombstones = Tombstones(self.run)
         self.sealing = Sealing(self.run)
+        self._seen = SeenStore(self.run)
 
     def use_event_types(self, types: EventTypes, number: int) -> None:
         """From now on events are sorted by this table; one with a higher number is newer (see `lua/sorting.py`)."""
@@ -155,19 +157,24 @@ class MemoryStore(StoreConnection):
 
     async def recall(self, user_id: str, space: str, limit: int) -> list[Remembered]:
         """The newest `limit` events, oldest first, with their state records. One round trip, O(limit)."""
-        return (await self._recall(recall_command(user_id, space, limit, self._sorting), user_id)).events
+        (recalled,) = await self.recall_many([user_id], space, limit)
+        return recalled.events
 
     async def recall_and_seen(self, user_id: str, space: str, limit: int, *, num_states: int | None = None) -> Recalled:
-        """The newest `limit` events, what counts as seen, and the newest events against items. One round trip.
+        """The newest `limit` events, what counts as seen, and the newest events against items. One round trip, more
+        for a user of very many events.
 
         Only the newest `num_states` events come with their records (None: all); older ones with None.
         """
-        command = recall_command(user_id, space, limit, self._sorting, num_states=num_states, with_seen=True)
-        return await self._recall(command, user_id)
+        known = self._seen.known(user_id)
+        make = partial(recall_command, user_id, space, limit, self._sorting, num_states=num_states)
+        (answer,) = await self.run_on([make(with_seen=True, seen_from=known)])
+        answer[4] = await self._seen.whole(user_id, answer[4])
+        return decode_recalled(user_id, answer, self.sealing)
 
     async def recall_many(self, user_ids: Sequence[str], space: str, limit: int) -> list[Recalled]:
         """The newest `limit` events of each user, in the given order. One round trip; `seen` is left empty."""
-        answers = await self.run([recall_command(user_id, space, limit, self._sorting) for user_id in user_ids])
+        answers = await self.run_on([recall_command(user_id, space, limit, self._sorting) for user_id in user_ids])
         recalled = []
         for user_id, answer in zip(user_ids, answers, strict=True):
             await asyncio.sleep(0)  # decoding many users takes long: let other tasks run in between
@@ -204,8 +211,7 @@ class MemoryStore(StoreConnection):
         args = prefix, self.tombstones.kept_s, doomed, LARGE
         command = eval_command(scripts.FORGET_USER, [*user_keys(user_id), tombstone], *args)
         ((events, states, num_keys, has_more, *others, at, shredded),) = await self.write([command], self.durability)
-        while await self._script(scripts.DRAIN, [f"{doomed}{place}" for place in range(1, 8)], ELEMENTS_PER_STEP):
-            await asyncio.sleep(0)  # other callers come first
+        await drain(self.run, doomed)
         if has_more:
             num_keys += await self._unlink_all(prefix)
         lists, pages, outcomes = others
@@ -388,6 +394,3 @@ class MemoryStore(StoreConnection):
             StoredItem(decode_text(item_id), int(version), record or b"")
             for item_id, version, record in zip(*answer, strict=True)
         ]
-
-    async def _recall(self, command: Command, user_id: str) -> Recalled:
-        return decode_recalled(user_id, (await self.run([command]))[0], self.sealing)

@@ -28,6 +28,7 @@ from service.store.lua import scripts
 from service.store.reasons import NO_RIGHTS, SLOW, reason_of, reply_of, words_for
 from service.store.requests import Command, eval_command
 from service.store.servers import cluster, rights
+from service.store.servers.texts import Texts
 from service.store.servers.tls import Certificates, client_options
 from service.tracing.spans import span, without_span
 
@@ -53,6 +54,7 @@ class StoreConnection:
         self.num_replicas = 1  # that confirm a write for the durability `replicated`
         self.breaker = Breaker(self.ping)
         self._probing, self._probe_again_at = asyncio.Lock(), 0.0
+        self._texts = Texts()
         self.is_cluster = isinstance(client, RedisCluster)
         # A cluster client raises an error when all connections are in use. Only the pool of the other client waits.
         self._slots = asyncio.Semaphore(MAX_CONNECTIONS // 2) if self.is_cluster else nullcontext()
@@ -198,12 +200,41 @@ class StoreConnection:
         self.breaker.check()
         return await self._ask(commands)
 
+    async def run_on(self, commands: Sequence[Command]) -> list[Any]:
+        """`run`, but a command that answers nothing is repeated: it does its work in steps."""
+        answers = await self.run(commands)
+        while left := [place for place, answer in enumerate(answers) if answer is None]:
+            await asyncio.sleep(0)  # other callers come first
+            again = await self.run([commands[place] for place in left])
+            for place, answer in zip(left, again, strict=True):
+                answers[place] = answer
+        return answers
+
     async def _ask(self, commands: Sequence[Command]) -> list[Any]:
         """`run`, also while the breaker is open."""
+        return await self._guarded(len(commands), partial(self._pipelined, commands))
+
+    async def _pipelined(self, commands: Sequence[Command]) -> list[Any]:
+        """Sends the texts of scripts only where the server does not know them; a cluster client always sends them."""
+        if self.is_cluster:
+            return list(await self._execute(commands))
+        answers = await self._execute(self._texts.without(commands), raise_on_error=False)
+        if unknown := self._texts.learn(commands, answers):
+            with_texts = [commands[place] for place in unknown]
+            again = await self._execute(with_texts, raise_on_error=False)
+            self._texts.learn(with_texts, again)
+            for place, answer in zip(unknown, again, strict=True):
+                answers[place] = answer
+        if failed := next((answer for answer in answers if isinstance(answer, Exception)), None):
+            raise failed
+        return answers
+
+    async def _execute(self, commands: Sequence[Command], *, raise_on_error: bool = True) -> list[Any]:
         pipeline = self._client.pipeline(transaction=False)
         for command in commands:
             pipeline.execute_command(*command)
-        return list(await self._guarded(len(commands), pipeline.execute))
+        answers: list[Any] = await pipeline.execute(raise_on_error=raise_on_error)
+        return answers
 
     async def _guarded(self, num_commands: int, ask: Callable[[], Awaitable[Answer]]) -> Answer:
         """What `ask` gives, with errors of the service. The breaker learns of the outcome."""

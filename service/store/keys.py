@@ -8,9 +8,12 @@ r"""The key table: every key of AutoMR in Redis, and the functions that build ke
     automr:{<uid>}:against            ZSET    the same, of events with a negative weight   number of events
     automr:{<uid>}:aside              ZSET    the same, of all other events                number of events
     automr:{<uid>}:seen               STRING  `item_digest` and time, 12 bytes each        number of events
-    automr:{<uid>}:facts              HASH    table and revision of the sets; "!<tie_key>" items that were taken back
-                                              -> place of the last event that took it back;
-                                              the wrapped data key of sealed records
+    automr:{<uid>}:order:old          ZSET    what is to be sorted anew, in steps; also    number of events
+                                              of against and aside (see `sorting.py`)
+    automr:{<uid>}:facts              HASH    table and revision of the sets, state of     items that were taken back
+                                              `seen`; "!<tie_key>" -> place of the last
+                                              event that took it back; the wrapped data
+                                              key of sealed records
     automr:events                     STRING  JSON: number and table of event types        one
     automr:events:counted             STRING  name of the table by which all were counted  one
     automr:events:counting            STRING  who counts them again, for 30 s              one

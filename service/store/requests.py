@@ -28,12 +28,11 @@ log = structlog.get_logger("service.store.client")
 Command = tuple[Any, ...]
 Sorting = tuple[str, str]  # see `sorting.sorting_of`
 NUM_AGAINST = 50  # newest events against items that a reader gets
+SEEN_BYTES = 120_000  # of `seen` in one answer
 
 
 def eval_command(script: str, keys: Sequence[str], *args: Any) -> Command:
-    """The text is sent each time, 2 kB at most. The server caches compiled scripts, so EVALSHA is not faster, and it
-    needs reloading when the server lost its scripts and is refused by the client's cluster pipelines.
-    """
+    """The connection sends the text only where the server does not know it (see `servers/texts.py`)."""
     return ("EVAL", script, len(keys), *keys, *args)
 
 
@@ -90,15 +89,23 @@ def stored_arguments(event: Event | None, body: bytes | None) -> tuple[bytes, by
 
 
 def recall_command(
-    user_id: str, space: str, limit: int, sorting: Sorting, *, num_states: int | None = None, with_seen: bool = False
+    user_id: str,
+    space: str,
+    limit: int,
+    sorting: Sorting,
+    *,
+    num_states: int | None = None,
+    with_seen: bool = False,
+    seen_from: tuple[bytes, int] = (b"", 0),
 ) -> Command:
+    """`seen_from`: name and size of the state of `seen` that the caller knows."""
     most = limit if num_states is None else num_states
-    args = *sorting, max(limit, 0), max(most, 0), int(with_seen), NUM_AGAINST
+    args = *sorting, max(limit, 0), max(most, 0), int(with_seen), NUM_AGAINST, *seen_from, SEEN_BYTES
     return eval_command(scripts.RECALL, user_keys(user_id, space), *args)
 
 
 def decode_recalled(user_id: str, answer: Sequence[Any], sealing: Sealing) -> Recalled:
-    """`answer` of RECALL has the newest event first. Raises RecordsSealed."""
+    """`answer` of RECALL has the newest event first, and here the whole of `seen`. Raises RecordsSealed."""
     ids, bodies, records, log_digest, seen, against_ids, against, wrapped = answer
     own = sealing.of(user_id, wrapped)
     bodies, against = own.open_bodies(ids, bodies), own.open_bodies(against_ids, against)

@@ -15,6 +15,7 @@ from service.errors import UserDeleted
 from service.store.client import MemoryStore
 from service.store.events import Event, decode_event, encode_text
 from service.store.keys import user_keys, user_prefix
+from service.store.lua.places import ALL_SETS
 from service.store.lua.scripts import DELETED_AT, EVENT_ID, FIELD, FORGET_ALL, HMGET, MAY_KEEP
 from service.store.shown import MOST_LISTS
 
@@ -25,9 +26,10 @@ _MOST_STEPS = 50
 _EVENTS = (
     EVENT_ID
     + HMGET
+    + ALL_SETS
     + """
 local members, limit = {}, tonumber(ARGV[1])
-for _, key in ipairs({KEYS[2], KEYS[5], KEYS[6]}) do
+for _, key in ipairs(ALL_SETS) do
   if #members < limit then
     for _, member in ipairs(redis.call('ZRANGE', key, 0, limit - #members - 1)) do members[#members + 1] = member end
   end
@@ -52,7 +54,7 @@ for i = 3, #ARGV, 2 do
   local id = event_id(ARGV[i])
   local stored = redis.call('HGET', KEYS[1], id)
   if (stored or '') == ARGV[i + 1] and redis.call('HEXISTS', prefix .. 'outcomes', id) == 0 then
-    for _, key in ipairs({KEYS[2], KEYS[5], KEYS[6]}) do redis.call('ZREM', key, ARGV[i]) end
+    for _, key in ipairs(ALL_SETS) do redis.call('ZREM', key, ARGV[i]) end
     for _, space in ipairs(spaces) do redis.call('HDEL', prefix .. 'states:' .. space, field(id)) end
     redis.call('HDEL', KEYS[1], id)
   end

@@ -8,8 +8,9 @@ rest. Knows no client.
 The comment above each script says: arguments -> answer.
 """
 
+from service.store.lua.places import ALL_SETS, IN_PORTIONS, IS_BEFORE, NEWEST
 from service.store.lua.queue import REQUEST
-from service.store.lua.sorting import ADD, IS_BEFORE, LOG, NUM_BEFORE, SORT, TAKE_OUT
+from service.store.lua.sorting import ADD, INTEREST, LOG, SORT, TAKE_OUT
 
 # Members of `order` are "<16 hex of tie_key>:<event_id>".
 EVENT_ID = """
@@ -78,22 +79,26 @@ APPEND = (
     + ADD
     + REQUEST
     + """
-local answer, has_asked = {}, not KEYS[9]
+local answer, ids, rows, new = {}, {}, {}, {}
 local may, must_put = may_write(ARGV[4], ARGV[5])
 if not may then return answer end
 local known, deleted = keep_sorted(), deleted_at(KEYS[8])
-for i = 6, #ARGV, 5 do
-  local id, body, timestamp, member, digest = unpack(ARGV, i, i + 4)
-  local stored = redis.call('HGET', KEYS[1], id)
-  local is_gone = not stored and deleted and tonumber(timestamp) <= deleted
-  if not stored and not is_gone then
-    if not has_asked then request(KEYS[9], KEYS[10], KEYS[11], ARGV[3]) end
-    has_asked = true
-    if must_put then redis.call('HSET', KEYS[7], 'key', ARGV[4]) end
-    must_put = false
-    add_event(id, body, timestamp, member, digest)
+for i = 6, #ARGV, 5 do ids[#ids + 1] = ARGV[i] end
+local bodies = hmget(KEYS[1], ids)
+for i, id in ipairs(ids) do
+  local body, timestamp, member, digest = unpack(ARGV, 5 * i + 2, 5 * i + 5)
+  local stored = bodies[i] or new[id]
+  if stored then answer[i] = stored == body and 0 or stored
+  elseif deleted and tonumber(timestamp) <= deleted then answer[i] = -1
+  else
+    answer[i], new[id] = 1, body
+    rows[#rows + 1] = {id = id, body = body, score = timestamp, member = member, digest = digest}
   end
-  answer[#answer + 1] = is_gone and -1 or not stored and 1 or stored == body and 0 or stored
+end
+if #rows > 0 then
+  if KEYS[9] then request(KEYS[9], KEYS[10], KEYS[11], ARGV[3]) end
+  if must_put then redis.call('HSET', KEYS[7], 'key', ARGV[4]) end
+  add_events(rows)
 end
 if redis.call('EXISTS', KEYS[1]) == 0 then return answer end
 if is_outdated(known) then redis.call('HDEL', FACTS, 'table')
@@ -102,20 +107,41 @@ return answer
 """
 )
 
-# ARGV: name of the table, table, limit, number of states, '1' to ask for `seen`, number of events against  ->  event
-# ids, bodies, records (each newest first, nil where missing), log digest, seen, ids and bodies of the newest events
-# against items, and the wrapped key of the user. Only the newest events have records in the answer, as many as the
-# number of states. Reads all states at once, because looking up each of them in a listpack takes longer.
+# Part of `seen` from byte `start` on, at most `most` bytes, and, where this is not all of it, the name of this state of
+# `seen`, the first byte of the part, and the size. Later states of the same name begin with the same bytes.
+SEEN_PART = """
+local function seen_part(epoch, start, most)
+  local size = redis.call('STRLEN', KEYS[3])
+  if size <= most then return {redis.call('GET', KEYS[3])} end
+  local stored = redis.call('HGET', KEYS[7], 'epoch')
+  if not stored then
+    stored = table.concat(redis.call('TIME'), '.')
+    redis.call('HSET', KEYS[7], 'epoch', stored)
+  end
+  if epoch ~= stored then start = 0 end
+  return {redis.call('GETRANGE', KEYS[3], start, start + most - 1), stored, start, size}
+end
+"""
+
+# ARGV: name of the table, table, limit, number of states, '1' to ask for `seen`, number of events against, and of
+# `seen` name, first byte and most bytes (see `seen_part`)  ->  event ids, bodies, records (each newest first, nil where
+# missing), log digest, part of `seen`, ids and bodies of the newest events against items, and the wrapped key of the
+# user. Nothing: the events are not sorted yet, and the call is to be repeated. Only the newest events have records in
+# the answer, as many as the number of states. Reads all states at once, because looking up each of them in a listpack
+# takes longer.
 RECALL = (
     EVENT_ID
     + FIELD
     + HMGET
     + SORT
+    + INTEREST
+    + SEEN_PART
     + LOG
     + """
-keep_sorted()
+local _, is_sorted, is_late = keep_sorted()
 local limit, num_against = tonumber(ARGV[3]), tonumber(ARGV[6])
-local members = limit > 0 and redis.call('ZREVRANGE', ORDER, 0, limit - 1) or {}
+local members = is_sorted and newest_interest(limit, is_late)
+if not members then return false end
 local against = num_against > 0 and event_ids(redis.call('ZREVRANGE', AGAINST, 0, num_against - 1)) or {}
 local ids = event_ids(members)
 local records, num_states = {}, math.min(tonumber(ARGV[4]), #ids)
@@ -124,11 +150,14 @@ if num_states > 0 then
   for i = 1, #pairs_of_states, 2 do states[pairs_of_states[i]] = pairs_of_states[i + 1] end
   for i = 1, num_states do records[i] = states[field(ids[i])] or false end
 end
-local seen = ARGV[5] == '1' and redis.call('GET', SEEN)
+local seen = ARGV[5] == '1' and seen_part(ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9]))
 local digest, wrapped = log_digest(members)
 return {ids, hmget(KEYS[1], ids), records, digest, seen, against, hmget(KEYS[1], against), wrapped}
 """
 )
+
+# ARGV: name, first byte, most bytes  ->  part of `seen`, see `seen_part`
+MORE_SEEN = SEEN_PART + "return seen_part(ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]))"
 
 # ARGV: limit  ->  log digest of the newest `limit` events
 DIGEST = LOG + "return (log_digest(redis.call('ZREVRANGE', KEYS[2], 0, ARGV[1] - 1)))"
@@ -140,29 +169,13 @@ PAGE = (
     EVENT_ID
     + HMGET
     + IS_BEFORE
-    + NUM_BEFORE
+    + ALL_SETS
+    + NEWEST
     + """
-local limit, timestamp, rows, parts = tonumber(ARGV[1]), ARGV[2], {}, {}
-for _, key in ipairs({KEYS[2], KEYS[5], KEYS[6]}) do
-  local stop = timestamp == '' and redis.call('ZCARD', key) or num_before(key, timestamp, ARGV[3])
-  local found = stop > 0 and redis.call('ZRANGE', key, math.max(0, stop - limit - 1), stop - 1, 'WITHSCORES') or {}
-  parts[#parts + 1] = {found = found, last = #found}
-end
-while #rows <= limit do  -- the newest of the last ones of each set
-  local newest
-  for _, part in ipairs(parts) do
-    local i = part.last
-    if i > 0 and (not newest or is_before(newest.score, newest.member, part.found[i], part.found[i - 1])) then
-      newest = {part = part, member = part.found[i - 1], score = part.found[i]}
-    end
-  end
-  if not newest then break end
-  newest.part.last = newest.part.last - 2
-  rows[#rows + 1] = {newest.member, newest.score}
-end
-local members = {}
-for i, row in ipairs(rows) do members[i] = row[1] end
-local score, wrapped = rows[limit] and rows[limit][2] or false, redis.call('HGET', KEYS[7], 'key')
+local limit, members = tonumber(ARGV[1]), {}
+local rows = newest(ALL_SETS, limit + 1, ARGV[2], ARGV[3])
+for i, row in ipairs(rows) do members[i] = row.member end
+local score, wrapped = rows[limit] and rows[limit].score or false, redis.call('HGET', KEYS[7], 'key')
 return {members, hmget(KEYS[1], event_ids(members)), score, wrapped}
 """
 )
@@ -196,7 +209,9 @@ return {written, digest}
 )
 
 # Uses pcall, so that a key of a wrong type does not stop a deletion.
-FORGET_ALL = """
+FORGET_ALL = (
+    ALL_SETS
+    + """
 local function forget_all(prefix)
   local function length(command, key)
     local answer = redis.pcall(command, key)
@@ -207,6 +222,7 @@ local function forget_all(prefix)
     counts[4 + i] = length(command, prefix .. ({'shown', 'pages', 'outcomes'})[i])
   end
   local doomed = {unpack(KEYS, 1, 7)}
+  for _, key in ipairs(UNSORTED) do doomed[#doomed + 1] = key end
   for _, name in ipairs({'shown', 'pages', 'outcomes'}) do doomed[#doomed + 1] = prefix .. name end
   local spaces = redis.pcall('SMEMBERS', KEYS[4])
   if spaces.err then counts[4] = 1 end
@@ -219,6 +235,7 @@ local function forget_all(prefix)
   return counts
 end
 """
+)
 
 # ARGV: prefix of the user's keys, seconds to keep the tombstone, prefix of doomed keys, size  ->  numbers of deleted
 # events, states and keys, 1 if the set of spaces is damaged (then keys of spaces are left), numbers of lists, pages
@@ -230,10 +247,10 @@ FORGET_USER = (
     + """
 local now, num_events, moved = tonumber(redis.call('TIME')[1]), redis.pcall('HLEN', KEYS[1]), 0
 local is_shredded = redis.pcall('HDEL', KEYS[7], 'key')
-for i, command in pairs({'HLEN', 'ZCARD', [5] = 'ZCARD', [6] = 'ZCARD', [7] = 'HLEN'}) do
-  local size = redis.pcall(command, KEYS[i])
+for i, key in ipairs({KEYS[1], KEYS[7], unpack(ALL_SETS)}) do
+  local size = redis.pcall(i <= 2 and 'HLEN' or 'ZCARD', key)
   if type(size) == 'number' and size > tonumber(ARGV[4]) then
-    redis.call('RENAME', KEYS[i], ARGV[3] .. i)
+    redis.call('RENAME', key, ARGV[3] .. i)
     moved = moved + 1
   end
 end
@@ -247,21 +264,29 @@ return counts
 """
 )
 
-# KEYS: doomed keys; ARGV: number of elements  ->  1 if there is more to empty
-DRAIN = """
+NUM_DOOMED = 8  # keys that may have many elements
+
+# KEYS: doomed keys; ARGV: number of elements, place in the first hash  ->  the next place there; nothing: all are
+# empty. Goes through a hash by HSCAN, because HRANDFIELD takes ever longer in a hash that gets empty.
+DRAIN = (
+    IN_PORTIONS
+    + """
 for _, key in ipairs(KEYS) do
   local kind = redis.call('TYPE', key).ok
   if kind == 'zset' then
     redis.call('ZREMRANGEBYRANK', key, 0, ARGV[1] - 1)
-    return 1
+    return '0'
   elseif kind == 'hash' then
-    local fields = redis.call('HRANDFIELD', key, ARGV[1])
-    redis.call('HDEL', key, unpack(fields))
-    return 1
+    local place, found = unpack(redis.call('HSCAN', key, ARGV[2], 'COUNT', ARGV[1]))
+    local fields = {}
+    for i = 1, #found, 2 do fields[#fields + 1] = found[i] end
+    in_portions('HDEL', key, fields)
+    return redis.call('EXISTS', key) == 1 and place or '0'
   end
 end
-return 0
+return false
 """
+)
 
 # ARGV: name of the table, table, prefix of the user's keys, event_id, the body that the client has seen, member and
 # item digest of that body  ->  1 (deleted), 0 (unknown) or −1 (another body is stored now)
@@ -279,7 +304,7 @@ if not stored then return 0 end
 if stored ~= body then return -1 end
 take_out(prefix, id, body, member, digest)
 redis.call('HDEL', KEYS[1], id)
-if redis.call('EXISTS', KEYS[1]) == 0 then forget_all(prefix) end
+if redis.call('EXISTS', KEYS[1]) == 0 then forget_all(prefix) else keep_sorted() end
 return 1
 """
 )
@@ -312,7 +337,7 @@ if stored then
   take_out(prefix, id, stored, old_member, old_digest)
   redis.call('HINCRBY', KEYS[7], 'revision', 1)
 end
-add_event(id, body, timestamp, member, digest)
+add_events({{id = id, body = body, score = timestamp, member = member, digest = digest}})
 if is_outdated(known) then redis.call('HDEL', FACTS, 'table') end
 keep_sorted()
 return stored and 2 or 1

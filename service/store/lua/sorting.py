@@ -5,17 +5,23 @@ window and memory are made of), `against` (negative weight) and `aside` (everyth
 event that makes its item seen: `item_digest`, and the second until which it does, little-endian, 2^32 − 1 for ever.
 
 Sets and `seen` are a function of the events and the table alone. `facts` names the table by which they were made; where
-that is an older one, a script makes them anew before it reads or changes anything. A table with a higher number is
-newer. `facts` also has the size of `seen`, a revision, which counts changes that the members of `order` do not show,
-and for each item that an event took back the place of the last such event.
+that is an older one, or none, they are made anew before anything reads them. A table with a higher number is newer.
+`facts` also has the size of `seen`, a revision, which counts changes that the members of `order` do not show, and for
+each item that an event took back the place of the last such event.
+
+To make them anew is to let all events arrive once more, the newest first: the sets are renamed, and each script that
+needs them places `EVENTS_PER_SCRIPT` of their events. A user of few events is done in one script. For others `facts`
+has `rest` meanwhile, events that arrive are placed like any other, and readers repeat their script until it is done.
 """
 
 import json
 from typing import Any
 
 from model_store.event_types import EventRule, EventTypes, TypeRule
+from service.store.lua.places import ALL_SETS, IN_PORTIONS, IS_BEFORE, NEWEST
 
 _FOR_EVER = -1
+EVENTS_PER_SCRIPT = 500  # that are placed anew, or looked at for one that was taken back
 
 
 def sorting_of(types: EventTypes, number: int) -> tuple[str, str]:
@@ -41,40 +47,15 @@ def _brief(rule: EventRule) -> list[Any]:
     return [place, _FOR_EVER if rule.seen_s is None else rule.seen_s, rule.cancels]
 
 
-# Compares members byte by byte, because Lua's < on strings depends on the server's locale.
-IS_BEFORE = """
-local function is_before_bytes(a, b)
-  for i = 1, math.min(#a, #b) do
-    local x, y = string.byte(a, i), string.byte(b, i)
-    if x ~= y then return x < y end
-  end
-  return #a < #b
-end
-local function is_before(score, member, other_score, other_member)
-  local x, y = tonumber(score), tonumber(other_score)
-  if x ~= y then return x < y end
-  return is_before_bytes(member, other_member)
-end
-"""
-
-# Number of members of a set that are before a place. Looks at a few members, however many have the same score.
-NUM_BEFORE = """
-local function num_before(key, score, member)
-  local low, high = 0, redis.call('ZCARD', key)
-  while low < high do
-    local middle = math.floor((low + high) / 2)
-    local found = redis.call('ZRANGE', key, middle, middle, 'WITHSCORES')
-    if is_before(found[2], found[1], score, member) then low = middle + 1 else high = middle end
-  end
-  return low
-end
-"""
-
 # `set_of(body)` gives the key of the set, seen_s, whether it cancels, and the fields of the event. An event that cannot
 # be read stays in `order`, where a reader leaves it out and says so. A sealed event (see `sealing/records.py`) has the
 # digest of its item instead of the item.
 SORT = (
     IS_BEFORE
+    + ALL_SETS
+    + IN_PORTIONS
+    + NEWEST
+    + f"local EVENTS_PER_SCRIPT = {EVENTS_PER_SCRIPT}\n"
     + """
 local ORDER, SEEN, AGAINST, ASIDE, FACTS = KEYS[2], KEYS[3], KEYS[5], KEYS[6], KEYS[7]
 local SETS = {order = ORDER, against = AGAINST, aside = ASIDE}
@@ -116,46 +97,93 @@ local function read_place(place)
   return score, member
 end
 
--- Makes the sets, `seen` and `facts` anew from all events.
-local function sort_again()
-  local rows, ids, marks, seen = {}, {}, {}, {}
-  for _, key in ipairs({ORDER, AGAINST, ASIDE}) do
-    local found = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')
-    for i = 1, #found, 2 do
-      rows[#rows + 1] = {member = found[i], score = found[i + 1], key = key}
-      ids[#ids + 1] = event_id(found[i])
+-- Moves events of an item that are before a place out of `order`. Looks at so many events only: `late` in `facts` says
+-- that there may be more, and a reader moves those that it meets.
+local function move_earlier(tie, score, member)
+  local options = {'BYSCORE', 'REV', 'LIMIT', 0, EVENTS_PER_SCRIPT, 'WITHSCORES'}
+  local found = redis.call('ZRANGE', ORDER, score, '-inf', unpack(options))
+  for i = 1, #found, 2 do
+    local earlier, at = found[i], found[i + 1]
+    if string.sub(earlier, 1, 16) == tie and is_before(at, earlier, score, member) then
+      redis.call('ZADD', ASIDE, at, earlier)
+      redis.call('ZREM', ORDER, earlier)
     end
   end
-  for i, body in ipairs(hmget(KEYS[1], ids)) do
-    local row = rows[i]
-    if body then
-      local seen_s, cancels, fields
-      row.set, seen_s, cancels, fields = set_of(body)
-      if fields then seen[#seen + 1] = seen_entry(digest_of(fields), row.score, seen_s) end
-      if cancels then
-        local tie = string.sub(row.member, 1, 16)
-        local last = marks[tie]
-        if not last or is_before(last.score, last.member, row.score, row.member) then marks[tie] = row end
-      end
+  if #found == 2 * EVENTS_PER_SCRIPT then redis.call('HSET', FACTS, 'late', '1') end
+end
+
+local function marks_of(members)
+  local names, marks = {}, {}
+  for i, member in ipairs(members) do names[i] = '!' .. string.sub(member, 1, 16) end
+  for i, mark in pairs(hmget(FACTS, names)) do
+    if mark then
+      local score, member = read_place(mark)
+      marks[string.sub(members[i], 1, 16)] = {score = score, member = member}
     end
   end
+  return marks
+end
+
+-- Puts events into sets, `seen` and `facts`, in any order. A row: score, member, body and, where known, item digest.
+local function place_events(rows)
+  local members, entries, taken_back, num_others = {}, {}, {}, 0
+  for i, row in ipairs(rows) do members[i] = row.member end
+  local marks = marks_of(members)
+  for i, row in ipairs(rows) do
+    local fields, seen_s, cancels
+    row.set, seen_s, cancels, fields = set_of(row.body)
+    row.tie = string.sub(row.member, 1, 16)
+    if seen_s ~= 0 then entries[#entries + 1] = seen_entry(row.digest or digest_of(fields), row.score, seen_s) end
+    local mark = marks[row.tie]
+    if cancels and (not mark or is_before(mark.score, mark.member, row.score, row.member)) then
+      marks[row.tie], taken_back[row.tie] = row, row
+    end
+  end
+  local sets = {[ORDER] = {}, [AGAINST] = {}, [ASIDE] = {}}
   for _, row in ipairs(rows) do
-    local last = marks[string.sub(row.member, 1, 16)]
-    if row.set == ORDER and last and is_before(row.score, row.member, last.score, last.member) then row.set = ASIDE end
-    if row.set and row.set ~= row.key then
-      redis.call('ZADD', row.set, row.score, row.member)
-      redis.call('ZREM', row.key, row.member)
-    end
+    local mark = marks[row.tie]
+    if row.set == ORDER and mark and is_before(row.score, row.member, mark.score, mark.member) then row.set = ASIDE end
+    if row.set ~= ORDER then num_others = num_others + 1 end
+    local pairs_of_set = sets[row.set]
+    pairs_of_set[#pairs_of_set + 1] = row.score
+    pairs_of_set[#pairs_of_set + 1] = row.member
+  end
+  for tie, row in pairs(taken_back) do
+    redis.call('HSET', FACTS, '!' .. tie, row.score .. ':' .. row.member)
+    move_earlier(tie, row.score, row.member)
+  end
+  if num_others > 0 then redis.call('HINCRBY', FACTS, 'revision', num_others) end
+  for key, pairs_of_set in pairs(sets) do in_portions('ZADD', key, pairs_of_set) end
+  if #entries > 0 then redis.call('HSET', FACTS, 'seen', redis.call('APPEND', SEEN, table.concat(entries))) end
+end
+
+-- From now on no event is placed. What of `facts` does not follow from the events stays.
+local function begin_anew()
+  for i, key in ipairs(SORTED) do
+    if redis.call('EXISTS', key) == 1 then redis.call('RENAME', key, UNSORTED[i]) end
   end
   local revision, wrapped = unpack(redis.call('HMGET', FACTS, 'revision', 'key'))
   redis.call('UNLINK', SEEN, FACTS)
-  seen = table.concat(seen)
-  if seen ~= '' then redis.call('SET', SEEN, seen) end
-  redis.call('HSET', FACTS, 'seen', #seen)
-  for tie, last in pairs(marks) do redis.call('HSET', FACTS, '!' .. tie, last.score .. ':' .. last.member) end
+  redis.call('HSET', FACTS, 'table', ARGV[1], 'seen', 0, 'rest', '1')
   if revision then redis.call('HSET', FACTS, 'revision', revision) end
   if wrapped then redis.call('HSET', FACTS, 'key', wrapped) end
-  redis.call('HSET', FACTS, 'table', ARGV[1])
+end
+
+-- Places the newest events that are not placed; members without an event go. Returns their number.
+local function place_some(limit)
+  local rows, ids, stored, nums = newest(UNSORTED, limit, ''), {}, {}, {}
+  for i, row in ipairs(rows) do
+    ids[i] = event_id(row.member)
+    nums[row.key] = (nums[row.key] or 0) + 1
+  end
+  for i, body in pairs(hmget(KEYS[1], ids)) do
+    rows[i].body = body
+    if body then stored[#stored + 1] = rows[i] end
+  end
+  place_events(stored)
+  for key, number in pairs(nums) do redis.call('ZREMRANGEBYRANK', key, -number, -1) end
+  if #rows < limit then redis.call('HDEL', FACTS, 'rest') end
+  return #rows
 end
 
 -- Whether the table of this call is older than the one by which the sets were made.
@@ -163,52 +191,63 @@ local function is_outdated(known)
   local function number(name) return tonumber(string.match(name, '^%d+')) or 0 end
   return known and number(known) > number(ARGV[1])
 end
+
+-- Returns the table by which the sets were made when this was called, whether they are ready to be read (if not,
+-- another call goes on), and whether readers have to look for events that were taken back.
 local function keep_sorted()
-  local known, size = unpack(redis.call('HMGET', FACTS, 'table', 'seen'))
-  local is_whole = redis.pcall('STRLEN', SEEN) == tonumber(size or 0)
-  if known == ARGV[1] and is_whole or is_outdated(known) then return known end
-  if redis.call('EXISTS', KEYS[1]) == 1 then sort_again() end
-  return known
+  local known, size, rest, late = unpack(redis.call('HMGET', FACTS, 'table', 'seen', 'rest', 'late'))
+  if is_outdated(known) then return known, true, late end
+  local is_whole = known == ARGV[1] and redis.pcall('STRLEN', SEEN) == tonumber(size or 0)
+  if is_whole and not rest or redis.call('EXISTS', KEYS[1]) == 0 then return known, true, late end
+  local left, has_rest = EVENTS_PER_SCRIPT, redis.call('EXISTS', unpack(UNSORTED)) > 0
+  while left > 0 and (has_rest or not is_whole) do
+    if not has_rest then begin_anew() end
+    is_whole = is_whole or not has_rest
+    local number = place_some(left)
+    has_rest, left = number == left, left - number
+  end
+  return known, is_whole and not has_rest, redis.call('HGET', FACTS, 'late')
 end
 """
 )
 
-# `add_event` stores a new event: everything that follows from it first, the event last.
+# `add_events` stores new events: everything that follows from them first, the events last. A row has an id, too.
 ADD = """
-local function move_earlier(tie, timestamp, member)
-  local found = redis.call('ZRANGEBYSCORE', ORDER, '-inf', timestamp, 'WITHSCORES')
-  for i = 1, #found, 2 do
-    local earlier, score = found[i], found[i + 1]
-    if string.sub(earlier, 1, 16) == tie and is_before(score, earlier, timestamp, member) then
-      redis.call('ZADD', ASIDE, score, earlier)
-      redis.call('ZREM', ORDER, earlier)
-    end
+local function add_events(rows)
+  place_events(rows)
+  local stored = {}
+  for _, row in ipairs(rows) do
+    stored[#stored + 1] = row.id
+    stored[#stored + 1] = row.body
   end
-end
-local function add_event(id, body, timestamp, member, digest)
-  local set, seen_s, cancels = set_of(body)
-  local tie = string.sub(member, 1, 16)
-  local mark = redis.call('HGET', FACTS, '!' .. tie)
-  local score, last
-  if mark then score, last = read_place(mark) end
-  if cancels then
-    if not mark or is_before(score, last, timestamp, member) then
-      redis.call('HSET', FACTS, '!' .. tie, timestamp .. ':' .. member)
-    end
-    move_earlier(tie, timestamp, member)
-  end
-  if set == ORDER and mark and is_before(timestamp, member, score, last) then set = ASIDE end
-  if set ~= ORDER then redis.call('HINCRBY', FACTS, 'revision', 1) end
-  redis.call('ZADD', set, timestamp, member)
-  local entry = seen_entry(digest, timestamp, seen_s)
-  if entry ~= '' then redis.call('HSET', FACTS, 'seen', redis.call('APPEND', SEEN, entry)) end
-  redis.call('HSET', KEYS[1], id, body)
+  in_portions('HSET', KEYS[1], stored)
 end
 """
 
-# `take_out` removes an event from everything but `events`. `member` is '' where the event cannot be read: then all
-# members are searched. Its entry of `seen` becomes zeros, which name no item. An event that took others back, and one
-# whose entry is not found, need a new sort, by the next script that reads the user.
+# The newest members of `order`, newest first, without events that were taken back (see `move_earlier`). Nothing, if
+# another script has to go on.
+INTEREST = """
+local function newest_interest(limit, is_late)
+  for _ = 1, 10 do
+    local members, has_moved = limit > 0 and redis.call('ZREVRANGE', ORDER, 0, limit - 1) or {}, false
+    local marks = is_late and marks_of(members)
+    for _, member in ipairs(marks and members or {}) do
+      local mark = marks[string.sub(member, 1, 16)]
+      local score = mark and redis.call('ZSCORE', ORDER, member)
+      if score and is_before(score, member, mark.score, mark.member) then
+        redis.call('ZADD', ASIDE, score, member)
+        redis.call('ZREM', ORDER, member)
+        has_moved = true
+      end
+    end
+    if not has_moved then return members end
+  end
+end
+"""
+
+# `take_out` removes an event from everything but `events`. Its entry of `seen` becomes zeros, which name no item. An
+# event that took others back, one whose entry is not found, and one that cannot be read, of which `member` is '', need
+# a new sort, by the next script that reads the user.
 TAKE_OUT = """
 local SEEN_ENTRY, ENTRIES_PER_BLOCK = 12, 10000
 local function remove_seen(entry)
@@ -220,6 +259,7 @@ local function remove_seen(entry)
     local place = string.find(block, entry, 1, true)
     while place and (place - 1) % SEEN_ENTRY ~= 0 do place = string.find(block, entry, place + 1, true) end
     if place then
+      redis.call('HDEL', FACTS, 'epoch')  -- what a reader has kept of `seen` is not its beginning any more
       redis.call('SETRANGE', SEEN, start + place - 1, string.rep('\\0', SEEN_ENTRY))
       return true
     end
@@ -227,29 +267,26 @@ local function remove_seen(entry)
   end
   return false
 end
-local function remove_member(id, member)
-  local score, was_in_order = nil, false
-  for _, key in ipairs({ORDER, AGAINST, ASIDE}) do
-    for _, each in ipairs(member ~= '' and {member} or redis.call('ZRANGE', key, 0, -1)) do
-      if event_id(each) == id then
-        local found = redis.call('ZSCORE', key, each)
-        score = found or score
-        was_in_order = was_in_order or (found and key == ORDER)
-        redis.call('ZREM', key, each)
-      end
+local function remove_member(member)
+  for _, key in ipairs(member ~= '' and ALL_SETS or {}) do
+    local score = redis.call('ZSCORE', key, member)
+    if score then
+      redis.call('ZREM', key, member)
+      return score, key
     end
   end
-  return score, was_in_order
 end
 local function take_out(prefix, id, body, member, digest)
-  local score, was_in_order = remove_member(id, member)
+  local score, key = remove_member(member)
+  local is_placed = key == ORDER or key == AGAINST or key == ASIDE
   local _, seen_s, cancels = set_of(body)
   local mark = member ~= '' and redis.call('HGET', FACTS, '!' .. string.sub(member, 1, 16))
   local is_mark = mark and select(2, read_place(mark)) == member
-  local is_known = member ~= '' and score and redis.call('HGET', FACTS, 'table') == ARGV[1]
-  local is_whole = is_known and not cancels and not is_mark and remove_seen(seen_entry(digest, score, seen_s))
+  local is_known = score and redis.call('HGET', FACTS, 'table') == ARGV[1]
+  local is_whole = is_known and not (is_placed and cancels) and not is_mark
+  is_whole = is_whole and (not is_placed or remove_seen(seen_entry(digest, score, seen_s)))
   if not is_whole then redis.call('HDEL', FACTS, 'table') end
-  if not was_in_order then redis.call('HINCRBY', FACTS, 'revision', 1) end
+  if key ~= ORDER then redis.call('HINCRBY', FACTS, 'revision', 1) end
   for _, space in ipairs(redis.call('SMEMBERS', KEYS[4])) do
     redis.call('HDEL', prefix .. 'states:' .. space, field(id))
     redis.call('UNLINK', prefix .. 'retrieval:' .. space)
@@ -261,7 +298,8 @@ end
 # events of one user agree while it stays the same. The second result is the wrapped key of the user.
 LOG = """
 local function log_digest(members)
-  local revision, name, wrapped = unpack(redis.call('HMGET', KEYS[7], 'revision', 'table', 'key'))
-  return redis.sha1hex(table.concat(members, '\\n') .. '\\n' .. (revision or '') .. '\\n' .. (name or '')), wrapped
+  local revision, name, wrapped, rest = unpack(redis.call('HMGET', KEYS[7], 'revision', 'table', 'key', 'rest'))
+  local facts = (revision or '') .. '\\n' .. (name or '') .. (rest or '')
+  return redis.sha1hex(table.concat(members, '\\n') .. '\\n' .. facts), wrapped
 end
 """

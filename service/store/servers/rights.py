@@ -12,17 +12,17 @@ SAMPLES = "automr:probe", "{automr:items}:probe"  # a key of each pattern
 _BOTH = {1, 2}
 CONNECTING = ["client|setinfo", "client|setname"]
 READING = [
-    "eval", "exists", "get", "getrange", "hexists", "hget", "hgetall", "hkeys", "hlen", "hmget", "lrange", "scan",
-    "sismember", "smembers", "strlen", "time", "ttl", "type", "xlen", "xrange", "xrevrange", "zcard", "zrange",
-    "zrangebyscore", "zrevrange", "zscore",
+    "eval", "evalsha", "exists", "get", "getrange", "hexists", "hget", "hgetall", "hkeys", "hlen", "hmget", "hscan",
+    "lrange", "scan", "sismember", "smembers", "strlen", "time", "ttl", "type", "xlen", "xrange", "xrevrange",
+    "zcard", "zrange", "zrangebyscore", "zrevrange", "zscore",
 ]  # fmt: skip
 WRITING = [
-    "append", "del", "expire", "getdel", "hdel", "hincrby", "hincrbyfloat", "hrandfield", "hset", "incr", "llen",
+    "append", "del", "expire", "getdel", "hdel", "hincrby", "hincrbyfloat", "hset", "incr", "llen",
     "lpush", "ltrim", "rename", "rpush", "sadd", "set", "setrange", "unlink", "xack", "xadd", "xautoclaim",
     "xclaim", "xdel", "xgroup|create", "xgroup|delconsumer", "xinfo|consumers", "xpending", "xreadgroup", "zadd",
     "zrem", "zremrangebyrank",
 ]  # fmt: skip
-_WITH_KEYS = {*READING, *WRITING} - {"eval", "scan", "time", "xreadgroup"}  # as `MISSING` calls them
+_WITH_KEYS = {*READING, *WRITING} - {"eval", "evalsha", "scan", "time", "xreadgroup"}  # as `MISSING` calls them
 DURABILITY = ["wait", "waitaof"]
 FILES = ["bgrewriteaof", "bgsave", "config|get", "info"]  # `bgsave` and `config|get` are for a store with snapshots
 CLUSTER = ["asking", "cluster|slots", "command"]

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from service.engine.turns import EVENTS_PER_PLACE, MOST_WAITING, PLACES, Turns
+from service.engine.turns import EVENTS_PER_PLACE, MOST_WAITING, PLACES, PLACES_ALONE, READING_FOR_S, Turns
 from service.errors import Overloaded
 from service.identity.principal import Principal, caller
 
@@ -24,8 +24,8 @@ def acting(key_id: str) -> Iterator[None]:
 class Writes:
     """Writes that last until `end` is called for them."""
 
-    def __init__(self, *, is_reading: bool = False) -> None:
-        self.turns = Turns(lambda: is_reading)
+    def __init__(self, *, is_reading: bool = True) -> None:
+        self.turns = Turns(lambda: is_reading, rest=0.0)
         self.started: list[str] = []
         self._ends: dict[str, asyncio.Event] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
@@ -59,6 +59,36 @@ async def test_a_bounded_number_of_writes_is_in_work_and_a_large_one_is_alone() 
     assert writes.started[-1] == "large", "a small write that came later has passed it"
     await writes.end("large")
     await writes.end("last")
+
+
+async def test_without_recommendations_more_writes_are_in_work_and_the_store_writes_them_together() -> None:
+    writes = Writes(is_reading=False)
+    for number in range(8):
+        await writes.begin(str(number), num_events=100)
+    assert len(writes.started) == PLACES_ALONE // 5, "100 events take 5 places"
+    for number in range(8):
+        await writes.end(str(number))
+
+
+async def test_there_are_few_places_for_a_moment_after_a_recommendation() -> None:
+    is_reading = True
+    turns, started = Turns(lambda: is_reading, rest=0.0), 0
+
+    async def write() -> None:
+        nonlocal started
+        async with turns.turn(500):
+            started += 1
+            await asyncio.sleep(READING_FOR_S / 4)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(8):
+            group.create_task(write())
+        await asyncio.sleep(0)
+        is_reading = False
+        await asyncio.sleep(READING_FOR_S / 8)
+        assert started == 1, "a recommendation that comes next would meet many writes"
+        await asyncio.sleep(READING_FOR_S * 1.3)
+        assert started > 4, "writes wait though nobody reads"
 
 
 async def test_callers_take_turns() -> None:

@@ -1,13 +1,22 @@
 """A user with many events costs the store small steps only. Steps are counted, because times depend on the machine."""
 
+from collections.abc import Sequence
+
 import pytest
 from redis.asyncio import Redis
 
+from model_store.event_types import EventTypes, TypeRule
 from service.errors import StoreUnavailable
-from service.store.client import ELEMENTS_PER_STEP, LARGE, MemoryStore
-from service.store.events import SEEN, Event
+from service.store import requests
+from service.store.client import MemoryStore
+from service.store.events import SEEN, Event, item_digest
+from service.store.large import seen
+from service.store.large.doomed import ELEMENTS_PER_STEP, LARGE
+from service.store.lua.sorting import EVENTS_PER_SCRIPT
+from tests.service.commands import calls
 
 NUM_EVENTS = LARGE + 1200
+OTHER = EventTypes(other=TypeRule(weight=1.0, seen_s=100))
 
 
 @pytest.fixture
@@ -18,11 +27,6 @@ async def large(store: MemoryStore, raw: Redis) -> MemoryStore:
         await store.append([Event(f"e{number}", "u", f"i{number}", 77) for number in numbers])
     await raw.config_resetstat()
     return store
-
-
-async def calls(raw: Redis) -> dict[str, int]:
-    stats = await raw.info("commandstats")
-    return {name.removeprefix("cmdstat_"): facts["calls"] for name, facts in stats.items()}
 
 
 async def test_a_page_among_equal_times_reads_little_more_than_itself(large: MemoryStore, raw: Redis) -> None:
@@ -81,3 +85,83 @@ async def test_a_deletion_that_is_killed_between_two_steps_goes_on(
     assert await raw.keys("*doomed*")
     await large.forget_user("u")
     assert not await raw.keys("*doomed*")
+
+
+async def test_another_table_sorts_the_events_in_small_steps(
+    large: MemoryStore, raw: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Meanwhile events come, a page is read, and the process is killed; another one goes on."""
+    large.use_event_types(OTHER, 1)
+    run, left = large.run, 3
+
+    async def dying(commands: Sequence[tuple[object, ...]]) -> list[object]:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise StoreUnavailable("killed")
+        return await run(commands)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(large, "run", dying)
+        with pytest.raises(StoreUnavailable):
+            await large.recall("u", "s", 10)
+    assert await large.append([Event("new", "u", "new", 78)]) == ["accepted"]
+    assert (await large.events("u", limit=2))[0][0].event_id == "new"
+    await raw.config_resetstat()
+    recalled = await large.recall_and_seen("u", "s", 10)
+    used = await calls(raw)
+    placed = -(-(NUM_EVENTS - 4 * EVENTS_PER_SCRIPT) // EVENTS_PER_SCRIPT)
+    assert placed <= used["eval"] <= placed + 2, f"{used['eval']} scripts for {NUM_EVENTS} events"
+    assert recalled.events[-1].event.event_id == "new"
+    assert len(recalled.seen) == SEEN.itemsize * (NUM_EVENTS + 1)
+    await raw.config_resetstat()
+    await large.recall("u", "s", 10)
+    assert (await calls(raw))["eval"] == 1, "the events are sorted"
+
+
+async def test_what_a_large_user_has_seen_is_read_once(
+    large: MemoryStore, raw: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (requests, seen):
+        monkeypatch.setattr(module, "SEEN_BYTES", SEEN.itemsize * 1000)
+    first = await large.recall_and_seen("u", "s", 10)
+    used = await calls(raw)
+    assert used["eval"] == used["getrange"] == 1 + NUM_EVENTS // 1000 and "get" not in used
+    digests = {entry[:8] for entry in parts(first.seen)}
+    assert digests == {item_digest(f"i{number}") for number in range(NUM_EVENTS)}
+    await large.append([Event("new", "u", "new", 78)])
+    await raw.config_resetstat()
+    again = await large.recall_and_seen("u", "s", 10)
+    assert (await calls(raw))["eval"] == 1 and len(again.seen) == len(first.seen) + SEEN.itemsize
+    await large.forget_event("u", "e7")
+    assert item_digest("i7") not in {entry[:8] for entry in parts((await large.recall_and_seen("u", "s", 10)).seen)}
+    await large.forget_user("u")
+    assert (await large.recall_and_seen("u", "s", 10)).seen == b""
+    await large.append([Event(f"n{number}", "u", f"n{number}", 79) for number in range(2000)])
+    found = {entry[:8] for entry in parts((await large.recall_and_seen("u", "s", 10)).seen)}
+    assert found == {item_digest(f"n{number}") for number in range(2000)}, "the deleted user came back"
+
+
+async def test_an_event_that_takes_others_back_looks_at_a_bounded_number(large: MemoryStore, raw: Redis) -> None:
+    """Events of the same item that are further away leave when a reader meets them."""
+    (oldest,) = (await large.events("u", limit=NUM_EVENTS))[0][-1:]
+    await raw.config_resetstat()
+    await large.append([Event("return", "u", oldest.item_id, 80, "return")])
+    assert "zrem" not in await calls(raw), "the oldest event was looked for"
+    recalled = await large.recall("u", "s", NUM_EVENTS)
+    assert len(recalled) == NUM_EVENTS - 1 and oldest not in [each.event for each in recalled]
+
+
+async def test_a_server_that_forgot_the_scripts_gets_their_texts_again(store: MemoryStore, raw: Redis) -> None:
+    await store.append([Event("a", "u", "x", 1)])
+    await raw.script_flush()
+    assert await store.append([Event("b", "u", "y", 2)], durability="fsync") == ["accepted"]
+    assert [each.event.event_id for each in await store.recall("u", "s", 10)] == ["a", "b"]
+    await raw.config_resetstat()
+    await store.append([Event("c", "u", "y", 3)])
+    assert "cmdstat_eval" not in await raw.info("commandstats"), "the text is sent each time"
+
+
+def parts(entries: bytes) -> list[bytes]:
+    found = (entries[start : start + SEEN.itemsize] for start in range(0, len(entries), SEEN.itemsize))
+    return [entry for entry in found if entry != bytes(SEEN.itemsize)]
