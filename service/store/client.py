@@ -166,10 +166,10 @@ class MemoryStore(StoreConnection):
 
         Only the newest `num_states` events come with their records (None: all); older ones with None.
         """
-        known = self._seen.known(user_id)
         make = partial(recall_command, user_id, space, limit, self._sorting, num_states=num_states)
-        (answer,) = await self.run_on([make(with_seen=True, seen_from=known)])
-        answer[4] = await self._seen.whole(user_id, answer[4])
+        (answer,) = await self.run_on([make(with_seen=True, seen_from=self._seen.states.get(user_id, (b"", 0)))])
+        if len(answer[4]) > 1:  # very many events
+            answer[4] = [await self._seen.whole(user_id, answer[4])]
         return decode_recalled(user_id, answer, self.sealing)
 
     async def recall_many(self, user_ids: Sequence[str], space: str, limit: int) -> list[Recalled]:

@@ -218,15 +218,19 @@ class StoreConnection:
         """Sends the texts of scripts only where the server does not know them; a cluster client always sends them."""
         if self.is_cluster:
             return list(await self._execute(commands))
-        answers = await self._execute(self._texts.without(commands), raise_on_error=False)
-        if unknown := self._texts.learn(commands, answers):
+        sent = self._texts.without(commands)
+        answers = await self._execute(sent, raise_on_error=False)
+        failed = [answer for answer in answers if isinstance(answer, Exception)]
+        is_news = failed or any(command[0] == "EVAL" for command in sent)
+        if is_news and (unknown := self._texts.learn(commands, answers)):
             with_texts = [commands[place] for place in unknown]
             again = await self._execute(with_texts, raise_on_error=False)
             self._texts.learn(with_texts, again)
             for place, answer in zip(unknown, again, strict=True):
                 answers[place] = answer
-        if failed := next((answer for answer in answers if isinstance(answer, Exception)), None):
-            raise failed
+            failed = [answer for answer in answers if isinstance(answer, Exception)]
+        if failed:
+            raise failed[0]
         return answers
 
     async def _execute(self, commands: Sequence[Command], *, raise_on_error: bool = True) -> list[Any]:

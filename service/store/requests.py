@@ -105,7 +105,7 @@ def recall_command(
 
 
 def decode_recalled(user_id: str, answer: Sequence[Any], sealing: Sealing) -> Recalled:
-    """`answer` of RECALL has the newest event first, and here the whole of `seen`. Raises RecordsSealed."""
+    """`answer` of RECALL has the newest event first; its part of `seen` is the whole. Raises RecordsSealed."""
     ids, bodies, records, log_digest, seen, against_ids, against, wrapped = answer
     own = sealing.of(user_id, wrapped)
     bodies, against = own.open_bodies(ids, bodies), own.open_bodies(against_ids, against)
@@ -114,7 +114,7 @@ def decode_recalled(user_id: str, answer: Sequence[Any], sealing: Sealing) -> Re
     events = decode_remembered(user_id, ids[::-1], bodies[::-1], records[::-1])
     warn_of_unreadable(len(ids) - len(events), len(ids))
     not_wanted = [event for event in decode_events(user_id, against_ids, against) if event is not None]
-    return Recalled(events, log_digest, seen or b"", not_wanted)
+    return Recalled(events, log_digest, seen[0] or b"" if seen else b"", not_wanted)
 
 
 def warn_of_unreadable(num_unreadable: int, num_events: int) -> None:

@@ -8,7 +8,7 @@ command. The store names the states of `seen` (see `lua/scripts.py`): under the 
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -22,64 +22,46 @@ MOST_BYTES = 64_000_000  # of all users together
 Run = Callable[[Sequence[tuple[Any, ...]]], Awaitable[list[Any]]]
 
 
-class _Known(NamedTuple):
-    """The first `size` bytes of the state `name`: `items` has one entry for each item, `newest` the last entries."""
-
-    name: bytes
-    size: int
-    items: bytes = b""
-    newest: bytes = b""
-
-
 class SeenStore:
-    """For one event loop. `run` is `MemoryStore.run`; its errors come through."""
+    """For one event loop. `run` is `MemoryStore.run`; its errors come through.
+
+    `states`: name and size of what is known of each user.
+    """
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self.states: OrderedDict[str, tuple[bytes, int]] = OrderedDict()
+        self._entries: dict[str, tuple[bytes, bytes]] = {}  # one for each item, and the newest
         self._num_bytes = 0
 
-    def known(self, user_id: str) -> tuple[bytes, int]:
-        """Name and size of the state that this process knows."""
-        known = self._known.get(user_id)
-        return (known.name, known.size) if known else (b"", 0)
-
     async def whole(self, user_id: str, part: Sequence[Any]) -> bytes:
-        """All entries, some repeated; `part` is the answer of `seen_part` to what is `known`."""
+        """All entries, some repeated; `part` is the answer of `seen_part` to the state that is known."""
         while len(part) > 1:
             more, name, start, size = part
-            known = self._known.get(user_id) if start else _Known(name, 0)
-            if known is None or (known.name, known.size) != (name, start):  # another request has read on
-                known = self._known.get(user_id) or _Known(b"", 0)
-            else:
-                known = await _with(known, more)
-                self._keep(user_id, known)
-            if known.name == name and known.size >= size:
-                return known.items + known.newest
-            args = known.name, known.size, SEEN_BYTES
-            (part,) = await self._run([eval_command(MORE_SEEN, user_keys(user_id), *args)])
-        self._forget(user_id)
+            if start == 0:
+                await self._add(user_id, (name, len(more)), b"", more)
+            elif self.states.get(user_id) == (name, start):  # else another request has read on
+                items, newest = self._entries[user_id]
+                await self._add(user_id, (name, start + len(more)), items, newest + more)
+            known = self.states.get(user_id, (b"", 0))
+            if known[0] == name and known[1] >= size:
+                return b"".join(self._entries[user_id])
+            (part,) = await self._run([eval_command(MORE_SEEN, user_keys(user_id), *known, SEEN_BYTES)])
         found: bytes = part[0] or b""
         return found
 
-    def _keep(self, user_id: str, known: _Known) -> None:
+    async def _add(self, user_id: str, state: tuple[bytes, int], items: bytes, newest: bytes) -> None:
+        if len(newest) >= SEEN_BYTES:
+            items, newest = await asyncio.to_thread(_one_each, items + newest), b""
         self._forget(user_id)
-        self._known[user_id] = known
-        self._num_bytes += len(known.items) + len(known.newest)
-        while self._num_bytes > MOST_BYTES and len(self._known) > 1:
-            self._forget(next(iter(self._known)))
+        self.states[user_id], self._entries[user_id] = state, (items, newest)
+        self._num_bytes += len(items) + len(newest)
+        while self._num_bytes > MOST_BYTES and len(self.states) > 1:
+            self._forget(next(iter(self.states)))
 
     def _forget(self, user_id: str) -> None:
-        known = self._known.pop(user_id, None)
-        if known is not None:
-            self._num_bytes -= len(known.items) + len(known.newest)
-
-
-async def _with(known: _Known, more: bytes) -> _Known:
-    items, newest = known.items, known.newest + more
-    if len(newest) >= SEEN_BYTES:
-        items, newest = await asyncio.to_thread(_one_each, items + newest), b""
-    return _Known(known.name, known.size + len(more), items, newest)
+        if self.states.pop(user_id, None) is not None:
+            self._num_bytes -= sum(map(len, self._entries.pop(user_id)))
 
 
 def _one_each(entries: bytes) -> bytes:

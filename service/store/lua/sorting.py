@@ -21,7 +21,7 @@ from model_store.event_types import EventRule, EventTypes, TypeRule
 from service.store.lua.places import ALL_SETS, IN_PORTIONS, IS_BEFORE, NEWEST
 
 _FOR_EVER = -1
-EVENTS_PER_SCRIPT = 500  # that are placed anew, or looked at for one that was taken back
+EVENTS_PER_SCRIPT = 250  # that are placed anew, or looked at for one that was taken back
 
 
 def sorting_of(types: EventTypes, number: int) -> tuple[str, str]:
@@ -81,10 +81,7 @@ end
 local function digest_of(fields)
   local item = fields['item_id']
   local digest = type(item) == 'string' and string.sub(redis.sha1hex(item), 1, 16) or fields['item']
-  local bytes = string.gsub(digest, '..', function(byte)
-    return string.char(tonumber(byte, 16))
-  end)
-  return bytes
+  return struct.pack('>I4I4', tonumber(string.sub(digest, 1, 8), 16), tonumber(string.sub(digest, 9), 16))
 end
 local function seen_entry(digest, timestamp, seen_s)
   if seen_s == 0 then return '' end
