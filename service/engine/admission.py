@@ -2,7 +2,8 @@
 
 A request waits in two places: in the queue of the model, and in the event loop of the server. A request that would be
 late is refused at once. While most requests are refused, `service/http/protocol.py` refuses most of them before they
-are read, as `Throttle` tells it. Callers have fair shares (`shares.py`).
+are read, as `Throttle` tells it. Callers have fair shares (`shares.py`); the admitted requests of a greedy caller wait
+until few are in work (`line.py`).
 """
 
 import asyncio
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from service.engine.line import Line
 from service.engine.shares import Shares
 from service.errors import Overloaded
 from service.identity.principal import NUM_LANES, caller, lane
@@ -32,6 +34,9 @@ _MOST_SECONDS = 0.02  # an answer takes no longer, unless the loop stood still
 _FORGET_QUIET = 0.9
 _ACCEPTED_SHARE = 1.25  # requests that are read for each one that is admitted
 _THROTTLE_WINDOW_S = 0.5
+# While a caller is greedy, a batch may take so many times as long as one job alone, and has at most this part of the
+# jobs of a full one: times are uncertain, and small batches keep the event loop busy as well.
+_QUICK, _QUICK_SHARE = 1.5, 8
 
 
 class Pace:
@@ -163,6 +168,7 @@ class Admission:
         self.server_pace = ServerPace(lambda: self._num_admitted)
         self.throttles = [Throttle(random.Random(number)) for number in range(NUM_LANES)]
         self._shares = Shares()
+        self.line = Line(self.quick_batch)
         self.num_at_model = 0  # recommendations that the engine has sent to the model and that have no result yet
 
     @property
@@ -189,6 +195,7 @@ class Admission:
         Raises Overloaded at once if the request would be late.
         """
         owner = caller.get().key_id
+        self._shares.asks(owner)
         part = self._shares.part(owner)
         left_s = part * (deadline - time.monotonic())
         is_late = self._model_wait_s() > _MODEL_SHARE * left_s or self._server_wait_s() > _SERVER_SHARE * left_s
@@ -215,11 +222,19 @@ class Admission:
         while self._num_admitted and time.monotonic() < ends:
             await asyncio.sleep(_SLEEP_S)
 
+    def quick_batch(self) -> int:
+        """Most jobs of a batch that takes little longer than one job alone."""
+        longest_s, size = _QUICK * self.model_pace.seconds(1), 1
+        while size < self._max_batch // _QUICK_SHARE and self.model_pace.seconds(size + 1) <= longest_s:
+            size += 1
+        return size
+
     def _model_wait_s(self) -> float:
         if not self._num_admitted:
             return 0.0
-        num_jobs = max(self.num_at_model, self._num_young()) + 1
-        return self.model_pace.seconds(num_jobs, math.ceil(num_jobs / self._max_batch))
+        num_jobs = max(self.num_at_model + len(self.line), self._num_young()) + 1
+        batch = self.quick_batch() if len(self.line) else self._max_batch
+        return self.model_pace.seconds(num_jobs, math.ceil(num_jobs / batch))
 
     def _server_wait_s(self) -> float:
         return self._num_admitted * self.server_pace.seconds

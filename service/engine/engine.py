@@ -48,7 +48,6 @@ from service.engine.messages import (
     RelatedFound,
     Result,
     SimilarFound,
-    Trace,
     VectorsRead,
     WordsAnswered,
 )
@@ -273,7 +272,7 @@ class Engine:
         try:
             with span("model") as traced:
                 if traced is not None:
-                    process.send(Trace(message.id, traced.traceparent))
+                    message.traceparent = traced.traceparent
                 process.send(message)
                 return await future
         except asyncio.CancelledError:

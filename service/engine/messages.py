@@ -39,7 +39,13 @@ class ModelOptions(msgspec.Struct):
     otlp_endpoint: str = ""  # of a collector of traces
 
 
-class Recommend(Message):
+class Asked(Message, kw_only=True):
+    """A job. `traceparent`: its span is below this one, as in the header of W3C; empty outside a recorded trace."""
+
+    traceparent: str = ""
+
+
+class Recommend(Asked):
     """`titles`: the recent window, oldest first. `memory`: (M, D) float16. `allowed`: (N,) bits by catalogue row.
 
     `past_rows`, `past_times`, `now`, `past_weights`, `against` and `voices`: see `model_store.answers.PastRows`; no
@@ -62,7 +68,7 @@ class Recommend(Message):
     caller: int = 0
 
 
-class Encode(Message):
+class Encode(Asked):
     """The state of one window of titles."""
 
     id: int
@@ -84,14 +90,14 @@ class ChangedItem(Message):
     available_until: int | None
 
 
-class ReadTitles(Message):
+class ReadTitles(Asked):
     """The vectors of titles, for the `PutItems` that follows: two short jobs, between which requests are answered."""
 
     id: int
     titles: list[str]
 
 
-class PutItems(Message):
+class PutItems(Asked):
     """`vectors`: (n, D) float32 of the titles of `items`; empty if the model has yet to read them."""
 
     id: int
@@ -99,7 +105,7 @@ class PutItems(Message):
     vectors: bytes = b""
 
 
-class CountItems(Message):
+class CountItems(Asked):
     """The fields of `model_store.answers.RowCounts`, which replace the live counts: int64 and float64."""
 
     id: int
@@ -109,7 +115,7 @@ class CountItems(Message):
     pair_counts: bytes
 
 
-class FindSimilar(Message):
+class FindSimilar(Asked):
     """The `num_results` allowed items whose title vectors are nearest to that of `row`."""
 
     id: int
@@ -119,7 +125,7 @@ class FindSimilar(Message):
     num_items: int
 
 
-class FindRelated(Message):
+class FindRelated(Asked):
     """The `num_results` allowed items that go together with `row`, by what users did."""
 
     id: int
@@ -129,7 +135,7 @@ class FindRelated(Message):
     num_items: int
 
 
-class ReadVectors(Message):
+class ReadVectors(Asked):
     """The title vectors of catalogue rows."""
 
     id: int
@@ -139,7 +145,7 @@ class ReadVectors(Message):
 WordsLevel = Literal["lexical", "off", "retrieve", "full"]  # how far a query in words is answered
 
 
-class AskWords(Message):
+class AskWords(Asked):
     """A query in words. `rows`, `times` and `queries` are those of the user's events, oldest first; "" for no query.
 
     `caller`: see `batching.Job`.
@@ -159,7 +165,7 @@ class AskWords(Message):
     caller: int = 0
 
 
-class ReadMemory(Message):
+class ReadMemory(Asked):
     """The local memory in words of a user with these events, as in `AskWords`."""
 
     id: int
@@ -172,13 +178,6 @@ class Cancel(Message):
     """The caller of job `id` left."""
 
     id: int
-
-
-class Trace(Message):
-    """Job `id` comes next; its span is below this one, as in the header of W3C. Sent only inside a recorded trace."""
-
-    id: int
-    traceparent: str
 
 
 Work = (
@@ -346,7 +345,7 @@ class Batch(Message):
     cache_bytes: int
 
 
-ToModel = Work | Cancel | Trace
+ToModel = Work | Cancel
 ToServer = Ready | Broken | Batch
 
 encoder = msgspec.msgpack.Encoder()

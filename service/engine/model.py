@@ -63,7 +63,6 @@ from service.engine.messages import (
     RelatedFound,
     Result,
     SimilarFound,
-    Trace,
     VectorsRead,
     Work,
     frame,
@@ -71,7 +70,7 @@ from service.engine.messages import (
     unpack_rows,
 )
 from service.engine.words import WordsRunner
-from service.tracing.jobs import JobTraces
+from service.tracing.jobs import trace_jobs
 from service.tracing.traces import Traces
 
 log = structlog.get_logger("service.engine.model")
@@ -279,8 +278,7 @@ class Loop:
     """Receives all messages that have arrived, runs one batch, sends its results; until the server closes."""
 
     def __init__(self, connection: socket.socket, model: Model, options: ModelOptions, traces: Traces) -> None:
-        self.connection, self.model, self.frames = connection, model, Frames()
-        self.traces = JobTraces(traces)
+        self.connection, self.model, self.traces, self.frames = connection, model, traces, Frames()
         self.pace = Pace()
         self.batcher: Batcher[Work] = Batcher(
             max_batch=options.max_batch,
@@ -293,14 +291,14 @@ class Loop:
         while self._receive():
             jobs, late = self.batcher.next_batch(time.monotonic())
             results: list[Result] = [Expired(job.id) for job in late]
-            self.traces.forget([job.id for job in late])
             kind, seconds = "none", 0.0
             if jobs:
                 kind, began_at = jobs[0].kind, max(ended_at, min(job.arrived_at for job in jobs))
                 run_at = time.monotonic()
                 results += self.model.run(kind, [job.payload for job in jobs])
                 ended_at = time.monotonic()
-                self.traces.ran(kind, {job.id: job.arrived_at for job in jobs}, results, run_at, ended_at)
+                arrived = {job.id: (job.payload.traceparent, job.arrived_at) for job in jobs}
+                trace_jobs(self.traces, kind, arrived, results, began=run_at, ended=ended_at)
                 seconds = ended_at - began_at
                 if kind == "fill":
                     gc.collect(1)
@@ -320,19 +318,14 @@ class Loop:
                 self._take(to_model.decode(body), now)
         return True
 
-    def _take(self, message: Work | Cancel | Trace, now: float) -> None:
-        if isinstance(message, Trace):
-            self.traces.expect(message.id, message.traceparent)
-            return
+    def _take(self, message: Work | Cancel, now: float) -> None:
         if isinstance(message, Cancel):
             self.batcher.cancel(message.id)
-            self.traces.forget([message.id])
             return
         try:
             self.batcher.add(self.model.job(message, now))
         except Exception as error:
             log.exception("a job failed", kind=_KINDS[type(message)])
-            self.traces.forget([message.id])
             self._send("none", 0, 0.0, [Failed(message.id, f"{type(error).__name__}: {error}")])
 
     def _send(self, kind: str, num_jobs: int, seconds: float, results: list[Result]) -> None:

@@ -9,7 +9,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 
-ASKING_S = 2.0  # a caller counts for so long after its last request
+ASKING_S = 5.0  # a caller counts for so long after its last request
 GREEDY_SHARE = 0.5
 
 
@@ -22,16 +22,20 @@ class Shares:
         self._in_work: Counter[str] = Counter()
         self._num_in_work = 0
 
-    def part(self, owner: str) -> float:
-        """Counts a request of `owner`; the part of the waiting time that it may use."""
-        now = self._clock()
-        self._asked[owner] = now
+    def asks(self, owner: str) -> None:
+        """`owner` sends a request."""
+        self._asked[owner] = self._clock()
         self._asked.move_to_end(owner)
-        while self._asked[first := next(iter(self._asked))] < now - ASKING_S:
-            del self._asked[first]
-        equal_part = (self._num_in_work + 1) / len(self._asked)
-        is_greedy = len(self._asked) > 1 and self._in_work[owner] > equal_part
-        return GREEDY_SHARE if is_greedy else 1.0
+        self._forget()
+
+    def part(self, owner: str) -> float:
+        """The part of the waiting time that a request of `owner` may use."""
+        return GREEDY_SHARE if self.is_greedy(owner) else 1.0
+
+    def is_greedy(self, owner: str) -> bool:
+        """Whether `owner` would have more than its equal part, and one more."""
+        self._forget()
+        return len(self._asked) > 1 and self._in_work[owner] > (self._num_in_work + 1) / len(self._asked)
 
     def began(self, owner: str) -> None:
         self._in_work[owner] += 1
@@ -42,3 +46,8 @@ class Shares:
         self._num_in_work -= 1
         if not self._in_work[owner]:
             del self._in_work[owner]
+
+    def _forget(self) -> None:
+        oldest = self._clock() - ASKING_S
+        while self._asked and self._asked[first := next(iter(self._asked))] < oldest:
+            del self._asked[first]

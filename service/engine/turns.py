@@ -11,12 +11,11 @@ twice.
 
 import asyncio
 import time
-from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import NamedTuple
 
 from service.engine.shares import Shares
+from service.engine.waiting import Lines
 from service.errors import Overloaded
 from service.identity.principal import caller
 
@@ -27,11 +26,6 @@ MOST_WAITING = 256
 _FORGET = 0.9  # weight of the mean time of writes relative to the next one
 
 
-class _Waiting(NamedTuple):
-    places: int
-    turn: "asyncio.Future[None]"
-
-
 class Turns:
     """For one event loop. `is_reading`: whether recommendations are in work. `rest`: seconds after one of a write."""
 
@@ -39,8 +33,7 @@ class Turns:
         self._is_reading, self._rest = is_reading, rest
         self._taken = 0
         self._read_until = 0.0
-        self._waiting: OrderedDict[str, deque[_Waiting]] = OrderedDict()  # by caller; whose turn is next comes first
-        self._num_waiting = 0
+        self._lines = Lines()
         self._mean_s = 0.0
         self._shares = Shares()
 
@@ -51,9 +44,10 @@ class Turns:
         A caller of whom no write waits is not refused.
         """
         owner = caller.get().key_id
+        self._shares.asks(owner)
         part = self._shares.part(owner)
-        if owner in self._waiting and self._num_waiting >= part * MOST_WAITING:
-            wait_s = self._num_waiting * self._mean_s * (1 + self._rest)
+        if owner in self._lines and self._lines.num_waiting >= part * MOST_WAITING:
+            wait_s = self._lines.num_waiting * self._mean_s * (1 + self._rest)
             raise Overloaded("Too many events are waiting to be stored.", retry_after_s=max(1.0, wait_s))
         places = min(1 + num_events // EVENTS_PER_PLACE, PLACES)
         self._shares.began(owner)
@@ -68,34 +62,25 @@ class Turns:
             self._shares.ended(owner)
 
     async def _wait(self, owner: str, places: int) -> None:
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(owner, deque()).append(_Waiting(places, turn))
-        self._num_waiting += 1
+        waiting = self._lines.join(owner, places)
         self._call_next()
         try:
-            await turn
+            await waiting.turn.wait()
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():  # it had its turn, and the caller left in the same moment
+            if self._lines.leave(waiting):
+                self._call_next()  # others may have waited behind a large write that is gone
+            else:
                 self._free_places(places)
             raise
 
     def _call_next(self) -> None:
         """Lets those in whose places are free. A large write that is next is not passed by smaller ones."""
-        while self._waiting:
-            owner, queue = next(iter(self._waiting.items()))
-            if queue[0].turn.cancelled():
-                queue.popleft()
-                self._num_waiting -= 1
-            elif self._taken and self._taken + queue[0].places > self._num_places():
+        while self._lines.num_waiting:
+            first = self._lines.firsts()[0]
+            if self._taken and self._taken + first.places > self._num_places():
                 return
-            else:
-                first = queue.popleft()
-                self._num_waiting -= 1
-                self._taken += first.places
-                first.turn.set_result(None)
-                self._waiting.move_to_end(owner)
-            if not queue:
-                del self._waiting[owner]
+            self._taken += first.places
+            self._lines.call(first)
 
     def _num_places(self) -> int:
         now = time.monotonic()

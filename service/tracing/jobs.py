@@ -11,37 +11,29 @@ from typing import Any
 from service.tracing.spans import Span, Tracer
 
 
-class JobTraces:
-    """Times are those of `time.monotonic()`."""
+def trace_jobs(
+    tracer: Tracer,
+    kind: str,
+    arrived: Mapping[int, tuple[str, float]],
+    results: Sequence[Any],
+    *,
+    began: float,
+    ended: float,
+) -> None:
+    """A batch ran. `arrived`: for each job of it the span above it, empty for none, and when the job came.
 
-    def __init__(self, tracer: Tracer) -> None:
-        self._tracer = tracer
-        self._parents: dict[int, str] = {}
-
-    def expect(self, job_id: int, traceparent: str) -> None:
-        """The job with this id comes next."""
-        self._parents[job_id] = traceparent
-
-    def forget(self, job_ids: Sequence[int]) -> None:
-        for job_id in job_ids:
-            self._parents.pop(job_id, None)
-
-    def ran(self, kind: str, arrived: Mapping[int, float], results: Sequence[Any], began: float, ended: float) -> None:
-        """A batch ran. `arrived`: when each job of it came.
-
-        A stage is one of the whole batch, so all jobs of the batch show the same times.
-        """
-        offset = time.time() - time.monotonic()
-        for result in results:
-            parent, came = self._parents.pop(result.id, None), arrived.get(result.id)
-            if parent is None or came is None:
-                continue
-            facts = {"batch_size": len(arrived)}
-            job = self._tracer.begin(kind, {"traceparent": parent}, facts, came + offset)
-            if job is not None:
-                job.child("queue", {}, came + offset).end(at=began + offset)
-                _add_stages(job, getattr(result, "timings_s", {}), began + offset)
-                job.end("Failed" if type(result).__name__ == "Failed" else "", ended + offset)
+    Times are those of `time.monotonic()`. A stage is one of the whole batch, so all its jobs show the same times.
+    """
+    offset = time.time() - time.monotonic()
+    for result in results:
+        parent, came = arrived.get(result.id, ("", 0.0))
+        if not parent:  # also of jobs that were dropped when the batch was formed
+            continue
+        job = tracer.begin(kind, {"traceparent": parent}, {"batch_size": len(arrived)}, came + offset)
+        if job is not None:
+            job.child("queue", {}, came + offset).end(at=began + offset)
+            _add_stages(job, getattr(result, "timings_s", {}), began + offset)
+            job.end("Failed" if type(result).__name__ == "Failed" else "", ended + offset)
 
 
 def _add_stages(job: Span, timings_s: Mapping[str, float], at: float) -> None:

@@ -95,7 +95,9 @@ class Recommender:
             rules = without_idle(request.rules, request.k, progress.recommendation_id)
             progress.request = request = replace(request, rules=rules)
         try:
-            async with asyncio.timeout(deadline - time.monotonic()):
+            async with asyncio.timeout(deadline - time.monotonic()), self.engine.admission.line.turn() as has_waited:
+                if has_waited:
+                    _lap(progress, "line")
                 with span("memory"):
                     progress.context = context = await self._recall.of(request)
                     await self._prepare_filters(request)

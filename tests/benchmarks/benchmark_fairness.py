@@ -29,6 +29,7 @@ QUIET, LOUD = new_secret(), new_secret()
 NUM_READERS, NUM_WRITERS, NUM_SINGLE = 64, 4, 32
 EVENTS_PER_POST, NUM_POSTS = 200, 400
 LEAD_S = 0.5
+PAUSE_S = 0.05  # after a refusal, a twentieth of what is asked for: more would take the processors from the server
 
 Floods = dict[str, Callable[[], Load | None]]
 
@@ -38,7 +39,7 @@ def floods(port: int, users: Sequence[str], items: Sequence[str], seconds: float
     numbers = itertools.count()
 
     def loud(path: str, bodies: list[dict[str, Any]], num_clients: int) -> Load:
-        return Load(port, path, bodies, seconds + 2 * LEAD_S, num_clients, key=LOUD)
+        return Load(port, path, bodies, seconds + 2 * LEAD_S, num_clients, key=LOUD, pause_s=PAUSE_S)
 
     def events(count: int) -> list[dict[str, Any]]:
         now, places = int(time.time()) - 1000, [next(numbers) for _ in range(count)]

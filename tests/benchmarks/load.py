@@ -40,6 +40,7 @@ class Load:
     but not counted, so that the counted ones see a steady state.
 
     `deadline_s` says which answers count as good; None: all answers of the model. `key`: API key of the requests.
+    `pause_s`: how long a client of a closed loop waits after a refusal, which takes the generator's processor, too.
     """
 
     port: int
@@ -51,6 +52,7 @@ class Load:
     lead_s: float = 0.0
     deadline_s: float | None = None
     key: str = ""
+    pause_s: float = 0.0
 
 
 @dataclass
@@ -270,6 +272,8 @@ class Generator:
                 connection = await self._opened()
             reply = await connection.ask(self._next_request())
             self.outcome.count(reply, time.perf_counter() - now, self.load.deadline_s)
+            if self.load.pause_s and reply is not None and reply.status == 429:
+                await asyncio.sleep(self.load.pause_s)
 
     async def _opened(self) -> Connection:
         connection = await Connection.open(self.load.port)

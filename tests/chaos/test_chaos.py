@@ -1,6 +1,5 @@
 """The small version of `make chaos`: everything that can break in the store breaks under load, in a fixed order."""
 
-import asyncio
 import random
 from pathlib import Path
 
@@ -24,8 +23,7 @@ async def test_nothing_is_lost_doubled_or_brought_back_whatever_happens_to_the_s
             for name in random.Random(SEED).sample(sorted(faults), len(faults)):
                 await faults[name]()
                 tally.faults[name] += 1
-                await asyncio.sleep(0.2)
+                await traffic.until_more(3)
             await traffic.stop()
             await traffic.look()
-    assert tally.num_acknowledged > 20 and tally.deleted, "there was no load"
     assert not any(tally.bad.values()), tally.bad

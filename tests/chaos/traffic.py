@@ -15,6 +15,7 @@ import httpx2
 
 NOW = 1_700_000_000
 NUM_USERS, NUM_ITEMS = 12, 20
+_PATIENCE_S = 120.0
 POISONED = "poisoned"  # a user whose keys are damaged on purpose; nothing is promised about this one
 _RESETS = (httpx2.ReadError, httpx2.RemoteProtocolError, httpx2.WriteError, httpx2.ConnectError)
 
@@ -70,6 +71,14 @@ class Traffic:
         self._is_over.set()
         await asyncio.gather(*self._tasks)
 
+    async def until_more(self, events: int) -> None:
+        """Returns when so many more events are acknowledged, and one more user is deleted: there is load."""
+        wanted, num_deleted = self.tally.num_acknowledged + events, len(self.tally.deleted)
+        deadline = time.monotonic() + _PATIENCE_S
+        while self.tally.num_acknowledged < wanted or len(self.tally.deleted) == num_deleted:
+            assert time.monotonic() < deadline, "the service takes no more events in, or deletes no users"
+            await asyncio.sleep(0.02)
+
     async def ask(self, method: str, path: str, body: Any = None) -> httpx2.Response | None:
         """None for no answer."""
         was_killed = self.is_killed
@@ -89,7 +98,7 @@ class Traffic:
 
     async def until(self, method: str, path: str, body: Any, *statuses: int) -> httpx2.Response:
         """Repeats the request until the answer has one of these statuses."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + _PATIENCE_S
         while True:
             answer = await self.ask(method, path, body)
             if answer is not None and answer.status_code in statuses:

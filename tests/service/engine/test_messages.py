@@ -28,7 +28,7 @@ RANKED = [Ranked(5, "generated", -1.5, 0.0), Ranked(6, "popular", None, None)]
 ANSWER = Recommended(3, RANKED, [0, 2], b"\x00", 0.5, {}, [Reason("return", 0.5, 2), None], b"\x00\x00\x80?")
 MESSAGES: list[Message] = [
     Recommend(1, ["日本", ""], b"\x01\x02", b"\xff", 9, 10, 12.5, [3, 0], [-1, 2**40], 2**41),
-    PutItems(2, [ITEM]),
+    PutItems(2, [ITEM], traceparent="00-a-b-01"),
     Cancel(7),
 ]
 RESULTS = Batch("recommend", 3, 0.25, [ANSWER, Expired(4), Failed(5, "ValueError: no")], 1, 2, 3)

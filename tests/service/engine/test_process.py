@@ -25,8 +25,11 @@ from service.engine.process import ModelProcess, spawn
 from service.errors import ModelUnavailable, StartupError
 from service.metrics import Metrics
 from service.store.embedded.server import EmbeddedServer
+from service.tracing.spans import root
+from service.tracing.traces import Traces
 from tests.conftest import TITLES, small_voices, write_bundle
 from tests.service.real import K, M, ask, history, open_service, settings_for
+from tests.service.tracing.collector import collector
 
 ROOT = Path(__file__).resolve().parents[3]
 ALL = np.ones(20, dtype=bool)
@@ -77,16 +80,29 @@ async def test_a_process_that_dies_is_started_again_with_the_changed_items(bundl
 
 
 async def test_events_vote_in_the_process_as_in_a_thread(tmp_path: Path, valkey: EmbeddedServer, raw: Redis) -> None:
-    """A function that the process lacks is missing only there."""
+    """A function that the process lacks is missing only there. And its spans belong to the trace of the request."""
     voices = small_voices(len(TITLES), recent_length=K, past_length=40)
     write_bundle(tmp_path / "voiced", vocabulary="items", voices=voices)
     answers = []
-    for in_process in (False, True):
-        async with open_service(tmp_path / "voiced", valkey.url, in_process=in_process) as service:
-            await service.submit(history(K + M + 5), "visible")
-            answers.append(await ask(service, user_id="u", k=5, deadline_ms=20_000))
+    with collector() as taking:
+        for in_process in (False, True):
+            url = taking.endpoint if in_process else ""
+            async with open_service(
+                tmp_path / "voiced", valkey.url, in_process=in_process, otlp_endpoint=url
+            ) as service:
+                await service.submit(history(K + M + 5), "visible")
+                with Traces(url).opened(), root("asked"):
+                    answers.append(await ask(service, user_id="u", k=5, deadline_ms=20_000))
+        await asyncio.to_thread(taking.wait_for, lambda: taking.named("recommend") and taking.named("asked"))
     assert [answer.fallback for answer in answers] == [None, None]
     assert answers[0].items == answers[1].items
+    (job,) = [span for span in taking.spans["automr-model"] if span.name == "recommend"]
+    (model,) = [span for span in taking.spans["automr"] if span.name == "model"]
+    assert (job.trace_id, job.parent_span_id) == (model.trace_id, model.span_id), "the trace ends at the process"
+    (asked,) = taking.named("asked")
+    assert asked.start_time_unix_nano <= job.start_time_unix_nano <= job.end_time_unix_nano <= asked.end_time_unix_nano
+    stages = [span.name for span in taking.spans["automr-model"] if span.parent_span_id == job.span_id]
+    assert "queue" in stages and "generate" in stages
 
 
 async def test_a_process_that_sends_nonsense_is_started_again(

@@ -144,6 +144,50 @@ async def test_a_caller_who_leaves_the_line_frees_it() -> None:
     await writes.end("after")
 
 
+async def test_a_caller_who_has_left_no_longer_counts_among_those_who_wait() -> None:
+    """Also while nothing moves: the write before them is slow."""
+    writes = Writes()
+    await writes.begin("now", num_events=500)
+    for number in range(MOST_WAITING):
+        await writes.begin(f"left {number}")
+    for name, task in writes.tasks.items():
+        if name != "now":
+            task.cancel()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await writes.begin("next")
+    assert not writes.tasks["next"].done(), "callers who have left still fill the line"
+    await writes.end("now")
+    assert writes.started == ["now", "next"]
+    await writes.end("next")
+
+
+async def test_small_writes_go_on_at_once_when_the_large_one_before_them_leaves() -> None:
+    writes = Writes()
+    await writes.begin("now")
+    await writes.begin("large", num_events=500)
+    await writes.begin("small")
+    writes.tasks["large"].cancel()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert writes.started == ["now", "small"]
+    for name in writes.started:
+        await writes.end(name)
+
+
+async def test_no_place_is_lost_when_a_caller_leaves_in_the_moment_of_its_turn() -> None:
+    writes = Writes()
+    await writes.begin("now", num_events=500)
+    await writes.begin("left", num_events=500)
+    writes._ends["now"].set()
+    await asyncio.sleep(0)  # its end has called the next one, which has not run yet
+    writes.tasks["left"].cancel()
+    await asyncio.wait({writes.tasks["left"]}, timeout=5)
+    await writes.begin("next", num_events=500)
+    assert writes.started[-1] == "next" and "left" not in writes.started
+    await writes.end("next")
+
+
 @pytest.mark.parametrize("is_reading", [False, True])
 async def test_writes_have_half_of_the_time_while_recommendations_are_in_work(is_reading: bool) -> None:
     turns = Turns(lambda: is_reading)

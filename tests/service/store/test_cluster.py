@@ -85,12 +85,12 @@ async def test_no_acknowledged_event_is_lost_when_each_primary_is_killed_in_turn
         traffic = Traffic(client, tally, 7, "u")
         traffic.start()
         for primary in cluster.primaries():
-            await asyncio.sleep(0.3)
+            await traffic.until_more(10)
             promoted = await asyncio.to_thread(cluster.fail_over, primary)
             await asyncio.to_thread(cluster.bring_back, primary, promoted)
+        await traffic.until_more(10)
         await traffic.stop()
         await traffic.look()
-    assert tally.num_acknowledged > 20 and tally.deleted, "there was no load"
     assert not any(tally.bad.values()), tally.bad
     async with open_service(bundle_path, cluster.url) as service:
         await service.work_off()
