@@ -168,7 +168,7 @@ class Admission:
         self.server_pace = ServerPace(lambda: self._num_admitted)
         self.throttles = [Throttle(random.Random(number)) for number in range(NUM_LANES)]
         self._shares = Shares()
-        self.line = Line(self.quick_batch)
+        self.line = Line(self._shares, self.quick_batch)
         self.num_at_model = 0  # recommendations that the engine has sent to the model and that have no result yet
 
     @property
@@ -195,7 +195,6 @@ class Admission:
         Raises Overloaded at once if the request would be late.
         """
         owner = caller.get().key_id
-        self._shares.asks(owner)
         part = self._shares.part(owner)
         left_s = part * (deadline - time.monotonic())
         is_late = self._model_wait_s() > _MODEL_SHARE * left_s or self._server_wait_s() > _SERVER_SHARE * left_s
@@ -232,8 +231,8 @@ class Admission:
     def _model_wait_s(self) -> float:
         if not self._num_admitted:
             return 0.0
-        num_jobs = max(self.num_at_model + len(self.line), self._num_young()) + 1
-        batch = self.quick_batch() if len(self.line) else self._max_batch
+        num_jobs = max(self.num_at_model + self.line.num_waiting, self._num_young()) + 1
+        batch = self.quick_batch() if self.line.num_waiting else self._max_batch
         return self.model_pace.seconds(num_jobs, math.ceil(num_jobs / batch))
 
     def _server_wait_s(self) -> float:

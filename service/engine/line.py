@@ -7,32 +7,33 @@ any work is done for them. Callers with their part or less do not wait here, nor
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from service.engine.shares import Shares
-from service.engine.waiting import Lines
+from service.engine.shares import Shares, is_greedy
+from service.engine.waiting import Lines, Waiting
 from service.identity.principal import caller
 
 
 class Line:
-    """For one event loop. `batch`: most jobs of a batch that is still quick; see `Admission.quick_batch`."""
+    """For one event loop. `shares` knows who asks. `batch`: most jobs of a quick batch; see `Admission.quick_batch`."""
 
-    def __init__(self, batch: Callable[[], int]) -> None:
-        self._batch = batch
-        self._shares = Shares()
+    def __init__(self, shares: Shares, batch: Callable[[], int]) -> None:
+        self._shares, self._batch = shares, batch
         self._lines = Lines()
+        self._in_work: Counter[str] = Counter()
         self._num_in_work = 0
 
-    def __len__(self) -> int:
-        return len(self._lines)
+    @property
+    def num_waiting(self) -> int:
+        return self._lines.num_waiting
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[bool]:
-        """Wraps the work for a request. True if it has waited."""
+        """Wraps the work for a request that is admitted. True if it has waited."""
         owner = caller.get().key_id
-        self._shares.asks(owner)
-        waits = owner in self._lines or not self._is_free(owner)
+        waits = (self._lines.num_waiting > 0 and owner in self._lines) or not self._is_free(owner)
         if waits:
             await self._wait(owner)
         else:
@@ -43,7 +44,8 @@ class Line:
             self._ended(owner)
 
     def _is_free(self, owner: str) -> bool:
-        return self._num_in_work < 2 * self._batch() or not self._shares.is_greedy(owner)
+        has_part = not is_greedy(self._in_work[owner], self._num_in_work, len(self._shares.asked))
+        return has_part or self._num_in_work < 2 * self._batch()
 
     async def _wait(self, owner: str) -> None:
         waiting = self._lines.join(owner)
@@ -55,12 +57,17 @@ class Line:
             raise
 
     def _began(self, owner: str) -> None:
+        self._in_work[owner] += 1
         self._num_in_work += 1
-        self._shares.began(owner)
 
     def _ended(self, owner: str) -> None:
+        self._in_work[owner] -= 1
         self._num_in_work -= 1
-        self._shares.ended(owner)
-        while first := next((each for each in self._lines.firsts() if self._is_free(each.owner)), None):
+        if not self._in_work[owner]:
+            del self._in_work[owner]
+        while self._lines.num_waiting and (first := self._first_free()):
             self._began(first.owner)
             self._lines.call(first)
+
+    def _first_free(self) -> Waiting | None:
+        return next((each for each in self._lines.firsts() if self._is_free(each.owner)), None)

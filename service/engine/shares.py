@@ -13,29 +13,28 @@ ASKING_S = 5.0  # a caller counts for so long after its last request
 GREEDY_SHARE = 0.5
 
 
+def is_greedy(own: int, of_all: int, num_callers: int) -> bool:
+    """Whether a caller would have more than its equal part of the requests, and one more."""
+    return num_callers > 1 and own > (of_all + 1) / num_callers
+
+
 class Shares:
     """For one event loop. Remembers the callers of the last `ASKING_S`, and those with requests in work."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._asked: OrderedDict[str, float] = OrderedDict()  # when, the longest ago first
+        self.asked: OrderedDict[str, float] = OrderedDict()  # who asks, and when last; the longest ago comes first
         self._in_work: Counter[str] = Counter()
         self._num_in_work = 0
 
-    def asks(self, owner: str) -> None:
-        """`owner` sends a request."""
-        self._asked[owner] = self._clock()
-        self._asked.move_to_end(owner)
-        self._forget()
-
     def part(self, owner: str) -> float:
-        """The part of the waiting time that a request of `owner` may use."""
-        return GREEDY_SHARE if self.is_greedy(owner) else 1.0
-
-    def is_greedy(self, owner: str) -> bool:
-        """Whether `owner` would have more than its equal part, and one more."""
-        self._forget()
-        return len(self._asked) > 1 and self._in_work[owner] > (self._num_in_work + 1) / len(self._asked)
+        """Counts a request of `owner`; the part of the waiting time that it may use."""
+        now = self._clock()
+        self.asked[owner] = now
+        self.asked.move_to_end(owner)
+        while self.asked[first := next(iter(self.asked))] < now - ASKING_S:
+            del self.asked[first]
+        return GREEDY_SHARE if is_greedy(self._in_work[owner], self._num_in_work, len(self.asked)) else 1.0
 
     def began(self, owner: str) -> None:
         self._in_work[owner] += 1
@@ -46,8 +45,3 @@ class Shares:
         self._num_in_work -= 1
         if not self._in_work[owner]:
             del self._in_work[owner]
-
-    def _forget(self) -> None:
-        oldest = self._clock() - ASKING_S
-        while self._asked and self._asked[first := next(iter(self._asked))] < oldest:
-            del self._asked[first]

@@ -44,7 +44,6 @@ class Turns:
         A caller of whom no write waits is not refused.
         """
         owner = caller.get().key_id
-        self._shares.asks(owner)
         part = self._shares.part(owner)
         if owner in self._lines and self._lines.num_waiting >= part * MOST_WAITING:
             wait_s = self._lines.num_waiting * self._mean_s * (1 + self._rest)

@@ -15,14 +15,11 @@ class Waiting:
 
 
 class Lines:
-    """Who leaves a line is no longer counted."""
+    """`num_waiting`: of all callers. Who leaves a line is no longer counted."""
 
     def __init__(self) -> None:
         self._lines: OrderedDict[str, deque[Waiting]] = OrderedDict()  # whose turn is next comes first
-        self._num_waiting = 0
-
-    def __len__(self) -> int:
-        return self._num_waiting
+        self.num_waiting = 0
 
     def __contains__(self, owner: str) -> bool:
         """Whether a request of this caller waits."""
@@ -35,7 +32,7 @@ class Lines:
     def join(self, owner: str, places: int = 1) -> Waiting:
         waiting = Waiting(owner, places)
         self._lines.setdefault(owner, deque()).append(waiting)
-        self._num_waiting += 1
+        self.num_waiting += 1
         return waiting
 
     def call(self, waiting: Waiting) -> None:
@@ -55,6 +52,6 @@ class Lines:
     def _remove(self, waiting: Waiting) -> None:
         line = self._lines[waiting.owner]
         line.remove(waiting)
-        self._num_waiting -= 1
+        self.num_waiting -= 1
         if not line:
             del self._lines[waiting.owner]

@@ -5,6 +5,7 @@ import random
 from collections import Counter
 
 from service.engine.line import Line
+from service.engine.shares import Shares
 from tests.service.engine.test_shares import acting
 
 BATCH = 2
@@ -15,7 +16,8 @@ class Work:
     """Requests that are in work until one of them is ended."""
 
     def __init__(self) -> None:
-        self.line = Line(lambda: BATCH)
+        self.shares = Shares()
+        self.line = Line(self.shares, lambda: BATCH)
         self.in_work: dict[int, str] = {}
         self.most: Counter[str] = Counter()  # of each caller, in work at once
         self.tasks: dict[int, asyncio.Task[None]] = {}
@@ -30,6 +32,7 @@ class Work:
         await asyncio.sleep(0)
 
     async def _request(self, number: int, key_id: str) -> None:
+        self.shares.part(key_id)
         async with self.line.turn():
             self.in_work[number] = key_id
             self.most[key_id] = max(self.most[key_id], self.count(key_id))
@@ -59,7 +62,7 @@ class Work:
 async def test_a_caller_who_is_alone_waits_for_nobody() -> None:
     work = Work()
     await work.begin("loud", 50)
-    assert work.count("loud") == 50 and not len(work.line)
+    assert work.count("loud") == 50 and not work.line.num_waiting
     await work.end_all()
 
 
@@ -90,7 +93,7 @@ async def test_equal_callers_do_not_wait_for_each_other() -> None:
     for _ in range(20):
         for key_id in ("a", "b", "c"):
             await work.begin(key_id)
-    assert len(work.in_work) == 60 and not len(work.line)
+    assert len(work.in_work) == 60 and not work.line.num_waiting
     await work.end_all()
 
 
@@ -122,7 +125,7 @@ async def test_callers_who_leave_lose_no_place() -> None:
                 work._ends[number].set()  # those in the line may be called in this round of the loop
                 await asyncio.sleep(0)
             await work.cancel(dice.choice(waiting))
-        assert not len(work.line)
+        assert not work.line.num_waiting
         await work.begin("loud", FEW + 1)
         assert work.count("loud") == FEW, "a place was lost, or counted twice"
         await work.end_all()

@@ -88,10 +88,9 @@ def test_a_caller_who_has_left_is_forgotten() -> None:
     now = [0.0]
     shares = Shares(lambda: now[0])
     for number in range(1000):
-        shares.asks(str(number))
+        shares.part(str(number))
     now[0] += ASKING_S + 0.1
-    shares.asks("a")
-    assert shares.part("a") == 1.0 and len(shares._asked) == 1
+    assert shares.part("a") == 1.0 and len(shares.asked) == 1
     shares.began("a")
     shares.ended("a")
     assert not shares._in_work
