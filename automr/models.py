@@ -305,11 +305,11 @@ class Exploration(TypedDict):
     """
     max_events: NotRequired[int]
     """
-    an item counts as little known while it has at most so many events, in training and since then
+    an item counts as little known while it has at most so many events, in training and since then, and exploration has not shown it more often than the server allows
     """
     max_age_days: NotRequired[int | None]
     """
-    only items that came while the service runs, at most so many days ago; null: of any age
+    only items that came while the service ran, at most so many days ago; null: of any age
     """
 
 
@@ -528,7 +528,7 @@ class Item(TypedDict):
     """
     added_at: NotRequired[int | None]
     """
-    Unix time at which the item came while the service ran; null: with the bundle
+    Unix time at which the item came while the service ran; null: with the first data
     """
 
 

@@ -25,6 +25,7 @@ from service.errors import SettingsError
 from service.event_types.table import EventTable
 from service.feedback.answers import Answers
 from service.feedback.experiments import Experiments
+from service.feedback.explored import ExploredItems
 from service.feedback.outcomes import Outcomes
 from service.feedback.pages import Pages
 from service.metrics import Metrics
@@ -79,6 +80,7 @@ class Shared:
     store: MemoryStore
     event_table: EventTable
     shown: ShownLists
+    explored: ExploredItems
     outcomes: Outcomes
     experiments: Experiments
     eraser: Eraser
@@ -200,7 +202,10 @@ async def open_resources(settings: Settings, metrics: Metrics, *, spawn: Spawn =
         if problem := await store.sealing.problem():
             log.error("records of users cannot be read", reason=problem)
         kept_s = round(3600 * settings.shown_hours)
-        shown = _stopped(stack, ShownLists(ShownStore(store.run, store.tombstones, kept_s=kept_s), metrics))
+        shown_store = ShownStore(store.run, store.tombstones, kept_s=kept_s)
+        shown = _stopped(stack, ShownLists(shown_store, metrics))
+        explored = _stopped(stack, ExploredItems(shown_store, most=settings.explored_times))
+        explored.start()
         outcomes = Outcomes(OutcomeStore(store.run))
         experiments = _stopped(stack, Experiments(ExperimentStore(store.run), outcomes, metrics))
         await experiments.start()
@@ -208,7 +213,7 @@ async def open_resources(settings: Settings, metrics: Metrics, *, spawn: Spawn =
         eraser.start()
 
         def open_one(chosen: Settings) -> AbstractAsyncContextManager[Resources]:
-            together = Shared(store, event_table, shown, outcomes, experiments, eraser, bundles)
+            together = Shared(store, event_table, shown, explored, outcomes, experiments, eraser, bundles)
             return _open_bundle(chosen, metrics, together, spawn)
 
         bundles: Bundles[Resources] = _stopped(stack, Bundles(settings, metrics, BundleStore(store.run), open_one))
@@ -229,7 +234,7 @@ async def _open_bundle(settings: Settings, metrics: Metrics, shared: Shared, spa
         counting = partial(LiveCounts, view, engine, store, kernel.items, metrics)
         live_counts = await asyncio.to_thread(counting, half_life_days=settings.live_half_life_days)
         _stopped(stack, live_counts).start()
-        recommending = partial(Recommender, view, engine, store, metrics)
+        recommending = partial(Recommender, view, engine, store, metrics, explored=shared.explored.rows())
         recommender = await asyncio.to_thread(recommending, default_deadline_ms=settings.deadline_ms)
         _stopped(stack, recommender)
         answers = Answers(

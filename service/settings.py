@@ -127,6 +127,12 @@ class Settings(BaseSettings):
     shown_hours: float = Field(
         default=24.0, ge=0, le=48, description="time for which answers are kept, so that events can name them, 0 = not"
     )
+    explored_times: int = Field(
+        default=500,
+        ge=0,
+        le=1_000_000_000,
+        description="times that exploration shows an item, whatever users did with it, 0 = without end",
+    )
     deadline_ms: int = Field(
         default=2000, ge=1, le=60_000, description="deadline of a recommendation that sets none, in ms"
     )

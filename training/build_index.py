@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from model_store.bundle import Bundle, BundleWriter, build_retriever
 from model_store.catalogue.catalogue import Catalogue
-from model_store.catalogue.items import Item, clean
+from model_store.catalogue.items import ADDED_AT, Item, clean
 from model_store.errors import EmptyCatalogue
 from model_store.event_types import EventTypes
 from model_store.files import MANIFEST, read_manifest
@@ -40,14 +40,27 @@ _TOKENS_PER_BATCH = 16_384
 
 
 def catalogue_items(dataset: Dataset, split: Split) -> list[Item]:
-    """All items of the data; popularity is that of the train period. Raises EmptyCatalogue."""
+    """All items of the data; popularity is that of the train period. Raises EmptyCatalogue.
+
+    An exported data set says which items came while the service ran, so that after the training they are still new.
+    """
     if dataset.items.is_empty():
         raise EmptyCatalogue(f"{dataset.name}: no item has a title, so there is nothing to recommend")
     popularity = dict(zip(split.item_ids, split.popularity.tolist(), strict=True))
     return [
-        clean(Item(item_id, title, popularity=popularity.get(item_id, 0), attributes=_plain(attributes)))
+        clean(
+            Item(
+                item_id,
+                title,
+                popularity=popularity.get(item_id, 0),
+                attributes=_plain(attributes),
+                added_at=added_at if isinstance(added_at, int) else None,
+            )
+        )
         for row in dataset.items.to_dicts()
-        for item_id, title, attributes in [(row.pop("item_id"), row.pop("title"), row)]
+        for item_id, title, added_at, attributes in [
+            (row.pop("item_id"), row.pop("title"), row.pop(ADDED_AT, None), row)
+        ]
     ]
 
 

@@ -183,7 +183,7 @@ class Catalogue:
 
     @property
     def added_at(self) -> NDArray[np.int64]:
-        """(N,) epoch seconds at which items came while the service ran; 0 for those of the bundle."""
+        """(N,) epoch seconds at which items came while a service ran; 0 for those of which it is not known."""
         return self._columns.added_at
 
     def popularity_of(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -34,7 +34,7 @@ class Columns:
     popularity: NDArray[np.int64]  # (N,) interactions in training
     live: NDArray[np.float64]  # (N,) events since training; not saved
     by_popularity: NDArray[np.int32]  # (N,) rows by popularity + live, the highest first, the lower row if tied
-    added_at: NDArray[np.int64]  # (N,) `Item.added_at`, 0 for None; not saved
+    added_at: NDArray[np.int64]  # (N,) `Item.added_at`, 0 for None
     availability: Availability
     postings: Callable[[], Postings]
     attributes: Callable[[], Attributes]  # of the items in `postings`
@@ -51,7 +51,7 @@ class Columns:
             popularity=popularity,
             live=np.zeros(len(items)),
             by_popularity=_falling(popularity),
-            added_at=np.zeros(len(items), dtype=np.int64),
+            added_at=np.array([item.added_at or 0 for item in items], dtype=np.int64),
             availability=Availability.none().replaced(np.arange(len(items)), items),
             postings=postings,
             attributes=_attributes_of(postings),
@@ -138,6 +138,7 @@ class Columns:
             "ids": json_array(list(self.rows)),
             "popularity": self.popularity,
             "by_popularity": self.by_popularity,
+            "added_at": self.added_at,
             **self.availability._asdict(),
             **self.postings().arrays(),
             **by_title,
@@ -151,7 +152,8 @@ class Columns:
         postings = Postings.read(arrays)
         availability = Availability(*(arrays[name] for name in Availability._fields))
         popularity, by_popularity = arrays["popularity"], arrays["by_popularity"]
-        lengths = {len(popularity), len(by_popularity), len(availability.always)}
+        added_at = arrays.get("added_at", np.zeros(len(rows), dtype=np.int64))  # an earlier release did not save it
+        lengths = {len(popularity), len(by_popularity), len(added_at), len(availability.always)}
         if lengths | ({len(paths)} if paths is not None else set()) != {len(rows)}:
             raise ValueError("columns of different lengths")
         return cls(
@@ -159,7 +161,7 @@ class Columns:
             popularity=popularity,
             live=np.zeros(len(rows)),
             by_popularity=by_popularity,
-            added_at=np.zeros(len(rows), dtype=np.int64),
+            added_at=added_at,
             availability=availability,
             postings=lambda: postings,
             attributes=_attributes_of(lambda: postings),

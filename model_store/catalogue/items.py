@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from model_store.text.history import clean_title
 
+ADDED_AT = "automr_added_at"  # the column of a data set's items that holds `Item.added_at`
 _NUM_CACHED = 50_000  # parsed lines
 _JOURNAL_SHARE, _LEAST_JOURNAL = 2, 10_000  # a journal longer than this many times the changed items is begun again
 
@@ -28,8 +29,8 @@ class Item:
     """An item of the catalogue.
 
     `popularity`: interactions in training. Available from `available_from` (included) to `available_until` (excluded),
-    epoch seconds, None = open, and never if `hidden`. `added_at`: when it came while the service ran, epoch seconds;
-    None for an item of a bundle.
+    epoch seconds, None = open, and never if `hidden`. `added_at`: when it came while a service ran, epoch seconds; None
+    for an item of which no service saw it come.
     """
 
     item_id: str
@@ -47,7 +48,7 @@ def write_items(items: Iterable[Item], path: Path) -> NDArray[np.int64]:
     sizes = [0]
     with path.open("wb") as file:
         for item in items:
-            fields = {name: value for name, value in vars(item).items() if name != "added_at"}
+            fields = {name: value for name, value in vars(item).items() if (name, value) != ("added_at", None)}
             sizes.append(file.write((json.dumps(fields, ensure_ascii=False) + "\n").encode()))
     return np.cumsum(sizes, dtype=np.int64)
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import structlog
 
-from model_store.catalogue.items import Item
+from model_store.catalogue.items import ADDED_AT, Item
 from model_store.event_types import EventTypes
 from service.errors import SettingsError
 from service.store.client import MemoryStore
@@ -142,10 +142,14 @@ def _write_groups(file: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> 
 
 
 def _write_items(file: Path, items: Sequence[Item]) -> None:
-    """Attributes as columns: of text, numbers or booleans where all items agree, of JSON text where they do not."""
-    names = sorted({name for item in items for name in item.attributes} - {"item_id", "title"})
+    """Attributes as columns: of text, numbers or booleans where all items agree, of JSON text where they do not.
+
+    A column says when items came that came while the service ran, if there are any.
+    """
+    names = sorted({name for item in items for name in item.attributes} - {"item_id", "title", ADDED_AT})
     columns = {name: _type_of([item.attributes.get(name) for item in items]) for name in names}
-    schema = pa.schema([("item_id", pa.string()), ("title", pa.string()), *columns.items()])
+    times = [(ADDED_AT, pa.int64())] if any(item.added_at is not None for item in items) else []
+    schema = pa.schema([("item_id", pa.string()), ("title", pa.string()), *columns.items(), *times])
     _write_groups(file, schema, (pa.Table.from_pylist(rows, schema=schema) for rows in _item_rows(items, columns)))
 
 
@@ -155,6 +159,7 @@ def _item_rows(items: Sequence[Item], columns: dict[str, pa.DataType]) -> Iterat
             {
                 "item_id": item.item_id,
                 "title": item.title,
+                ADDED_AT: item.added_at,
                 **{name: _value(item.attributes.get(name), kind) for name, kind in columns.items()},
             }
             for item in (items[place] for place in range(start, min(start + _ITEMS_PER_GROUP, len(items))))

@@ -43,6 +43,7 @@ r"""The key table: every key of AutoMR in Redis, and the functions that build ke
     automr:{<uid>}:outcomes           HASH    event_id -> JSON: an event that names an     not counted yet
                                               answer (see `feedback/outcomes.py`)
     automr:{+outcomes}:totals         HASH    variant, kind -> number of events            variants
+    automr:{+outcomes}:explored       ZSET    item_id by how often exploration showed it   items that were explored
     automr:{+outcomes}:waiting        ZSET    users with outcomes, by time                 users not counted yet
     automr:{+outcomes}:counted:<day>  SET     digests of events that were counted          events of a day, 3 days
     automr:experiments                STRING  JSON: the experiment that runs               one
@@ -92,6 +93,7 @@ WAITING, QUEUED = "automr:{automr:encode}:waiting", "automr:{automr:encode}:queu
 QUEUE_KEYS = [ENCODE, WAITING, QUEUED]
 DAYS, DAY_PREFIX = "automr:{+live}:days", "automr:{+live}:day:"
 TOTALS, COUNTED_PREFIX = "automr:{+outcomes}:totals", "automr:{+outcomes}:counted:"
+EXPLORED_ITEMS = "automr:{+outcomes}:explored"
 UNSETTLED, EXPERIMENTS = "automr:{+outcomes}:waiting", "automr:experiments"
 EVENT_TYPES, EVENTS_COUNTED, EVENTS_COUNTING = "automr:events", "automr:events:counted", "automr:events:counting"
 BUNDLES, BUNDLES_FILL = "automr:bundles", "automr:bundles:fill"

@@ -5,6 +5,7 @@ list of an anonymous session has a key of its own, because only its recommendati
 recommendation id, a space, and JSON: a script finds a list by its beginning. Knows no client but `MemoryStore.run`.
 """
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -13,10 +14,11 @@ from typing import Any, NamedTuple
 from service.store.erasure.tombstones import Tombstones
 from service.store.events import decode_text, encode_text, read_json
 from service.store.feedback.outcomes import EXPLORED, LISTS
-from service.store.keys import TOTALS, anonymous_key, tenant_of, user_keys, user_prefix
+from service.store.keys import EXPLORED_ITEMS, TOTALS, anonymous_key, tenant_of, user_keys, user_prefix
 from service.store.lua.scripts import MAY_KEEP
 
 MOST_LISTS = 20  # of a user; older ones are dropped
+_ITEMS_AT_ONCE = 5000
 
 # KEYS: lists, events, tombstone of the user (only lists for an anonymous session); ARGV: list, most lists, seconds to
 # keep them, when the list was made  ->  nothing
@@ -51,6 +53,11 @@ class ShownList(NamedTuple):
     explored: tuple[str, ...] = ()
     num_explored: int = 0
 
+    @property
+    def newly_explored(self) -> tuple[str, ...]:
+        """The items of `explored` that have not been counted: the last ones."""
+        return self.explored[len(self.explored) - self.num_explored :]
+
 
 class ShownStore:
     """`run` is `MemoryStore.run`; its errors come through. Lists older than `kept_s` seconds are not returned."""
@@ -59,7 +66,9 @@ class ShownStore:
         self._run, self._tombstones, self.kept_s = run, tombstones, kept_s
 
     async def save(self, lists: Sequence[ShownList]) -> None:
-        """One round trip. Also counts the lists of each variant; a repeated call counts them again."""
+        """One round trip. Also counts the lists of each variant, and how often exploration showed each item; a repeated
+        call counts them again.
+        """
         commands: list[tuple[Any, ...]] = []
         for each in lists:
             keys = [_key_of(each)]
@@ -72,7 +81,27 @@ class ShownStore:
             if each.num_explored:
                 numbers[f"{each.variant}|{EXPLORED}"] += each.num_explored
         commands += [("HINCRBY", TOTALS, total, number) for total, number in numbers.items()]
+        shown = Counter(item_id for each in lists for item_id in each.newly_explored)
+        commands += [("ZINCRBY", EXPLORED_ITEMS, number, encode_text(item_id)) for item_id, number in shown.items()]
         await self._run(commands)
+
+    async def num_explored(self, times: int) -> int:
+        """How many items exploration has shown at least so many times."""
+        (found,) = await self._run([("ZCOUNT", EXPLORED_ITEMS, times, "+inf")])
+        return int(found)
+
+    async def explored(self, times: int) -> list[str]:
+        """These items. Read in parts, so that the store serves others in between; an item that reaches the number
+        meanwhile may be missing.
+        """
+        found: dict[str, None] = {}
+        for start in itertools.count(0, _ITEMS_AT_ONCE):
+            part = ("ZREVRANGEBYSCORE", EXPLORED_ITEMS, "+inf", times, "LIMIT", start, _ITEMS_AT_ONCE)
+            (items,) = await self._run([part])
+            found |= dict.fromkeys(map(decode_text, items))
+            if len(items) < _ITEMS_AT_ONCE:
+                break
+        return list(found)
 
     async def recent(self, user_id: str, *, now: int) -> list[ShownList]:
         """The newest lists of the user, newest first, at most `MOST_LISTS`. One round trip."""

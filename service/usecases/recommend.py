@@ -14,14 +14,16 @@ Knows neither HTTP nor torch.
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 
 from model_store.answers import GROUNDED, Answer, PastRows, Ranked, Reason, popular
+from model_store.catalogue.catalogue import Catalogue
 from model_store.catalogue.filters import Filters
 from model_store.view import BundleView
 from service.engine.engine import Engine
@@ -45,7 +47,7 @@ from service.usecases.ranking.exploration import MOST_EXPLORED, little_known, wi
 from service.usecases.ranking.fitting import fitting
 from service.usecases.ranking.recall import Recall
 from service.usecases.ranking.requests import Context, Fallback, Progress, Recommendation, Request, ServedModel
-from service.usecases.ranking.rules import NO_RULES
+from service.usecases.ranking.rules import NO_RULES, Exploration
 from service.usecases.warned import NOT_DIVERSE, Warned, of_candidates, of_filter, of_rules
 from service.usecases.words import (
     NO_WORDS,
@@ -65,14 +67,23 @@ _NO_ROWS = np.zeros(0, dtype=np.int64)
 
 class Recommender:
     def __init__(
-        self, view: BundleView, engine: Engine, store: MemoryStore, metrics: Metrics, *, default_deadline_ms: int
+        self,
+        view: BundleView,
+        engine: Engine,
+        store: MemoryStore,
+        metrics: Metrics,
+        *,
+        default_deadline_ms: int,
+        explored: Callable[[Catalogue], NDArray[np.int64]] = lambda catalogue: _NO_ROWS,
     ) -> None:
+        """`explored`: the rows for which exploration has ended."""
         self.view, self.engine, self.metrics = view, engine, metrics
         self._default_deadline_ms = default_deadline_ms
         voices = view.manifest.voices
         self._has_returns = voices is not None and voices.has_returns
         self._recall = Recall(view, store)
         self._filters = Filters()
+        self._explored = explored
 
     async def stop(self) -> None:
         await self._recall.stop()
@@ -146,7 +157,7 @@ class Recommender:
             self._filters.mask,
             allowed=allowed,
             vectors=vectors if vectors is not None and len(vectors) == len(candidates) else None,
-            little_known=fitting(progress, self.view.catalogue, allowed),
+            little_known=fitting(progress, self.view.catalogue, partial(self._little_known, allowed=allowed)),
             name=progress.recommendation_id,
         )
 
@@ -196,6 +207,10 @@ class Recommender:
             if condition is not None and not self._filters.is_cheap(catalogue, condition):
                 await asyncio.to_thread(self._filters.mask, catalogue, condition)
 
+    def _little_known(self, exploration: Exploration, allowed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        catalogue = self.view.catalogue
+        return little_known(catalogue, exploration, allowed, int(time.time()), without=self._explored(catalogue))
+
     async def _ask_model(self, progress: Progress, context: Context, deadline: float) -> Answer | WordsAnswered:
         """The best items, those that boosts lift above others, and those that may be explored, which both may be far
         behind: one batch of the model.
@@ -208,7 +223,7 @@ class Recommender:
             masks = [(boost.add, self._filters.mask(catalogue, boost.condition)) for boost in request.rules.boosts]
             asked["promoted"] = lifted(allowed, masks), num_results
         if exploration is not None:
-            asked["little_known"] = little_known(catalogue, exploration, allowed, int(time.time())), MOST_EXPLORED
+            asked["little_known"] = self._little_known(exploration, allowed), MOST_EXPLORED
         asked = {name: each for name, each in asked.items() if name == "answer" or each[0].any()}
         found = await asyncio.gather(*(self._ask(request, context, *each, deadline) for each in asked.values()))
         for name, answer in zip(asked, found, strict=True):

@@ -44,6 +44,9 @@ class ShownLists:
         if len(self._waiting) >= _MOST_WAITING:
             self.metrics.shown_lists_total.labels("lost").inc()
             return
+        earlier = self._waiting.get(shown.recommendation_id)  # a page before this one
+        if earlier is not None:
+            shown = shown._replace(num_explored=min(earlier.num_explored + shown.num_explored, len(shown.explored)))
         self._waiting[shown.recommendation_id] = shown
         self._writing.ask()
 

@@ -61,7 +61,7 @@ class Item(ResponseSchema):
         default=None, description="recommended until this Unix time, exclusive; null: for ever"
     )
     added_at: int | None = Field(
-        default=None, description="Unix time at which the item came while the service ran; null: with the bundle"
+        default=None, description="Unix time at which the item came while the service ran; null: with the first data"
     )
 
 

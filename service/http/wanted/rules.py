@@ -87,14 +87,15 @@ class Exploration(Schema):
         default=10,
         ge=0,
         le=1_000_000,
-        description="an item counts as little known while it has at most so many events, in training and since then",
+        description="an item counts as little known while it has at most so many events, in training and since then, "
+        "and exploration has not shown it more often than the server allows",
         examples=[10],
     )
     max_age_days: int | None = Field(
         default=None,
         ge=1,
         le=3650,
-        description="only items that came while the service runs, at most so many days ago; null: of any age",
+        description="only items that came while the service ran, at most so many days ago; null: of any age",
         examples=[30],
     )
 

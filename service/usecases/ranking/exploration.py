@@ -23,6 +23,7 @@ from model_store.catalogue.catalogue import Catalogue
 from service.usecases.ranking.rules import Exploration, Rules
 
 MOST_EXPLORED = 50  # items that are drawn from, the best fits
+_NO_ROWS = np.zeros(0, dtype=np.int64)
 
 T = TypeVar("T")
 
@@ -68,13 +69,22 @@ def some_of(dice: random.Random, allowed: NDArray[np.bool_]) -> list[Ranked]:
 
 
 def little_known(
-    catalogue: Catalogue, exploration: Exploration, allowed: NDArray[np.bool_], now: int
+    catalogue: Catalogue,
+    exploration: Exploration,
+    allowed: NDArray[np.bool_],
+    now: int,
+    *,
+    without: NDArray[np.int64] = _NO_ROWS,
 ) -> NDArray[np.bool_]:
-    """(N,) the items of `allowed` (N,) that may be explored. Costs the items with few events, not all items."""
+    """(N,) the items of `allowed` (N,) that may be explored, not those of the rows `without` (n,).
+
+    Costs the items with few events, not all items.
+    """
     rows = catalogue.with_at_most(exploration.max_events)
     rows = rows[allowed[rows]]
     if exploration.max_age_s is not None:
         rows = rows[catalogue.added_at[rows] >= max(now - exploration.max_age_s, 1)]
     found = np.zeros(len(allowed), dtype=bool)
     found[rows] = True
+    found[without[without < len(found)]] = False
     return found

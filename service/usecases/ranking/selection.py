@@ -80,6 +80,7 @@ class Selection:
         self._catalogue, self._ordering, self._rows, self._mask_of = catalogue, ordering, rows, mask_of
         self._left = ordering.places.tolist()
         self._ranks = {place: rank for rank, place in enumerate(self._left, start=1)}
+        self._places = {row: place for place, row in enumerate(rows)}
         self._others = allowed.copy()  # what is left besides the candidates
         self._others[list(rows)] = False
         self._allowed, self._caps = allowed, Caps(catalogue, caps)
@@ -106,12 +107,13 @@ class Selection:
         self._caps.reset()
         placed: Placed = {position: (row, "pins") for position, row in (pins or {}).items()}
         self._take(pins.values() if pins else ())
-        near = {self._rows[place] for place in self._left[:size]} | taken if explored else set[int]()
-        rows = iter(fitting)
-        for position in explored:
-            row = next((row for row in rows if row not in near and self._is_free(row) and self._caps.allow(row)), None)
-            if row is None:
-                break
+        if not explored:
+            return placed
+        left = {self._rows[place] for place in self._left}
+        near = {self._rows[place] for place in self._left[:size]} | taken
+        free = (row for row in fitting if row not in near and (row in left or self._others[row]))
+        rows = (row for row in free if self._caps.allow(row))  # asked when the row before it is taken
+        for position, row in zip(explored, rows, strict=False):
             self._take([row])
             placed[position] = row, "exploration"
         return placed
@@ -125,10 +127,6 @@ class Selection:
         self._left = [place for place in self._left if self._rows[place] not in taken]
         self._ranks = {place: rank for rank, place in enumerate(self._left, start=1)}
         self._others[list(rows)] = False
-
-    def _is_free(self, row: int) -> bool:
-        """Whether the item may be shown and was on no page."""
-        return bool(self._others[row]) or any(self._rows[place] == row for place in self._left)
 
     def next(self, rank: int, *, taken: set[int] | frozenset[int] = frozenset(), fills: bool = True) -> Chosen | None:
         """The best item that is left, for the place `rank` of the list; none of the rows `taken`.
@@ -165,7 +163,7 @@ class Selection:
         return row is not None and row < len(self._allowed) and bool(self._allowed[row])
 
     def _place_of(self, row: int) -> int | None:
-        return self._rows.index(row) if row in self._rows else None
+        return self._places.get(row)
 
     def _popular(self, rank: int, rule: Rule | None, taken: set[int] | frozenset[int]) -> Chosen | None:
         self._others[list(taken)] = False

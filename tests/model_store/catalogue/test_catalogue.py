@@ -124,6 +124,7 @@ shop_items = st.builds(
     hidden=st.booleans(),
     available_from=st.none() | st.integers(0, 5),
     available_until=st.none() | st.integers(0, 5),
+    added_at=st.none() | st.integers(1, 5),
 )
 shops = st.lists(shop_items, max_size=8, unique_by=lambda item: item.item_id)
 
@@ -147,6 +148,7 @@ def answers(catalogue: Catalogue) -> list[object]:
         list(catalogue.items),
         catalogue.rows,
         catalogue.popularity.tolist(),
+        catalogue.added_at.tolist(),
         catalogue.by_popularity.tolist(),
         leaves,
         sorted(zip(catalogue.trie.order.tolist(), leaves, strict=True)),

@@ -15,7 +15,9 @@ from service.export.dataset import export
 from service.store.client import MemoryStore
 from service.store.events import Event
 from tests.service.real import NOW, Service, history
+from training.build_index import catalogue_items
 from training.data.dataset import load_dataset
+from training.data.splits import time_split
 
 ITEMS = [
     Item("i0", "Zero", attributes={"pages": 3, "tags": ["a", "b"], "mixed": 1}),
@@ -47,6 +49,21 @@ async def test_all_events_come_out_and_training_reads_them(store: MemoryStore, t
     assert found.queries is not None and found.queries.height == sum(event.query is not None for event in stored)
     by_id = {row["item_id"]: row for row in pq.read_table(tmp_path / "out" / "items.parquet").to_pylist()}
     assert (by_id["i0"]["pages"], by_id["i0"]["tags"], by_id["i0"]["mixed"]) == (3, ["a", "b"], "1")
+    assert found.items.columns == ["item_id", "title", "mixed", "pages", "tags"], "none of the items came later"
+
+
+async def test_an_item_that_came_while_the_service_ran_is_new_after_the_training(
+    store: MemoryStore, tmp_path: Path
+) -> None:
+    await store.append(events(5, 20))
+    newest = [*ITEMS, Item("fresh", "Fresh", attributes={"pages": 5}, added_at=NOW)]
+    await export(store, newest, tmp_path / "out")
+    dataset = load_dataset(tmp_path / "out")
+    trained = {
+        item.item_id: item for item in catalogue_items(dataset, time_split(dataset, long_user_length=5, min_earlier=2))
+    }
+    assert (trained["fresh"].added_at, trained["i0"].added_at) == (NOW, None)
+    assert trained["fresh"].attributes == {"pages": 5}, "the time is no attribute"
 
 
 @pytest.mark.parametrize("dies_after", [0, 1, 3, 5])

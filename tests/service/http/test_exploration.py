@@ -9,9 +9,11 @@ import pytest
 from httpx2 import AsyncClient
 from redis.asyncio import Redis
 
+from service.feedback import explored as module
 from service.http.routes.recommend import to_request
 from service.http.wanted.bodies import RecommendRequest
 from service.store.embedded.server import EmbeddedServer
+from service.store.keys import EXPLORED_ITEMS
 from service.usecases.ranking.requests import Recommendation
 from tests.conftest import TITLES, small_voices, write_bundle
 from tests.service.real import history, interaction, open_app
@@ -142,6 +144,35 @@ async def test_an_answer_can_be_drawn_again_from_its_id(bundle: Path, valkey: Em
         lists = [tuple(item.item_id for item in (await drawn(f"{number}")).items) for number in range(12)]
         again = [tuple(item.item_id for item in (await drawn(f"{number}")).items) for number in range(12)]
         assert lists == again and len(set(lists)) > 3
+
+
+async def test_an_item_that_was_shown_often_enough_is_not_explored_any_more(
+    bundle: Path, valkey: EmbeddedServer, raw: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by a server that showed it never, and for whoever asks. Each page of an answer counts its own items once."""
+    monkeypatch.setattr(module, "_LOOK_EVERY_S", 0.1)
+    share, only = {"share": 0.5, **FEW}, ["i8", "i9", FRESH[0]]
+
+    async def drawn(asked: AsyncClient, user_id: str) -> set[str]:
+        answers = [await ask(asked, user_id=user_id, k=4, exploration=share) for _ in range(8)]
+        return {each for answer in answers for each in explored(answer)}
+
+    async with open_app(bundle, valkey.url, explored_times=3, store_timeout_s=30) as (_, client):
+        await client.post("/items", json={"items": [{"item_id": each, "title": f"Wholly {each}"} for each in FRESH]})
+        await client.post("/interactions", json={"interactions": history(6), "wait": "visible"})
+        page = await ask(client, user_id="u", k=2, candidates=only, paged=True, exploration=share)
+        shown = len(explored(page)) + len(explored(await ask(client, cursor=page["next_cursor"])))
+        while shown < 4:
+            shown += len(explored(await ask(client, user_id="u", k=2, candidates=only, exploration=share)))
+        await asyncio.sleep(0.2)  # lists are written together, within a twentieth of a second
+        assert await raw.zscore(EXPLORED_ITEMS, FRESH[0]) == 4 and await raw.zcard(EXPLORED_ITEMS) == 1
+        async with open_app(bundle, valkey.url, explored_times=3, store_timeout_s=30) as (_, other):
+            for asked in (client, other):
+                async with asyncio.timeout(20):
+                    while FRESH[0] in await drawn(asked, "stranger"):
+                        await asyncio.sleep(0.2)
+            found = await drawn(other, "u")
+            assert found and FRESH[0] not in found
 
 
 async def test_experiments_count_what_explored_items_lead_to(client: AsyncClient) -> None:

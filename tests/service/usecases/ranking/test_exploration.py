@@ -129,6 +129,9 @@ def test_little_known_is_what_has_few_events_and_is_young_enough() -> None:
     allowed[UNKNOWN[0]] = False
     found = np.flatnonzero(little_known(CATALOGUE, Exploration(0.1, max_events=0), allowed, now=100))
     assert found.tolist() == UNKNOWN[1:]
+    ended = np.array([UNKNOWN[2], NUM_ITEMS + 5])  # also of an item that came after the mask was made
+    left = little_known(CATALOGUE, Exploration(0.1, max_events=0), allowed, now=100, without=ended)
+    assert np.flatnonzero(left).tolist() == [row for row in UNKNOWN[1:] if row != UNKNOWN[2]]
     counted = CATALOGUE.with_live(np.bincount([UNKNOWN[1]] * 11, minlength=NUM_ITEMS).astype(float))
     assert np.flatnonzero(little_known(counted, Exploration(0.1), allowed, now=100)).tolist() == UNKNOWN[2:]
     later = CATALOGUE.with_items([Item("old", "Old", added_at=100), Item("new", "New", added_at=900)])
