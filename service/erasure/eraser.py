@@ -9,7 +9,8 @@ rewritten. Knows no HTTP.
 
 import asyncio
 import secrets
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import structlog
 
@@ -21,6 +22,7 @@ from service.metrics import Metrics
 from service.store.client import MemoryStore
 from service.store.erasure.deletions import DeletionStore, Receipt
 from service.store.erasure.rewrite import Rewritten, StoreFiles
+from service.store.requests import Command
 from service.tracing.spans import without_span
 
 log = structlog.get_logger("service.erasure.eraser")
@@ -51,7 +53,7 @@ class Eraser:
 
     def __init__(self, store: MemoryStore, metrics: Metrics, *, minutes: float) -> None:
         self.store, self.metrics, self.minutes = store, metrics, minutes
-        self.deletions = DeletionStore(store.run, is_cluster=store.is_cluster)
+        self.deletions = DeletionStore(store.run, self._write, is_cluster=store.is_cluster)
         self.files = StoreFiles(store)
         self._owner = secrets.token_hex(8)
         self._rewriting: asyncio.Task[Rewritten] | None = None
@@ -109,6 +111,9 @@ class Eraser:
         is_due = self.minutes > 0 and files.unwritten_since is not None and lag_s >= 30 * self.minutes
         if (is_running or is_due) and await self.files.lease(self._owner) and not is_running:
             self._rewrite()
+
+    async def _write(self, commands: Sequence[Command]) -> list[Any]:
+        return await self.store.write(commands, self.store.durability)
 
     async def _finish(self, user_id: str) -> Receipt:
         return await self.deletions.finish(user_id, await self.store.forget_user(user_id))

@@ -55,22 +55,25 @@ class Unfinished(NamedTuple):
 
 
 class DeletionStore:
-    """`run` is `MemoryStore.run`; its errors come through."""
+    """`run` is `MemoryStore.run`. `write` is `MemoryStore.write`, as durable as a deletion. Their errors come through."""
 
-    def __init__(self, run: Run, *, is_cluster: bool) -> None:
-        self._run, self._is_cluster = run, is_cluster
+    def __init__(self, run: Run, write: Run, *, is_cluster: bool) -> None:
+        self._run, self._write, self._is_cluster = run, write, is_cluster
 
     async def begin(self, user_id: str) -> None:
         await self._run([("ZADD", ERASING, int(time.time()) + _GO_ON_AFTER_S, _member(_BEGUN, user_id))])
 
     async def finish(self, user_id: str, deleted: Deleted) -> Receipt:
-        """The user's keys and shared places are clean; the files of the store are not yet."""
+        """The user's keys and shared places are clean; the files of the store are not yet.
+
+        Raises NotDurable: the receipt is on another node than the user was, and must be confirmed as well.
+        """
         receipt = Receipt(secrets.token_hex(16), deleted)
         settling = _member(_SETTLING, user_id) if self._is_cluster else b""
         facts = {"receipt_id": receipt.receipt_id, **deleted._asdict()}
         args = _member(_BEGUN, user_id), settling, int(time.time()) + SETTLE_AFTER_S, MAX_RECEIPTS, deleted.at
         flat = [part for pair in facts.items() for part in pair]
-        await self._run([("EVAL", _FINISH, 3, ERASING, RECEIPTS, f"{FILES_PREFIX}unwritten", *args, *flat)])
+        await self._write([("EVAL", _FINISH, 3, ERASING, RECEIPTS, f"{FILES_PREFIX}unwritten", *args, *flat)])
         return receipt
 
     async def settled(self, user_id: str) -> None:

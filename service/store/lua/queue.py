@@ -33,27 +33,35 @@ for i = 1, #ARGV, 2 do
 end
 """
 
-# KEYS: stream; ARGV: group, consumer, idle ms, count  ->  (entry id, user)* of entries that no worker has renewed for
-# that long; the consumer owns them from then on. Creates a missing group, so that a read from it works.
-CLAIM = """
-redis.pcall('XGROUP', 'CREATE', KEYS[1], ARGV[1], '0', 'MKSTREAM')
-local claimed = redis.call('XAUTOCLAIM', KEYS[1], ARGV[1], ARGV[2], ARGV[3], '0', 'COUNT', ARGV[4])[2]
-for i, entry in ipairs(claimed) do
-  claimed[i] = {entry[1], entry[2] and entry[2][1] == 'user' and entry[2][2]}
+# Entries as (entry id, user), false for an entry that has no user: it was not written by AutoMR.
+WITH_USERS = """
+local function with_users(entries)
+  for i, entry in ipairs(entries) do
+    entries[i] = {entry[1], entry[2] and entry[2][1] == 'user' and entry[2][2]}
+  end
+  return entries
 end
-return claimed
 """
 
+# KEYS: stream; ARGV: group, consumer, idle ms, count  ->  (entry id, user)* of entries that no worker has renewed for
+# that long; the consumer owns them from then on. Creates a missing group, so that a read from it works.
+CLAIM = (
+    WITH_USERS
+    + """
+redis.pcall('XGROUP', 'CREATE', KEYS[1], ARGV[1], '0', 'MKSTREAM')
+return with_users(redis.call('XAUTOCLAIM', KEYS[1], ARGV[1], ARGV[2], ARGV[3], '0', 'COUNT', ARGV[4])[2])
+"""
+)
+
 # KEYS: stream; ARGV: group, consumer, count  ->  (entry id, user)* of entries that the consumer owns already.
-UNFINISHED = """
+UNFINISHED = (
+    WITH_USERS
+    + """
 local found = redis.pcall('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', ARGV[3], 'STREAMS', KEYS[1], '0')
 if not found or found.err then return {} end
-local entries = found[1][2]
-for i, entry in ipairs(entries) do
-  entries[i] = {entry[1], entry[2] and entry[2][1] == 'user' and entry[2][2]}
-end
-return entries
+return with_users(found[1][2])
 """
+)
 
 # KEYS: stream; ARGV: group, ms  ->  number of consumers that were idle for less
 CONSUMERS = """

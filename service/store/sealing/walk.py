@@ -14,12 +14,12 @@ from service.store.client import MemoryStore
 from service.store.events import decode_event, decode_text, encode_text
 from service.store.keys import SEALED_WITH, facts_key, user_keys, user_prefix
 from service.store.lua.scripts import MAY_WRITE
-from service.store.sealing.records import Sealed, is_sealed_state
+from service.store.sealing.records import Sealed, is_sealed, is_sealed_state
 
 _PER_STEP = 200
 
-# KEYS: of the user, the hash to change; ARGV: wrapped key, whether it is new, (field, old value, new value)*  ->
-# number of changes, or −1: the user has another key. The next reader sorts the events again.
+# KEYS: of the user, the hash to change; ARGV: wrapped key, whether it is new, '1' where the next reader has to sort the
+# events anew, (field, old value, new value)*  ->  number of changes, or −1: the user has another key.
 _CHANGE = (
     MAY_WRITE
     + """
@@ -27,13 +27,13 @@ local may, must_put = may_write(ARGV[1], ARGV[2])
 if not may or redis.call('EXISTS', KEYS[1]) == 0 then return -1 end
 if must_put then redis.call('HSET', KEYS[7], 'key', ARGV[1]) end
 local changed = 0
-for i = 3, #ARGV, 3 do
+for i = 4, #ARGV, 3 do
   if redis.call('HGET', KEYS[8], ARGV[i]) == ARGV[i + 1] then
     redis.call('HSET', KEYS[8], ARGV[i], ARGV[i + 2])
     changed = changed + 1
   end
 end
-if changed > 0 then redis.call('HDEL', KEYS[7], 'table') end
+if changed > 0 and ARGV[3] == '1' then redis.call('HDEL', KEYS[7], 'table') end
 return changed
 """
 )
@@ -108,7 +108,8 @@ async def _convert(
             changes = [(name, old, new) for name, old in step if (new := new_of(name, old)) != old]
             if not changes:
                 continue
-            args = own.wrapped, int(own.is_new), *(part for change in changes for part in change)
+            has_labels = any(is_sealed(old) for _, old, _ in changes)  # that the table of event types now asks for
+            args = own.wrapped, int(own.is_new), int(has_labels), *(part for change in changes for part in change)
             (answer,) = await store.run([("EVAL", _CHANGE, len(keys), *keys, *args)])
             if answer < 0:  # deleted, or another process put another key: the next walk finds the rest
                 store.sealing.changed([user_id])

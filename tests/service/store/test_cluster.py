@@ -4,17 +4,25 @@ What is acknowledged as `replicated` survives the loss of any primary, and memor
 """
 
 import asyncio
+import base64
+import contextlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from service.erasure.eraser import Eraser
 from service.errors import NotDurable, StoreUnavailable
+from service.metrics import Metrics
 from service.store.client import MemoryStore
 from service.store.events import Event, UserStates, item_digest
-from service.store.keys import user_keys
+from service.store.keys import RECEIPTS, user_keys
 from service.store.overlay import NewRecord
 from service.store.scan import event_counts, scan_users
+from service.store.sealing.master import MasterKeys
+from service.store.sealing.records import is_sealed, is_sealed_state
+from service.store.sealing.sealing import Sealing
+from service.store.sealing.walk import seal_all
 from service.usecases.encode import backfill
 from tests.chaos.traffic import Tally, Traffic
 from tests.service.cluster import ClusterOfServers, Node, until
@@ -149,6 +157,64 @@ def cut_off(primary: Node, replica: Node) -> None:
     """The replica stands still, and the primary sends it nothing more."""
     replica.pause()
     primary.client.execute_command("CLIENT KILL TYPE replica")
+
+
+async def test_a_receipt_of_a_deletion_is_confirmed_by_its_own_node(
+    cluster: ClusterOfServers, store: MemoryStore
+) -> None:
+    store.num_replicas, store.durability = 1, "replicated"
+    eraser = Eraser(store, Metrics(), minutes=0)
+    primary = cluster.primary_of(RECEIPTS)
+    users = (f"u{number}" for number in range(100))
+    user_id = next(each for each in users if cluster.primary_of(user_keys(each)[0]) is not primary)
+    await store.append([Event("e", user_id, "i", 1)])
+    replica = cluster.replica_of(primary)
+    cut_off(primary, replica)
+    try:
+        with pytest.raises(NotDurable, match="0 of 1 replicas"):
+            await eraser.delete(user_id)
+        assert not await stored_ids(store, user_id)
+    finally:
+        replica.go_on()
+    await asyncio.to_thread(until, lambda: primary.has_replicas(1), "the replica does not come back")
+    await eraser.delete(user_id)
+    receipts, _ = await eraser.page(None, 10)
+    assert len(receipts) == 2, "a deletion that was refused has its receipt, too"
+
+
+async def test_records_are_sealed_rotated_and_shredded_on_every_node(
+    cluster: ClusterOfServers, store: MemoryStore
+) -> None:
+    """A primary is lost while a walk seals the records."""
+    users = [f"u{number}" for number in range(30)]
+    log = [Event(f"e{number}", user, "i", number, query="private") for user in users for number in range(5)]
+    store.num_replicas, store.durability = 1, "replicated"
+    await store.append(log)
+    await store.save_states("s", [UserStates(user, {"e4": b"Zm-state"}, 9) for user in users], 9)
+    before = await store.recall_many(users, "s", 9)
+    store.sealing.master = MasterKeys.read([f"k1={base64.b64encode(bytes([1]) * 32).decode()}"])
+    walk = asyncio.create_task(seal_all(store))
+    await asyncio.sleep(0.01)
+    primary = cluster.primaries()[0]
+    promoted = await asyncio.to_thread(cluster.fail_over, primary)
+    with contextlib.suppress(StoreUnavailable):
+        await walk
+    await asyncio.to_thread(cluster.bring_back, primary, promoted)
+    await seal_all(store)
+    assert [each.events for each in await store.recall_many(users, "s", 9)] == [each.events for each in before]
+    assert await store.append(log) == ["duplicate"] * len(log)
+    keys = [user_keys(user)[0] for user in users]
+    bodies = [body for found in await store.run([("HVALS", key) for key in keys]) for body in found]
+    assert len(bodies) == len(log) and all(map(is_sealed, bodies)), "a plain record is left"
+    (states,) = await store.run([("HVALS", f"automr:{{{users[0]}}}:states:s")])
+    assert is_sealed_state(states[0])
+    lines = [f"k{number}={base64.b64encode(bytes([number]) * 32).decode()}" for number in (2, 1)]
+    store.sealing.master = MasterKeys.read(lines)
+    assert (await seal_all(store))["keys"] == len(users)
+    store.sealing = Sealing(store.run, MasterKeys.read(lines[:1]))
+    assert await store.sealing.problem() is None
+    assert [each.events for each in await store.recall_many(users, "s", 9)] == [each.events for each in before]
+    assert (await store.forget_user(users[0])).shredded == 1
 
 
 async def test_each_disk_that_takes_something_must_confirm_it(cluster: ClusterOfServers, store: MemoryStore) -> None:

@@ -1,9 +1,10 @@
 """Sealed records: the store's files hold nothing that can be read without the keys, and nothing else changes."""
 
+import asyncio
 import base64
 import json
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from redis.asyncio import Redis
 
 from model_store.event_types import EventTypes, TypeRule, ValueRule
 from service.doctor.store import examine_store
-from service.errors import RecordsSealed, SettingsError, StartupError
+from service.errors import RecordsSealed, SettingsError, StartupError, StoreUnavailable
 from service.event_types.table import EventTable
 from service.resources import open_store
 from service.settings import Settings
@@ -27,6 +28,7 @@ from service.store.keys import SEALED_WITH, facts_key
 from service.store.sealing.master import MasterKeys
 from service.store.sealing.records import PLAIN, Sealed, is_sealed, label
 from service.store.sealing.walk import seal_all, seal_user
+from tests.service.commands import calls
 from tests.service.real import NOW, K, M, Service, ask, history, interaction, open_app, open_service, settings_for
 
 KEYS = {name: f"{name}={base64.b64encode(bytes([number]) * 32).decode()}" for number, name in enumerate(("k1", "k2"))}
@@ -150,6 +152,75 @@ async def test_a_user_with_plain_events_is_read_and_then_sealed(valkey: Embedded
     bodies: list[Any] = await raw.hvals("automr:{u}:events")
     states: list[Any] = await raw.hvals("automr:{u}:states:space")
     assert all(map(is_sealed, bodies)) and states[0].startswith(b"Zs")
+
+
+async def test_a_walk_that_is_killed_after_any_step_is_repeated(
+    valkey: EmbeddedServer, raw: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every moment all records can be read, and a kill costs no more than another walk."""
+    for last in range(1, 60):
+        await raw.flushall()
+        async with opened(valkey.url) as plain:
+            await plain.append([event(n, type="rating", value=n % 6) for n in range(260)])
+            await plain.save_states("space", [UserStates("u", {"e259": b"Zm-record"}, 10)], 10)
+            before = await plain.recall_and_seen("u", "space", 300)
+        async with opened(valkey.url, f"{KEYS['k2']},{KEYS['k1']}") as store:
+            is_done, died = False, False
+            with monkeypatch.context() as patch:
+                patch.setattr(store, "run", dying(store.run, last))
+                patch.setattr(store.sealing, "_run", store.run)
+                try:
+                    await seal_all(store)
+                    is_done = True
+                except StoreUnavailable:
+                    died = True
+        async with opened(valkey.url, f"{KEYS['k2']},{KEYS['k1']}") as other:
+            assert (await other.recall_and_seen("u", "space", 300)).events == before.events, f"killed at {last}"
+            assert await other.append([event(7, type="rating", value=1)]) == ["duplicate"]
+            await seal_all(other)
+            after = await other.recall_and_seen("u", "space", 300)
+            assert after.events == before.events and after.against == before.against
+        assert all(map(is_sealed, list[Any](await raw.hvals("automr:{u}:events"))))
+        assert is_done != died
+        if is_done:
+            return
+    raise AssertionError("a walk over one user takes very many commands")
+
+
+async def test_a_user_of_many_events_is_sealed_in_small_steps_beside_readers(
+    valkey: EmbeddedServer, raw: Redis
+) -> None:
+    async with opened(valkey.url) as plain:
+        for start in range(0, 3000, 1000):
+            await plain.append([event(n, type="rating", value=n % 6) for n in range(start, start + 1000)])
+    async with opened(valkey.url, KEYS["k1"]) as store, opened(valkey.url, KEYS["k1"]) as reader:
+        before = await reader.recall_and_seen("u", "space", 50)
+        walk = asyncio.create_task(seal_user(store, "u"))
+        await raw.config_resetstat()
+        num_reads = 0
+        while not walk.done():
+            assert await reader.recall_and_seen("u", "space", 50) == before, "a reader meets half of a change"
+            num_reads += 1
+        used = await calls(raw)
+        assert (await walk).events == 3000
+        assert num_reads > 3 and "rename" not in used, "the events are sorted anew though none has another meaning"
+        assert used["hscan"] >= 3000 / 400, "many events are read in one command"
+        assert await reader.recall_and_seen("u", "space", 50) == before
+        assert (await reader.forget_user("u")).shredded == 1
+
+
+def dying(run: Callable[[Any], Awaitable[list[Any]]], last: int) -> Callable[[Any], Awaitable[list[Any]]]:
+    """The process is killed after so many round trips."""
+    left = last
+
+    async def limited(commands: Any) -> list[Any]:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise StoreUnavailable("killed")
+        return await run(commands)
+
+    return limited
 
 
 async def test_keys_are_rotated_with_an_overlap(valkey: EmbeddedServer, raw: Redis) -> None:
