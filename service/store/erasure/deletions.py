@@ -55,7 +55,7 @@ class Unfinished(NamedTuple):
 
 
 class DeletionStore:
-    """`run` is `MemoryStore.run`. `write` is `MemoryStore.write`, as durable as a deletion. Their errors come through."""
+    """`run` is `MemoryStore.run`; `write` is `MemoryStore.write`, as durable as a deletion. Errors come through."""
 
     def __init__(self, run: Run, write: Run, *, is_cluster: bool) -> None:
         self._run, self._write, self._is_cluster = run, write, is_cluster
