@@ -18,6 +18,7 @@
     ├── CursorExpired                 the list of a cursor is not kept any more
     ├── NoWords                       the served bundle cannot answer queries in words
     ├── PayloadTooLarge               the body is larger than the limit
+    ├── HeadersTooLarge               the head of the request is
     ├── ClientGone                    the caller closed the connection
     ├── RequestTimeout                the request did not arrive whole in time
     ├── Overloaded(retry_after_s)     the answer would come too late: try later
@@ -141,6 +142,10 @@ class PayloadTooLarge(ServiceError):
     title = "Payload too large"
 
 
+class HeadersTooLarge(ServiceError):
+    title = "Request header fields too large"
+
+
 class ClientGone(ServiceError):
     title = "Client closed the request"
 
@@ -259,6 +264,7 @@ STATUS: Mapping[type[Exception], int] = {
     CursorExpired: 410,
     NoWords: 409,
     PayloadTooLarge: 413,
+    HeadersTooLarge: 431,
     ClientGone: CLIENT_CLOSED_REQUEST,
     RequestTimeout: 408,
     Overloaded: 429,

@@ -1,4 +1,4 @@
-"""What happens to a connection below the application: refusals before a request is read, and time limits.
+"""What happens to a connection below the application: refusals before a request is read, limits of time and of headers.
 
 While the service is overloaded, POST /recommend is refused here. The application takes 0.14 ms to refuse a request;
 here it takes 0.023 ms, parsing included. Under eight times the load that the service can answer, this is the difference
@@ -12,7 +12,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.errors import Overloaded, RequestTimeout, TooManyConnections
+from service.errors import HeadersTooLarge, Overloaded, RequestTimeout, TooManyConnections
 from service.http.connections import ConnectionLimits
 from service.http.middleware import warn_of_refusal
 from service.http.refusals import Refusal
@@ -22,6 +22,8 @@ from service.metrics import Metrics
 _PATH = b"/recommend"
 _OVERLOADED = Refusal(Overloaded("Too many requests are waiting to answer this one in time."), _PATH.decode())
 _TOO_MANY = Refusal(TooManyConnections("There are too many connections; keep fewer of them open, or try again later."))
+_MAX_HEAD_BYTES = 64 << 10
+_TOO_LARGE = Refusal(HeadersTooLarge(f"The request line and the headers are larger than {_MAX_HEAD_BYTES} bytes."))
 _TIMEOUT = Refusal(RequestTimeout("The request did not arrive whole in time."))
 
 
@@ -46,6 +48,7 @@ class SheddingProtocol(HttpToolsProtocol):
         super().__init__(*args, **options)
         self._shed, self._count, self._limits = shed, count, limits
         self._is_surplus = self._has_sent = False
+        self._framing_bytes = 0  # that came after the beginning of the request, or after the last piece of its body
         self._owes_since: float | None = None  # when the caller began to send a request, or connected
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -60,11 +63,21 @@ class SheddingProtocol(HttpToolsProtocol):
         self._has_sent = True
         if self._owes_since is None:
             self._owes_since = self.loop.time()
+        self._framing_bytes += len(data)
         super().data_received(data)
+        if self._framing_bytes > _MAX_HEAD_BYTES and not self.transport.is_closing():
+            self._limits.count("large")
+            if self.cycle is None or self.cycle.response_complete:
+                self.transport.write(_TOO_LARGE.answer(b"", [CONNECTION_CLOSE]))
+            self.transport.close()
 
     def on_message_begin(self) -> None:
-        self._owes_since = self.loop.time()
+        self._owes_since, self._framing_bytes = self.loop.time(), 0
         super().on_message_begin()
+
+    def on_body(self, body: bytes) -> None:
+        self._framing_bytes = 0
+        super().on_body(body)
 
     def on_headers_complete(self) -> None:
         if self._is_surplus and self._is_simple():

@@ -264,7 +264,7 @@ def send_odd_requests(bundle: Path, place: Path, each: int, number: int) -> Coun
         try:
             fuzzing.fuzz(app, each=each, within_s=ODD_S, number=number)
             fuzzing.follow(app, chains=each // 4, steps=12, number=number)
-        except Exception:  # the table counts it
+        except (Exception, BaseExceptionGroup):  # the table counts it
             traceback.print_exc()
         return app.statuses
 
@@ -294,6 +294,7 @@ def main() -> int:
         bundle = Path(name) / "bundle"
         write_bundle(bundle)
         asyncio.run(Chaos(tally, random.Random(args.seed), bundle, Path(name), args.kills).run())
+        print(table(tally, Counter(), time.monotonic() - started), flush=True)  # odd requests come next
         logs.configure(level="error")
         odd = send_odd_requests(bundle, Path(name), args.odd, args.seed)
     print(table(tally, odd, time.monotonic() - started))

@@ -1,6 +1,7 @@
 """Refusals before a request is read: a problem document like any other, on connections that go on."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -159,6 +160,44 @@ async def test_an_idle_connection_is_closed_although_the_body_came_late() -> Non
         writer.write(BODY)
         async with asyncio.timeout(5):
             assert await reader.read() == b""
+
+
+CHUNKED = HEAD.replace(b"Content-Length: %d" % len(BODY), b"Transfer-Encoding: chunked") + b"\r\n0\r\n"
+
+
+@pytest.mark.parametrize("sent", [HEAD + b"X-Long: ", HEAD, b"GET /", CHUNKED, CHUNKED + b"X-Long: "])
+@pytest.mark.parametrize("had_answer", [False, True])
+async def test_headers_without_end_are_refused(sent: bytes, had_answer: bool) -> None:
+    """One header that goes on and on, many headers, a long path, and what follows a body."""
+    shed = Shed()
+    shed.is_on = False
+    async with connected(shed) as (reader, writer):
+        if had_answer:
+            writer.write(HEAD + b"\r\n" + BODY)
+            assert (await answer(reader))[0] == 200
+        writer.write(sent)
+        with contextlib.suppress(ConnectionError):
+            for number in range(100):
+                writer.write(
+                    b"x" * 10_000 if not sent.endswith(b"\r\n") else b"".join([b"X-%d: 1\r\n" % number] * 1000)
+                )
+                await writer.drain()
+                await asyncio.sleep(0)
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):  # it closes before all is read
+            status, fields, body = await answer(reader)
+            assert (status, fields["connection"], json.loads(body)["status"]) == (431, "close", 431)
+    assert closed(shed, "large") == 1
+
+
+@pytest.mark.parametrize("size", [1, 1000, 700_000])
+async def test_a_large_body_in_pieces_of_any_size_is_no_large_head(size: int) -> None:
+    shed = Shed()
+    shed.is_on = False
+    count = min(30_000, 1_400_000 // size)
+    async with connected(shed) as (reader, writer):
+        writer.write(CHUNKED.removesuffix(b"0\r\n") + (b"%x\r\n%b\r\n" % (size, b"x" * size)) * count + b"0\r\n\r\n")
+        status, _, body = await answer(reader)
+    assert (status, len(body)) == (200, size * count)
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET", HEAD, HEAD + b"\r\n" + BODY[:-1]])
