@@ -41,8 +41,9 @@ $(REASONER): | $(VENV)/.demo $(READERS)
 	@$(BIN)/python -m training.pipeline --recipe demo --reasoner $(MODEL) --out $(BUNDLE) > /dev/null
 
 # One thread a process: $(JOBS) processes share the cores, and a second thread in each would make all of them slower.
+# Each file has one process, so that its fixtures are made once; the files come in the order of tests/conftest.py.
 test: lint ## lint, types and all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 chaos: $(VENV)/.test ## break a running service on purpose: 200 kills and every fault of the store under load, then 5,000 odd requests and a table (20 minutes)
 	@OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python -m tests.chaos.run

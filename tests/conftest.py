@@ -64,6 +64,25 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, int]]] = {
 }
 
 
+# The files that take longest come first: one that starts last would keep the other processes waiting.
+LONGEST = (
+    "tests/test_synthetic_world.py",
+    "tests/docs/test_docs.py",
+    "tests/test_end_to_end.py",
+    "tests/service/engine/test_process.py",
+    "tests/service/test_server.py",
+    "tests/service/http/test_bad_input.py",
+    "tests/training/test_pipeline.py",
+    "tests/service/usecases/test_ingest.py",
+    "tests/training/test_study.py",
+    "tests/service/store/test_cluster.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(name) if (name := item.nodeid.partition("::")[0]) in LONGEST else 99)
+
+
 def make_tokenizer(texts: list[str]) -> transformers.PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

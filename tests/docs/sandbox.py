@@ -1,9 +1,9 @@
 """A directory like a checkout after `make demo`, in which the commands of a document run as they stand.
 
 It has a copy of the sources, an environment `.venv` that leads to the interpreter of the tests, a small demo bundle and
-raw data. Nothing is changed in the commands. The server's port, 8000 in all documents, is another one here, by means
-that the programs offer: the variables PORT (make) and AUTOMR_PORT (service), and the option connect-to in curl's
-configuration file.
+raw data. Nothing is changed in the commands; only the recipe `study` takes fewer steps there. The server's port, 8000
+in all documents, is another one here, by means that the programs offer: the variables PORT (make) and AUTOMR_PORT
+(service), and the option connect-to in curl's configuration file.
 """
 
 import contextlib
@@ -24,6 +24,16 @@ from tests.docs.documents import ROOT
 _COPIED = ("Makefile", "pyproject.toml", "constraints.txt", "automr", "model_store", "service", "training")
 _STAMPS = (".created", ".torch", ".demo", ".test")  # of the Makefile: what is installed
 _COMMAND_S, _START_S = 600, 120  # against what never ends; other work may share the cores
+_FEWER_STEPS = """
+RECIPES["study"] = replace(
+    RECIPES["study"],
+    sft=Schedule(max_steps=40, learning_rate=4e-3, evaluate_every=40),
+    memory_from=10,
+    annotate_targets=100,
+    valid_targets=60,
+    retriever=Schedule(max_steps=20, learning_rate=2e-3, evaluate_every=20),
+)
+"""
 _PROLOGUE = "set -euo pipefail -o allexport; if [ -f .shell-state ]; then . ./.shell-state; fi\n"
 _EPILOGUE = "\nexport -p > .shell-state\n"
 
@@ -36,6 +46,8 @@ class Sandbox:
         self.port = _free_port()
         self._server: subprocess.Popen[bytes] | None = None
         _copy_sources(directory)
+        with (directory / "training/run/recipes.py").open("a") as recipes:
+            recipes.write(_FEWER_STEPS)
         shutil.copytree(demo_bundle, directory / "model_store/bundles/demo")
         _write_environment(directory / ".venv")
         _write_raw_data(directory / "raw")
