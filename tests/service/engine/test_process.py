@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from redis.asyncio import Redis
+from structlog.testing import capture_logs
 
 from model_store.catalogue.items import Item
 from model_store.view import BundleView
@@ -28,6 +29,7 @@ from service.store.embedded.server import EmbeddedServer
 from service.tracing.spans import root
 from service.tracing.traces import Traces
 from tests.conftest import TITLES, small_voices, write_bundle
+from tests.service.engine.forked import ForkedModel, fork
 from tests.service.real import K, M, ask, history, open_service, settings_for
 from tests.service.tracing.collector import collector
 
@@ -38,7 +40,7 @@ ALL = np.ones(20, dtype=bool)
 @asynccontextmanager
 async def running(bundle_path: Path, **settings: Any) -> AsyncIterator[tuple[Engine, BundleView]]:
     view = BundleView.open_view(bundle_path)
-    engine = Engine(view, settings_for(bundle_path, "embedded:unused", **settings), Metrics())
+    engine = Engine(view, settings_for(bundle_path, "embedded:unused", **settings), Metrics(), fork)
     await engine.start()
     try:
         yield engine, view
@@ -46,10 +48,10 @@ async def running(bundle_path: Path, **settings: Any) -> AsyncIterator[tuple[Eng
         await engine.stop(5)
 
 
-def child_of(engine: Engine) -> "subprocess.Popen[bytes]":
+def child_of(engine: Engine) -> ForkedModel:
     assert isinstance(engine._process, ModelProcess)
     child = engine._process._child
-    assert isinstance(child, subprocess.Popen)
+    assert isinstance(child, ForkedModel)
     return child
 
 
@@ -128,9 +130,10 @@ async def test_a_bundle_that_was_replaced_is_not_mixed_with_the_old_one(tmp_path
     async with running(path) as (engine, _):
         shutil.rmtree(path)
         write_bundle(path, seed=1)
-        child_of(engine).kill()
-        await until(lambda: not engine.is_ready, "the engine to notice")
-        await asyncio.sleep(6)
+        with capture_logs() as lines:
+            child_of(engine).kill()
+            refused = "the process of the model does not start"
+            await until(lambda: any(line["event"] == refused for line in lines), "the engine to refuse the bundle")
         assert not engine.is_ready, "another bundle answers for the one that was opened"
 
 
