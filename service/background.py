@@ -50,7 +50,8 @@ class Repeated:
         try:
             await self._work()
         except (StoreUnavailable, StoreCorrupt, ModelUnavailable, ModelFailed) as error:
-            repeated.warning("store or model away, repeated work waits", work=self._name, error=type(error).__name__)
+            reason = type(error).__name__
+            repeated.warning("store or model unavailable: repeated work waits", work=self._name, error=reason)
         except Exception as error:  # go on: a process that stops following the store would answer from old facts
             repeated.exception("repeated work failed, trying again", work=self._name, error=type(error).__name__)
 

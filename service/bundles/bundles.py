@@ -269,7 +269,7 @@ class Bundles(Generic[P]):
         try:
             return await self.store.read()
         except (StoreUnavailable, StoreCorrupt):
-            repeated.warning("store away, the configured bundle answers")
+            repeated.warning("store unavailable: the configured bundle answers")
             return BundleState()
 
     def _is_filled(self, entry: Entry[P], fill: Fill) -> bool:

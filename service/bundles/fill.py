@@ -40,7 +40,7 @@ async def fill(name: str, worker: Worker, store: BundleStore) -> None:
                 log.info("memory filled", bundle=name)
                 return
         except (Unavailable, StoreCorrupt):
-            repeated.warning("store or model away, filling the memory of a bundle waits", bundle=name)
+            repeated.warning("store or model unavailable: filling the memory of a bundle waits", bundle=name)
         await asyncio.sleep(_TRY_AGAIN_S)
 
 

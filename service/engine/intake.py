@@ -84,7 +84,7 @@ class Intake:
         self._is_wanted.set()
 
     async def taken_in(self, rows: Iterable[int]) -> None:
-        """Returns when the model knows these items; at once if it is far behind, is away or is not started.
+        """Returns when the model knows these items; at once if it is far behind, is unavailable or is not started.
 
         Raises ModelFailed for an item that the model cannot take in.
         """

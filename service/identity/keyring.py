@@ -1,8 +1,8 @@
 """The keys of the store in this process: looked up without the store, which is followed in the background.
 
 A change by another process is known here within `LOOK_EVERY_S` and the time of one call to the store. While the store
-is away, the keys that are known go on working for `MOST_AGE_S`; nobody can revoke one meanwhile. After that they get
-503, because a key may have been revoked that this process alone does not know of.
+is unavailable, the keys that are known go on working for `MOST_AGE_S`; nobody can revoke one meanwhile. After that they
+get 503, because a key may have been revoked that this process alone does not know of.
 """
 
 import time
@@ -54,7 +54,7 @@ class Keyring:
         self._saving = Repeated("last-use-of-api-keys", self._save_used, every_s=USED_EVERY_S)
 
     async def start(self) -> None:
-        """Also where the store is away: then its keys are refused until it answers."""
+        """Also where the store is unavailable: then its keys are refused until it answers."""
         await self._following.once()
         self._following.start()
         self._saving.start()
@@ -73,7 +73,7 @@ class Keyring:
         now = self._clock()
         found = self._by_digest.get(digest)
         if self._read_at < now - MOST_AGE_S and (found is not None or not self._by_digest):
-            raise StoreUnavailable("The memory store is away, so it is not known whether this key is valid.")
+            raise StoreUnavailable("The memory store is unavailable, so it is not known whether this key is valid.")
         if found is None or found[1] <= now:
             return None
         principal, _ = found

@@ -4,8 +4,8 @@ A limit is text such as `100/second; 1000000/month`. The strategy is a sliding w
 key of the store, so it works on Redis Cluster. One round trip counts and tells what is left.
 
 The store syncs each write to disk, which takes milliseconds. So of a limit of `2 * _PARTS` requests or more, a process
-takes several at once: up to a part of the limit stays unused in each process. Where the store is away, every request is
-admitted: a shop without recommendations costs more than a caller over its rate.
+takes several at once: up to a part of the limit stays unused in each process. Where the store is unavailable, every
+request is admitted: a shop without recommendations costs more than a caller over its rate.
 """
 
 import time
@@ -143,7 +143,7 @@ class Limits:
                     detail = f"This key may send {limit.amount} requests in {limit.get_expiry()} s."
                     return standings, RateLimited(detail, retry_after_s=reset_s)
         except (StoreUnavailable, StoreCorrupt):
-            repeated.warning("store away, rates of keys are not limited")
+            repeated.warning("store unavailable: rates of keys are not limited")
             return [], None
         return standings, None
 

@@ -1,8 +1,8 @@
 """Records spans with OpenTelemetry and sends them to a collector (OTLP over HTTP). The only door to that library.
 
-A thread sends batches. While the collector is slow or away, spans wait in a queue of bounded length; those that find it
-full are dropped, so nobody waits for the collector. The library reads its own variables (`OTEL_EXPORTER_OTLP_HEADERS`,
-`OTEL_RESOURCE_ATTRIBUTES`, …). Baggage of callers is neither read nor passed on.
+A thread sends batches. While the collector is slow or unavailable, spans wait in a queue of bounded length; those that
+find it full are dropped, so nobody waits for the collector. The library reads its own variables
+(`OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_RESOURCE_ATTRIBUTES`, …). Baggage of callers is neither read nor passed on.
 """
 
 import threading

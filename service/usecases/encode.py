@@ -79,7 +79,7 @@ class Worker:
         self._failures: OrderedDict[str, int] = OrderedDict()  # of users who could not be encoded, the last one last
 
     async def run(self) -> None:
-        """Runs until cancelled. Waits while the store or the model is away."""
+        """Runs until cancelled. Waits while the store or the model is unavailable."""
         must_tidy = True
         while True:
             try:
@@ -88,10 +88,10 @@ class Worker:
                     await self.store.remove_idle_consumers()
                     must_tidy = False
             except StoreUnavailable:
-                repeated.warning("store away, encoding waits")
+                repeated.warning("store unavailable: encoding waits")
                 await asyncio.sleep(_BACKOFF_S)
             except Unavailable:
-                repeated.warning("model away, encoding waits")
+                repeated.warning("model unavailable: encoding waits")
                 await asyncio.sleep(_BACKOFF_S)
             except Exception:  # a worker that stops would be noticed too late
                 log.exception("encoding failed, trying again")
@@ -101,7 +101,7 @@ class Worker:
         """One round; returns the number of entries that are done.
 
         Entries are acknowledged when their users are done, so after a crash another worker takes them. A round that
-        was broken off, because the store was away, starts again with its own entries.
+        was broken off, because the store was unavailable, starts again with its own entries.
         """
         entries = await self.store.next_encodings(
             self._consumer, count=_USERS_PER_ROUND, block_ms=block_ms, unfinished=self._unfinished()

@@ -2,8 +2,8 @@
 
 A read of a user writes nothing to the store. A user enters the encode queue only when a read finds a missing or stale
 state: after a new bundle with another space, after an item was renamed, or after a state was lost. Requests are
-collected for a moment and written together, and a user is not asked for again for 30 s, so that reads stay fast and
-the queue stays short. A request that is lost while the store is away does no harm: the next recommendation of the
+collected for a moment and written together, and a user is not asked for again for 30 s, so that reads stay fast and the
+queue stays short. A request that is lost while the store is unavailable does no harm: the next recommendation of the
 user asks again.
 """
 
@@ -52,4 +52,4 @@ class Repair:
         try:
             await self.store.request_encoding(users, only_with_events=True)
         except StoreUnavailable:
-            repeated.warning("store away, requests for encoding were lost")
+            repeated.warning("store unavailable: requests for encoding were lost")

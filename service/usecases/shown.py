@@ -2,8 +2,8 @@
 
 A list is known in this process as soon as it is remembered. It is written to the store within `_COLLECT_S`, together
 with others, so no request waits for the write, and a store that syncs each write to its disk syncs a few times a
-second, not once for each answer. A list that is lost, because the process was killed or the store was away, costs its
-attribution only. Knows no HTTP.
+second, not once for each answer. A list that is lost, because the process was killed or the store was unavailable,
+costs its attribution only. Knows no HTTP.
 """
 
 import time
@@ -84,6 +84,6 @@ class ShownLists:
             self.metrics.shown_lists_total.labels("kept").inc(len(self._being_written))
         except (StoreUnavailable, StoreCorrupt):
             self.metrics.shown_lists_total.labels("lost").inc(len(self._being_written))
-            repeated.warning("store away, shown lists were lost")
+            repeated.warning("store unavailable: shown lists were lost")
         finally:
             self._being_written = {}

@@ -38,7 +38,7 @@ async def test_work_is_repeated_until_the_stop(at_once: bool) -> None:
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (StoreUnavailable("away"), ("warning", "store or model away, repeated work waits")),
+        (StoreUnavailable("away"), ("warning", "store or model unavailable: repeated work waits")),
         (ValueError("a fault"), ("error", "repeated work failed, trying again")),
     ],
 )

@@ -18,7 +18,7 @@ from service.store.events import Deleted, decode_text, encode_text
 from service.store.keys import ERASING, FILES_PREFIX, RECEIPTS
 
 MAX_RECEIPTS = 10_000
-_GO_ON_AFTER_S = 10  # then the process that began a deletion has been killed, or the store was away
+_GO_ON_AFTER_S = 10  # then the process that began a deletion has been killed, or the store was unavailable
 SETTLE_AFTER_S = 60  # on a cluster: until nobody writes what they read before the deletion
 _BEGUN, _SETTLING = "b", "s"
 _FIELDS = Deleted._fields

@@ -85,7 +85,7 @@ class StoreFiles:
     async def rewrite(self) -> Rewritten:
         """Returns when the files of every node hold nothing that was deleted before the call.
 
-        Raises StoreUnavailable when a node is away or could not write. May be repeated, also after a kill.
+        Raises StoreUnavailable when a node is unavailable or could not write. May be repeated, also after a kill.
         """
         (last,) = await self.store.run([("EVAL", _BEGIN, 3, _UNWRITTEN, _REWRITING, RECEIPTS)])
         try:

@@ -1,4 +1,4 @@
-"""Keys of the store: only hashes at rest, expiry, rotation with overlap, revocation on all replicas, a store away."""
+"""Keys of the store: only hashes at rest, expiry, rotation with overlap, revocation everywhere, no store at times."""
 
 import asyncio
 import json

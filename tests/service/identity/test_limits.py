@@ -1,4 +1,4 @@
-"""Rates of keys: counted together by all replicas in one key of the store, open where the store is away."""
+"""Rates of keys: counted together by all replicas in one key of the store, open where the store is unavailable."""
 
 import asyncio
 import time
