@@ -18,7 +18,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from service.errors import ServiceError, status_of
 from service.http import problems
-from service.http.access.gates import gate_of
+from service.http.access.authentication import authenticator_of
 from service.http.access.guard import RequireKey, TrustedHosts
 from service.http.describe import openapi
 from service.http.fields import field_errors
@@ -39,7 +39,7 @@ from service.http.routes import (
     recommend,
     users,
 )
-from service.identity.gate import Gate
+from service.identity.authenticator import Authenticator
 from service.metrics import Metrics
 from service.resources import Resources, open_resources
 from service.settings import Settings
@@ -61,15 +61,15 @@ ResourcesFactory = Callable[[Settings, Metrics], AbstractAsyncContextManager[Res
 
 def create_app(settings: Settings, resources_factory: ResourcesFactory = open_resources) -> FastAPI:
     """Raises InsecureBind when anyone could reach the service without an API key, or with one that is short."""
-    gate, metrics = gate_of(settings), Metrics()
+    authenticator, metrics = authenticator_of(settings), Metrics()
     traces = Traces(settings.otlp_endpoint, ratio=settings.trace_ratio)
     app = FastAPI(
-        lifespan=_lifespan(settings, metrics, gate, traces, resources_factory),
+        lifespan=_lifespan(settings, metrics, authenticator, traces, resources_factory),
         middleware=[
             Middleware(AccessLog, metrics=metrics, traces=traces if settings.otlp_endpoint else None),
             *_hosts(settings, metrics),
             *_cors(settings),
-            Middleware(RequireKey, gate=gate, metrics=metrics),
+            Middleware(RequireKey, authenticator=authenticator, metrics=metrics),
             Middleware(
                 BodyLimit,
                 max_body_bytes=settings.max_body_bytes,
@@ -89,7 +89,7 @@ def create_app(settings: Settings, resources_factory: ResourcesFactory = open_re
         telemetry={"tracing": False, "metrics": False, "logs": False},  # else it looks for exporters at each request
     )
     app.openapi = cache(partial(openapi.document, app))  # type: ignore[method-assign]
-    app.state.metrics, app.state.gate = metrics, gate
+    app.state.metrics, app.state.authenticator = metrics, authenticator
     app.state.is_draining = False
     for module in _ROUTES:
         app.include_router(module.router)
@@ -123,13 +123,16 @@ def begin_drain(app: FastAPI) -> None:
 
 
 def _lifespan(
-    settings: Settings, metrics: Metrics, gate: Gate, traces: Traces, factory: ResourcesFactory
+    settings: Settings, metrics: Metrics, authenticator: Authenticator, traces: Traces, factory: ResourcesFactory
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         started = time.monotonic()
         with traces.opened():
-            async with factory(settings, metrics) as app.state.resources, gate.opened(app.state.resources.store.run):
+            async with (
+                factory(settings, metrics) as app.state.resources,
+                authenticator.opened(app.state.resources.store.run),
+            ):
                 metrics.warmup_seconds.set(time.monotonic() - started)
                 metrics.ready.set(1)
                 try:

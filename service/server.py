@@ -25,7 +25,7 @@ from service.errors import ServiceError, SettingsError, StartupError
 from service.http.connections import ConnectionLimits, raise_file_limit
 from service.http.protocol import SheddingProtocol, counting
 from service.http.stopping import Server
-from service.identity.gate import Gate
+from service.identity.authenticator import Authenticator
 from service.identity.keys import presented_key
 from service.identity.principal import lane_of
 from service.metrics import Metrics
@@ -102,8 +102,8 @@ def _tune_garbage_collector() -> None:
 
 def _sheds(app: FastAPI, headers: list[tuple[bytes, bytes]]) -> bool:
     resources: Resources = app.state.resources
-    gate: Gate = app.state.gate
-    lane = lane_of(presented_key(headers)) if gate.is_closed else 0
+    authenticator: Authenticator = app.state.authenticator
+    lane = lane_of(presented_key(headers)) if authenticator.asks_for_keys else 0
     return resources.current().engine.admission.sheds(lane)
 
 

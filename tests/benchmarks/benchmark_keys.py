@@ -17,7 +17,7 @@ from jwt.algorithms import RSAAlgorithm
 
 from service import logs
 from service.http.access.guard import RequireKey
-from service.identity.gate import Gate
+from service.identity.authenticator import Authenticator
 from service.identity.issuer import IssuerKeys
 from service.identity.keyring import NewKey
 from service.identity.keys import Keys, new_key
@@ -38,9 +38,9 @@ def token(number: int) -> str:
     return jwt.encode(claims, SIGNER, "RS256")
 
 
-async def shown(name: str, gate: Gate, keys: list[str]) -> None:
+async def shown(name: str, authenticator: Authenticator, keys: list[str]) -> None:
     """The median over rounds, of the mean time of a request."""
-    guard = RequireKey(nothing, gate=gate, metrics=Metrics())
+    guard = RequireKey(nothing, authenticator=authenticator, metrics=Metrics())
     usual = [(b"host", b"x"), (b"user-agent", b"x"), (b"accept", b"*/*"), (b"content-type", b"application/json")]
     scope = {"type": "http", "path": "/recommend", "method": "POST", "client": ("10.0.0.1", 1)}
     times = []
@@ -61,17 +61,17 @@ async def main() -> None:
         store = await MemoryStore.connect(server.url)
         key, line = new_key()
         tokens = Tokens(Issuer("i", "a", ("RS256",)), IssuerKeys(str(jwks)))
-        gate = Gate(Keys([line, *(new_key()[1] for _ in range(4))]), tokens=tokens)
-        async with gate.opened(store.run):
-            assert gate.keyring is not None
-            made = [await gate.keyring.create(NewKey("x", ("recommend",))) for _ in range(NUM_KEYS)]
-            limited, _ = await gate.keyring.create(NewKey("x", ("recommend",), rate_limit="100000/second"))
-            await shown("no keys are asked for", Gate(Keys()), ["x"])
-            await shown("one of 5 in the settings", gate, [key])
-            await shown(f"one of {NUM_KEYS} in the store", gate, [made[0][0]])
-            await shown("the same with a rate", gate, [limited])
-            await shown("a token seen before", gate, [token(0)])
-            await shown("a new token (RS256)", gate, [token(number) for number in range(1, 501)])
+        authenticator = Authenticator(Keys([line, *(new_key()[1] for _ in range(4))]), tokens=tokens)
+        async with authenticator.opened(store.run):
+            assert authenticator.keyring is not None
+            made = [await authenticator.keyring.create(NewKey("x", ("recommend",))) for _ in range(NUM_KEYS)]
+            limited, _ = await authenticator.keyring.create(NewKey("x", ("recommend",), rate_limit="100000/second"))
+            await shown("no keys are asked for", Authenticator(Keys()), ["x"])
+            await shown("one of 5 in the settings", authenticator, [key])
+            await shown(f"one of {NUM_KEYS} in the store", authenticator, [made[0][0]])
+            await shown("the same with a rate", authenticator, [limited])
+            await shown("a token seen before", authenticator, [token(0)])
+            await shown("a new token (RS256)", authenticator, [token(number) for number in range(1, 501)])
         await store.close()
 
 

@@ -7,7 +7,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.errors import ServiceError, WrongHost
 from service.http.middleware import count_rejection
 from service.http.problems import KEY_ID, from_service_error
-from service.identity.gate import Gate
+from service.identity.authenticator import Authenticator
 from service.identity.keys import presented_key
 from service.identity.limits import headers_of
 from service.identity.principal import caller, lane, lane_of
@@ -20,20 +20,20 @@ Headers = list[tuple[bytes, bytes]]
 class RequireKey:
     """Sets `caller` for the request, and counts it for the rate of the key. A new route needs a key, too."""
 
-    def __init__(self, app: ASGIApp, *, gate: Gate, metrics: Metrics) -> None:
-        self.app, self.gate, self.metrics = app, gate, metrics
+    def __init__(self, app: ASGIApp, *, authenticator: Authenticator, metrics: Metrics) -> None:
+        self.app, self.authenticator, self.metrics = app, authenticator, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or not self.gate.is_closed or is_open(scope["path"]):
+        if scope["type"] == "lifespan" or not self.authenticator.asks_for_keys or is_open(scope["path"]):
             await self.app(scope, receive, send)
             return
         address = (scope.get("client") or ("",))[0]
         headers: Headers = []
         try:
-            principal = await self.gate.principal(scope["headers"], address)
+            principal = await self.authenticator.principal(scope["headers"], address)
             scope[KEY_ID] = principal.key_id
-            if principal.rate_limit and self.gate.limits is not None:
-                standings, refusal = await self.gate.limits.count(principal)
+            if principal.rate_limit and self.authenticator.limits is not None:
+                standings, refusal = await self.authenticator.limits.count(principal)
                 headers = headers_of(standings)
                 if refusal is not None:
                     raise refusal

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Path, Request
 from service.errors import KeyConflict, NotReady
 from service.http.body import JsonRoute
 from service.http.schemas.keys import CreatedKey, Key, KeyId, KeysPage, KeyToCreate, KeyToRotate, RevokedKey
-from service.identity.gate import Gate
+from service.identity.authenticator import Authenticator
 from service.identity.keyring import Keyring, NewKey, shown
 
 router = APIRouter(prefix="/keys", tags=["keys"], route_class=JsonRoute)
@@ -26,8 +26,8 @@ async def create_key(body: KeyToCreate, request: Request) -> CreatedKey:
     """Makes a key, which works here at once, and on other replicas within 3 seconds. The answer is the only time that
     it is shown.
     """
-    gate: Gate = request.app.state.gate
-    if not gate.is_closed:
+    authenticator: Authenticator = request.app.state.authenticator
+    if not authenticator.asks_for_keys:
         raise KeyConflict("This server asks for no key, so a key would protect nothing: set AUTOMR_REQUIRE_KEYS=true.")
     key, record = await _keyring(request).create(NewKey(**body.model_dump()))
     return CreatedKey.model_validate({"key": key, **shown(record)})
@@ -48,7 +48,7 @@ async def revoke_key(id: KeyIdPath, request: Request) -> RevokedKey:
 
 
 def _keyring(request: Request) -> Keyring:
-    gate: Gate = request.app.state.gate
-    if gate.keyring is None:
+    authenticator: Authenticator = request.app.state.authenticator
+    if authenticator.keyring is None:
         raise NotReady("The store is not open yet.")
-    return gate.keyring
+    return authenticator.keyring

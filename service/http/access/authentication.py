@@ -1,13 +1,13 @@
 """Which callers the settings let in."""
 
-from service.identity.gate import Gate
+from service.identity.authenticator import Authenticator
 from service.identity.issuer import IssuerKeys
 from service.identity.keys import Keys, refuse_insecure_bind
 from service.identity.tokens import Issuer, Tokens
 from service.settings import Settings
 
 
-def gate_of(settings: Settings) -> Gate:
+def authenticator_of(settings: Settings) -> Authenticator:
     """Raises InsecureBind when anyone could reach the service without an API key, or with one that is short."""
     refuse_insecure_bind(
         settings.host,
@@ -15,7 +15,7 @@ def gate_of(settings: Settings) -> Gate:
         allow_anonymous=settings.allow_anonymous,
         entries=settings.plain_api_keys,
     )
-    return Gate(
+    return Authenticator(
         Keys(settings.plain_api_keys, rate_limit=settings.rate_limit),
         require_keys=settings.require_keys,
         rate_limit=settings.rate_limit,

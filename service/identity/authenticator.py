@@ -1,4 +1,4 @@
-"""Who sends a request, from its headers and its address: `Gate.principal`. One for each application.
+"""Who sends a request, from its headers and its address: `Authenticator.principal`. One for each application.
 
 A key is looked for in the settings and among the keys of the store; neither asks the store, so that a request with a
 key costs some microseconds. Where an issuer is set, tokens are taken, too. Whether keys are asked for at all is said by
@@ -18,15 +18,15 @@ from service.identity.stored import Run
 from service.identity.tokens import Expired, Tokens, is_token
 
 
-class Gate:
-    """`is_closed`: whether a key is asked for. `keyring` and `limits` are None until the store is open."""
+class Authenticator:
+    """`asks_for_keys`: whether a key is asked for. `keyring` and `limits` are None until the store is open."""
 
     def __init__(
         self, keys: Keys, *, require_keys: bool = False, rate_limit: str = "", tokens: Tokens | None = None
     ) -> None:
         """`rate_limit`: of keys of the store without one of their own."""
         self._keys, self._rate_limit, self._tokens = keys, rate_limit, tokens
-        self.is_closed = bool(keys) or require_keys or tokens is not None
+        self.asks_for_keys = bool(keys) or require_keys or tokens is not None
         self.keyring: Keyring | None = None
         self.limits: Limits | None = None
         self.guessing = Guessing()
@@ -51,7 +51,7 @@ class Gate:
 
         `address`: of the caller, "" if unknown.
         """
-        if not self.is_closed:
+        if not self.asks_for_keys:
             return ANYONE
         key = presented_key(headers)
         digest = hashed(key) if key else ""
