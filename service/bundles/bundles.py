@@ -173,7 +173,7 @@ class Bundles(Generic[P]):
             kept = {*state.loaded, state.active, state.previous, self._active_name, self._wanted}
             for name in self._entries.keys() - kept:
                 self._run(self._close(self._entries.pop(name)))
-            self._active.ingest.worker.beside = self._other_workers()
+            self._active.ingest.worker.others = self._other_workers()
 
     def _begin(self, name: str, source: Source) -> None:
         """Begins to open a bundle that is not open."""
@@ -210,7 +210,7 @@ class Bundles(Generic[P]):
         parts = await entry.stack.enter_async_context(self._open_one(settings_of(self.settings, source, name)))
         entry.parts = parts
         if name != self._active_name:
-            self._active.ingest.worker.beside = self._other_workers()  # before its memory is filled
+            self._active.ingest.worker.others = self._other_workers()  # before its memory is filled
         log.info("bundle loaded", name=name, space=parts.view.manifest.space)
         return parts
 
@@ -232,7 +232,7 @@ class Bundles(Generic[P]):
         parts.ingest.worker.counts_events = self.settings.live_half_life_days > 0
         await parts.ingest.start(with_worker=self.settings.encode_in_process)
         if before is not None:
-            before.ingest.worker.counts_events, before.ingest.worker.beside = False, []
+            before.ingest.worker.counts_events, before.ingest.worker.others = False, []
             await before.ingest.stop()
             self._run(self._settle(parts))
 

@@ -72,7 +72,7 @@ class Worker:
     ) -> None:
         self.view, self.engine, self.store, self.items, self.metrics = view, engine, store, items, metrics
         self.counts_events = counts_events
-        self.beside: Sequence[Worker] = ()  # of other bundles that are open: they get each user, too
+        self.others: Sequence[Worker] = ()  # workers of other open bundles: they get each user, too
         self._num_recalled = max(events_with_states(view), NUM_COUNTED)
         self._consumer = f"{socket.gethostname()}-{os.getpid()}"
         self._has_unfinished = False  # whether a round was broken off, so that its entries are still this worker's
@@ -120,7 +120,7 @@ class Worker:
         """Returns the entries that are done, when the queue has let go of them."""
         waiting: set[str] = set()
         async with self._renewed([entry_id for entry_id, _ in entries]):
-            for worker in (self, *self.beside):
+            for worker in (self, *self.others):
                 await worker.items.catch_up()  # an event may name an item that was added a moment ago
                 waiting |= await worker.settle({user_id for _, user_id in entries})
         done = [entry_id for entry_id, user_id in entries if user_id not in waiting]

@@ -106,17 +106,17 @@ def test_an_event_changes_the_list(browser: Browser, shop: Any) -> None:
     assert "places changed" in browser.find_element(By.ID, "answer-facts").text
 
 
-def test_items_are_found_by_words_and_knobs_reach_the_service(browser: Browser, shop: Any) -> None:
+def test_items_are_found_by_words_and_parameters_reach_the_service(browser: Browser, shop: Any) -> None:
     browser.get(address(shop))
     until(lambda: texts(browser, "#users button"), "no users were found")
-    browser.find_element(By.ID, "knob-k").send_keys("2")
+    browser.find_element(By.ID, "parameter-k").send_keys("2")
     assert len(ask_for(browser, "ada")) == 2
     browser.find_element(By.ID, "search").send_keys(TITLES[0], Keys.ENTER)
     until(lambda: any(TITLES[0] in text for text in texts(browser, "#found li")), "the item was not found")
     browser.find_element(By.TAG_NAME, "summary").click()
-    browser.find_element(By.ID, "knob-filter").send_keys("{wrong")
+    browser.find_element(By.ID, "parameter-filter").send_keys("{wrong")
     browser.find_element(By.ID, "user").send_keys(Keys.ENTER)
-    until(lambda: "not JSON" in browser.find_element(By.ID, "ask-error").text, "a wrong knob was not reported")
+    until(lambda: "not JSON" in browser.find_element(By.ID, "ask-error").text, "a wrong parameter was not reported")
     assert until(lambda: texts(browser, "#figures dd"), "no live figures")
 
 
@@ -129,7 +129,7 @@ def test_a_keyboard_is_enough(browser: Browser, shop: Any) -> None:
         here = browser.switch_to.active_element
         visited.append(here.get_attribute("id") or here.accessible_name)
         assert here.accessible_name or here.tag_name == "body", f"no name: {here.get_attribute('outerHTML')}"
-    for wanted in ("user", "knob-k", "search", "type"):
+    for wanted in ("user", "parameter-k", "search", "type"):
         assert wanted in visited, f"{wanted} cannot be reached by Tab"
 
 

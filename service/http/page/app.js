@@ -87,12 +87,12 @@ async function older() {
 
 function request() {
   const body = { user_id: place("user").value.trim() || null };
-  for (const field of document.querySelectorAll("[data-knob]")) {
+  for (const field of document.querySelectorAll("[data-parameter]")) {
     if (field.value.trim() === "") continue;
     try {
-      body[field.dataset.knob] = field.dataset.kind === "text" ? field.value : JSON.parse(field.value);
+      body[field.dataset.parameter] = field.dataset.kind === "text" ? field.value : JSON.parse(field.value);
     } catch {
-      throw new Error(`${field.dataset.knob}: this is not JSON`);
+      throw new Error(`${field.dataset.parameter}: this is not JSON`);
     }
   }
   return body;

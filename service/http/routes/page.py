@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.exceptions import HTTPException
 
 from service.http.access.routes import ScopedRoute
-from service.http.describe.knobs import knobs_of
+from service.http.describe.parameters import parameters_of
 
 router = APIRouter(include_in_schema=False, route_class=ScopedRoute)
 
@@ -44,12 +44,12 @@ _TEMPLATES = Environment(
 
 @router.get("/")
 async def page(request: Request) -> Response:
-    """Users, their memory and their recommendations, with a field for every knob of POST /recommend."""
+    """Users, their memory and their recommendations, with a field for every parameter of POST /recommend."""
     document = request.app.openapi()
     schemas = document["components"]["schemas"]
     text = _TEMPLATES.get_template("index.html").render(
         paths=list(document["paths"]),
-        knobs=knobs_of(schemas["RecommendRequest"]),
+        parameters=parameters_of(schemas["RecommendRequest"]),
         attributed="recommendation_id" in schemas["Interaction"]["properties"],
     )
     return HTMLResponse(text, headers=_HEADERS)

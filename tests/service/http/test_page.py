@@ -1,4 +1,4 @@
-"""The page at `/`, over HTTP: a field for every knob, nothing from elsewhere, nothing of the shop without a key.
+"""The page at `/`, over HTTP: a field for every parameter, nothing from elsewhere, nothing of the shop without a key.
 
 What a browser does with it: tests/real/page.py.
 """
@@ -42,11 +42,11 @@ async def page(**settings: str) -> str:
         return answer.text
 
 
-async def test_every_knob_of_the_request_has_a_field_with_a_label_and_help() -> None:
+async def test_every_parameter_of_the_request_has_a_field_with_a_label_and_help() -> None:
     elements = Elements(await page())
     schema = create_app(Settings.from_env({})).openapi()["components"]["schemas"]["RecommendRequest"]
-    knobs = set(schema["properties"]) - {"user_id"}
-    assert set(elements.values("data-knob")) == knobs
+    parameters = set(schema["properties"]) - {"user_id"}
+    assert set(elements.values("data-parameter")) == parameters
     labelled = set(elements.values("for"))
     fields = [attributes for tag, attributes in elements.found if tag in ("input", "select", "textarea")]
     assert all(field["id"] in labelled for field in fields), "a field has no label"

@@ -11,7 +11,7 @@ Kind = Literal["choice", "number", "text", "json"]
 
 
 @dataclass(frozen=True)
-class Knob:
+class Parameter:
     """`kind`: choice (one of `options`), number, text, or json for everything else."""
 
     name: str
@@ -28,18 +28,18 @@ class Knob:
         return self.name in _MAIN
 
 
-def knobs_of(schema: Mapping[str, Any]) -> list[Knob]:
-    """`schema`: of the request, from the document. The main knobs come first, in their own order."""
-    found = [_knob(name, field) for name, field in schema["properties"].items() if name not in _ELSEWHERE]
-    return sorted(found, key=lambda knob: _MAIN.index(knob.name) if knob.is_main else len(_MAIN))
+def parameters_of(schema: Mapping[str, Any]) -> list[Parameter]:
+    """`schema`: of the request, from the document. The main parameters come first, in their own order."""
+    found = [_parameter(name, field) for name, field in schema["properties"].items() if name not in _ELSEWHERE]
+    return sorted(found, key=lambda parameter: _MAIN.index(parameter.name) if parameter.is_main else len(_MAIN))
 
 
-def _knob(name: str, field: Mapping[str, Any]) -> Knob:
+def _parameter(name: str, field: Mapping[str, Any]) -> Parameter:
     types = [each for each in field.get("anyOf", [field]) if each.get("type") != "null"]
     only = types[0] if len(types) == 1 else {}
     options = tuple(only.get("enum", (True, False) if only.get("type") == "boolean" else ()))
     kinds: dict[str, Kind] = {"integer": "number", "number": "number", "string": "text"}
-    return Knob(
+    return Parameter(
         name=name,
         kind="choice" if options else kinds.get(only.get("type", ""), "json"),
         description=str(field.get("description", "")),
