@@ -14,8 +14,8 @@ import pytest
 from pydantic import BaseModel, SecretStr
 
 from service import errors
+from service.http.requests import bodies, filters, rules
 from service.http.schemas import erasure, interactions, items, ops, problems, recommendations
-from service.http.wanted import bodies, filters, rules
 from service.metrics import Metrics
 from service.settings import PREFIX, Settings
 from tests.docs.documents import ROOT, Document, document, documents

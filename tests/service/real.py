@@ -32,9 +32,9 @@ from service.engine.process import spawn
 from service.erasure.eraser import Eraser
 from service.feedback.answers import Answers
 from service.feedback.experiments import Experiments
+from service.http.requests.bodies import RecommendRequest
 from service.http.routes.interactions import event_or_reason
 from service.http.routes.recommend import to_request
-from service.http.wanted.bodies import RecommendRequest
 from service.metrics import Metrics
 from service.resources import Resources, open_resources
 from service.settings import Settings

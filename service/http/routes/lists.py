@@ -15,9 +15,9 @@ from service.http.dependencies import (
     SearchWords,
     while_connected,
 )
+from service.http.requests.filters import condition_of_text
 from service.http.schemas.items import ItemsPage, RankedItems, RelatedItems
 from service.http.schemas.users import UsersPage
-from service.http.wanted.filters import condition_of_text
 from service.identity.tenants import of_tenant
 from service.resources import Resources
 from service.usecases.browsing.rankings import Ranking

@@ -6,10 +6,10 @@ from fastapi import APIRouter, Request
 
 from service.http.body import JsonRoute
 from service.http.dependencies import ResourcesDep, while_connected
+from service.http.requests.bodies import RecommendRequest, SharedFields, UsersRequest
+from service.http.requests.filters import condition_of
+from service.http.requests.rules import rules_of
 from service.http.schemas.recommendations import RecommendResponse, UsersResponse
-from service.http.wanted.bodies import RecommendRequest, UsersRequest, Wanted
-from service.http.wanted.filters import condition_of
-from service.http.wanted.rules import rules_of
 from service.usecases.ranking import requests as use_case
 from service.usecases.timeline import SessionItem
 
@@ -39,7 +39,7 @@ def to_request(body: RecommendRequest) -> use_case.Request:
     return replace(_to_request(body), user_id=body.user_id, recent=session, rules=rules)
 
 
-def _to_request(body: Wanted) -> use_case.Request:
+def _to_request(body: SharedFields) -> use_case.Request:
     return use_case.Request(
         k=body.k,
         exclude_seen=body.exclude_seen,

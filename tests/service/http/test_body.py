@@ -19,10 +19,10 @@ from service.errors import BadRequest, ClientGone, Overloaded
 from service.http.body import parse_body
 from service.http.dependencies import while_connected
 from service.http.fields import field_errors
+from service.http.requests.bodies import RecommendRequest
 from service.http.routes.interactions import event_or_reason
 from service.http.schemas.interactions import InteractionsRequest
 from service.http.schemas.items import ItemBody, ItemPatch, ItemsRequest, NewItem
-from service.http.wanted.bodies import RecommendRequest
 from tests.service.standins import Shell, shell
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3)

@@ -10,8 +10,8 @@ from httpx2 import AsyncClient
 from redis.asyncio import Redis
 
 from service.feedback import explored as module
+from service.http.requests.bodies import RecommendRequest
 from service.http.routes.recommend import to_request
-from service.http.wanted.bodies import RecommendRequest
 from service.store.embedded.server import EmbeddedServer
 from service.store.keys import EXPLORED_ITEMS
 from service.usecases.ranking.requests import Recommendation

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from service.http.fields import field_errors, reason
+from service.http.requests.bodies import RecommendRequest
 from service.http.schemas.interactions import Interaction
 from service.http.schemas.items import ItemBody, ItemPatch
-from service.http.wanted.bodies import RecommendRequest
 
 ODD_BUT_FINE = [
     "a b",

@@ -6,8 +6,8 @@ from redis.asyncio import Redis
 
 from model_store.catalogue.catalogue import Catalogue
 from model_store.catalogue.items import Item
-from service.http.wanted.bodies import RecommendRequest
-from service.http.wanted.filters import condition_of
+from service.http.requests.bodies import RecommendRequest
+from service.http.requests.filters import condition_of
 from service.store.embedded.server import EmbeddedServer
 from service.usecases.warned import MOST_NAMED, of_candidates, of_filter
 from tests.conftest import BOTH_VOCABULARIES

@@ -5,8 +5,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from service.http.fields import ItemId, Query, Schema, Timestamp, UserId
-from service.http.wanted.filters import WholeFilter
-from service.http.wanted.rules import Ordered, Pin, check_pins
+from service.http.requests.filters import WholeFilter
+from service.http.requests.rules import Ordered, Pin, check_pins
 
 MOST_FOR_USERS = 1000  # items in one answer
 
@@ -18,7 +18,7 @@ class RecentItem(Schema):
     )
 
 
-class Wanted(Ordered):
+class SharedFields(Ordered):
     """The fields of a request that are the same for one user and for several."""
 
     k: int = Field(default=10, ge=1, le=100, description="how many items")
@@ -66,7 +66,7 @@ class Wanted(Ordered):
     )
 
 
-class RecommendRequest(Wanted):
+class RecommendRequest(SharedFields):
     user_id: UserId | None = Field(default=None, description="null for an anonymous session, described by `recent`")
     recent: list[RecentItem] = Field(
         default=[],
@@ -95,7 +95,7 @@ class RecommendRequest(Wanted):
         return self
 
 
-class UsersRequest(Wanted):
+class UsersRequest(SharedFields):
     """The same for several users: each gets `k` items."""
 
     users: list[UserId] = Field(

@@ -6,8 +6,8 @@ from math import log
 from pydantic import Field, model_validator
 
 from service.http.fields import ItemId, Name, Schema
-from service.http.wanted.filters import WholeFilter, condition_of
-from service.usecases.ranking import rules as wanted
+from service.http.requests.filters import WholeFilter, condition_of
+from service.usecases.ranking import rules
 
 MOST_POSITION = 100
 _SECONDS_PER_DAY = 86_400
@@ -41,9 +41,9 @@ class Boost(Schema):
             raise ValueError("must have either factor or add")
         return self
 
-    def rule(self) -> wanted.Boost:
+    def rule(self) -> rules.Boost:
         add = self.add if self.factor is None else log(self.factor)
-        return wanted.Boost(condition_of(self.filter), add or 0.0)
+        return rules.Boost(condition_of(self.filter), add or 0.0)
 
 
 class Pin(Schema):
@@ -140,26 +140,26 @@ def check_pins(pins: Sequence[Pin], k: int) -> None:
 
 def rules_of(
     body: Ordered, *, pins: Sequence[Pin] = (), is_paged: bool = False, is_distinct: bool = False
-) -> wanted.Rules:
+) -> rules.Rules:
     exploration = _exploration(body.exploration)
     is_plain = not (body.boosts or pins or body.caps or body.diversity or body.rotation or exploration)
     if is_plain and not is_paged and not is_distinct:
-        return wanted.NO_RULES
+        return rules.NO_RULES
     rotation = body.rotation
-    return wanted.Rules(
+    return rules.Rules(
         boosts=[boost.rule() for boost in body.boosts],
-        pins=[wanted.Pin(pin.item_id, pin.position) for pin in pins],
-        caps=[wanted.Cap(cap.attribute, cap.at_most) for cap in body.caps],
+        pins=[rules.Pin(pin.item_id, pin.position) for pin in pins],
+        caps=[rules.Cap(cap.attribute, cap.at_most) for cap in body.caps],
         diversity=body.diversity,
-        rotation=None if rotation is None else wanted.Rotation(rotation.rate, rotation.time_s),
+        rotation=None if rotation is None else rules.Rotation(rotation.rate, rotation.time_s),
         exploration=exploration,
         is_paged=is_paged,
         is_distinct=is_distinct,
     )
 
 
-def _exploration(body: Exploration | None) -> wanted.Exploration | None:
+def _exploration(body: Exploration | None) -> rules.Exploration | None:
     if body is None or not body.share:
         return None
     age_s = None if body.max_age_days is None else body.max_age_days * _SECONDS_PER_DAY
-    return wanted.Exploration(body.share, body.max_events, age_s)
+    return rules.Exploration(body.share, body.max_events, age_s)
