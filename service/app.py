@@ -165,7 +165,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 def _allowed_methods(request: Request) -> list[str]:
-    """Of the whole path; the framework names those of its first route. Pages and files are not in the document."""
+    """All methods of the path; the framework names those of its first route. The document lacks pages and files."""
     documented = request.app.openapi()["paths"].get(route_of(request.scope), {"get": None})
     return sorted(method.upper() for method in documented)
 

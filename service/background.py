@@ -40,7 +40,7 @@ class Repeated:
         self._task = asyncio.create_task(self._run(), name=self._name, context=contextvars.Context())
 
     async def stop(self) -> None:
-        """Also if it was not started."""
+        """May be called when it was not started."""
         task, self._task = self._task, None
         if task is not None:
             await cancel_and_wait(task)

@@ -1,4 +1,4 @@
-"""Ends that come, whatever hangs: of tasks, and of the process.
+"""Ends tasks and the process for certain, even if something hangs.
 
 `cancel_and_wait`  cancels until the tasks have ended: a cancellation that coincides with a timeout of the store's
                    client can get lost, and whoever waits for the task then waits for ever

@@ -117,7 +117,7 @@ class Resources:
     bundles: "Bundles[Resources] | None" = None
 
     def current(self) -> "Resources":
-        """Those of the bundle that answers now. Call it once for each request."""
+        """The resources of the bundle that answers now. Call it once for each request."""
         return self if self.bundles is None else self.bundles.active
 
 

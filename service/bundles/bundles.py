@@ -83,7 +83,7 @@ class Bundles(Generic[P]):
         for name in list(self._entries):
             await self._close(self._entries.pop(name))
 
-    # ---- what callers ask for
+    # ---- calls of operators
 
     async def listing(self) -> Listing:
         state, fills = await self.store.read(), await self.store.fills()
@@ -237,7 +237,7 @@ class Bundles(Generic[P]):
             self._run(self._settle(parts))
 
     async def _settle(self, parts: P) -> None:
-        """Once more through all users: what goes together is counted by what this bundle knows."""
+        """Counts the events of all users again: which pairs are new depends on what this bundle knows."""
         with contextlib.suppress(ServiceError):
             await backfill(parts.ingest.worker)
 
@@ -263,7 +263,7 @@ class Bundles(Generic[P]):
             await entry.parts.engine.admission.until_idle(_LAST_REQUESTS_S)
         await entry.stack.aclose()
 
-    # ---- what is told
+    # ---- reading the state
 
     async def _read(self) -> BundleState:
         try:

@@ -85,11 +85,11 @@ class ModelProcess:
         raise StartupError("the process of the model ended while it was starting; its log says why")
 
     def send(self, message: Message) -> None:
-        """Does not wait. Raises ModelUnavailable when the process has ended or takes nothing in."""
+        """Does not wait. Raises ModelUnavailable when the process has ended or reads nothing."""
         if self._writer.is_closing():
             raise ModelUnavailable("The process of the model has ended.")
         if self._writer.transport.get_write_buffer_size() > _MAX_UNSENT_BYTES:
-            raise ModelUnavailable("The process of the model does not take in what it is sent.")
+            raise ModelUnavailable("The process of the model does not read what it is sent.")
         body = encoder.encode(message)
         self._writer.writelines((LENGTH.pack(len(body)), body))
 

@@ -1,4 +1,4 @@
-"""The front of `POST /recommend`: a variant answers, the list is remembered, and a share of the
+"""What `POST /recommend` does around an answer: a variant answers, the list is remembered, and a share of the
 requests is answered by a second variant as well, for comparison only.
 
 Knows no HTTP.

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 # A coroutine, because FastAPI runs a plain function in a thread pool, which takes about 1 ms.
 async def get_resources(request: Request) -> Resources:
-    """Those of the bundle that answers now, for the whole request. Raises NotReady until a bundle is loaded."""
+    """The resources of the bundle that answers now, for the whole request. Raises NotReady until a bundle is loaded."""
     resources = getattr(request.app.state, "resources", None)
     if not isinstance(resources, Resources):
         raise NotReady("The bundle is still loading.")

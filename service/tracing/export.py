@@ -1,4 +1,4 @@
-"""Records spans with OpenTelemetry and sends them to a collector (OTLP over HTTP). The only door to that library.
+"""Records spans with OpenTelemetry and sends them to a collector (OTLP over HTTP). The only module that imports it.
 
 A thread sends batches. While the collector is slow or unavailable, spans wait in a queue of bounded length; those that
 find it full are dropped, so nobody waits for the collector. The library reads its own variables

@@ -39,8 +39,8 @@ _AT_ONCE, _AT_START = 256, 10_000  # changes in one snapshot while requests are 
 _MOST_TRIES = 20  # of a change, while other replicas change the same item
 
 
-class Making(NamedTuple):
-    """How a change is made when the newest catalogue is known. `is_based_on_last`: from the item as it is."""
+class PlannedChange(NamedTuple):
+    """`make` gives the change when the newest catalogue is known. `is_based_on_last`: from the item as it is."""
 
     make: Callable[[], Change]
     is_based_on_last: bool = True
@@ -94,7 +94,7 @@ class Items:
 
     async def put_many(self, items: Sequence[Item]) -> list[Item]:
         """The items by id; if an id comes twice, the last one is taken."""
-        made = {item.item_id: Making(partial(self._added, item), is_based_on_last=False) for item in items}
+        made = {item.item_id: PlannedChange(partial(self._added, item), is_based_on_last=False) for item in items}
         return await self._change(list(made.values()))
 
     async def patch(self, item_id: str, fields: Mapping[str, Any]) -> Item:
@@ -102,11 +102,11 @@ class Items:
 
         Raises UnknownItem, or BadRequest for an empty availability.
         """
-        return (await self._change([Making(lambda: Change(_changed(self._known(item_id), fields)))]))[0]
+        return (await self._change([PlannedChange(lambda: Change(_changed(self._known(item_id), fields)))]))[0]
 
     async def delete(self, item_id: str) -> None:
         """Raises UnknownItem."""
-        await self._change([Making(lambda: Change(replace(self._known(item_id), hidden=True), is_deleted=True))])
+        await self._change([PlannedChange(lambda: Change(replace(self._known(item_id), hidden=True), is_deleted=True))])
 
     async def recount(self, live: NDArray[np.float64]) -> None:
         """Replaces the numbers of events since training, by catalogue row: they order popular items."""
@@ -143,7 +143,7 @@ class Items:
             raise UnknownItem("The catalogue has no such item.")
         return self.view.catalogue.items[row]
 
-    async def _change(self, asked: Sequence[Making]) -> list[Item]:
+    async def _change(self, asked: Sequence[PlannedChange]) -> list[Item]:
         """Stores the changes, then applies them: an item that was recommended must be known after a restart.
 
         One call at a time, each made from the newest overlay, so that no change is lost: if another replica changes
