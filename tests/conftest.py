@@ -83,18 +83,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONGEST.index(name) if (name := item.nodeid.partition("::")[0]) in LONGEST else 99)
 
 
-def make_tokenizer(texts: list[str]) -> transformers.PreTrainedTokenizerFast:
+def make_tokenizer(
+    texts: Sequence[str], special: str = "<s>", role: str = "bos_token"
+) -> transformers.PreTrainedTokenizerFast:
+    """Byte-level, as those of pretrained models. `special`: its only special token, with this role."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=400,
-        special_tokens=["<s>"],
+        special_tokens=[special],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>")
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{role: special})
 
 
 def make_model(

@@ -3,28 +3,19 @@
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from model_store.reasoner.dialogue import ASPECT_LETTERS, HEAD, MEMORY_LETTERS
+from tests.conftest import make_tokenizer
 
 _TEXTS = [HEAD, "Query: Aspects: Need: Memory: Used: Ideal:"]
 _LETTERS = [f" {letter}" for letter in ASPECT_LETTERS + MEMORY_LETTERS]
 
 
 def tiny_tokenizer(*, letters: bool = True) -> PreTrainedTokenizerFast:
-    """Byte-level, as those of pretrained models: a space and a letter are one token."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([*_TEXTS, *(_LETTERS if letters else [])] * 10, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>")
+    """A space and a letter are one token."""
+    texts = [*_TEXTS, *(_LETTERS if letters else [])] * 10
+    return make_tokenizer(texts, special="<|im_end|>", role="eos_token")
 
 
 def tiny_model(vocab_size: int, seed: int = 0) -> LlamaForCausalLM:

@@ -221,3 +221,20 @@ async def _shell(settings: Settings) -> AsyncIterator[Shell]:
     ):
         parts = app.state.resources
         yield Shell(app, client, parts.recommender, parts.ingest, parts.items, parts.engine, parts.store)
+
+
+async def status_after_leaving(app: FastAPI, path: str, body: bytes) -> int:
+    """POSTs JSON and closes the connection a moment later; the status that the application gives nevertheless."""
+    messages = [{"type": "http.request", "body": body}, {"type": "http.disconnect"}]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        await asyncio.sleep(0.01)
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/json")]
+    await app({"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b""}, receive, send)
+    return int(sent[0]["status"])

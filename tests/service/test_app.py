@@ -19,7 +19,7 @@ from service.identity import guessing
 from service.identity.keys import hashed
 from service.identity.scopes import PROBES, is_open
 from service.settings import Settings
-from tests.service.standins import Shell, open_standins, shell
+from tests.service.standins import Shell, open_standins, shell, status_after_leaving
 
 KEY = "amr_0123456789abcdef"
 ODD_IDS = [
@@ -277,22 +277,10 @@ async def test_bodies_over_the_limit_are_refused_with_and_without_a_declared_len
 
 async def test_work_for_a_caller_who_left_is_cancelled(open_shell: Shell) -> None:
     open_shell.recommender.hook = lambda: asyncio.sleep(60)
-    messages = [{"type": "http.request", "body": b"{}", "more_body": False}, {"type": "http.disconnect"}]
-    sent: list[Any] = []
-
-    async def receive() -> Any:
-        await asyncio.sleep(0.01)
-        return messages.pop(0)
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    headers = [(b"content-type", b"application/json")]
-    scope = {"type": "http", "method": "POST", "path": "/recommend", "headers": headers, "query_string": b""}
     async with asyncio.timeout(5):
-        await open_shell.app(scope, receive, send)
+        status = await status_after_leaving(open_shell.app, "/recommend", b"{}")
     assert open_shell.recommender.cancelled == 1
-    assert sent[0]["status"] == 499
+    assert status == 499
 
 
 # ---- probes

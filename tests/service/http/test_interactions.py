@@ -11,30 +11,18 @@ from service.errors import DeadlineExceeded
 from service.store.embedded.server import EmbeddedServer
 from service.store.events import Event
 from tests.service.real import NOW, busy, history, interaction, open_app, open_service
-from tests.service.standins import shell
+from tests.service.standins import shell, status_after_leaving
 
 BODY = {"interactions": [{"user_id": "u", "item_id": "i", "timestamp": NOW}], "wait": "visible"}
 
 
 async def test_the_work_for_a_caller_who_leaves_is_cancelled() -> None:
-    messages = [{"type": "http.request", "body": json.dumps(BODY).encode()}, {"type": "http.disconnect"}]
-    sent: list[Any] = []
-
-    async def receive() -> Any:
-        await asyncio.sleep(0.01)
-        return messages.pop(0)
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    headers = [(b"content-type", b"application/json")]
-    scope = {"type": "http", "method": "POST", "path": "/interactions", "headers": headers, "query_string": b""}
     async with shell() as opened, asyncio.timeout(5):
         opened.ingest.hook = lambda: asyncio.sleep(60)
-        await opened.app(scope, receive, send)
+        status = await status_after_leaving(opened.app, "/interactions", json.dumps(BODY).encode())
         assert opened.ingest.cancelled == 1
         assert len(opened.ingest.events) == 1
-    assert sent[0]["status"] == 499
+    assert status == 499
 
 
 async def test_a_passed_deadline_is_a_504_that_says_the_events_are_stored() -> None:
