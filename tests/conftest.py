@@ -79,6 +79,7 @@ LONGEST = (
 )
 
 
+@pytest.hookimpl(trylast=True)  # pytest itself sorts by parameters of fixtures
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONGEST.index(name) if (name := item.nodeid.partition("::")[0]) in LONGEST else 99)
 
