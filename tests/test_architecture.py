@@ -72,7 +72,7 @@ ARROWS = {
 }
 HTTP_EDGE = ("service.app", "service.http", "service.server")
 # A heavy library, and the only modules that import it.
-DOORS = {
+IMPORTERS = {
     "faiss": ("model_store.grounding", "training.studies.collective"),
     "redis": ("service.store.connection", "service.store.servers"),
     "fastapi": HTTP_EDGE,
@@ -185,12 +185,12 @@ def forbidden_imports(tree: Iterable[Module]) -> Iterator[str]:
             yield from (f"{module.name} imports {target}" for name in sorted(banned) if within(target, name))
 
 
-def closed_doors(tree: Iterable[Module]) -> Iterator[str]:
+def library_imports(tree: Iterable[Module]) -> Iterator[str]:
     for module in tree:
-        for library, doors in DOORS.items():
-            is_door = any(within(module.name, door) for door in doors)
-            if not is_door and any(within(target, library) for target in module.targets):
-                yield f"{module.name} imports {library}, whose doors are {', '.join(doors)}"
+        for library, importers in IMPORTERS.items():
+            is_importer = any(within(module.name, importer) for importer in importers)
+            if not is_importer and any(within(target, library) for target in module.targets):
+                yield f"{module.name} imports {library}, which only these import: {', '.join(importers)}"
 
 
 def import_graph(tree: Iterable[Module]) -> dict[str, set[str]]:
@@ -342,8 +342,8 @@ def function_sizes(tree: ast.Module) -> Iterator[int]:
 
 Checker = Callable[[Iterable[Module]], Iterator[str]]
 CHECKERS: list[Checker] = [
-    forbidden_imports, wrong_arrows, closed_doors, import_cycles, room_cycles, torch_in_the_server, environment_reads,
-    unpickling, import_effects, rooms_without_a_paragraph, crowded_rooms, long_files, long_functions,
+    forbidden_imports, wrong_arrows, library_imports, import_cycles, room_cycles, torch_in_the_server,
+    environment_reads, unpickling, import_effects, rooms_without_a_paragraph, crowded_rooms, long_files, long_functions,
     names_after_the_start,
 ]  # fmt: skip
 
@@ -378,9 +378,9 @@ PLANTED = [
     (forbidden_imports, {"training/sft.py": "from service.store.client import Event"}, "service.store.client"),
     (forbidden_imports, {"service/usecases/items.py": "import fastapi.routing as r"}, "imports fastapi.routing"),
     (forbidden_imports, {"training/a.py": "import services, redistribute"}, None),
-    (closed_doors, {"service/items.py": "import faiss"}, "whose doors are model_store.grounding"),
-    (closed_doors, {"service/ingest.py": "from redis.asyncio import Redis"}, "imports redis"),
-    (closed_doors, {"service/http/a.py": "import fastapi", "service/store/connection.py": "import redis"}, None),
+    (library_imports, {"service/items.py": "import faiss"}, "which only these import: model_store.grounding"),
+    (library_imports, {"service/ingest.py": "from redis.asyncio import Redis"}, "imports redis"),
+    (library_imports, {"service/http/a.py": "import fastapi", "service/store/connection.py": "import redis"}, None),
     (import_cycles, LATE_CYCLE, "cycle: service.a -> service.b -> service.c -> service.a"),
     (import_cycles, PACKAGE_CYCLE, "cycle: service -> service.a -> service"),
     (import_cycles, {"service/a.py": "from service.b import x", "service/b.py": "import os"}, None),
