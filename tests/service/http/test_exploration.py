@@ -76,14 +76,14 @@ async def test_a_new_item_without_events_gets_impressions_and_the_share_is_met(c
     assert "automr_explored_total 60.0" in metrics
 
 
-@pytest.mark.parametrize("wishes", [{}, {"paged": True}, {"caps": [{"attribute": "shelf", "at_most": 1}]}])
-async def test_with_a_share_of_0_nothing_changes_to_the_byte(client: AsyncClient, wishes: dict[str, Any]) -> None:
-    body: dict[str, Any] = {"user_id": "u", "k": 5, **wishes}
+@pytest.mark.parametrize("options", [{}, {"paged": True}, {"caps": [{"attribute": "shelf", "at_most": 1}]}])
+async def test_with_a_share_of_0_nothing_changes_to_the_byte(client: AsyncClient, options: dict[str, Any]) -> None:
+    body: dict[str, Any] = {"user_id": "u", "k": 5, **options}
     without = await client.post("/recommend", json=body)
     none = await client.post("/recommend", json={**body, "exploration": {"share": 0}})
     assert without.headers["content-type"] == none.headers["content-type"]
     one, other = as_it_was(without.json()), as_it_was(none.json())
-    if "paged" in wishes:
+    if "paged" in options:
         one["next_cursor"] = other["next_cursor"] = None
     assert list(one) == list(other) and one == other
 

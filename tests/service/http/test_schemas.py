@@ -134,7 +134,7 @@ def test_a_recommend_request_is_strict(field: str, value: Any) -> None:
         {"cursor": "x", "user_id": "u"},
     ],
 )
-def test_wishes_that_contradict_each_other_are_refused(body: dict[str, Any]) -> None:
+def test_options_that_contradict_each_other_are_refused(body: dict[str, Any]) -> None:
     assert refusal(RecommendRequest, body)
 
 

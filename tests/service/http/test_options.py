@@ -1,4 +1,4 @@
-"""Every wish of a request over HTTP, on tiny bundles: random requests, and the laws of pages and of several users."""
+"""Every option of a request over HTTP, on tiny bundles: random requests, and the laws of pages and of several users."""
 
 import asyncio
 import random
@@ -18,8 +18,8 @@ from model_store.manifest import Vocabulary
 from service.store.embedded.server import EmbeddedServer
 from service.usecases.ranking.order import marginal_order
 from tests.conftest import TITLES, small_voices, write_bundle
+from tests.service.options import Shop
 from tests.service.real import history, interaction, open_app
-from tests.service.wishes import Shop
 
 ALL = [f"i{row}" for row in range(len(TITLES))]
 BOTH = pytest.mark.parametrize("vocabulary", ["titles", "items"])
@@ -27,7 +27,7 @@ BOTH = pytest.mark.parametrize("vocabulary", ["titles", "items"])
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[Vocabulary, Path]:
-    folder = tmp_path_factory.mktemp("wishes")
+    folder = tmp_path_factory.mktemp("options")
     voices = small_voices(len(TITLES), has_returns=False)
     write_bundle(folder / "titles", vocabulary="titles")
     write_bundle(folder / "items", vocabulary="items", voices=voices)
@@ -79,7 +79,7 @@ def ids(answer: dict[str, Any]) -> list[str]:
 
 
 @BOTH
-async def test_no_answer_breaks_a_wish(
+async def test_every_answer_obeys_its_request(
     vocabulary: Vocabulary, bundles: dict[Vocabulary, Path], valkey: EmbeddedServer, raw: Redis
 ) -> None:
     async with calling(bundles[vocabulary], valkey.url) as caller:
@@ -92,20 +92,20 @@ async def test_no_answer_breaks_a_wish(
 
 
 @BOTH
-async def test_no_answer_to_several_users_breaks_a_wish(
+async def test_every_answer_to_several_users_obeys_its_request(
     vocabulary: Vocabulary, bundles: dict[Vocabulary, Path], valkey: EmbeddedServer, raw: Redis
 ) -> None:
     async with calling(bundles[vocabulary], valkey.url) as caller:
         for seed in range(10):
             dice = random.Random(f"{vocabulary} {seed}")
-            wishes = caller.shop.some_wishes(dice) | {"distinct": seed % 3 > 0}
+            options = caller.shop.some_options(dice) | {"distinct": seed % 3 > 0}
             users = dice.sample(["u", "v", "w", "x"], k=dice.randint(1, 4))
-            answers = (await caller.ask("/recommend/users", users=users, **wishes))["recommendations"]
+            answers = (await caller.ask("/recommend/users", users=users, **options))["recommendations"]
             assert [answer["user_id"] for answer in answers] == users
             for place, (user, answer) in enumerate(zip(users, answers, strict=True)):
                 others = {each for other in answers[:place] + answers[place + 1 :] for each in ids(other)}
-                taken = frozenset(others if wishes["distinct"] else ())
-                request = {**wishes, "user_id": user}
+                taken = frozenset(others if options["distinct"] else ())
+                request = {**options, "user_id": user}
                 wrong = caller.shop.violations(request, answer, has_returns=False, taken=taken)
                 assert not wrong, (request, ids(answer), wrong)
                 caller.shop.remember(user, answer)
@@ -202,7 +202,7 @@ async def test_a_user_keeps_few_lists_for_a_short_time(
         assert found.count(200) == 20 and found[-1] == 200
 
 
-# ---- single wishes
+# ---- single options
 
 
 async def test_a_list_is_diversified_by_the_vectors_of_the_index(
@@ -254,7 +254,7 @@ async def test_explanations_tell_moves_and_silence_tells_none(
         assert all(item["moves"] == [] for item in (await caller.ask(**body, explain=False))["items"])
 
 
-async def test_wishes_hold_without_the_model(
+async def test_options_count_without_the_model(
     bundles: dict[Vocabulary, Path], valkey: EmbeddedServer, raw: Redis
 ) -> None:
     """Popular items in its place, by the same rules; what cannot be done is told."""

@@ -1,6 +1,6 @@
-"""Random requests with every wish, of one user and of several, against a real bundle: how many break what they say.
+"""Random requests with every option, of one user and of several, against a real bundle: how many break what they say.
 
-    PYTHONPATH=. python tests/benchmarks/wishes.py --bundle model_store/bundles/demo
+    PYTHONPATH=. python tests/benchmarks/options.py --bundle model_store/bundles/demo
 
 Serves the bundle in this process with an empty store, sends events of 20 users, then the requests. Prints each
 violation, and one last JSON line with the counts.
@@ -20,8 +20,8 @@ import structlog
 from model_store.view import BundleView
 from service.store.embedded.server import EmbeddedServer
 from tests.benchmarks.machine import last_line
+from tests.service.options import Shop
 from tests.service.real import open_app
-from tests.service.wishes import Shop
 
 NUM_USERS, EVENTS_OF_A_USER = 20, 8
 _TIME = 1_700_000_000
@@ -66,15 +66,15 @@ async def run(bundle: Path, num_requests: int) -> dict[str, Any]:
                 request = shop.some_request(dice)
                 check(request, await ask("/recommend", request))
             for number in range(num_requests // 10):
-                wishes = shop.some_wishes(dice) | {"distinct": number % 3 > 0}
+                options = shop.some_options(dice) | {"distinct": number % 3 > 0}
                 users = dice.sample(sorted(shop.seen), k=dice.randint(1, 8))
-                answers = (await ask("/recommend/users", {"users": users, **wishes}))["recommendations"]
+                answers = (await ask("/recommend/users", {"users": users, **options}))["recommendations"]
                 lists = [{item["item_id"] for item in answer["items"]} for answer in answers]
                 for place, (user, answer) in enumerate(zip(users, answers, strict=True)):
-                    others = set().union(*lists[:place], *lists[place + 1 :]) if wishes["distinct"] else set()
-                    check({**wishes, "user_id": user}, answer, frozenset(others))
+                    others = set().union(*lists[:place], *lists[place + 1 :]) if options["distinct"] else set()
+                    check({**options, "user_id": user}, answer, frozenset(others))
             for _ in range(num_requests // 10):
-                request = {**shop.some_wishes(dice), "user_id": dice.choice(sorted(shop.seen)), "paged": True}
+                request = {**shop.some_options(dice), "user_id": dice.choice(sorted(shop.seen)), "paged": True}
                 page = await ask("/recommend", request)
                 check(request, page)
                 ids = [item["item_id"] for item in page["items"]]
@@ -97,7 +97,7 @@ def main() -> int:
     args = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     found = asyncio.run(run(args.bundle, args.requests))
-    print(last_line("wishes", found))
+    print(last_line("options", found))
     return 1 if found["violations"] else 0
 
 

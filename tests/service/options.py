@@ -1,4 +1,4 @@
-"""Random requests with every wish that a caller may have, and what is wrong with their answers.
+"""Random requests with every option that a caller may have, and what is wrong with their answers.
 
 `Shop` is what a caller knows: the items, what each user had, and what each was shown. It checks an answer by plain
 rules of its own, so it can check a service that it reaches over HTTP only.
@@ -96,7 +96,7 @@ class Shop:
             return {"op": "starts_with", "attribute": "title", "text": attributes["title"][: dice.randint(1, 3)]}
         return {name: [value, "nothing"]}
 
-    def some_wishes(self, dice: random.Random) -> dict[str, Any]:
+    def some_options(self, dice: random.Random) -> dict[str, Any]:
         """What one user and several may ask."""
         names = [name for name in sorted(next(iter(self.items.values()))) if name not in ("item_id", "title")]
         optional: dict[str, Any] = {
@@ -115,11 +115,11 @@ class Shop:
             "exclude_seen": dice.random() < 0.7,
             "exploration": {"share": dice.choice([0.1, 0.5]), "max_events": dice.choice([0, 3, 1000])},
         }
-        wishes = {name: value for name, value in optional.items() if dice.random() < 0.4}
-        return {"k": dice.randint(1, 12), "deadline_ms": 60_000, **wishes}
+        options = {name: value for name, value in optional.items() if dice.random() < 0.4}
+        return {"k": dice.randint(1, 12), "deadline_ms": 60_000, **options}
 
     def some_request(self, dice: random.Random) -> dict[str, Any]:
-        request = self.some_wishes(dice)
+        request = self.some_options(dice)
         positions = dice.sample(range(1, request["k"] + 1), k=min(request["k"], dice.randint(1, 3)))
         pinned = dice.sample([*sorted(self.items), "unknown"], k=len(positions))
         optional = {
