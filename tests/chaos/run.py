@@ -7,9 +7,9 @@ Three set-ups, one after the other, with requests all the time:
 - a server with a worker and a replicated store: kills of worker, store and watcher, a failover, all of `faults.py`;
 - a server with a Redis Cluster of three primaries and three replicas: kills of primaries.
 
-Then thousands of odd requests to every operation and to chains of operations (`tests/service/fuzzing.py`). Exit code 0
-if nothing was lost, doubled, brought back, harmed or reset, and no odd request was answered with a status of 500 or
-more.
+Then ten rolling restarts under load (`tests/service/test_server.py`), and thousands of odd requests to every operation
+and to chains of operations (`tests/service/fuzzing.py`). Exit code 0 if nothing was lost, doubled, brought back, harmed
+or reset, all odd requests were sent, and none of them was answered with a status of 500 or more.
 
 A kill of the server breaks the requests in work: they are counted by themselves, and senders repeat them. `reset`
 counts requests that broke while the server was alive.
@@ -41,8 +41,10 @@ from tests.chaos.traffic import Tally, Traffic
 from tests.conftest import write_bundle
 from tests.service import fuzzing
 from tests.service.cluster import ClusterOfServers
+from tests.service.test_server import rolling_stops
 
 ROOT = Path(__file__).resolve().parents[2]
+ROLLING = 10  # restarts
 SHARES = {"store": 0.36, "watcher": 0.34, "model": 0.12, "worker": 0.1, "primary": 0.06, "server": 0.06}  # of the kills
 ODD_S = 240.0  # most time for requests to single operations
 FAULTS = ("hung", "full", "read-only", "cut", "poisoned", "flooded")
@@ -258,15 +260,20 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def send_odd_requests(bundle: Path, place: Path, each: int, number: int) -> Counter[int]:
-    """How often each status was the answer. `each`: requests to every operation; `number`: the seed."""
+def send_odd_requests(bundle: Path, place: Path, each: int, number: int) -> tuple[Counter[int], bool]:
+    """How often each status was the answer, and whether all was sent that should be.
+
+    `each`: requests to every operation; `number`: the seed.
+    """
+    is_whole = False
     with EmbeddedServer(place / "odd") as server, fuzzing.opened(bundle, server.url) as app:
         try:
             fuzzing.fuzz(app, each=each, within_s=ODD_S, number=number)
             fuzzing.follow(app, chains=each // 4, steps=12, number=number)
-        except (Exception, BaseExceptionGroup):  # the table counts it
+            is_whole = True
+        except (Exception, BaseExceptionGroup):
             traceback.print_exc()
-        return app.statuses
+        return app.statuses, is_whole
 
 
 def table(tally: Tally, odd: Counter[int], seconds: float) -> str:
@@ -274,6 +281,7 @@ def table(tally: Tally, odd: Counter[int], seconds: float) -> str:
     rows += [(f"store {name}", number) for name, number in sorted(tally.faults.items())]
     rows += [("users deleted", len(tally.deleted)), ("acknowledged", tally.num_acknowledged)]
     rows += [("requests broken by kills of the server, repeated", tally.broken), *tally.bad.items()]
+    rows += [(f"requests answered during {ROLLING} rolling restarts", tally.served_in_restarts)]
     rows += [("odd requests", odd.total()), ("odd requests answered with 500 or more", num_failed(odd))]
     rows.append(("seconds", round(seconds)))
     return "\n".join(["| what | number |", "|---|---|", *(f"| {name} | {number} |" for name, number in rows)])
@@ -294,13 +302,15 @@ def main() -> int:
         bundle = Path(name) / "bundle"
         write_bundle(bundle)
         asyncio.run(Chaos(tally, random.Random(args.seed), bundle, Path(name), args.kills).run())
+        tally.served_in_restarts, broken = rolling_stops(ROLLING)
+        tally.reset += len(broken)
         print(table(tally, Counter(), time.monotonic() - started), flush=True)  # odd requests come next
         logs.configure(level="error")
-        odd = send_odd_requests(bundle, Path(name), args.odd, args.seed)
+        odd, is_whole = send_odd_requests(bundle, Path(name), args.odd, args.seed)
     print(table(tally, odd, time.monotonic() - started))
     facts = {"kills": dict(tally.kills), "acknowledged": tally.num_acknowledged, "broken": tally.broken, **tally.bad}
     print(json.dumps({**facts, "odd_requests": odd.total(), "odd_failed": num_failed(odd)}))
-    return int(any(tally.bad.values()) or num_failed(odd) > 0)
+    return int(any(tally.bad.values()) or num_failed(odd) > 0 or not is_whole)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ class Tally:
     harmed: int = 0
     reset: int = 0
     broken: int = 0
+    served_in_restarts: int = 0
 
     @property
     def bad(self) -> dict[str, int]:

@@ -114,6 +114,10 @@ async def test_no_route_shows_or_changes_the_users_of_another_tenant(
                     assert own not in shown, f"{method} {path} names another tenant"
                 assert await victim.export() == before, f"{method} {path} changed a user of another tenant"
         assert (await attacker.export()) == ""
+        metrics = (await by_tenant[NO_TENANT].ask("GET", "/metrics")).text
+        assert "/users/{user_id}" in metrics, "the requests are not counted"
+        for name in ("shop-", "event-a", "amr_", "key_", "%1F"):
+            assert name not in metrics, f"metrics name a tenant, a user, an event or a key: {name}"
 
 
 async def test_each_tenant_lists_and_remembers_its_own_users(

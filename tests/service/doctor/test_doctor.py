@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from service.__main__ import main
 from service.doctor.access import examine_issuer, examine_keys, examine_rates
-from service.doctor.checks import examine, table
+from service.doctor.checks import Check, examine, table
 from service.doctor.store import examine_clock, examine_durability
 from service.errors import InsecureBind, StartupError, StoreUnavailable
 from service.identity.keyring import Keyring, NewKey
@@ -62,6 +63,22 @@ async def test_a_good_set_up_has_no_failure_and_shows_no_key(
     ]
     assert [each.name for each in checks if not each.is_ok] == ["bundle"], table(checks)
     assert KEY not in table(checks) and ENTRY not in table(checks)
+
+
+@pytest.mark.parametrize("is_ok", [False, True])
+def test_the_command_fails_if_one_part_does(
+    is_ok: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def found(settings: Settings) -> list[Check]:
+        return [Check("store", True, "is well"), Check("keys", is_ok, "three keys")]
+
+    monkeypatch.setattr("service.doctor.checks.examine", found)
+    monkeypatch.setattr("service.logs.configure", lambda **_: None)  # it would keep the output of this test
+    assert main(["doctor"]) == (0 if is_ok else 1)
+    assert capsys.readouterr().out.splitlines() == [
+        "ok    store   is well",
+        f"{'ok  ' if is_ok else 'FAIL'}  keys    three keys",
+    ]
 
 
 async def test_without_its_store_every_other_part_is_examined(tmp_path: Path) -> None:
