@@ -9,7 +9,7 @@ import ast
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import pytest
@@ -168,6 +168,7 @@ def dotted(node: ast.expr) -> str:
     return f"{stem}.{node.attr}" if stem and isinstance(node, ast.Attribute) else ""
 
 
+@cache  # each file is parsed once for all checkers
 def modules(root: Path) -> list[Module]:
     paths = sorted(path for package in PACKAGES for path in (root / package).rglob("*.py"))
     return [Module(module_name(path.relative_to(root)), path) for path in paths]
