@@ -24,7 +24,8 @@ from tests.service.real import K, M, history, open_app
 ROOT = Path(__file__).resolve().parents[2]
 OURS = tuple(str(ROOT / package) for package in ("service", "model_store"))
 HANDLER = str(ROOT / "service" / "http" / "routes" / "recommend.py"), "recommend"
-MAX_CROSSINGS = 48  # four of them are for spans, four ask whether records are sealed, two let a greedy key wait
+# Four of them are for spans, four ask whether records are sealed, two let a greedy key wait, one writes the list later.
+MAX_CROSSINGS = 49
 
 is_recorded: contextvars.ContextVar[bool] = contextvars.ContextVar("is_recorded", default=False)
 
