@@ -218,7 +218,11 @@ class StoreConnection:
         """Sends the texts of scripts only where the server does not know them; a cluster client always sends them."""
         if self.is_cluster:
             return list(await self._execute(commands))
-        sent = self._texts.without(commands)
+        names = self._texts.names
+        sent = [
+            ("EVALSHA", names[each[1]], *each[2:]) if each[0] == "EVAL" and each[1] in names else each
+            for each in commands
+        ]
         answers = await self._execute(sent, raise_on_error=False)
         failed = [answer for answer in answers if isinstance(answer, Exception)]
         is_news = failed or any(command[0] == "EVAL" for command in sent)

@@ -17,18 +17,10 @@ _WAITS = "WAIT", "WAITAOF"
 
 
 class Texts:
-    """Of one server, which every connection reaches."""
+    """Of one server, which every connection reaches. `names`: those of the texts that the server knows."""
 
     def __init__(self) -> None:
-        self._names: dict[str, str] = {}  # of texts that the server knows
-
-    def without(self, commands: Sequence[Command]) -> list[Command]:
-        """The commands with names in place of the texts that the server knows."""
-        names = self._names
-        return [
-            ("EVALSHA", names[each[1]], *each[2:]) if each[0] == "EVAL" and each[1] in names else each
-            for each in commands
-        ]
+        self.names: dict[str, str] = {}
 
     def learn(self, commands: Sequence[Command], answers: Sequence[Any]) -> list[int]:
         """Places of the commands that are to be sent again with their texts. What waits for them is sent again, too:
@@ -36,10 +28,10 @@ class Texts:
         """
         unknown = [place for place, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
         if unknown:
-            self._names.clear()
+            self.names.clear()
             waits = commands[-1][0] in _WAITS
             return sorted({*unknown, len(commands) - 2, len(commands) - 1}) if waits else unknown
         for command, answer in zip(commands, answers, strict=True):
-            if command[0] == "EVAL" and command[1] not in self._names and not isinstance(answer, Exception):
-                self._names[command[1]] = hashlib.sha1(command[1].encode(), usedforsecurity=False).hexdigest()
+            if command[0] == "EVAL" and command[1] not in self.names and not isinstance(answer, Exception):
+                self.names[command[1]] = hashlib.sha1(command[1].encode(), usedforsecurity=False).hexdigest()
         return []
