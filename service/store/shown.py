@@ -82,7 +82,7 @@ class ShownStore:
                 numbers[f"{each.variant}|{EXPLORED}"] += each.num_explored
         commands += [("HINCRBY", TOTALS, total, number) for total, number in numbers.items()]
         shown = Counter(item_id for each in lists for item_id in each.newly_explored)
-        commands += [("ZINCRBY", EXPLORED_ITEMS, number, encode_text(item_id)) for item_id, number in shown.items()]
+        commands += [("ZADD", EXPLORED_ITEMS, "INCR", number, encode_text(name)) for name, number in shown.items()]
         await self._run(commands)
 
     async def num_explored(self, times: int) -> int:
@@ -96,7 +96,7 @@ class ShownStore:
         """
         found: dict[str, None] = {}
         for start in itertools.count(0, _ITEMS_AT_ONCE):
-            part = ("ZREVRANGEBYSCORE", EXPLORED_ITEMS, "+inf", times, "LIMIT", start, _ITEMS_AT_ONCE)
+            part = ("ZRANGEBYSCORE", EXPLORED_ITEMS, times, "+inf", "LIMIT", start, _ITEMS_AT_ONCE)
             (items,) = await self._run([part])
             found |= dict.fromkeys(map(decode_text, items))
             if len(items) < _ITEMS_AT_ONCE:

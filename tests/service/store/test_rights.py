@@ -80,6 +80,7 @@ async def test_these_rights_are_enough_for_every_kind_of_request_and_the_worker(
             ("POST", "/interactions", {"interactions": history(5) + history(5, "guest"), "wait": "visible"}),
             ("POST", "/interactions", {"interactions": history(5)}),
             ("POST", "/recommend", {"user_id": "u", "k": 3}),
+            ("POST", "/recommend", {"user_id": "u", "k": 4, "exploration": {"share": 0.5, "max_events": 1_000_000}}),
             ("POST", "/recommend", {"recent": [{"item_id": "i1"}], "k": 3}),
             ("PUT", "/items/new", item),
             ("PATCH", "/items/new", {"attributes": {"even": True}}),
