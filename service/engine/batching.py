@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 BACKGROUND_KINDS = frozenset({"encode", "count", "fill"})
 BACKGROUND_SHARE = 8  # under load at least one batch in this many is a background batch
-SMALL_SHARE = 4  # while callers come, a background batch has a quarter of the jobs
+SMALL_SHARE = 8  # while callers come, a background batch has an eighth of the jobs
 _CALLERS_COME_S = 1.0  # for so long after the last one
 
 

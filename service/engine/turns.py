@@ -27,10 +27,10 @@ _FORGET = 0.9  # weight of the mean time of writes relative to the next one
 
 
 class Turns:
-    """For one event loop. `is_reading`: whether recommendations are in work. `rest`: seconds after one of a write."""
+    """For one event loop. `has_readers`: whether recommendations are in work. `rest`: seconds after one of a write."""
 
-    def __init__(self, is_reading: Callable[[], bool], *, rest: float = 1.0) -> None:
-        self._is_reading, self._rest = is_reading, rest
+    def __init__(self, has_readers: Callable[[], bool], *, rest: float = 1.0) -> None:
+        self._has_readers, self._rest = has_readers, rest
         self._taken = 0
         self._read_until = 0.0
         self._lines = Lines()
@@ -81,15 +81,19 @@ class Turns:
             self._taken += first.places
             self._lines.call(first)
 
-    def _num_places(self) -> int:
+    def is_reading(self) -> bool:
+        """Whether recommendations are in work, or were a moment ago."""
         now = time.monotonic()
-        if self._is_reading():
+        if self._has_readers():
             self._read_until = now + READING_FOR_S
-        return PLACES if now < self._read_until else PLACES_ALONE
+        return now < self._read_until
+
+    def _num_places(self) -> int:
+        return PLACES if self.is_reading() else PLACES_ALONE
 
     def _finished(self, places: int, seconds: float) -> None:
         self._mean_s = _FORGET * self._mean_s + (1 - _FORGET) * seconds
-        if self._rest and self._is_reading():
+        if self._rest and self._has_readers():
             asyncio.get_running_loop().call_later(self._rest * seconds, self._free_places, places)
         else:
             self._free_places(places)

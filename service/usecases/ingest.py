@@ -32,6 +32,7 @@ Wait = Literal["durable", "visible"]
 
 _MEASURE_EVERY_S = 1.0
 _CHECKED_AT_ONCE = 50
+_STORED_AT_ONCE = 50  # while recommendations are in work
 _CONFLICT = (
     "event_id: another event is stored under this id, and stays; correct it with"
     " PUT /users/{user_id}/interactions/{event_id}, or send a new event_id"
@@ -109,7 +110,7 @@ class Ingest:
                 checked = await _in_pieces(check, elements)
             checked = await self._without_unknown_items(checked)
             events = [each for each in checked if isinstance(each, Event)]
-            appended = iter(await self.store.append(events, durability=durability) if events else [])
+            appended = iter(await self._append(events, durability))
             outcomes = [
                 Outcome("rejected", reason=each) if isinstance(each, str) else _outcome(next(appended), each.event_id)
                 for each in checked
@@ -119,6 +120,13 @@ class Ingest:
         if wait == "visible":
             await self._make_visible(events, timeout_s)
         return outcomes
+
+    async def _append(self, events: Sequence[Event], durability: Durability | None) -> list[Appended]:
+        """In pieces while recommendations are in work, which would wait for the event loop and the store otherwise."""
+        appended: list[Appended] = []
+        while piece := events[len(appended) :][: _STORED_AT_ONCE if self.turns.is_reading() else None]:
+            appended += await self.store.append(piece, durability=durability)
+        return appended
 
     async def correct(self, event: Event) -> Literal["created", "replaced", "unchanged"]:
         """Stores the event in the place of the one with its id.

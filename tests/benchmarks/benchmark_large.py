@@ -54,7 +54,7 @@ async def measured(name: str, raw: Redis, costs: list[Cost]) -> AsyncIterator[No
     seconds = time.perf_counter() - started
     ticking.cancel()
     events = {each[0]: each[3] for each in await raw.latency_latest()}
-    longest = max(events.get(b"command", 0), events.get(b"fast-command", 0))
+    longest = max(int(events.get(name, 0)) for name in (b"command", b"fast-command"))
     costs.append(Cost(name, seconds, longest, 1000 * max(stalls)))
 
 

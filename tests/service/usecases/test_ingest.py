@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from redis.asyncio import Redis
 from model_store.catalogue.items import Item
 from service.commands import import_file
 from service.errors import SettingsError, StoreUnavailable
+from service.store.durability import Durability
 from service.store.embedded.server import EmbeddedServer
-from service.store.events import Event
+from service.store.events import Appended, Event
 from service.usecases.encode import UserWork, backfill
 from service.usecases.timeline import MissingState
 from tests.conftest import BOTH_VOCABULARIES, TITLES, write_bundle
@@ -241,6 +243,27 @@ async def test_one_bad_element_never_sinks_the_others(service: Service) -> None:
     assert all(each.reason and each.event_id is None for each in results if each.status == "rejected")
     assert "catalogue" in str(results[6].reason) and "timestamp" in str(results[7].reason)
     assert [name for name, _ in await snapshot(service)] == ["e003", "e004"]
+
+
+async def test_a_large_write_beside_recommendations_is_stored_in_pieces(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reads run between the pieces; the outcomes are those of one piece."""
+    sizes, store = [], service.ingest.store.append
+
+    async def append(events: Sequence[Event], *, durability: Durability | None = None) -> list[Appended]:
+        sizes.append(len(events))
+        return await store(events, durability=durability)
+
+    monkeypatch.setattr(service.ingest.store, "append", append)
+    sent = [Event(f"e{number}", f"u{number % 9}", f"i{number % 8}", NOW + number) for number in range(120)]
+    sent[60] = sent[10]
+    assert {outcome.status for outcome in await service.ingest.submit(sent[:20], "durable")} == {"accepted"}
+    with service.engine.admission.admitted(time.monotonic() + 60):
+        outcomes = await service.ingest.submit([*sent, "refused"], "durable")
+    assert sizes[0] == 20 and max(sizes[1:]) <= 50, f"pieces of {sizes[1:]} events"
+    expected = ["duplicate" if place < 20 or place == 60 else "accepted" for place in range(120)]
+    assert [outcome.status for outcome in outcomes] == [*expected, "rejected"]
 
 
 async def test_an_event_without_an_id_is_known_by_its_facts(service: Service) -> None:
