@@ -42,8 +42,9 @@ $(REASONER): | $(VENV)/.demo $(READERS)
 
 # One thread a process: $(JOBS) processes share the cores, and a second thread in each would make all of them slower.
 # Each file has one process, so that its fixtures are made once; the files come in the order of tests/conftest.py.
-test: lint ## lint, types and all tests
+test: lint ## lint, types and all tests; where node and npm's registry are, also the TypeScript client
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST)
+	@if [ -z "$(PYTEST)" ] && npm view --fetch-retries=0 --fetch-timeout=10000 typescript version > /dev/null 2>&1; then $(MAKE) --no-print-directory typescript; fi
 
 chaos: $(VENV)/.test ## break a running service on purpose: 200 kills and every fault of the store under load, then 5,000 odd requests and a table (20 minutes)
 	@OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python -m tests.chaos.run

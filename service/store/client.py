@@ -211,6 +211,7 @@ class MemoryStore(StoreConnection):
         args = prefix, self.tombstones.kept_s, doomed, LARGE
         command = eval_command(scripts.FORGET_USER, [*user_keys(user_id), tombstone], *args)
         ((events, states, num_keys, has_more, *others, at, shredded),) = await self.write([command], self.durability)
+        self._seen.forget(user_id)
         await drain(self.run, doomed)
         if has_more:
             num_keys += await self._unlink_all(prefix)

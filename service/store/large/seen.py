@@ -53,13 +53,13 @@ class SeenStore:
     async def _add(self, user_id: str, state: tuple[bytes, int], items: bytes, newest: bytes) -> None:
         if len(newest) >= SEEN_BYTES:
             items, newest = await asyncio.to_thread(_one_each, items + newest), b""
-        self._forget(user_id)
+        self.forget(user_id)
         self.states[user_id], self._entries[user_id] = state, (items, newest)
         self._num_bytes += len(items) + len(newest)
         while self._num_bytes > MOST_BYTES and len(self.states) > 1:
-            self._forget(next(iter(self.states)))
+            self.forget(next(iter(self.states)))
 
-    def _forget(self, user_id: str) -> None:
+    def forget(self, user_id: str) -> None:
         if self.states.pop(user_id, None) is not None:
             self._num_bytes -= sum(map(len, self._entries.pop(user_id)))
 
