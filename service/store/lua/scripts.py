@@ -82,7 +82,8 @@ APPEND = (
 local answer, ids, rows, new = {}, {}, {}, {}
 local may, must_put = may_write(ARGV[4], ARGV[5])
 if not may then return answer end
-local known, deleted = keep_sorted(), deleted_at(KEYS[8])
+local known, is_sorted = keep_sorted()
+local deleted = deleted_at(KEYS[8])
 for i = 6, #ARGV, 5 do ids[#ids + 1] = ARGV[i] end
 local bodies = hmget(KEYS[1], ids)
 for i, id in ipairs(ids) do
@@ -102,7 +103,7 @@ if #rows > 0 then
 end
 if redis.call('EXISTS', KEYS[1]) == 0 then return answer end
 if is_outdated(known) then redis.call('HDEL', FACTS, 'table')
-elseif not known then redis.call('HSET', FACTS, 'table', ARGV[1]) end
+elseif not known and is_sorted then redis.call('HSET', FACTS, 'table', ARGV[1]) end
 return answer
 """
 )
