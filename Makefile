@@ -73,7 +73,7 @@ format: $(VENV)/.test ## mend what ruff can mend
 openapi: $(VENV)/.test ## after a change of the API: write docs/openapi.json and the types of the Python client
 	@PYTHONPATH=. $(BIN)/python -m service openapi > docs/openapi.json.new && mv docs/openapi.json.new docs/openapi.json
 	@$(BIN)/datamodel-codegen
-	@$(BIN)/python automr/unasync.py && $(BIN)/ruff format --quiet automr
+	@$(BIN)/python automr/unasync.py && $(BIN)/ruff check --quiet --fix automr && $(BIN)/ruff format --quiet automr
 
 sbom: $(VENV)/.created ## parts and licences of the environment: build/sbom.json (CycloneDX), build/licences.md
 	@mkdir -p build && $(PIP) install --quiet cyclonedx-bom==7.5.0 pip-licenses==5.5.5
