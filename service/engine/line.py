@@ -3,7 +3,7 @@
 What is in work slows all others: it shares the event loop, and a batch of the model takes longer with more jobs. So
 while several callers ask, a caller with more than its equal part of the requests in work begins another one only while
 few are in work: one batch at the model, and one on its way. The other requests wait here, callers in rotation, before
-any work is done for them. Callers with their part or less do not wait here, nor does a caller who is alone.
+any work is done for them. A caller waits here only if it has more than its part and is not alone.
 """
 
 import asyncio

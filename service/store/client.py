@@ -166,15 +166,20 @@ class MemoryStore(StoreConnection):
 
         Only the newest `num_states` events come with their records (None: all); older ones with None.
         """
-        make = partial(recall_command, user_id, space, limit, self._sorting, num_states=num_states)
-        (answer,) = await self.run_on([make(with_seen=True, seen_from=self._seen.states.get(user_id, (b"", 0)))])
-        if len(answer[4]) > 1:  # very many events
-            answer[4] = [await self._seen.whole(user_id, answer[4])]
+        make = partial(recall_command, user_id, space, limit, num_states=num_states, with_seen=True)
+        states, nothing = self._seen.states, (b"", 0)
+        while True:
+            (answer,) = await self.run_on(lambda: [make(self._sorting, seen_from=states.get(user_id, nothing))])
+            if len(answer[4]) == 1 and user_id not in states:  # few events
+                break
+            if (seen := await self._seen.whole(user_id, answer[4])) is not None:
+                answer[4] = [seen]
+                break
         return decode_recalled(user_id, answer, self.sealing)
 
     async def recall_many(self, user_ids: Sequence[str], space: str, limit: int) -> list[Recalled]:
         """The newest `limit` events of each user, in the given order. One round trip; `seen` is left empty."""
-        answers = await self.run_on([recall_command(user_id, space, limit, self._sorting) for user_id in user_ids])
+        answers = await self.run_on(lambda: [recall_command(each, space, limit, self._sorting) for each in user_ids])
         recalled = []
         for user_id, answer in zip(user_ids, answers, strict=True):
             await asyncio.sleep(0)  # decoding many users takes long: let other tasks run in between

@@ -200,11 +200,12 @@ class StoreConnection:
         self.breaker.check()
         return await self._ask(commands)
 
-    async def run_on(self, commands: Sequence[Command]) -> list[Any]:
-        """`run`, but a command that answers nothing is repeated: it does its work in steps."""
-        answers = await self.run(commands)
+    async def run_on(self, make: Callable[[], Sequence[Command]]) -> list[Any]:
+        """`run`, but a command that answers nothing is made again and repeated: it does its work in steps."""
+        answers = await self.run(make())
         while left := [place for place, answer in enumerate(answers) if answer is None]:
             await asyncio.sleep(0)  # other callers come first
+            commands = make()
             again = await self.run([commands[place] for place in left])
             for place, answer in zip(left, again, strict=True):
                 answers[place] = answer
@@ -218,11 +219,7 @@ class StoreConnection:
         """Sends the texts of scripts only where the server does not know them; a cluster client always sends them."""
         if self.is_cluster:
             return list(await self._execute(commands))
-        names = self._texts.names
-        sent = [
-            ("EVALSHA", names[each[1]], *each[2:]) if each[0] == "EVAL" and each[1] in names else each
-            for each in commands
-        ]
+        sent = self._texts.shortened(commands)
         answers = await self._execute(sent, raise_on_error=False)
         failed = [answer for answer in answers if isinstance(answer, Exception)]
         is_news = failed or any(command[0] == "EVAL" for command in sent)

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 OURS = tuple(str(ROOT / package) for package in ("service", "model_store"))
 HANDLER = str(ROOT / "service" / "http" / "routes" / "recommend.py"), "recommend"
 # Four of them are for spans, four ask whether records are sealed, two let a greedy key wait, one writes the list later.
-MAX_CROSSINGS = 49
+MAX_CROSSINGS = 50
 
 is_recorded: contextvars.ContextVar[bool] = contextvars.ContextVar("is_recorded", default=False)
 

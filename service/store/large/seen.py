@@ -1,8 +1,8 @@
 """What large users have seen, kept between their requests: `seen` of the store has 12 bytes for each event.
 
-A request of a user of few events gets all of it in its one round trip. For a user of more, the process keeps what it
-read last, one entry an item, and gets only what has come since. What it does not know yet comes in parts, each a short
-command. The store names the states of `seen` (see `lua/scripts.py`): under the same name it only grows.
+A request of a user of few events gets all of it in its one round trip. For a user with more events, the process keeps
+what it read last, one entry an item, and gets only what has come since. What it does not know yet comes in parts, each
+a short command. The store names the states of `seen` (see `lua/scripts.py`): under the same name it only grows.
 """
 
 import asyncio
@@ -34,9 +34,12 @@ class SeenStore:
         self._entries: dict[str, tuple[bytes, bytes]] = {}  # one for each item, and the newest
         self._num_bytes = 0
 
-    async def whole(self, user_id: str, part: Sequence[Any]) -> bytes:
-        """All entries, some repeated; `part` is the answer of `seen_part` to the state that is known."""
-        while len(part) > 1:
+    async def whole(self, user_id: str, part: Sequence[Any] | None) -> bytes | None:
+        """All entries, some repeated; `part` is the answer of `seen_part` to the state that is known.
+
+        None: they are being made anew meanwhile, and the user is to be read again.
+        """
+        while part is not None and len(part) > 1:
             more, name, start, size = part
             if start == 0:
                 await self._add(user_id, (name, len(more)), b"", more)
@@ -47,8 +50,8 @@ class SeenStore:
             if known[0] == name and known[1] >= size:
                 return b"".join(self._entries[user_id])
             (part,) = await self._run([eval_command(MORE_SEEN, user_keys(user_id), *known, SEEN_BYTES)])
-        found: bytes = part[0] or b""
-        return found
+        self.forget(user_id)  # few events, or none
+        return None if part is None else part[0] or b""
 
     async def _add(self, user_id: str, state: tuple[bytes, int], items: bytes, newest: bytes) -> None:
         if len(newest) >= SEEN_BYTES:

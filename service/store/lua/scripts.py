@@ -119,7 +119,7 @@ local function seen_part(epoch, start, most)
     stored = table.concat(redis.call('TIME'), '.')
     redis.call('HSET', KEYS[7], 'epoch', stored)
   end
-  if epoch ~= stored then start = 0 end
+  if epoch ~= stored or start > size then start = 0 end  -- a replica that took over may have less
   return {redis.call('GETRANGE', KEYS[3], start, start + most - 1), stored, start, size}
 end
 """
@@ -157,8 +157,14 @@ return {ids, hmget(KEYS[1], ids), records, digest, seen, against, hmget(KEYS[1],
 """
 )
 
-# ARGV: name, first byte, most bytes  ->  part of `seen`, see `seen_part`
-MORE_SEEN = SEEN_PART + "return seen_part(ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]))"
+# ARGV: name, first byte, most bytes  ->  part of `seen`, see `seen_part`. Nothing: `seen` is being made anew.
+MORE_SEEN = (
+    SEEN_PART
+    + """
+if redis.call('HEXISTS', KEYS[7], 'rest') == 1 then return false end
+return seen_part(ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]))
+"""
+)
 
 # ARGV: limit  ->  log digest of the newest `limit` events
 DIGEST = LOG + "return (log_digest(redis.call('ZREVRANGE', KEYS[2], 0, ARGV[1] - 1)))"

@@ -179,7 +179,7 @@ local function place_some(limit)
   end
   place_events(stored)
   for key, number in pairs(nums) do redis.call('ZREMRANGEBYRANK', key, -number, -1) end
-  if #rows < limit then redis.call('HDEL', FACTS, 'rest') end
+  if redis.call('EXISTS', unpack(UNSORTED)) == 0 then redis.call('HDEL', FACTS, 'rest') end
   return #rows
 end
 
@@ -193,7 +193,7 @@ end
 -- another call goes on), and whether readers have to look for events that were taken back.
 local function keep_sorted()
   local known, size, rest, late = unpack(redis.call('HMGET', FACTS, 'table', 'seen', 'rest', 'late'))
-  if is_outdated(known) then return known, true, late end
+  if is_outdated(known) then return known, not rest, late end
   local is_whole = known == ARGV[1] and redis.pcall('STRLEN', SEEN) == tonumber(size or 0)
   if is_whole and not rest or redis.call('EXISTS', KEYS[1]) == 0 then return known, true, late end
   local left, has_rest = EVENTS_PER_SCRIPT, redis.call('EXISTS', unpack(UNSORTED)) > 0

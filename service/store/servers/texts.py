@@ -22,6 +22,19 @@ class Texts:
     def __init__(self) -> None:
         self.names: dict[str, str] = {}
 
+    def shortened(self, commands: Sequence[Command]) -> list[Command]:
+        """The commands with names in the place of texts. Of commands with several texts, the first with each has the
+        text: a server that knows only some of them would run only some, and in another order than asked for.
+        """
+        texts = [command[1] for command in commands if command[0] == "EVAL"]
+        named = set() if len(set(texts)) > 1 else set(texts)
+        short: list[Command] = []
+        for command in commands:
+            name = self.names.get(command[1]) if command[0] == "EVAL" else None
+            short.append(("EVALSHA", name, *command[2:]) if name and command[1] in named else command)
+            named |= {command[1]} if command[0] == "EVAL" else set()
+        return short
+
     def learn(self, commands: Sequence[Command], answers: Sequence[Any]) -> list[int]:
         """Places of the commands that are to be sent again with their texts. What waits for them is sent again, too:
         it comes last, after a mark (see `durability.py`).

@@ -1,5 +1,6 @@
 """A user with many events costs the store small steps only. Steps are counted, because times depend on the machine."""
 
+import asyncio
 from collections.abc import Sequence
 
 import pytest
@@ -9,7 +10,9 @@ from model_store.event_types import EventTypes, TypeRule
 from service.errors import StoreUnavailable
 from service.store import requests
 from service.store.client import MemoryStore
+from service.store.embedded.server import EmbeddedServer
 from service.store.events import SEEN, Event, item_digest
+from service.store.keys import facts_key
 from service.store.large import seen
 from service.store.large.doomed import ELEMENTS_PER_STEP, LARGE
 from service.store.lua.sorting import EVENTS_PER_SCRIPT
@@ -117,6 +120,7 @@ async def test_another_table_sorts_the_events_in_small_steps(
     await raw.config_resetstat()
     await large.recall("u", "s", 10)
     assert (await calls(raw))["eval"] == 1, "the events are sorted"
+    assert not await raw.hexists(facts_key("u"), "rest")
 
 
 async def test_what_a_large_user_has_seen_is_read_once(
@@ -161,6 +165,32 @@ async def test_a_server_that_forgot_the_scripts_gets_their_texts_again(store: Me
     await raw.config_resetstat()
     await store.append([Event("c", "u", "y", 3)])
     assert "cmdstat_eval" not in await raw.info("commandstats"), "the text is sent each time"
+
+
+async def test_a_server_that_knows_some_of_the_scripts_runs_them_in_their_order(store: MemoryStore, raw: Redis) -> None:
+    first, second = (f"redis.call('RPUSH', KEYS[1], '{name}')" for name in ("first", "second"))
+    commands = [("EVAL", script, 1, "order") for script in (first, second, first)]
+    await store.run(commands)
+    await raw.delete("order")
+    await raw.script_flush()
+    await raw.script_load(second)
+    await store.run(commands)
+    assert await raw.lrange("order", 0, -1) == [b"first", b"second", b"first"]
+
+
+async def test_a_reader_of_an_older_table_never_takes_a_part_for_the_whole(
+    large: MemoryStore, valkey: EmbeddedServer
+) -> None:
+    """A process that has not heard of a new table waits while others sort the user by it."""
+    large.use_event_types(OTHER, 1)
+    await large.append([Event("new", "u", "new", 78)])  # begins
+    late = await MemoryStore.connect(valkey.url)
+    reading = asyncio.create_task(late.recall("u", "s", NUM_EVENTS + 1))
+    await asyncio.sleep(0.05)
+    assert not reading.done(), f"{len(reading.result())} of {NUM_EVENTS + 1} events were taken for all"
+    late.use_event_types(OTHER, 1)
+    assert len(await reading) == NUM_EVENTS + 1
+    await late.close()
 
 
 def parts(entries: bytes) -> list[bytes]:
