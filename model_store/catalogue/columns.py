@@ -188,7 +188,7 @@ def _paths(titles: Sequence[str], prompt: Prompt) -> Paths:
 
 
 def _tokens(titles: Sequence[str], prompt: Prompt) -> list[Sequence[int]]:
-    """Of few titles, the model has just read most: the prompt keeps their tokens."""
+    """If there are few titles, the model has just read most of them, and the prompt keeps their tokens."""
     if len(titles) <= _FEW:
         return [prompt.title_tokens(title) for title in titles]
     flat, counts = prompt.tokens_of_titles(titles)

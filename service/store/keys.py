@@ -60,6 +60,8 @@ r"""The key table: every key of AutoMR in Redis, and the functions that build ke
                                               minute (see `durability.py`)
     automr:{+<slot>}:gone:<hash>      STRING  second in which the user was deleted, see     users deleted, for days
                                               `erasure/tombstones.py`
+    automr:{+<slot>}:gone:<hash>:doomed:<n>   sets and hashes of a deleted user that had    until they are empty
+                                              very many elements (see `large/doomed.py`)
     automr:{+erasure}:users           ZSET    users whose deletion is not finished, by when  such users
                                               it goes on (see `erasure/deletions.py`)
     automr:{+erasure}:receipts        STREAM  what each deletion removed; no user id         newest 10,000

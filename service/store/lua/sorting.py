@@ -179,7 +179,6 @@ local function place_some(limit)
   end
   place_events(stored)
   for key, number in pairs(nums) do redis.call('ZREMRANGEBYRANK', key, -number, -1) end
-  if redis.call('EXISTS', unpack(UNSORTED)) == 0 then redis.call('HDEL', FACTS, 'rest') end
   return #rows
 end
 
@@ -200,9 +199,10 @@ local function keep_sorted()
   while left > 0 and (has_rest or not is_whole) do
     if not has_rest then begin_anew() end
     is_whole = is_whole or not has_rest
-    local number = place_some(left)
-    has_rest, left = number == left, left - number
+    left = left - place_some(left)
+    has_rest = redis.call('EXISTS', unpack(UNSORTED)) > 0
   end
+  if not has_rest then redis.call('HDEL', FACTS, 'rest') end
   return known, is_whole and not has_rest, redis.call('HGET', FACTS, 'late')
 end
 """

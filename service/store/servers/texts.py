@@ -23,8 +23,9 @@ class Texts:
         self.names: dict[str, str] = {}
 
     def shortened(self, commands: Sequence[Command]) -> list[Command]:
-        """The commands with names in the place of texts. Of commands with several texts, the first with each has the
-        text: a server that knows only some of them would run only some, and in another order than asked for.
+        """The commands with names in the place of texts. If they have several texts, each text is sent once with the
+        first command that has it. With names alone, a server that knows only some of the texts would run those
+        commands first.
         """
         texts = [command[1] for command in commands if command[0] == "EVAL"]
         named = set() if len(set(texts)) > 1 else set(texts)

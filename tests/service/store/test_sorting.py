@@ -174,6 +174,30 @@ async def test_an_older_table_of_another_replica_does_not_stay(store: MemoryStor
     await late.close()
 
 
+@pytest.mark.parametrize("change", ["forget", "replace"])
+def test_a_sort_ends_when_the_last_event_that_is_not_placed_goes(valkey: EmbeddedServer, change: str) -> None:
+    async def run() -> None:
+        store, late = await MemoryStore.connect(valkey.url), await MemoryStore.connect(valkey.url)
+        await store.forget_user("u")
+        log = [Event(name, "u", name, second, "view") for second, name in enumerate("abc")]
+        await store.append(log[:2])
+        store.use_event_types(OTHER, 1)
+        await store.append(log[2:])  # the sets are made anew, and `b` is placed
+        if change == "forget":
+            await store.forget_event("u", "a")
+        else:
+            await store.replace(log[0]._replace(item_id="z"))
+        async with asyncio.timeout(5):
+            recalled = await late.recall("u", "s", 10)
+            recalled_and_seen = await store.recall_and_seen("u", "s", 10)
+        assert len(recalled) == len(recalled_and_seen.events) == (2 if change == "forget" else 3)
+        await store.close()
+        await late.close()
+
+    with steps_of(1):
+        asyncio.run(run())
+
+
 async def test_the_log_digest_follows_what_events_mean(store: MemoryStore) -> None:
     async def digest() -> bytes:
         return (await store.log_digests(["u"], 10))[0]
