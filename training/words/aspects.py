@@ -104,7 +104,7 @@ def _contrast(
     for user, item in scenario.choices:
         for term in terms[item]:
             users.setdefault(term, set()).add(user)
-    names = [term for term in own if term and term != scenario.name and len(users[term]) >= MIN_USERS]
+    names = sorted(term for term in own if term and term != scenario.name and len(users[term]) >= MIN_USERS)
     z = _log_odds(names, own, others, background)
     best = np.argsort(-z, kind="stable")[:ASPECTS_OF_A_SCENARIO]
     return [
