@@ -4,6 +4,7 @@ In: frames with the columns of their roles. Out: frames that are complete, disti
 removed why. Each removal and each change is noted with its first example.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import polars as pl
@@ -19,6 +20,7 @@ from training.data.times import MISSING_WORDS, TimeFormat, is_missing, note_unli
 
 MAX_QUERY_LENGTH = 500  # characters; the rest is cut off
 _BY_TIME = ["user", "timestamp", "item"]
+_TIED_AT_ONCE = 1_000_000  # events whose tie keys are in memory together
 
 
 class Events(NamedTuple):
@@ -156,15 +158,18 @@ def _note_removed(what: str, before: pl.DataFrame, after: pl.DataFrame, raw: Eve
 def _in_history_order(events: pl.DataFrame, users: pl.Series, items: pl.Series) -> pl.DataFrame:
     """Names instead of codes. `events` are sorted by user, time and item; where times are equal, tie keys decide."""
     same = (pl.col("user") == pl.col("user").shift()) & (pl.col("timestamp") == pl.col("timestamp").shift())
-    is_tied = events.select((same | same.shift(-1)).fill_null(False)).to_series()
-    places = is_tied.arg_true()
+    goes_on = events.select(same.fill_null(False)).to_series()
+    places = (goes_on | goes_on.shift(-1, fill_value=False)).arg_true()
     if len(places):
-        tied = events.gather(places)
-        pairs = zip(users.gather(tied["user"]), items.gather(tied["item"]), strict=True)
-        keys = pl.Series("tie", [tie_key(user, item) for user, item in pairs], dtype=pl.String)
         types = [TYPE] if TYPE in events.columns else []
-        by_key = tied.with_columns(keys).sort("user", "timestamp", "tie", "item", *types)
-        moved = ("item", "rating", *types)
+        moved = ["item", "rating", *types]
+        parts = []
+        for start, end in pairwise(_bounds(~goes_on.gather(places))):
+            tied = events.gather(places.slice(start, end - start))
+            pairs = zip(users.gather(tied["user"]), items.gather(tied["item"]), strict=True)
+            keys = pl.Series("tie", [tie_key(user, item) for user, item in pairs], dtype=pl.String)
+            parts.append(tied.with_columns(keys).sort("user", "timestamp", "tie", "item", *types).select(moved))
+        by_key = pl.concat(parts)
         events = events.with_columns(events[column].scatter(places, by_key[column]) for column in moved)
     return events.select(
         user_id=users.gather(events["user"]),
@@ -173,6 +178,13 @@ def _in_history_order(events: pl.DataFrame, users: pl.Series, items: pl.Series) 
         rating="rating",
         **({TYPE: pl.col(TYPE)} if TYPE in events.columns else {}),
     )
+
+
+def _bounds(is_first: pl.Series) -> list[int]:
+    """Of pieces of about `_TIED_AT_ONCE` rows that divide no group; `is_first` marks the first row of each group."""
+    starts = is_first.arg_true()
+    wanted = pl.int_range(0, len(is_first), _TIED_AT_ONCE, eager=True)
+    return [*starts.gather(starts.search_sorted(wanted, side="right") - 1).unique().sort(), len(is_first)]
 
 
 def _read_types(frame: pl.DataFrame) -> pl.Series:

@@ -7,10 +7,11 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from model_store.text.history import clean_title, tie_key
+from training.data import cleaning
 from training.data.dataset import (
     INTERACTIONS,
     ITEMS,
@@ -46,9 +47,12 @@ def four_items() -> pl.DataFrame:
     return pl.DataFrame({"item_id": ["i1", "i2", "i3", "i4"], "title": ["A", "B", "C", "D"]})
 
 
-@given(events_strategy)
-def test_histories_are_ordered_by_time_and_tie_key(events: list[Event]) -> None:
-    cleaned = clean_dataset("x", frame(events), four_items())[0].interactions
+@given(events_strategy, st.integers(1, 9))
+@example([("u1", item, time, None) for time in (1, 2) for item in ("i1", "i2", "i3", "i4")], 3)
+def test_histories_are_ordered_by_time_and_tie_key(events: list[Event], at_once: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cleaning, "_TIED_AT_ONCE", at_once)
+        cleaned = clean_dataset("x", frame(events), four_items())[0].interactions
     keys = [(user, time, tie_key(user, item)) for user, item, time, _ in cleaned.rows()]
     assert keys == sorted(keys)
     assert {row[:3] for row in cleaned.rows()} == {event[:3] for event in events}, "rows were lost or added"
