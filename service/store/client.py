@@ -167,11 +167,10 @@ class MemoryStore(StoreConnection):
         Only the newest `num_states` events come with their records (None: all); older ones with None.
         """
         make = partial(recall_command, user_id, space, limit, num_states=num_states, with_seen=True)
-        states, nothing, seen = self._seen.states, (b"", 0), None
+        seen = None
         while seen is None:
-            (answer,) = await self.run_on(lambda: [make(self._sorting, seen_from=states.get(user_id, nothing))])
-            has_few = len(answer[4]) == 1 and user_id not in states
-            seen = answer[4][0] or b"" if has_few else await self._seen.whole(user_id, answer[4])
+            (answer,) = await self.run_on(lambda: [make(self._sorting, seen_from=self._seen.known(user_id))])
+            seen = await self._seen.whole(user_id, answer[4])
         answer[4] = [seen]
         return decode_recalled(user_id, answer, self.sealing)
 

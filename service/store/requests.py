@@ -1,7 +1,7 @@
 """The commands that the store sends, and what their answers mean. Pure, but for a warning of unreadable events."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -29,6 +29,17 @@ Command = tuple[Any, ...]
 Sorting = tuple[str, str]  # see `sorting.sorting_of`
 NUM_AGAINST = 50  # newest events against items that a reader gets
 SEEN_BYTES = 120_000  # of `seen` in one answer
+
+
+class SeenFrom(NamedTuple):
+    """What a caller knows of `seen`: the name of its state, how many bytes, and the last of them."""
+
+    name: bytes
+    size: int
+    end: bytes
+
+
+NOTHING_SEEN = SeenFrom(b"", 0, b"")
 
 
 def eval_command(script: str, keys: Sequence[str], *args: Any) -> Command:
@@ -96,9 +107,8 @@ def recall_command(
     *,
     num_states: int | None = None,
     with_seen: bool = False,
-    seen_from: tuple[bytes, int] = (b"", 0),
+    seen_from: SeenFrom = NOTHING_SEEN,
 ) -> Command:
-    """`seen_from`: name and size of the state of `seen` that the caller knows."""
     most = limit if num_states is None else num_states
     args = *sorting, max(limit, 0), max(most, 0), int(with_seen), NUM_AGAINST, *seen_from, SEEN_BYTES
     return eval_command(scripts.RECALL, user_keys(user_id, space), *args)

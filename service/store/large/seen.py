@@ -2,12 +2,15 @@
 
 A request of a user of few events gets all of it in its one round trip. For a user with more events, the process keeps
 what it read last, one entry an item, and gets only what has come since. What it does not know yet comes in parts, each
-a short command. The store names the states of `seen` (see `lua/scripts.py`): under the same name it only grows.
+a short command. The store names the states of `seen` (see `lua/scripts.py`): under the same name it only grows. But a
+replica that took over may have grown in another way. So a reader sends the last bytes that it has read, too, and gets
+everything anew where the store has others.
 """
 
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,24 +18,28 @@ import numpy as np
 from service.store.events import SEEN
 from service.store.keys import user_keys
 from service.store.lua.scripts import MORE_SEEN
-from service.store.requests import SEEN_BYTES, eval_command
+from service.store.requests import NOTHING_SEEN, SEEN_BYTES, SeenFrom, eval_command
 
 MOST_BYTES = 64_000_000  # of all users together
+KEPT_S = 600  # a user who was not read for so long is forgotten: another process may have deleted the user
+COMPARED_BYTES = 100 * SEEN.itemsize
 
 Run = Callable[[Sequence[tuple[Any, ...]]], Awaitable[list[Any]]]
 
 
 class SeenStore:
-    """For one event loop. `run` is `MemoryStore.run`; its errors come through.
-
-    `states`: name and size of what is known of each user.
-    """
+    """For one event loop. `run` is `MemoryStore.run`; its errors come through."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self.states: OrderedDict[str, tuple[bytes, int]] = OrderedDict()
-        self._entries: dict[str, tuple[bytes, bytes]] = {}  # one for each item, and the newest
+        self._known: OrderedDict[str, _Known] = OrderedDict()  # who was read last comes last
         self._num_bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def known(self, user_id: str) -> SeenFrom:
+        """What is known of a user, for the store."""
+        found = self._known.get(user_id)
+        return NOTHING_SEEN if found is None else found.state
 
     async def whole(self, user_id: str, part: Sequence[Any] | None) -> bytes | None:
         """All entries, some repeated; `part` is the answer of `seen_part` to the state that is known.
@@ -41,30 +48,64 @@ class SeenStore:
         """
         while part is not None and len(part) > 1:
             more, name, start, size = part
+            before = self._known.get(user_id)
             if start == 0:
-                await self._add(user_id, (name, len(more)), b"", more)
-            elif self.states.get(user_id) == (name, start):  # else another request has read on
-                items, newest = self._entries[user_id]
-                await self._add(user_id, (name, start + len(more)), items, newest + more)
-            known = self.states.get(user_id, (b"", 0))
-            if known[0] == name and known[1] >= size:
-                return b"".join(self._entries[user_id])
-            (part,) = await self._run([eval_command(MORE_SEEN, user_keys(user_id), *known, SEEN_BYTES)])
+                await self._add(user_id, SeenFrom(name, 0, b""), b"", b"", more)
+            elif before is not None and before.state[:2] == (name, start):  # else another request has read on
+                await self._add(user_id, before.state, before.items, before.newest, more)
+            after = self._known.get(user_id)
+            if after is not None and after.state.name == name and after.state.size >= size:
+                return after.items + after.newest
+            (part,) = await self._run([eval_command(MORE_SEEN, user_keys(user_id), *self.known(user_id), SEEN_BYTES)])
         self.forget(user_id)  # few events, or none
         return None if part is None else part[0] or b""
 
-    async def _add(self, user_id: str, state: tuple[bytes, int], items: bytes, newest: bytes) -> None:
+    async def _add(self, user_id: str, state: SeenFrom, items: bytes, newest: bytes, more: bytes) -> None:
+        end = (state.end + more)[-COMPARED_BYTES:]
+        state, newest = SeenFrom(state.name, state.size + len(more), end), newest + more
+        known = self._keep(user_id, state, items, newest)
         if len(newest) >= SEEN_BYTES:
-            items, newest = await asyncio.to_thread(_one_each, items + newest), b""
+            items = await asyncio.to_thread(_one_each, items + newest)
+            if self._known.get(user_id) is known:  # else the user was deleted, or another request has read on
+                self._keep(user_id, state, items, b"")
+
+    def _keep(self, user_id: str, state: SeenFrom, items: bytes, newest: bytes) -> "_Known":
         self.forget(user_id)
-        self.states[user_id], self._entries[user_id] = state, (items, newest)
-        self._num_bytes += len(items) + len(newest)
-        while self._num_bytes > MOST_BYTES and len(self.states) > 1:
-            self.forget(next(iter(self.states)))
+        until = asyncio.get_running_loop().time() + KEPT_S
+        known = self._known[user_id] = _Known(state, items, newest, until)
+        self._num_bytes += known.num_bytes
+        while self._num_bytes > MOST_BYTES and len(self._known) > 1:
+            self.forget(next(iter(self._known)))
+        if self._timer is None:
+            self._forget_unused()
+        return known
 
     def forget(self, user_id: str) -> None:
-        if self.states.pop(user_id, None) is not None:
-            self._num_bytes -= sum(map(len, self._entries.pop(user_id)))
+        if (known := self._known.pop(user_id, None)) is not None:
+            self._num_bytes -= known.num_bytes
+
+    def _forget_unused(self) -> None:
+        """Now, and again when the next user is due."""
+        loop = asyncio.get_running_loop()
+        while self._known:
+            user_id, known = next(iter(self._known.items()))
+            if known.until > loop.time():
+                self._timer = loop.call_at(known.until, self._forget_unused)
+                return
+            self.forget(user_id)
+        self._timer = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    state: SeenFrom
+    items: bytes  # one entry for each item
+    newest: bytes  # entries that came after those
+    until: float  # time of the loop
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.items) + len(self.newest)
 
 
 def _one_each(entries: bytes) -> bytes:

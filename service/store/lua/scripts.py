@@ -109,9 +109,10 @@ return answer
 )
 
 # Part of `seen` from byte `start` on, at most `most` bytes, and, where this is not all of it, the name of this state of
-# `seen`, the first byte of the part, and the size. Later states of the same name begin with the same bytes.
+# `seen`, the first byte of the part, and the size. Later states of the same name begin with the same bytes. A replica
+# that took over may have others. So the part begins at 0 unless the bytes before `start` end with those of the caller.
 SEEN_PART = """
-local function seen_part(epoch, start, most)
+local function seen_part(epoch, start, ending, most)
   local size = redis.call('STRLEN', KEYS[3])
   if size <= most then return {redis.call('GET', KEYS[3])} end
   local stored = redis.call('HGET', KEYS[7], 'epoch')
@@ -119,17 +120,18 @@ local function seen_part(epoch, start, most)
     stored = table.concat(redis.call('TIME'), '.')
     redis.call('HSET', KEYS[7], 'epoch', stored)
   end
-  if epoch ~= stored or start > size then start = 0 end  -- a replica that took over may have less
+  local is_known = epoch == stored and start > 0
+  if not is_known or redis.call('GETRANGE', KEYS[3], start - #ending, start - 1) ~= ending then start = 0 end
   return {redis.call('GETRANGE', KEYS[3], start, start + most - 1), stored, start, size}
 end
 """
 
 # ARGV: name of the table, table, limit, number of states, '1' to ask for `seen`, number of events against, and of
-# `seen` name, first byte and most bytes (see `seen_part`)  ->  event ids, bodies, records (each newest first, nil where
-# missing), log digest, part of `seen`, ids and bodies of the newest events against items, and the wrapped key of the
-# user. Nothing: the events are not sorted yet, and the call is to be repeated. Only the newest events have records in
-# the answer, as many as the number of states. Reads all states at once, because looking up each of them in a listpack
-# takes longer.
+# `seen` name, first byte, last bytes before it and most bytes (see `seen_part`)  ->  event ids, bodies, records (each
+# newest first, nil where missing), log digest, part of `seen`, ids and bodies of the newest events against items, and
+# the wrapped key of the user. Nothing: the events are not sorted yet, and the call is to be repeated. Only the newest
+# events have records in the answer, as many as the number of states. Reads all states at once, because looking up each
+# of them in a listpack takes longer.
 RECALL = (
     EVENT_ID
     + FIELD
@@ -151,18 +153,19 @@ if num_states > 0 then
   for i = 1, #pairs_of_states, 2 do states[pairs_of_states[i]] = pairs_of_states[i + 1] end
   for i = 1, num_states do records[i] = states[field(ids[i])] or false end
 end
-local seen = ARGV[5] == '1' and seen_part(ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9]))
+local seen = ARGV[5] == '1' and seen_part(ARGV[7], tonumber(ARGV[8]), ARGV[9], tonumber(ARGV[10]))
 local digest, wrapped = log_digest(members)
 return {ids, hmget(KEYS[1], ids), records, digest, seen, against, hmget(KEYS[1], against), wrapped}
 """
 )
 
-# ARGV: name, first byte, most bytes  ->  part of `seen`, see `seen_part`. Nothing: `seen` is being made anew.
+# ARGV: name, first byte, last bytes before it, most bytes  ->  part of `seen`, see `seen_part`. Nothing: it is being
+# made anew.
 MORE_SEEN = (
     SEEN_PART
     + """
 if redis.call('HEXISTS', KEYS[7], 'rest') == 1 then return false end
-return seen_part(ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]))
+return seen_part(ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]))
 """
 )
 
@@ -190,7 +193,7 @@ return {members, hmget(KEYS[1], event_ids(members)), score, wrapped}
 # ARGV: keep, space, limit, wrapped key, (event_id, record)*  ->  number of records written, log digest of the newest
 # `limit` events. Nothing is written where the user has another key.
 # Only events that exist and are among the newest `keep` have a state. Other states are deleted here, which bounds the
-# size of a user.
+# size of a user; but not while the events are sorted anew, because the newest ones may not be placed yet.
 SAVE_STATES = (
     EVENT_ID
     + FIELD
@@ -207,7 +210,8 @@ for i = 5, #ARGV, 2 do
     written = written + 1
   end
 end
-for _, name in ipairs(redis.call('HKEYS', KEYS[8])) do
+local is_sorted = redis.call('HEXISTS', KEYS[7], 'rest') == 0
+for _, name in ipairs(is_sorted and redis.call('HKEYS', KEYS[8]) or {}) do
   if not is_kept[name] then redis.call('HDEL', KEYS[8], name) end
 end
 if redis.call('EXISTS', KEYS[8]) == 1 then redis.call('SADD', KEYS[4], ARGV[2]) end
