@@ -59,7 +59,7 @@ from service.store.keys import (
     user_prefix,
 )
 from service.store.large.doomed import LARGE, drain
-from service.store.large.seen import SeenStore
+from service.store.large.seen import NOTHING, SeenStore
 from service.store.lua import queue, scripts
 from service.store.lua.sorting import sorting_of
 from service.store.overlay import NewRecord, StoredItem
@@ -167,10 +167,11 @@ class MemoryStore(StoreConnection):
         Only the newest `num_states` events come with their records (None: all); older ones with None.
         """
         make = partial(recall_command, user_id, space, limit, num_states=num_states, with_seen=True)
-        seen = None
+        known, seen = self._seen.known, None
         while seen is None:
-            (answer,) = await self.run_on(lambda: [make(self._sorting, seen_from=self._seen.known(user_id))])
-            seen = await self._seen.whole(user_id, answer[4])
+            (answer,) = await self.run_on(lambda: [make(self._sorting, seen_from=known.get(user_id, NOTHING).state)])
+            has_few = len(answer[4]) == 1 and user_id not in known
+            seen = answer[4][0] or b"" if has_few else await self._seen.whole(user_id, answer[4])
         answer[4] = [seen]
         return decode_recalled(user_id, answer, self.sealing)
 

@@ -27,19 +27,32 @@ COMPARED_BYTES = 100 * SEEN.itemsize
 Run = Callable[[Sequence[tuple[Any, ...]]], Awaitable[list[Any]]]
 
 
+@dataclass(frozen=True, eq=False)
+class Known:
+    state: SeenFrom
+    items: bytes  # one entry for each item
+    newest: bytes  # entries that came after those
+    until: float  # time of the loop
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.items) + len(self.newest)
+
+
+NOTHING = Known(NOTHING_SEEN, b"", b"", 0.0)
+
+
 class SeenStore:
-    """For one event loop. `run` is `MemoryStore.run`; its errors come through."""
+    """For one event loop. `run` is `MemoryStore.run`; its errors come through.
+
+    `known`: users of whom something is kept. Who was read last comes last.
+    """
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._known: OrderedDict[str, _Known] = OrderedDict()  # who was read last comes last
+        self.known: OrderedDict[str, Known] = OrderedDict()
         self._num_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
-
-    def known(self, user_id: str) -> SeenFrom:
-        """What is known of a user, for the store."""
-        found = self._known.get(user_id)
-        return NOTHING_SEEN if found is None else found.state
 
     async def whole(self, user_id: str, part: Sequence[Any] | None) -> bytes | None:
         """All entries, some repeated; `part` is the answer of `seen_part` to the state that is known.
@@ -48,15 +61,15 @@ class SeenStore:
         """
         while part is not None and len(part) > 1:
             more, name, start, size = part
-            before = self._known.get(user_id)
+            before = self.known.get(user_id, NOTHING)
             if start == 0:
                 await self._add(user_id, SeenFrom(name, 0, b""), b"", b"", more)
-            elif before is not None and before.state[:2] == (name, start):  # else another request has read on
+            elif before.state[:2] == (name, start):  # else another request has read on
                 await self._add(user_id, before.state, before.items, before.newest, more)
-            after = self._known.get(user_id)
-            if after is not None and after.state.name == name and after.state.size >= size:
+            after = self.known.get(user_id, NOTHING)
+            if after.state.name == name and after.state.size >= size:
                 return after.items + after.newest
-            (part,) = await self._run([eval_command(MORE_SEEN, user_keys(user_id), *self.known(user_id), SEEN_BYTES)])
+            (part,) = await self._run([eval_command(MORE_SEEN, user_keys(user_id), *after.state, SEEN_BYTES)])
         self.forget(user_id)  # few events, or none
         return None if part is None else part[0] or b""
 
@@ -66,46 +79,34 @@ class SeenStore:
         known = self._keep(user_id, state, items, newest)
         if len(newest) >= SEEN_BYTES:
             items = await asyncio.to_thread(_one_each, items + newest)
-            if self._known.get(user_id) is known:  # else the user was deleted, or another request has read on
+            if self.known.get(user_id) is known:  # else the user was deleted, or another request has read on
                 self._keep(user_id, state, items, b"")
 
-    def _keep(self, user_id: str, state: SeenFrom, items: bytes, newest: bytes) -> "_Known":
+    def _keep(self, user_id: str, state: SeenFrom, items: bytes, newest: bytes) -> Known:
         self.forget(user_id)
         until = asyncio.get_running_loop().time() + KEPT_S
-        known = self._known[user_id] = _Known(state, items, newest, until)
+        known = self.known[user_id] = Known(state, items, newest, until)
         self._num_bytes += known.num_bytes
-        while self._num_bytes > MOST_BYTES and len(self._known) > 1:
-            self.forget(next(iter(self._known)))
+        while self._num_bytes > MOST_BYTES and len(self.known) > 1:
+            self.forget(next(iter(self.known)))
         if self._timer is None:
             self._forget_unused()
         return known
 
     def forget(self, user_id: str) -> None:
-        if (known := self._known.pop(user_id, None)) is not None:
+        if (known := self.known.pop(user_id, None)) is not None:
             self._num_bytes -= known.num_bytes
 
     def _forget_unused(self) -> None:
         """Now, and again when the next user is due."""
         loop = asyncio.get_running_loop()
-        while self._known:
-            user_id, known = next(iter(self._known.items()))
+        while self.known:
+            user_id, known = next(iter(self.known.items()))
             if known.until > loop.time():
                 self._timer = loop.call_at(known.until, self._forget_unused)
                 return
             self.forget(user_id)
         self._timer = None
-
-
-@dataclass(frozen=True, eq=False)
-class _Known:
-    state: SeenFrom
-    items: bytes  # one entry for each item
-    newest: bytes  # entries that came after those
-    until: float  # time of the loop
-
-    @property
-    def num_bytes(self) -> int:
-        return len(self.items) + len(self.newest)
 
 
 def _one_each(entries: bytes) -> bytes:

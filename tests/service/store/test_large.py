@@ -140,7 +140,7 @@ async def test_what_a_large_user_has_seen_is_read_once(
     await large.forget_event("u", "e7")
     assert item_digest("i7") not in {entry[:8] for entry in parts((await large.recall_and_seen("u", "s", 10)).seen)}
     await large.forget_user("u")
-    assert "u" not in large._seen._known, "the process remembers a deleted user"
+    assert "u" not in large._seen.known, "the process remembers a deleted user"
     assert (await large.recall_and_seen("u", "s", 10)).seen == b""
     await large.append([Event(f"n{number}", "u", f"n{number}", 79) for number in range(2000)])
     found = {entry[:8] for entry in parts((await large.recall_and_seen("u", "s", 10)).seen)}

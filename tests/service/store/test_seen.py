@@ -70,17 +70,17 @@ async def test_a_deletion_while_a_part_is_merged_is_not_undone(
     await store.forget_user("u")
     go_on.set()
     assert await reading == set()
-    assert not store._seen._known, "a deleted user is kept"
+    assert not store._seen.known, "a deleted user is kept"
 
 
 async def test_a_user_who_is_not_read_is_not_kept(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process may have deleted the user."""
     monkeypatch.setattr(seen, "KEPT_S", 0.1)
     await items_of(store)
-    until = store._seen._known["u"].until
+    until = store._seen.known["u"].until
     await items_of(store)
-    assert store._seen._known["u"].until > until, "a user who is read is not kept"
+    assert store._seen.known["u"].until > until, "a user who is read is not kept"
     async with asyncio.timeout(5):
-        while store._seen._known:
+        while store._seen.known:
             await asyncio.sleep(0.02)
     assert len(await items_of(store)) == NUM_EVENTS
