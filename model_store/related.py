@@ -64,11 +64,13 @@ def _of_voices(bundle: Bundle, row: int) -> Scores:
 
 
 def _of_words(bundle: Bundle, row: int) -> Scores:
-    if bundle.words is None or row >= len(bundle.words.index):
+    """(N,) of each table of the words. Items that came after training have no row in them."""
+    if bundle.words is None:
         return {}
     found: dict[Table, NDArray[np.float32]] = {}
     for name in TABLES:
-        if name in bundle.words.index.tables:
+        table = bundle.words.index.tables.get(name)
+        if table is not None and row < table.shape[0]:
             values = bundle.words.index.neighbours(name, [row])
             found[name] = np.pad(values, (0, len(bundle.catalogue) - len(values)))
     return found if any(values.any() for values in found.values()) else {}

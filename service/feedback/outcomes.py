@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from service.store.feedback.outcomes import EXPLORED, LISTS, OutcomeStore
+from service.store.feedback.outcomes import EXPLORED, LISTS, Outcome, OutcomeStore
 
 UNATTRIBUTED = "unattributed"
 COUNTED = (
@@ -24,6 +24,7 @@ _IMPRESSIONS = frozenset({"impression", "show", "shown"})
 _CONVERSIONS = frozenset({"purchase", "buy", "order", "subscribe", "booking"})
 _AGAINST = frozenset({"dislike", "skip", "return", "refund"})
 _USERS_AT_ONCE = 200
+_LIST_COMES_S = 5  # a list is written to the store a moment after its answer; an event may be faster
 _SECONDS_PER_DAY = 86_400
 _Z = 1.96  # of a 95 % interval
 
@@ -75,18 +76,30 @@ class Outcomes:
         self.store = store
 
     async def settle(self, user_ids: Sequence[str]) -> int:
-        """Counts what waits in the outboxes of these users; returns how many outcomes are new."""
-        waiting = await self.store.waiting(user_ids)
-        names = {each: outcome_of(each.type) if each.variant else UNATTRIBUTED for each in waiting}
-        return await self.store.count(names, day=int(time.time()) // _SECONDS_PER_DAY)
+        """Counts what waits in the outboxes of these users now; returns how many outcomes are new."""
+        return await self._count(await self.store.waiting(user_ids))
 
     async def settle_waiting(self) -> None:
-        """Counts the outcomes of all users who wait. Any number of servers may do so at a time."""
+        """Counts the outcomes of all users who wait. Any number of servers may do so at a time.
+
+        An outcome whose list is not known waits `_LIST_COMES_S` for it.
+        """
+        met: set[str] = set()
         while users := await self.store.users(_USERS_AT_ONCE):
-            await self.settle(list(users))
-            await self.store.settled(users)
-            if len(users) < _USERS_AT_ONCE:
+            waiting = await self.store.waiting(list(users))
+            since = time.time() - _LIST_COMES_S
+            early = {each for each in waiting if not each.variant and each.came_at > since}
+            await self._count([each for each in waiting if each not in early])
+            late = {each.user_id for each in early}
+            await self.store.settled({user_id: score for user_id, score in users.items() if user_id not in late})
+            await self.store.postpone(list(late))
+            if len(users) < _USERS_AT_ONCE or met.issuperset(users):
                 break
+            met |= users.keys()
+
+    async def _count(self, waiting: Sequence[Outcome]) -> int:
+        names = {each: outcome_of(each.type) if each.variant else UNATTRIBUTED for each in waiting}
+        return await self.store.count(names, day=int(time.time()) // _SECONDS_PER_DAY)
 
     async def results(self) -> Results:
         return results_of(await self.store.totals())

@@ -3,8 +3,9 @@
 When such an event is stored, a script in the slot of its user looks the list up and puts the outcome into the outbox
 of the user, for an event that is new only, and the user is marked as waiting. Servers empty the outboxes of users who
 wait: another script, in the slot of the totals, counts each outcome that it has not counted within two days, and then
-the outbox lets go of it. So a retry or a kill at any moment counts nothing twice and loses nothing. Takes
-`MemoryStore.run`; its errors come through.
+the outbox lets go of it. So a retry or a kill at any moment counts nothing twice and loses nothing. A list that was not
+found is looked up again when the outcome is counted: it is written a moment after its answer, and an event may be
+faster. Takes `MemoryStore.run`; its errors come through.
 """
 
 import hashlib
@@ -31,18 +32,19 @@ LISTS, EXPLORED = "lists", "explored"  # totals: answers that are kept, and item
 _KEPT_S = 7 * 86_400
 _DAY_S = 86_400
 
-# KEYS: events, shown, outbox, tombstone; ARGV: seconds, (event_id, recommendation id, item id, type, timestamp)*  ->
-# nothing. An event that is stored already, or that is not stored because the user was deleted, is not looked at. An
-# empty variant: the list is not among those of the user.
+# KEYS: events, shown, outbox, tombstone; ARGV: seconds to keep them, now, (event_id, recommendation id, item id, type,
+# timestamp)*  ->  nothing. An event that is stored already, or that is not stored because the user was deleted, is not
+# looked at. An empty variant: the list is not among those of the user, yet.
 _ATTRIBUTE = (
     DELETED_AT
     + """
 local deleted = deleted_at(KEYS[4])
-for i = 2, #ARGV, 5 do
+for i = 3, #ARGV, 5 do
   local id, recommendation, item, kind, timestamp = unpack(ARGV, i, i + 4)
   local is_gone = deleted and tonumber(timestamp) <= deleted
   if redis.call('HEXISTS', KEYS[1], id) == 0 and not is_gone then
-    local outcome = {recommendation = recommendation, item = item, type = kind, variant = '', is_shown = false}
+    local outcome = {recommendation = recommendation, item = item, type = kind, variant = '', is_shown = false,
+      came_at = tonumber(ARGV[2])}
     for _, element in ipairs(redis.pcall('LRANGE', KEYS[2], 0, -1)) do
       if string.sub(element, 1, #recommendation + 1) == recommendation .. ' ' then
         local is_json, list = pcall(cjson.decode, string.sub(element, #recommendation + 2))
@@ -114,7 +116,8 @@ Run = Callable[[Sequence[tuple[Any, ...]]], Awaitable[list[Any]]]
 class Outcome(NamedTuple):
     """An event that names a recommendation. `variant` "": its list is not known, or did not show the item.
 
-    `is_explored`: exploration put the item into the list.
+    `is_explored`: exploration put the item into the list. `came_at`: when the event was stored, Unix seconds; 0 where
+    an earlier version of the service stored it.
     """
 
     user_id: str
@@ -124,6 +127,7 @@ class Outcome(NamedTuple):
     type: str
     variant: str
     is_explored: bool = False
+    came_at: int = 0
 
 
 def attributions(events: Sequence[Event], tombstones: Mapping[str, str]) -> list[tuple[Any, ...]]:
@@ -132,7 +136,7 @@ def attributions(events: Sequence[Event], tombstones: Mapping[str, str]) -> list
     for event in events:
         if event.recommendation_id is not None:
             texts = event.event_id, event.recommendation_id, event.item_id, event.type
-            args.setdefault(event.user_id, [_KEPT_S]).extend([*map(encode_text, texts), event.timestamp])
+            args.setdefault(event.user_id, [_KEPT_S, int(time.time())]).extend([*map(encode_text, texts), event.timestamp])
     return [_attribution(user_id, tombstones[user_id], each) for user_id, each in args.items()]
 
 
@@ -172,14 +176,21 @@ class OutcomeStore:
         args = [part for user, score in users.items() for part in (encode_text(user), score)]
         await self._run([("EVAL", _SETTLED, 1, UNSETTLED, *args)])
 
+    async def postpone(self, user_ids: Sequence[str]) -> None:
+        """Those of these users who wait do so behind all others."""
+        if user_ids:
+            now_us = time.time_ns() // 1000
+            scored = (part for user_id in user_ids for part in (now_us, encode_text(user_id)))
+            await self._run([("ZADD", UNSETTLED, "XX", *scored)])
+
     async def waiting(self, user_ids: Sequence[str]) -> list[Outcome]:
-        """The outboxes of these users. Lists of anonymous sessions are looked up here."""
+        """The outboxes of these users. Lists of anonymous sessions, and others that were not found, are looked up."""
         answers = await self._run([_outbox_command(user_id) for user_id in user_ids])
         found: list[Outcome] = []
         for user_id, answer in zip(user_ids, answers, strict=True):
             pairs = zip(answer[::2], answer[1::2], strict=True)
             found += [_outcome(user_id, decode_text(event_id), read_json(body)) for event_id, body in pairs]
-        return await self._with_sessions(found)
+        return await self._with_lists(found)
 
     async def count(self, outcomes: Mapping[Outcome, str], *, day: int) -> int:
         """`outcomes`: the name under which each counts. Returns how many had not been counted. Then the outboxes are
@@ -204,12 +215,18 @@ class OutcomeStore:
         (found,) = await self._run([("HGETALL", TOTALS)])
         return {decode_text(field): int(number) for field, number in found.items() if number.isdigit()}
 
-    async def _with_sessions(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    async def _with_lists(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
         unknown = [each for each in outcomes if not each.variant]
-        keys = [anonymous_key(each.recommendation_id, tenant_of(each.user_id)) for each in unknown]
-        answers = await self._run([("LRANGE", key, 0, 0) for key in keys])
-        found = {each: _of_session(each, answer) for each, answer in zip(unknown, answers, strict=True)}
-        return [found.get(each, each) for each in outcomes]
+        users = list(dict.fromkeys(each.user_id for each in unknown))
+        sessions = [anonymous_key(each.recommendation_id, tenant_of(each.user_id)) for each in unknown]
+        commands = [("LRANGE", user_prefix(user_id) + "shown", 0, -1) for user_id in users]
+        answers = await self._run([*commands, *(("LRANGE", key, 0, 0) for key in sessions)])
+        of_users = dict(zip(users, answers, strict=False))
+        of_sessions = dict(zip(unknown, answers[len(users) :], strict=True))
+        return [
+            each if each.variant else _of_lists(each, [*of_sessions[each], *of_users[each.user_id]])
+            for each in outcomes
+        ]
 
 
 def _outbox_command(user_id: str) -> tuple[Any, ...]:
@@ -222,16 +239,23 @@ def _outcome(user_id: str, event_id: str, facts: Mapping[str, Any]) -> Outcome:
     )
     shown = variant if facts.get("is_shown") is True else ""
     is_explored = bool(shown) and facts.get("is_explored") is True
-    return Outcome(user_id, event_id, recommendation_id, item_id, kind, shown, is_explored)
+    came_at = facts.get("came_at")
+    came_at = came_at if isinstance(came_at, int) else 0
+    return Outcome(user_id, event_id, recommendation_id, item_id, kind, shown, is_explored, came_at)
 
 
-def _of_session(outcome: Outcome, elements: Sequence[bytes]) -> Outcome:
-    facts = read_json(elements[0].partition(b" ")[2]) if elements else {}
-    items, explored = facts.get("items"), facts.get("explored")
-    if not isinstance(items, list) or outcome.item_id not in items:
-        return outcome
-    is_explored = isinstance(explored, list) and outcome.item_id in explored
-    return outcome._replace(variant=str(facts.get("variant", "")), is_explored=is_explored)
+def _of_lists(outcome: Outcome, elements: Sequence[bytes]) -> Outcome:
+    """With the variant of its list, if that is among `elements` and shows the item."""
+    for element in elements:
+        recommendation_id, _, body = element.partition(b" ")
+        if recommendation_id != encode_text(outcome.recommendation_id):
+            continue
+        facts = read_json(body)
+        items, explored = facts.get("items"), facts.get("explored")
+        if isinstance(items, list) and outcome.item_id in items:
+            is_explored = isinstance(explored, list) and outcome.item_id in explored
+            return outcome._replace(variant=str(facts.get("variant", "")), is_explored=is_explored)
+    return outcome
 
 
 def _digest(*parts: str) -> bytes:

@@ -25,17 +25,23 @@ class UserList:
         self.store = store
 
     async def page(self, prefix: str, limit: int, cursor: str | None) -> UsersPage:
-        """At least `limit` users where the call finds so many, in no order; a page may be short and have a next one.
+        """At most `limit` users, or those of one bucket of the store, in no order; a page may be short and have a next one.
 
         Users of the tenant that the prefix names; without one, users without a tenant. A user who is there all the time
         is on some page, perhaps on two. Raises BadRequest for a foreign cursor.
         """
         tenant = tenant_of(prefix)
         found: dict[str, None] = {}
-        place = cursor
+        place, num_keys = cursor, _KEYS_A_STEP
         for _ in range(_MOST_STEPS):
-            user_ids, place = await scan_users(self.store, prefix, place, _KEYS_A_STEP)
-            found |= dict.fromkeys(user_id for user_id in user_ids if tenant_of(user_id) == tenant)
+            user_ids, after = await scan_users(self.store, prefix, place, num_keys)
+            more = found | dict.fromkeys(user_id for user_id in user_ids if tenant_of(user_id) == tenant)
+            if len(more) > limit and num_keys > 1:  # too many: from the same place again, in smaller steps
+                num_keys = max(1, num_keys // 8)
+                continue
+            if len(more) > limit and found:
+                break
+            found, place = more, after
             if place is None or len(found) >= limit:
                 break
         numbers = await event_counts(self.store, list(found))

@@ -70,6 +70,45 @@ async def test_an_answer_that_is_unknown_or_did_not_show_the_item_is_unattribute
     assert results.unattributed == 3 and sum(each.clicks for each in results.variants) == 0
 
 
+@pytest.mark.parametrize("user_id", ["u", None])
+async def test_an_event_that_is_faster_than_its_list_counts_all_the_same(
+    store: MemoryStore, outcomes: Outcomes, user_id: str | None
+) -> None:
+    """A list is written a moment after its answer; a page sends its impressions at once."""
+    await store.append([event(1, type="impression"), event(2, recommendation_id="r2")])
+    await outcomes.settle_waiting()
+    assert await outcomes.store.totals() == {}, "what names a list that may still come was counted"
+    await show(store, shown(1, user_id), shown(2, user_id)._replace(explored=("i1",)))
+    await outcomes.settle_waiting()
+    (found,) = (await outcomes.results()).variants
+    assert (found.impressions, found.clicks, found.explored_clicks) == (1, 1, 1)
+    assert await outcomes.store.users(9) == {}, "the user waits for ever"
+
+
+async def test_a_list_that_never_comes_is_waited_for_a_moment_only(
+    store: MemoryStore, outcomes: Outcomes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.append([event(1, recommendation_id="nothing")])
+    await outcomes.settle_waiting()
+    assert (await outcomes.results()).unattributed == 0
+    monkeypatch.setattr("service.feedback.outcomes._LIST_COMES_S", -1)
+    await outcomes.settle_waiting()
+    assert (await outcomes.results()).unattributed == 1 and await outcomes.store.users(9) == {}
+
+
+async def test_users_whose_lists_do_not_come_keep_nobody_else_waiting(
+    store: MemoryStore, outcomes: Outcomes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.feedback.outcomes._USERS_AT_ONCE", 2)
+    await store.append([event(n, f"early {n}", recommendation_id="nothing") for n in range(5)])
+    await show(store, shown(1))
+    await store.append([event(9)])
+    async with asyncio.timeout(10):
+        await outcomes.settle_waiting()
+    assert (await outcomes.store.totals())["spring/a|click"] == 1
+    assert set(await outcomes.store.users(9)) == {f"early {n}" for n in range(5)}
+
+
 async def test_the_list_of_an_anonymous_session_counts_for_who_names_it(store: MemoryStore, outcomes: Outcomes) -> None:
     await show(store, shown(1, None, "default"))
     await store.append([event(1)])
@@ -141,11 +180,13 @@ async def test_a_deleted_user_leaves_no_outcome(store: MemoryStore, outcomes: Ou
 async def test_servers_count_what_events_say(service: Service) -> None:
     await service.submit(history(5), "visible")
     answer = await service.answers.recommend(Request(user_id="u", k=3))
-    await service.shown.stop()
     item = answer.items[0].item_id
     clicked = {"user_id": "u", "item_id": item, "timestamp": NOW, "type": "click"}
     await service.submit([{**clicked, "recommendation_id": answer.recommendation_id}], "durable")
-    await service.experiments.outcomes.settle_waiting()
+    async with asyncio.timeout(10):
+        while await service.experiments.outcomes.store.users(1):
+            await service.experiments.outcomes.settle_waiting()
+            await asyncio.sleep(0.01)
     (default,) = (await service.experiments.outcomes.results()).variants
     assert (default.variant, default.lists, default.clicks) == ("default", 1, 1)
 

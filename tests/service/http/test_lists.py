@@ -144,6 +144,10 @@ async def test_every_user_is_on_a_page(client: AsyncClient, monkeypatch: pytest.
     assert (await client.post("/interactions", json={"interactions": events})).status_code == 202
     monkeypatch.setattr("service.usecases.browsing.users._KEYS_A_STEP", 10)
     assert set(await all_pages(client, "/users", "user_id", limit=5)) == set(users)
+    monkeypatch.setattr("service.usecases.browsing.users._KEYS_A_STEP", 1000)
+    page = await get(client, "/users", limit=8)
+    assert len(page["users"]) <= 8 and page["next_cursor"], "a page has more users than were asked for"
+    assert set(await all_pages(client, "/users", "user_id", limit=8)) == set(users)
     for prefix in ("reader 1", "read", "*", "[", "R", "nobody", "reader 1/"):
         found = await all_pages(client, "/users", "user_id", prefix=prefix, limit=7)
         assert sorted(set(found)) == sorted(user for user in users if user.startswith(prefix))

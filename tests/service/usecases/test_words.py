@@ -122,6 +122,16 @@ async def test_items_that_came_after_training_are_found_and_remembered(service: 
     assert "newer" not in ids(await ask(service, query="green sort", k=30))
 
 
+async def test_what_goes_with_an_item_that_came_after_training(client: AsyncClient) -> None:
+    """The tables of the bundle know nothing of it, so the words of its title say what is related."""
+    assert (await client.put("/items/new", json={"title": TITLES[3] + " again"})).status_code == 200
+    answer = await client.get("/items/new/related", params={"k": 3})
+    assert answer.status_code == 200, answer.text
+    assert [each["source"] for each in answer.json()["related"]] == ["words"] * 3
+    known = (await client.get("/items/i3/related", params={"k": 3})).json()["related"]
+    assert known[0]["source"] in ("near", "follow"), "the tables of the bundle say nothing any more"
+
+
 async def test_without_a_user_and_for_a_stranger(service: Service) -> None:
     for who in ({}, {"user_id": "stranger"}):
         answer = await ask(service, query="hot tea", k=3, **who)
