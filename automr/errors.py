@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import httpx
 
-from automr.models import FieldError, InteractionResult, Problem
+from automr.models import FieldError, InteractionResult, ItemResult, Problem
 
 
 class AutomrError(Exception):
@@ -58,8 +58,8 @@ class Refused(AutomrError):
         return self.problem.get("errors") or []
 
     @property
-    def results(self) -> list[InteractionResult]:
-        """Why each interaction was rejected, when all were."""
+    def results(self) -> list[InteractionResult] | list[ItemResult]:
+        """Why each interaction or item was rejected, when all were."""
         return self.problem.get("results") or []
 
 

@@ -941,9 +941,13 @@ class Problem(TypedDict):
     """
     with 422: the wrong fields
     """
-    results: NotRequired[list[InteractionResult] | None]
+    results: NotRequired[list[InteractionResult] | list[ItemResult] | None]
     """
-    when every interaction was rejected: why, one for each
+    when every element of a batch was rejected: why, one for each
+    """
+    scope: NotRequired[str | None]
+    """
+    with 403: the scope that the key needs and does not have
     """
 
 

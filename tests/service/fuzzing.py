@@ -1,9 +1,8 @@
 """Requests that schemathesis makes from the OpenAPI document, sent to the real application with a real store.
 
 `opened` gives an application that may be called from any event loop, because schemathesis makes a new one for each
-call. `fuzz` tries every operation with requests that are nearly right, `follow` chains of operations whose answers lead
-to one another. Both look for answers of the status 500 or more alone: with all checks schemathesis stops at its first
-finding, which would hide them.
+call. `fuzz` tries every operation with requests that are nearly right, and holds each answer against the document.
+`follow` tries chains of operations whose answers lead to one another, and looks for answers of the status 500 or more.
 """
 
 import asyncio
@@ -21,11 +20,24 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import FlakyStrategyDefinition
 from hypothesis.stateful import run_state_machine_as_test
 from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
 
 from tests.service.real import open_app
 
 _START_S = 60
 _CHAINS_OF_A_RUN = 10
+_AS_DOCUMENTED = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+    response_headers_conformance,
+]
 _PATIENCE_S = 60.0  # a store that is slow because the machine is busy would be answered with 503
 
 
@@ -73,7 +85,10 @@ def opened(bundle: Path, url: str, **chosen: Any) -> Iterator[OnItsLoop]:
 
 
 def fuzz(app: OnItsLoop, *, each: int, within_s: float, number: int = 0) -> None:
-    """At most `each` requests to every operation. Raises for a status of 500 or more. `number`: the seed."""
+    """At most `each` requests to every operation. `number`: the seed.
+
+    Raises for a status of 500 or more, and for a status, header, media type or body that the document does not have.
+    """
     stop_at = time.monotonic() + within_s
     for result in _schema(app).get_all_operations():
         operation = result.ok()
@@ -83,7 +98,7 @@ def fuzz(app: OnItsLoop, *, each: int, within_s: float, number: int = 0) -> None
         @given(case=operation.as_strategy())
         def call(case: Any) -> None:
             if time.monotonic() < stop_at:
-                case.call_and_validate(app=app, checks=[not_a_server_error])
+                case.call_and_validate(app=app, checks=_AS_DOCUMENTED)
 
         call()
 

@@ -24,8 +24,9 @@ DESCRIPTION = (
     "Recommendations from a language model with a memory of each user. Errors are problem documents (RFC 9457)."
 )
 REF = "#/components/schemas/"
-_EVERYWHERE = (429, 500, 503)  # answers that any operation may give
+_EVERYWHERE = (429, 431, 500, 503)  # answers that any operation may give
 _WITH_BODY = (400, 408, 413, 422)
+_OF_PARTS = {"cursor", "filter"}  # parameters that are read beyond their type: 400 where that fails
 _ABOUT_KEYS = (
     "`Authorization: Bearer KEY`, where the server asks for keys; KEY may be a token of its issuer. "
     "It needs the scope of the operation:\n\n"
@@ -89,11 +90,11 @@ def _complete(method: str, path: str, operation: dict[str, Any]) -> None:
     needed = scope_of(method, path)
     operation["security"] = [] if needed is None else [{"bearer": [needed]}, {"apiKey": [needed]}]
     if needed is not None:
-        statuses |= {401, 403}
+        statuses |= {401, 403, 421}
     if "requestBody" in operation:
         statuses.update(_WITH_BODY)
-    if operation.get("parameters"):
-        statuses.add(422)
+    parameters = {parameter["name"] for parameter in operation.get("parameters", [])}
+    statuses |= ({422} if parameters else set()) | ({400} if parameters & _OF_PARTS else set())
     if "{" in path:
         statuses.add(404)
     responses = operation["responses"]

@@ -18,32 +18,32 @@ Force = Annotated[bool, Query(description="also while its memory is not filled: 
 BundleNamePath = Annotated[BundleName, Path(description="`name` in GET /bundles")]
 
 
-@router.get("/bundles")
+@router.get("/bundles", responses={409: {}})
 async def list_bundles(resources: ResourcesDep) -> BundlesPage:
     """The bundles of this process, which of them answers, and how far the memory of each is filled."""
     return BundlesPage.model_validate(await _bundles(resources).listing())
 
 
-@router.post("/bundles", status_code=202)
+@router.post("/bundles", status_code=202, responses={404: {}, 409: {}})
 async def load_bundle(body: BundleToLoad, resources: ResourcesDep) -> BundlesPage:
     """Loads a bundle beside the one that answers, on every replica, and fills its memory; nothing else changes."""
     name, source = body.name or body.directory.strip("/").replace("/", "-"), Source(body.directory, body.precision)
     return BundlesPage.model_validate(await _bundles(resources).load(name, source))
 
 
-@router.post("/bundles:rollback")
+@router.post("/bundles:rollback", responses={409: {}})
 async def rollback_bundle(resources: ResourcesDep) -> BundlesPage:
     """Switches back to the bundle that answered before."""
     return BundlesPage.model_validate(await _bundles(resources).rollback())
 
 
-@router.post("/bundles/{name}:activate")
+@router.post("/bundles/{name}:activate", responses={409: {}})
 async def activate_bundle(name: BundleNamePath, resources: ResourcesDep, force: Force = False) -> BundlesPage:
     """Switches to a loaded bundle: the next request is answered by it alone. Other replicas follow within seconds."""
     return BundlesPage.model_validate(await _bundles(resources).activate(name, is_forced=force))
 
 
-@router.delete("/bundles/{name}")
+@router.delete("/bundles/{name}", responses={409: {}})
 async def unload_bundle(name: BundleNamePath, resources: ResourcesDep) -> BundlesPage:
     """Closes a bundle that does not answer, on every replica. Its states stay in the store."""
     return BundlesPage.model_validate(await _bundles(resources).unload(name))

@@ -59,7 +59,7 @@ async def forget_user(user_id: UserIdPath, resources: ResourcesDep) -> Forgotten
     return ForgottenUser(user_id=user_id, receipt_id=receipt_id, deleted_at=at, erased_by=erased_by, **numbers)
 
 
-@router.put("/interactions/{event_id}")
+@router.put("/interactions/{event_id}", responses={409: {}})
 async def correct_event(
     user_id: UserIdPath, event_id: EventIdPath, body: EventContent, resources: ResourcesDep
 ) -> CorrectedEvent:

@@ -4,6 +4,7 @@ from pydantic import BaseModel, Field
 
 from service.http.fields import FieldError
 from service.http.schemas.interactions import InteractionResult
+from service.http.schemas.items import ItemResult
 
 
 class Problem(BaseModel):
@@ -16,6 +17,9 @@ class Problem(BaseModel):
     instance: str = Field(description="path of the request")
     request_id: str = Field(description="finds the request in the logs")
     errors: list[FieldError] | None = Field(default=None, description="with 422: the wrong fields")
-    results: list[InteractionResult] | None = Field(
-        default=None, description="when every interaction was rejected: why, one for each"
+    results: list[InteractionResult] | list[ItemResult] | None = Field(
+        default=None, description="when every element of a batch was rejected: why, one for each"
+    )
+    scope: str | None = Field(
+        default=None, description="with 403: the scope that the key needs and does not have", examples=["ingest"]
     )

@@ -136,7 +136,9 @@ def attributions(events: Sequence[Event], tombstones: Mapping[str, str]) -> list
     for event in events:
         if event.recommendation_id is not None:
             texts = event.event_id, event.recommendation_id, event.item_id, event.type
-            args.setdefault(event.user_id, [_KEPT_S, int(time.time())]).extend([*map(encode_text, texts), event.timestamp])
+            args.setdefault(event.user_id, [_KEPT_S, int(time.time())]).extend(
+                [*map(encode_text, texts), event.timestamp]
+            )
     return [_attribution(user_id, tombstones[user_id], each) for user_id, each in args.items()]
 
 

@@ -25,7 +25,7 @@ class UserList:
         self.store = store
 
     async def page(self, prefix: str, limit: int, cursor: str | None) -> UsersPage:
-        """At most `limit` users, or those of one bucket of the store, in no order; a page may be short and have a next one.
+        """At most `limit` users, or those of one bucket of the store, in no order. A page may be short and have a next.
 
         Users of the tenant that the prefix names; without one, users without a tenant. A user who is there all the time
         is on some page, perhaps on two. Raises BadRequest for a foreign cursor.
