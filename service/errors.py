@@ -32,7 +32,7 @@
     │   │   └── NotDurable            the write is done, but not as durable as it was asked for
     │   └── ModelUnavailable          the process of the model is starting, or has ended
     ├── ModelFailed                   the model could not compute a job
-    ├── StoreCorrupt                  a key of the memory store has a value of the wrong type
+    ├── StoreCorrupt                  a key of the memory store has a value of a wrong type or form
     │   └── RecordsSealed             records of a user are sealed with a master key that is not here
     ├── DeadlineExceeded              the time limit of the request has passed
     └── StartupError                  the operator has to change something; no request meets it

@@ -9,6 +9,7 @@ from typing import Any
 
 from service.errors import StartupError, StoreUnavailable
 from service.settings import Settings
+from service.store import keys
 from service.store.client import MemoryStore
 from service.store.deadletters import DeadLetters
 from service.store.servers import rights
@@ -16,8 +17,23 @@ from service.store.servers import rights
 MOST_OFF_S = 30  # between this clock and that of the store
 
 
+# The type of each key that all users share. One of a wrong type stops more than one user.
+SHARED: Mapping[str, str] = {
+    **dict.fromkeys((keys.ENCODE, keys.RECEIPTS), "stream"),
+    **dict.fromkeys((keys.WAITING, keys.QUEUED, keys.DEAD, keys.ITEM_KEYS[0], keys.DAYS, keys.TOTALS), "hash"),
+    **dict.fromkeys((keys.BUNDLES_FILL, keys.KEY_RECORDS, keys.KEYS_USED, keys.SEALED_WITH), "hash"),
+    **dict.fromkeys((keys.ITEM_KEYS[1], keys.EXPLORED_ITEMS, keys.UNSETTLED, keys.ERASING), "zset"),
+    **dict.fromkeys((keys.ITEM_KEYS[2], keys.EXPERIMENTS, keys.EVENT_TYPES, keys.EVENTS_COUNTED), "string"),
+    **dict.fromkeys((keys.BUNDLES, keys.KEYS_VERSION, keys.SECRET), "string"),
+}
+
+
 async def examine_store(settings: Settings, store: MemoryStore) -> str:
+    """Raises StartupError for what the service could not work with, and StoreUnavailable."""
     await store.ping()
+    found = zip(SHARED, await store.run([("TYPE", key) for key in SHARED]), strict=True)
+    if wrong := [key for key, kind in found if kind.decode() not in (SHARED[key], "none")]:
+        raise StartupError(f"another program has written {', '.join(wrong)}: remove what is of a wrong type")
     if problem := await store.sealing.problem():
         raise StartupError(f"records of users cannot be read: {problem}")
     backlog, num_dead = await store.backlog(), await DeadLetters(store.run, is_cluster=store.is_cluster).count()
@@ -26,7 +42,7 @@ async def examine_store(settings: Settings, store: MemoryStore) -> str:
 
 async def examine_durability(settings: Settings, store: MemoryStore) -> str:
     """Raises StartupError for a server that may lose what it has acknowledged."""
-    servers = await store.node_names()
+    servers, synced = await store.node_names(), set[str]()
     for name in servers:
         try:
             facts = {**await _info(store, name, "persistence"), **await _info(store, name, "memory")}
@@ -42,7 +58,20 @@ async def examine_durability(settings: Settings, store: MemoryStore) -> str:
                 f"the store{_named(name)} throws events away when it is full ({policy}): set its option"
                 " `maxmemory-policy noeviction`"
             )
-    return f"{len(servers)} server{'s' * (len(servers) != 1)} with an append-only file and no eviction"
+        synced.add(await _synced(store, name))
+    found = f"{len(servers)} server{'s' * (len(servers) != 1)} with an append-only file and no eviction"
+    late = ", ".join(sorted(synced - {"always", ""}))
+    return f"{found}, but appendfsync {late}: a loss of power loses the last events" if late else found
+
+
+async def _synced(store: MemoryStore, name: str) -> str:
+    """The server's `appendfsync`, "" where it does not tell."""
+    try:
+        found = await store.ask_node(name, "CONFIG", "GET", "appendfsync")
+    except StoreUnavailable:
+        return ""
+    value = next(iter(found.values())) if isinstance(found, dict) else found[1]
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 async def examine_rights(settings: Settings, store: MemoryStore) -> str:

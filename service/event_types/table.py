@@ -51,7 +51,7 @@ class EventTable:
 
     async def put(self, types: EventTypes) -> None:
         """Puts a table in force: here at once, on other replicas within about a second."""
-        await self._puts.put(types)
+        await self._puts.put(types, self.number)
         await self.catch_up()
 
     async def catch_up(self) -> None:

@@ -10,6 +10,8 @@ import time
 import zlib
 from typing import Any, NamedTuple
 
+import structlog
+
 from model_store.catalogue.catalogue import Catalogue
 from service.errors import BadRequest, CursorExpired
 from service.identity.tenants import is_own, of_tenant
@@ -19,6 +21,8 @@ from service.usecases.explain import ShownItem, ShownReason
 from service.usecases.ranking.moves import Move
 from service.usecases.ranking.requests import Recommendation, ServedModel
 from service.usecases.warned import Warned
+
+log = structlog.get_logger("service.feedback.pages")
 
 _FOREIGN = "The cursor was not made by this service."
 _EXPIRED = "The list of this cursor is not kept any more; ask for a new one."
@@ -69,6 +73,13 @@ class Pages:
         packed = await self.store.get(place.user_id, name, place.expires)
         if packed is None:
             raise CursorExpired(_EXPIRED)
+        try:
+            return self._page(place, packed, catalogue, started)
+        except (zlib.error, ValueError, TypeError, KeyError, IndexError):  # another program wrote it
+            log.warning("a stored list of later pages cannot be read")
+            raise CursorExpired(_EXPIRED) from None
+
+    def _page(self, place: Place, packed: bytes, catalogue: Catalogue, started: float) -> Page:
         body = json.loads(zlib.decompress(packed))
         pages: list[list[list[Any]]] = body["pages"]
         if not 0 < place.page < len(pages):

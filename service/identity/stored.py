@@ -23,9 +23,16 @@ repeated = RepeatedWarnings(log)
 
 Run = Callable[[Sequence[tuple[Any, ...]]], Awaitable[list[Any]]]
 
+_MOST_DIGITS = 15  # of a version
+
 # KEYS: records, version, used; ARGV: the version that was read, key id, record or ""  ->  1 if it was written
 _WRITE = """
-if (redis.call('GET', KEYS[2]) or '0') ~= ARGV[1] then return 0 end
+local version = redis.call('GET', KEYS[2]) or '0'
+if not string.match(version, '^%d+$') or #version > 15 then
+  version = '0'
+  redis.call('SET', KEYS[2], version)
+end
+if version ~= ARGV[1] then return 0 end
 if ARGV[3] == '' then
   redis.call('HDEL', KEYS[1], ARGV[2])
   redis.call('HDEL', KEYS[3], ARGV[2])
@@ -70,7 +77,7 @@ class KeyStore:
 
     async def version(self) -> int:
         (found,) = await self._run([("GET", KEYS_VERSION)])
-        return int(found or 0)
+        return _version(found)
 
     async def count(self) -> int:
         """How many records there are, those that cannot be read among them."""
@@ -81,7 +88,7 @@ class KeyStore:
         """The version and all records by id. A record that cannot be read is skipped, so its key is refused."""
         version, found = await self._run([("GET", KEYS_VERSION), ("HGETALL", KEY_RECORDS)])
         records = [_record(decode_text(name), raw) for name, raw in found.items()]
-        return int(version or 0), {each.id: each for each in records if each is not None}
+        return _version(version), {each.id: each for each in records if each is not None}
 
     async def write(self, version: int, key_id: str, record: KeyRecord | None) -> bool:
         """Writes or (None) deletes a record. False if something changed since `version`: read again."""
@@ -98,6 +105,11 @@ class KeyStore:
     async def used(self) -> dict[str, int]:
         (found,) = await self._run([("HGETALL", KEYS_USED)])
         return {decode_text(name): int(raw) for name, raw in found.items() if raw.isdigit()}
+
+
+def _version(raw: bytes | None) -> int:
+    """0 where another program wrote something else; the next change writes a version again."""
+    return int(raw) if raw is not None and raw.isdigit() and len(raw) <= _MOST_DIGITS else 0
 
 
 def _record(key_id: str, raw: bytes) -> KeyRecord | None:

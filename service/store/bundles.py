@@ -76,11 +76,9 @@ class BundleStore:
         facts = read_json(raw)
         try:
             loaded = {str(name): Source(**source) for name, source in facts.get("loaded", {}).items()}
-            return BundleState(
-                int(facts.get("version", 0)), str(facts.get("active", CONFIGURED)), facts.get("previous"), loaded
-            )
-        except (TypeError, ValueError, AttributeError):
-            return BundleState(version=int(facts.get("version", 0)))
+            return BundleState(_version(facts), str(facts.get("active", CONFIGURED)), facts.get("previous"), loaded)
+        except (TypeError, AttributeError):
+            return BundleState(version=_version(facts))
 
     async def write(self, state: BundleState) -> bool:
         """False if another writer was faster: read again. `state` has the version that was read."""
@@ -102,6 +100,11 @@ class BundleStore:
     async def fills(self) -> dict[str, Fill]:
         (found,) = await self._run([("HGETALL", BUNDLES_FILL)])
         return {decode_text(name): _fill(read_json(raw)) for name, raw in found.items()}
+
+
+def _version(facts: Mapping[str, Any]) -> int:
+    found = facts.get("version")
+    return found if isinstance(found, int) else 0
 
 
 def _fill(facts: Mapping[str, Any]) -> Fill:

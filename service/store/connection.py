@@ -25,7 +25,7 @@ from service.logs import RepeatedWarnings
 from service.store.durability import Durability, lack_of, lacks_wait, mark_command, wait_command
 from service.store.keys import PROBE
 from service.store.lua import scripts
-from service.store.reasons import NO_RIGHTS, SLOW, reason_of, reply_of, words_for
+from service.store.reasons import NO_RIGHTS, SLOW, is_about_data, reason_of, reply_of, words_for
 from service.store.requests import Command, eval_command
 from service.store.servers import cluster, rights
 from service.store.servers.texts import Texts
@@ -302,8 +302,8 @@ def _translated(errors: tuple[type[Exception], ...]) -> Iterator[None]:
     try:
         yield
     except errors as error:
-        if reply_of(error).startswith("WRONGTYPE "):
-            raise StoreCorrupt("A key of the memory store has a value of the wrong type.") from error
+        if is_about_data(error):
+            raise StoreCorrupt("A key of the memory store has a value of a wrong type or form.") from error
         reason = reason_of(error)
         repeated.warning("the store does not serve", reason=reason.name, error=type(error).__name__)
         raise StoreUnavailable(f"The memory store {words_for(error)}.") from error

@@ -18,12 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.store.events import DIGEST_BYTES
+from service.store.lua.queue import NUMBERS
 
 KEPT_DAYS = 180  # up to the newest day that was counted; older days are deleted
 SECONDS_PER_DAY = 86_400
 PARTS = 128  # a weight is a multiple of 1/128
 _LAST_DAY, _MOST_PARTS = 99_999, 9_999
+_MOST_EVENTS = 2**53  # of a day; more was not counted by us
 _NUMBER = re.compile(rb"\d+(\.\d+)?")
+_MOST_DIGITS = 18
 _PAIR_BYTES = 2 * DIGEST_BYTES
 
 # KEYS: record of the user, days, and, unless it is a cluster, the events of the user: without events the record is
@@ -31,12 +34,18 @@ _PAIR_BYTES = 2 * DIGEST_BYTES
 # days that are kept, the new record  ->  number of counts that changed. `days` maps each day that has counts to the
 # number of changes of its hash. The newest day decides which days are too old, not the clock, so that the counts
 # follow from the events alone. Cells of days after tomorrow are left out: one event with a time of the far future
-# would make all other days too old.
-COUNT = """
+# would make all other days too old. What is damaged (another program wrote it) counts as nothing, and is replaced.
+COUNT = (
+    NUMBERS
+    + """
 local CELL, DAY, WEIGHT, PARTS = 21, 5, 4, 128
 local prefix, num_kept, new = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 if KEYS[3] and redis.call('EXISTS', KEYS[3]) == 0 then new = '' end
-local old = redis.call('GET', KEYS[1]) or ''
+local old = redis.pcall('GET', KEYS[1]) or ''
+if is_damaged(old) then
+  redis.call('DEL', KEYS[1])
+  old = ''
+end
 local tomorrow = math.floor(redis.call('TIME')[1] / 86400) + 1
 local function day_of(cell) return tonumber(string.sub(cell, 1, DAY)) end
 local function each_cell(record, visit)
@@ -44,7 +53,8 @@ local function each_cell(record, visit)
   local first, size = has_weights and 2 or 1, has_weights and CELL + WEIGHT or CELL
   for i = first, #record - size + 1, size do
     local parts = has_weights and tonumber(string.sub(record, i + CELL, i + size - 1)) or PARTS
-    if not visit(string.sub(record, i, i + CELL - 1), parts / PARTS) then return i - 1 end
+    local cell = string.sub(record, i, i + CELL - 1)
+    if not day_of(cell) or not parts or not visit(cell, parts / PARTS) then return i - 1 end
   end
   return #record
 end
@@ -60,10 +70,14 @@ each_cell(old, function(cell, weight)
   step[cell] = (step[cell] or 0) - weight
   return true
 end)
-local days = redis.call('HKEYS', KEYS[2])
-for _, day in ipairs(days) do newest = math.max(newest, tonumber(day)) end
+local days = redis.pcall('HKEYS', KEYS[2])
+if days.err and is_damaged(days) then days = {} end
 for _, day in ipairs(days) do
-  if tonumber(day) <= newest - num_kept then
+  if (tonumber(day) or tomorrow + 1) <= tomorrow then newest = math.max(newest, tonumber(day)) end
+end
+for _, day in ipairs(days) do
+  local number = tonumber(day)
+  if not number or number > tomorrow or number <= newest - num_kept then
     redis.call('UNLINK', prefix .. day)
     redis.call('HDEL', KEYS[2], day)
   end
@@ -73,15 +87,17 @@ for cell, by in pairs(step) do
   local day = day_of(cell)
   if by ~= 0 and day > newest - num_kept then
     local key, pair = prefix .. day, string.sub(cell, DAY + 1)
-    if tonumber(redis.call('HINCRBYFLOAT', key, pair, by)) <= 0 then redis.call('HDEL', key, pair) end
+    local sum = sum_or_anew(redis.pcall('HINCRBYFLOAT', key, pair, by), key, pair, by)
+    if sum <= 0 then redis.call('HDEL', key, pair) end
     num_changed = num_changed + 1
     changed_days[day] = true
   end
 end
-for day in pairs(changed_days) do redis.call('HINCRBY', KEYS[2], day, 1) end
+for day in pairs(changed_days) do sum_or_anew(redis.pcall('HINCRBY', KEYS[2], day, 1), KEYS[2], day, 1) end
 if new == '' or new == 'w' then redis.call('DEL', KEYS[1]) else redis.call('SET', KEYS[1], new) end
 return num_changed
 """
+)
 
 
 class Counts(NamedTuple):
@@ -109,11 +125,19 @@ def record(cells: Mapping[bytes, float]) -> bytes:
 
 def decode_counts(found: Mapping[bytes, bytes]) -> Counts:
     """The hash of one day. Fields that are not ours are left out."""
-    own = {pair: count for pair, count in found.items() if len(pair) == _PAIR_BYTES and _NUMBER.fullmatch(count)}
+    own = {
+        pair: float(count)
+        for pair, count in found.items()
+        if len(pair) == _PAIR_BYTES and _NUMBER.fullmatch(count) and float(count) <= _MOST_EVENTS
+    }
     pairs = np.frombuffer(b"".join(own), dtype="<u8").reshape(-1, 2)
-    return Counts(pairs, np.array(list(map(float, own.values())), dtype=np.float64))
+    return Counts(pairs, np.array(list(own.values()), dtype=np.float64))
 
 
 def decode_days(found: Mapping[bytes, bytes]) -> dict[int, int]:
     """Day → number of changes of its counts."""
-    return {int(day): int(changes) for day, changes in found.items() if day.isdigit() and changes.isdigit()}
+    return {int(day): int(changes) for day, changes in found.items() if _is_number(day) and _is_number(changes)}
+
+
+def _is_number(text: bytes) -> bool:
+    return text.isdigit() and len(text) <= _MOST_DIGITS

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 # KEYS: records, changes, version  ->  next(): a new version as text; Lua would write a large number with an exponent
 _NEXT = """
-local last = tonumber(redis.call('GET', KEYS[3]) or '0')
+local last = tonumber(redis.call('GET', KEYS[3]) or '0') or 0
+if not (last >= 0 and last < 2 ^ 53) then last = 0 end  -- another program wrote it
 local function next()
   local time = redis.call('TIME')
   last = math.max(last + 1, time[1] * 1000000 + time[2])
@@ -40,7 +41,8 @@ return string.format('%.0f', last)
 )
 
 # ARGV: version, limit  ->  item ids, versions, records (false where missing) of the first changes after the version.
-# Records without a version get one: an earlier release of AutoMR, or another program, wrote them.
+# Records without a version get one: an earlier release of AutoMR, or another program, wrote them. So do those with one
+# that is still to come: whoever read it would take no change for a newer one.
 CHANGES = (
     _NEXT
     + """
@@ -48,6 +50,11 @@ if redis.call('HLEN', KEYS[1]) ~= redis.call('ZCARD', KEYS[2]) then
   for _, id in ipairs(redis.call('HKEYS', KEYS[1])) do
     if not redis.call('ZSCORE', KEYS[2], id) then redis.call('ZADD', KEYS[2], next(), id) end
   end
+end
+local time = redis.call('TIME')
+local most = string.format('(%.0f', math.max(last, time[1] * 1000000 + time[2]))
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], most, '+inf', 'LIMIT', 0, 1000)) do
+  redis.call('ZADD', KEYS[2], next(), id)
 end
 local found = redis.call('ZRANGEBYSCORE', KEYS[2], '(' .. ARGV[1], '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[2])
 local ids, versions, records = {}, {}, {}

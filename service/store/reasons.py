@@ -58,6 +58,8 @@ _BY_CODE = {
     "NOREPLICAS": NO_REPLICAS,
 }
 
+# Errors of a command, alone or in a script, about a stored value that has not the form that the command needs.
+_DAMAGED = re.compile(r"^WRONGTYPE |user_script|not an integer|not a (valid )?float|not a number|overflow|out of range")
 _REFUSED = re.compile(r"permissions to run the '([^']+)' command")
 _BY_VERIFY_CODE = {9: EXPIRED, 10: EXPIRED, 62: WRONG_NAME, 64: WRONG_NAME}  # of OpenSSL
 
@@ -70,6 +72,15 @@ def reply_of(error: BaseException) -> str:
 def reason_of(error: BaseException) -> Reason:
     found = [reason for each in _chain(error) if (reason := _reason_of_one(each))]
     return found[-1] if found else AWAY  # the innermost says most
+
+
+def is_about_data(error: BaseException) -> bool:
+    """Whether the server answered that what is stored under a key has a wrong type or form."""
+    reply = reply_of(error)
+    is_plain = (
+        type(error).__name__ == "ResponseError" and "Script attempted" not in reply and "not allowed" not in reply
+    )
+    return is_plain and _reason_of_one(error) is None and _DAMAGED.search(reply) is not None
 
 
 def words_for(error: BaseException) -> str:
@@ -90,7 +101,7 @@ def _reason_of_one(error: BaseException) -> Reason | None:
     reply = reply_of(error)
     if reply.startswith("ACL failure in script"):
         return NO_RIGHTS
-    if reply.startswith(("unknown command", "ERR unknown command")):
+    if reply.removeprefix("ERR ").lower().startswith(("unknown command", "unknown redis command")):
         return NO_COMMAND
     named = (_BY_CLASS[name] for kind in type(error).__mro__ if (name := kind.__name__) in _BY_CLASS)
     return _BY_CODE.get(reply.partition(" ")[0]) or next(named, None)

@@ -7,6 +7,7 @@ and for an event that it refuses, it passes the reason (a text) instead.
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from model_store.view import BundleView
 from service.background import Repeated
 from service.ending import cancel_and_wait
 from service.engine.turns import Turns
-from service.errors import DeadlineExceeded, Rejected, UserDeleted
+from service.errors import DeadlineExceeded, RecordsSealed, Rejected, StoreCorrupt, UserDeleted
 from service.metrics import Metrics
 from service.store.client import MemoryStore
 from service.store.deadletters import DeadLetters
@@ -41,6 +42,10 @@ DELETED = (
     "user_id: the user was deleted, and the event is not newer than that; it is not stored. If the user agreed to it"
     " again, call POST /users/{user_id}:recreate first"
 )
+_DAMAGED = (
+    "user_id: what the store holds about this user is damaged; the event is not stored. Send it again when the operator"
+    " has mended or deleted the user"
+)
 _UNKNOWN_ITEM = "item_id: the catalogue does not know this item; add it with PUT /items/{item_id}"
 
 
@@ -53,7 +58,9 @@ class Outcome:
     reason: str | None = None
 
 
-def _outcome(appended: Appended, event_id: str) -> Outcome:
+def _outcome(appended: Appended | None, event_id: str) -> Outcome:
+    if appended is None:
+        return Outcome("rejected", reason=_DAMAGED)
     if appended == "deleted":
         return Outcome("rejected", reason=DELETED)
     return Outcome(appended, event_id, _CONFLICT if appended == "conflict" else None)
@@ -118,15 +125,38 @@ class Ingest:
         for outcome in outcomes:
             self.metrics.interactions_total.labels(outcome.status).inc()
         if wait == "visible":
-            await self._make_visible(events, timeout_s)
+            stored = [each for each, outcome in zip(checked, outcomes, strict=True) if outcome.status != "rejected"]
+            await self._make_visible([each for each in stored if isinstance(each, Event)], timeout_s)
         return outcomes
 
-    async def _append(self, events: Sequence[Event], durability: Durability | None) -> list[Appended]:
-        """In pieces while recommendations are in work, which would wait for the event loop and the store otherwise."""
-        appended: list[Appended] = []
+    async def _append(self, events: Sequence[Event], durability: Durability | None) -> list[Appended | None]:
+        """In pieces while recommendations are in work, which would wait for the event loop and the store otherwise.
+
+        None for events of users whose stored keys are damaged. Raises StoreCorrupt if nothing can be stored.
+        """
+        appended: list[Appended | None] = []
+        damaged: StoreCorrupt | None = None
         while piece := events[len(appended) :][: _STORED_AT_ONCE if self.turns.is_reading() else None]:
-            appended += await self.store.append(piece, durability=durability)
+            try:
+                appended += await self.store.append(piece, durability=durability)
+            except RecordsSealed:  # a master key is missing, which concerns more than one user
+                raise
+            except StoreCorrupt as error:
+                damaged = error
+                appended += await self._append_by_user(piece, durability)
+        if damaged is not None and not any(appended):
+            raise damaged
         return appended
+
+    async def _append_by_user(self, events: Sequence[Event], durability: Durability | None) -> list[Appended | None]:
+        """One user with damaged keys does not cost the others theirs."""
+        appended: dict[int, Appended] = {}
+        for user_id in {event.user_id for event in events}:
+            places = [place for place, event in enumerate(events) if event.user_id == user_id]
+            with suppress(StoreCorrupt):
+                own = await self.store.append([events[place] for place in places], durability=durability)
+                appended |= dict(zip(places, own, strict=True))
+        return [appended.get(place) for place in range(len(events))]
 
     async def correct(self, event: Event) -> Literal["created", "replaced", "unchanged"]:
         """Stores the event in the place of the one with its id.

@@ -22,6 +22,7 @@ _UNWRITTEN, _REWRITING, _REWRITTEN, _LEASE = (
     FILES_PREFIX + name for name in ("unwritten", "rewriting", "rewritten", "lease")
 )
 _LEASE_S = 30
+_MOST_DIGITS = 12  # of a time
 
 # KEYS: unwritten, rewriting, receipts  ->  id of the last receipt, or false. `rewriting` keeps the older time if a
 # rewriting was broken off.
@@ -58,6 +59,13 @@ class Rewritten(NamedTuple):
     replicas: int
 
 
+def _time(raw: bytes | None) -> int | None:
+    """Unix seconds. What another program wrote is a time long ago, so the files are rewritten."""
+    if not raw:
+        return None
+    return int(raw) if raw.isdigit() and len(raw) <= _MOST_DIGITS else 1
+
+
 class StoreFiles:
     def __init__(self, store: MemoryStore) -> None:
         self.store = store
@@ -70,7 +78,7 @@ class StoreFiles:
         else:
             (seconds, _), *facts = await self.store.run(commands)
             now = int(seconds)
-        unwritten, rewriting = (int(fact) if fact else None for fact in facts[:2])
+        unwritten, rewriting = (_time(fact) for fact in facts[:2])
         rewritten_to = decode_text(facts[2]) if facts[2] else None
         return Files(now, min(filter(None, (unwritten, rewriting)), default=None), rewritten_to)
 

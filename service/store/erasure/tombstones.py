@@ -15,6 +15,7 @@ from service.store.events import encode_text
 from service.store.keys import SECRET, gone_key, slot_tags
 
 _SECRET_BYTES = 32
+_MOST_BYTES = 64  # of a key of BLAKE2b
 
 Run = Callable[[Sequence[tuple[Any, ...]]], Awaitable[list[Any]]]
 
@@ -36,7 +37,9 @@ class Tombstones:
         """Where the tombstone of this user is, whether there is one or not."""
         if not self._secret:
             await self.load()
-        return gone_key(user_id, hashlib.blake2b(encode_text(user_id), key=self._secret, digest_size=16).hexdigest())
+        return gone_key(
+            user_id, hashlib.blake2b(encode_text(user_id), key=self._secret[:_MOST_BYTES], digest_size=16).hexdigest()
+        )
 
     async def lift(self, user_id: str) -> bool:
         """From now on events of any time are stored again. False if the user has no tombstone."""

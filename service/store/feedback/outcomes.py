@@ -31,6 +31,7 @@ LISTS, EXPLORED = "lists", "explored"  # totals: answers that are kept, and item
 
 _KEPT_S = 7 * 86_400
 _DAY_S = 86_400
+_MOST_DIGITS = 15  # of a count
 
 # KEYS: events, shown, outbox, tombstone; ARGV: seconds to keep them, now, (event_id, recommendation id, item id, type,
 # timestamp)*  ->  nothing. An event that is stored already, or that is not stored because the user was deleted, is not
@@ -215,7 +216,7 @@ class OutcomeStore:
     async def totals(self) -> dict[str, int]:
         """ "variant|name" → number of outcomes, "variant|name|lists" → number of lists that had one."""
         (found,) = await self._run([("HGETALL", TOTALS)])
-        return {decode_text(field): int(number) for field, number in found.items() if number.isdigit()}
+        return {decode_text(field): int(number) for field, number in found.items() if _is_count(number)}
 
     async def _with_lists(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
         unknown = [each for each in outcomes if not each.variant]
@@ -229,6 +230,10 @@ class OutcomeStore:
             each if each.variant else _of_lists(each, [*of_sessions[each], *of_users[each.user_id]])
             for each in outcomes
         ]
+
+
+def _is_count(raw: bytes) -> bool:
+    return raw.isdigit() and len(raw) <= _MOST_DIGITS
 
 
 def _outbox_command(user_id: str) -> tuple[Any, ...]:

@@ -4,16 +4,38 @@
 id of the entry that no worker has begun. Knows no client. The comment above each script says: arguments -> answer.
 """
 
+# What another program wrote into hashes of numbers counts as nothing: `sum` is the answer to an addition of `by`, and
+# where the stored number is damaged, it begins anew. Other errors are raised.
+NUMBERS = """
+local function is_damaged(answer)
+  if type(answer) ~= 'table' then return false end
+  for _, words in ipairs({'^WRONGTYPE', 'hash value', 'overflow', 'Infinity'}) do
+    if string.find(answer.err, words) then return true end
+  end
+  error(answer)
+end
+local function sum_or_anew(sum, key, field, by)
+  if not is_damaged(sum) then return tonumber(sum) end
+  if redis.call('TYPE', key).ok ~= 'hash' then redis.call('DEL', key) end
+  redis.call('HSET', key, field, by)
+  return by
+end
+"""
+
 # Adds an entry, unless the user has one that no worker has begun: whoever begins it reads the events that are stored by
 # then. So the stream has at most one entry for each user, and one for each that is in work, however many events come.
-REQUEST = """
+REQUEST = (
+    NUMBERS
+    + """
 local function request(stream, waiting, queued, user)
-  local entry = redis.call('HGET', queued, user)
-  if entry and redis.pcall('XRANGE', stream, entry, entry)[1] then return end
-  redis.call('HINCRBY', waiting, user, 1)
+  local entry = redis.pcall('HGET', queued, user)
+  if is_damaged(entry) then redis.call('DEL', queued)
+  elseif entry and redis.pcall('XRANGE', stream, entry, entry)[1] then return end
+  sum_or_anew(redis.pcall('HINCRBY', waiting, user, 1), waiting, user, 1)
   redis.call('HSET', queued, user, redis.call('XADD', stream, '*', 'user', user))
 end
 """
+)
 
 # KEYS: stream, waiting, queued, (events of each user)*; ARGV: users  ->  nothing. With the keys of events, users
 # without events are left out: they were deleted a moment ago.
@@ -29,7 +51,7 @@ end
 # KEYS: queued; ARGV: (user, entry id)*  ->  nothing. A worker begins these entries, and reads the events after this.
 BEGUN = """
 for i = 1, #ARGV, 2 do
-  if redis.call('HGET', KEYS[1], ARGV[i]) == ARGV[i + 1] then redis.call('HDEL', KEYS[1], ARGV[i]) end
+  if redis.pcall('HGET', KEYS[1], ARGV[i]) == ARGV[i + 1] then redis.call('HDEL', KEYS[1], ARGV[i]) end
 end
 """
 
@@ -104,21 +126,25 @@ return renewed
 """
 
 # KEYS: stream, waiting, queued; ARGV: group, entry ids  ->  number of entries removed
-ENCODED = """
+ENCODED = (
+    NUMBERS
+    + """
 local removed = 0
 for i = 2, #ARGV do
   local entry = redis.call('XRANGE', KEYS[1], ARGV[i], ARGV[i])[1]
   redis.call('XACK', KEYS[1], ARGV[1], ARGV[i])
   if entry then
     local user = entry[2][2]
-    if user and redis.call('HINCRBY', KEYS[2], user, -1) <= 0 then redis.call('HDEL', KEYS[2], user) end
-    if user and redis.call('HGET', KEYS[3], user) == ARGV[i] then redis.call('HDEL', KEYS[3], user) end
+    local left = user and sum_or_anew(redis.pcall('HINCRBY', KEYS[2], user, -1), KEYS[2], user, -1)
+    if user and left <= 0 then redis.call('HDEL', KEYS[2], user) end
+    if user and redis.pcall('HGET', KEYS[3], user) == ARGV[i] then redis.call('HDEL', KEYS[3], user) end
     removed = removed + redis.call('XDEL', KEYS[1], ARGV[i])
   end
 end
 if redis.call('XLEN', KEYS[1]) == 0 then redis.call('DEL', KEYS[2], KEYS[3]) end
 return removed
 """
+)
 
 # KEYS: stream  ->  milliseconds since its oldest entry was added; an entry id begins with the server's time in ms
 BACKLOG_AGE = """

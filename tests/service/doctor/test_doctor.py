@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,7 +16,7 @@ from redis.asyncio import Redis
 from service.__main__ import main
 from service.doctor.access import examine_issuer, examine_keys, examine_rates
 from service.doctor.checks import Check, examine, table
-from service.doctor.store import examine_clock, examine_durability
+from service.doctor.store import SHARED, examine_clock, examine_durability, examine_store
 from service.errors import InsecureBind, StartupError, StoreUnavailable
 from service.identity.keyring import Keyring, NewKey
 from service.identity.keys import new_key
@@ -209,7 +210,11 @@ class Answering:
         return answer
 
 
-KEEPS = {"info_persistence": {"aof_enabled": 1}, "info_memory": {"maxmemory_policy": "noeviction"}}
+KEEPS = {
+    "info_persistence": {"aof_enabled": 1},
+    "info_memory": {"maxmemory_policy": "noeviction"},
+    "config_get_appendfsync": {b"appendfsync": b"always"},
+}
 
 
 async def test_a_store_that_may_lose_events_is_told() -> None:
@@ -228,3 +233,20 @@ async def test_a_store_that_may_lose_events_is_told() -> None:
 async def test_a_clock_that_differs_from_that_of_the_store_is_told(off_s: int) -> None:
     with pytest.raises(StartupError, match=r"differ by (9\d|10\d) s"):
         await examine_clock(Answering(time=(int(time.time()) + off_s, 0)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("key", sorted(SHARED))
+async def test_a_shared_key_of_a_wrong_type_is_named(store: MemoryStore, raw: Redis, key: str) -> None:
+    await examine_store(Settings.from_env({}), store)
+    await (raw.set(key, "x") if SHARED[key] != "string" else raw.lpush(key, "x"))
+    with pytest.raises(StartupError, match=re.escape(key)):
+        await examine_store(Settings.from_env({}), store)
+
+
+async def test_a_store_that_syncs_late_is_told(store: MemoryStore, raw: Redis) -> None:
+    assert "appendfsync" not in await examine_durability(Settings.from_env({}), store)
+    try:
+        await raw.config_set("appendfsync", "everysec")
+        assert "appendfsync everysec" in await examine_durability(Settings.from_env({}), store)
+    finally:
+        await raw.config_set("appendfsync", "always")

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -187,6 +188,12 @@ async def test_a_cursor_that_is_foreign_or_over_says_so(
         gone = await caller.ask("/recommend", 410, cursor=cursor)
         assert gone["type"] == "urn:automr:problem:cursor-expired"
         await caller.ask(cursor=anonymous)
+        (key,) = [key async for key in raw.scan_iter("*pages*")]
+        (field, packed), *_ = (await raw.hgetall(key)).items()
+        for damaged in (b"", b"\xff\x00", zlib.compress(b"[]"), zlib.compress(b'{"model": 1, "pages": [[], [[1]]]}')):
+            await raw.hset(key, field, damaged)
+            await caller.ask("/recommend", 410, cursor=anonymous)
+        await raw.hset(key, field, packed)
         monkeypatch.setattr("service.store.pages.time.time", lambda: 2e9)
         await caller.ask("/recommend", 410, cursor=anonymous)
 

@@ -55,12 +55,17 @@ async def test_one_user_that_cannot_be_encoded_stops_no_other(
     assert not (await service.timeline("b")).missing_states()
 
 
+@pytest.mark.parametrize("damage", ["a wrong type", "no number"])
 async def test_a_user_with_a_damaged_key_stops_no_other_and_is_forgotten_with_the_letter(
-    service: Service, raw: Redis, monkeypatch: pytest.MonkeyPatch
+    damage: str, service: Service, raw: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await service.submit([interaction(number, user) for user in "abc" for number in range(5)], "durable")
-    await raw.delete("automr:{b}:order")
-    await raw.set("automr:{b}:order", "not a sorted set")
+    disliked = interaction(9, "b", type="dislike")
+    await service.submit([*(interaction(number, user) for user in "abc" for number in range(5)), disliked], "durable")
+    if damage == "no number":  # the events are to be sorted again, and a script cannot add to the revision
+        await raw.hset("automr:{b}:facts", mapping={"revision": "many", "seen": "0"})
+    else:
+        await raw.delete("automr:{b}:order")
+        await raw.set("automr:{b}:order", "not a sorted set")
     monkeypatch.setattr("service.store.client.CLAIM_AFTER_MS", 1)
     for _ in range(3):
         await service.worker.work(block_ms=1)

@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 
 from model_store.catalogue.items import Item
 from service.commands import import_file
-from service.errors import SettingsError, StoreUnavailable
+from service.errors import SettingsError, StoreCorrupt, StoreUnavailable
 from service.store.durability import Durability
 from service.store.embedded.server import EmbeddedServer
 from service.store.events import Appended, Event
@@ -243,6 +243,19 @@ async def test_one_bad_element_never_sinks_the_others(service: Service) -> None:
     assert all(each.reason and each.event_id is None for each in results if each.status == "rejected")
     assert "catalogue" in str(results[6].reason) and "timestamp" in str(results[7].reason)
     assert [name for name, _ in await snapshot(service)] == ["e003", "e004"]
+
+
+@pytest.mark.parametrize("wait", ["durable", "visible"])
+async def test_a_user_with_a_damaged_key_costs_the_others_of_a_batch_nothing(
+    wait: Literal["durable", "visible"], service: Service, raw: Redis
+) -> None:
+    await raw.set("automr:{b}:order", "not a sorted set")
+    outcomes = await service.submit([interaction(number, user) for number, user in enumerate("abca")], wait)
+    assert [each.status == "rejected" for each in outcomes] == [False, True, False, False]
+    assert "damaged" in (outcomes[1].reason or "")
+    assert [(await service.store.counts(user, service.space)).events for user in "ac"] == [2, 1]
+    with pytest.raises(StoreCorrupt):
+        await service.submit([interaction(7, "b")], wait)
 
 
 async def test_a_large_write_beside_recommendations_is_stored_in_pieces(
