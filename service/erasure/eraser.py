@@ -10,6 +10,7 @@ rewritten. Knows no HTTP.
 import asyncio
 import secrets
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import structlog
@@ -20,7 +21,7 @@ from service.errors import StoreUnavailable
 from service.logs import RepeatedWarnings
 from service.metrics import Metrics
 from service.store.client import MemoryStore
-from service.store.erasure.deletions import DeletionStore, Receipt
+from service.store.erasure.deletions import RENEW_EVERY_S, DeletionStore, Receipt
 from service.store.erasure.rewrite import Rewritten, StoreFiles
 from service.store.requests import Command
 from service.tracing.spans import without_span
@@ -116,10 +117,17 @@ class Eraser:
         return await self.store.write(commands, self.store.durability)
 
     async def _finish(self, user_id: str) -> Receipt:
-        return await self.deletions.finish(user_id, await self.store.forget_user(user_id))
+        renewing = Repeated("renew-deletion", partial(self.deletions.renew, user_id), every_s=RENEW_EVERY_S)
+        renewing.start()
+        try:
+            return await self.deletions.finish(user_id, await self.store.forget_user(user_id))
+        finally:
+            await renewing.stop()
 
     async def _settle_due(self) -> None:
         for each in await self.deletions.due(_AT_ONCE):
+            if not await self.deletions.take(each):
+                continue
             if each.is_begun:
                 log.warning("a deletion was broken off, finishing it")
                 await self._finish(each.user_id)

@@ -1,7 +1,8 @@
 """Deletions that are not finished, and receipts of those that are.
 
 A deletion has three parts: a mark that it began, the deletion of the user's keys in one script, and what is left in
-shared places. Whoever finds a mark whose time has come goes on with the deletion, so a kill at any moment loses none.
+shared places. Whoever works on a deletion moves the time of its mark forward. Whoever takes a mark whose time has come
+goes on with the deletion, so a kill at any moment loses none.
 On a cluster a mark stays for a while after the deletion: another process may be about to write to a shared place,
 which is in another slot, and is looked at again. A receipt says when and how much, not who. Knows no client but
 `MemoryStore.run`.
@@ -18,7 +19,8 @@ from service.store.events import Deleted, decode_text, encode_text
 from service.store.keys import ERASING, FILES_PREFIX, RECEIPTS
 
 MAX_RECEIPTS = 10_000
-_GO_ON_AFTER_S = 10  # then the process that began a deletion has been killed, or the store was unavailable
+_GO_ON_AFTER_S = 10  # then the process that worked on a deletion was killed, or the store was unavailable
+RENEW_EVERY_S = 2.0
 SETTLE_AFTER_S = 60  # on a cluster: until nobody writes what they read before the deletion
 _BEGUN, _SETTLING = "b", "s"
 _FIELDS = Deleted._fields
@@ -30,6 +32,14 @@ redis.call('ZREM', KEYS[1], ARGV[1])
 if ARGV[2] ~= '' then redis.call('ZADD', KEYS[1], ARGV[3], ARGV[2]) end
 redis.call('XADD', KEYS[2], 'MAXLEN', ARGV[4], '*', unpack(ARGV, 6))
 redis.call('SET', KEYS[3], ARGV[5], 'NX')
+"""
+
+# KEYS: users; ARGV: member, now, its next time  ->  1 if its time had come
+_TAKE = """
+local due = redis.call('ZSCORE', KEYS[1], ARGV[1])
+if not due or tonumber(due) > tonumber(ARGV[2]) then return 0 end
+redis.call('ZADD', KEYS[1], ARGV[3], ARGV[1])
+return 1
 """
 
 Run = Callable[[Sequence[tuple[Any, ...]]], Awaitable[list[Any]]]
@@ -63,6 +73,11 @@ class DeletionStore:
     async def begin(self, user_id: str) -> None:
         await self._run([("ZADD", ERASING, int(time.time()) + _GO_ON_AFTER_S, _member(_BEGUN, user_id))])
 
+    async def renew(self, user_id: str) -> None:
+        """For whoever works on it, every `RENEW_EVERY_S`: nobody else goes on with it meanwhile."""
+        later = int(time.time()) + _GO_ON_AFTER_S
+        await self._run([("ZADD", ERASING, "XX", later, _member(_BEGUN, user_id))])
+
     async def finish(self, user_id: str, deleted: Deleted) -> Receipt:
         """The user's keys and shared places are clean; the files of the store are not yet.
 
@@ -84,6 +99,11 @@ class DeletionStore:
         (found,) = await self._run([("ZRANGEBYSCORE", ERASING, "-inf", int(time.time()), "LIMIT", 0, limit)])
         parts = (decode_text(member).partition(":") for member in found)
         return [Unfinished(user_id, stage == _BEGUN) for stage, _, user_id in parts]
+
+    async def take(self, found: Unfinished) -> bool:
+        """Whether this process is to go on with it: of several that ask, one is."""
+        now, member = int(time.time()), _member(_BEGUN if found.is_begun else _SETTLING, found.user_id)
+        return bool((await self._run([("EVAL", _TAKE, 1, ERASING, member, now, now + _GO_ON_AFTER_S)]))[0])
 
     async def count(self) -> int:
         """Deletions that are not finished."""

@@ -5,7 +5,9 @@ parts with a deletion is tried. After each step the store is compared with a pla
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,13 +16,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from redis.asyncio import Redis
 
+from service.ending import cancel_and_wait
 from service.erasure.eraser import Eraser
 from service.errors import UserDeleted
 from service.metrics import Metrics
 from service.store.client import MemoryStore
 from service.store.deadletters import DeadLetter, DeadLetters
 from service.store.embedded.server import EmbeddedServer
-from service.store.events import Event, Recalled, UserStates
+from service.store.erasure import deletions
+from service.store.events import Deleted, Event, Recalled, UserStates
 from service.store.feedback.merge import merge
 from service.store.pages import PageStore
 from service.store.shown import ShownList, ShownStore
@@ -279,3 +283,38 @@ async def test_a_guest_who_is_deleted_while_events_are_copied_leaves_none_with_t
     merged = await merge(store, GUEST, OTHER, settle)
     assert merged == (0, 0, True)
     assert [each.event_id for each in (await store.events(OTHER, limit=50))[0]] == [event(GUEST, 3, OLD).event_id]
+
+
+async def test_a_deletion_that_takes_long_is_not_taken_up_by_another_process(
+    store: MemoryStore, raw: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock goes on far beyond the time after which another process goes on with a deletion."""
+    working, looking, late = (Eraser(store, Metrics(), minutes=0) for _ in range(3))
+    now = [time.time()]
+    monkeypatch.setattr(deletions, "time", SimpleNamespace(time=lambda: now[0]))
+    monkeypatch.setattr("service.erasure.eraser.RENEW_EVERY_S", 0.01)
+    forget_user, began, go_on = store.forget_user, asyncio.Event(), asyncio.Event()
+
+    async def slowly(user_id: str) -> Deleted:
+        began.set()
+        await go_on.wait()
+        return await forget_user(user_id)
+
+    monkeypatch.setattr(store, "forget_user", slowly)
+    await store.append([event(DOOMED, 1, OLD)])
+    deleting = asyncio.create_task(working.delete(DOOMED))
+    await began.wait()
+    for _ in range(3):
+        now[0] += deletions._GO_ON_AFTER_S + 1
+        async with asyncio.timeout(10):
+            while await looking.deletions.due(1):
+                await asyncio.sleep(0.01)
+    monkeypatch.setattr(store, "forget_user", forget_user)
+    await looking.look()
+    assert (await store.counts(DOOMED, SPACE)).events == 1, "two processes work on one deletion"
+    await cancel_and_wait(deleting)
+    now[0] += deletions._GO_ON_AFTER_S + 1
+    await asyncio.gather(looking.look(), late.look())
+    receipts, _ = await looking.deletions.receipts(None, 10)
+    assert [each.deleted.events for each in receipts] == [1], "one of two processes goes on with a deletion"
+    assert await looking.deletions.count() == 0
