@@ -33,6 +33,7 @@ from service.settings import Settings
 from service.store.bundles import BundleStore
 from service.store.client import MemoryStore
 from service.store.embedded.server import EmbeddedServer
+from service.store.feedback.explored import ExploredStore
 from service.store.feedback.outcomes import ExperimentStore, OutcomeStore
 from service.store.pages import PageStore
 from service.store.sealing.master import MasterKeys
@@ -202,9 +203,10 @@ async def open_resources(settings: Settings, metrics: Metrics, *, spawn: Spawn =
         if problem := await store.sealing.problem():
             log.error("records of users cannot be read", reason=problem)
         kept_s = round(3600 * settings.shown_hours)
-        shown_store = ShownStore(store.run, store.tombstones, kept_s=kept_s)
+        most_explored = settings.explored_times
+        shown_store = ShownStore(store.run, store.tombstones, kept_s=kept_s, most_explored=most_explored)
         shown = _stopped(stack, ShownLists(shown_store, metrics))
-        explored = _stopped(stack, ExploredItems(shown_store, most=settings.explored_times))
+        explored = _stopped(stack, ExploredItems(ExploredStore(store.run, most=most_explored)))
         explored.start()
         outcomes = Outcomes(OutcomeStore(store.run))
         experiments = _stopped(stack, Experiments(ExperimentStore(store.run), outcomes, metrics))
@@ -234,7 +236,9 @@ async def _open_bundle(settings: Settings, metrics: Metrics, shared: Shared, spa
         counting = partial(LiveCounts, view, engine, store, kernel.items, metrics)
         live_counts = await asyncio.to_thread(counting, half_life_days=settings.live_half_life_days)
         _stopped(stack, live_counts).start()
-        recommending = partial(Recommender, view, engine, store, metrics, explored=shared.explored.rows())
+        explored = await asyncio.to_thread(shared.explored.add, view)
+        stack.callback(shared.explored.remove, explored)
+        recommending = partial(Recommender, view, engine, store, metrics, explored=explored.of)
         recommender = await asyncio.to_thread(recommending, default_deadline_ms=settings.deadline_ms)
         _stopped(stack, recommender)
         answers = Answers(

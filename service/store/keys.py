@@ -44,6 +44,8 @@ r"""The key table: every key of AutoMR in Redis, and the functions that build ke
                                               answer (see `feedback/outcomes.py`)
     automr:{+outcomes}:totals         HASH    variant, kind -> number of events            variants
     automr:{+outcomes}:explored       ZSET    item_id by how often exploration showed it   items that were explored
+    automr:{+outcomes}:explored:<n>   ZSET    item_id by when exploration had shown it n   such items, for each n that
+                                              times and ended (see `feedback/explored.py`) AUTOMR_EXPLORED_TIMES had
     automr:{+outcomes}:waiting        ZSET    users with outcomes, by time                 users not counted yet
     automr:{+outcomes}:counted:<day>  SET     digests of events that were counted          events of a day, 3 days
     automr:experiments                STRING  JSON: the experiment that runs               one

@@ -5,7 +5,6 @@ list of an anonymous session has a key of its own, because only its recommendati
 recommendation id, a space, and JSON: a script finds a list by its beginning. Knows no client but `MemoryStore.run`.
 """
 
-import itertools
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -13,12 +12,12 @@ from typing import Any, NamedTuple
 
 from service.store.erasure.tombstones import Tombstones
 from service.store.events import decode_text, encode_text, read_json
+from service.store.feedback.explored import shown_command
 from service.store.feedback.outcomes import EXPLORED, LISTS
-from service.store.keys import EXPLORED_ITEMS, TOTALS, anonymous_key, tenant_of, user_keys, user_prefix
+from service.store.keys import TOTALS, anonymous_key, tenant_of, user_keys, user_prefix
 from service.store.lua.scripts import MAY_KEEP
 
 MOST_LISTS = 20  # of a user; older ones are dropped
-_ITEMS_AT_ONCE = 5000
 
 # KEYS: lists, events, tombstone of the user (only lists for an anonymous session); ARGV: list, most lists, seconds to
 # keep them, when the list was made  ->  nothing
@@ -60,10 +59,14 @@ class ShownList(NamedTuple):
 
 
 class ShownStore:
-    """`run` is `MemoryStore.run`; its errors come through. Lists older than `kept_s` seconds are not returned."""
+    """`run` is `MemoryStore.run`; its errors come through. Lists older than `kept_s` seconds are not returned.
 
-    def __init__(self, run: Run, tombstones: Tombstones, *, kept_s: int) -> None:
+    `most_explored`: times that exploration shows an item; 0: without end.
+    """
+
+    def __init__(self, run: Run, tombstones: Tombstones, *, kept_s: int, most_explored: int = 0) -> None:
         self._run, self._tombstones, self.kept_s = run, tombstones, kept_s
+        self._most_explored = most_explored
 
     async def save(self, lists: Sequence[ShownList]) -> None:
         """One round trip. Also counts the lists of each variant, and how often exploration showed each item; a repeated
@@ -82,26 +85,9 @@ class ShownStore:
                 numbers[f"{each.variant}|{EXPLORED}"] += each.num_explored
         commands += [("HINCRBY", TOTALS, total, number) for total, number in numbers.items()]
         shown = Counter(item_id for each in lists for item_id in each.newly_explored)
-        commands += [("ZADD", EXPLORED_ITEMS, "INCR", number, encode_text(name)) for name, number in shown.items()]
+        if shown:
+            commands.append(shown_command(shown, self._most_explored))
         await self._run(commands)
-
-    async def num_explored(self, times: int) -> int:
-        """How many items exploration has shown at least so many times."""
-        (found,) = await self._run([("ZCOUNT", EXPLORED_ITEMS, times, "+inf")])
-        return int(found)
-
-    async def explored(self, times: int) -> list[str]:
-        """These items. Read in parts, so that the store serves others in between; an item that reaches the number
-        meanwhile may be missing.
-        """
-        found: dict[str, None] = {}
-        for start in itertools.count(0, _ITEMS_AT_ONCE):
-            part = ("ZRANGEBYSCORE", EXPLORED_ITEMS, times, "+inf", "LIMIT", start, _ITEMS_AT_ONCE)
-            (items,) = await self._run([part])
-            found |= dict.fromkeys(map(decode_text, items))
-            if len(items) < _ITEMS_AT_ONCE:
-                break
-        return list(found)
 
     async def recent(self, user_id: str, *, now: int) -> list[ShownList]:
         """The newest lists of the user, newest first, at most `MOST_LISTS`. One round trip."""

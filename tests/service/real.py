@@ -53,6 +53,7 @@ from service.usecases.users import Users
 
 K, M = 3, 20  # of the bundle that tests.conftest writes
 NOW = 1_700_000_000
+PATIENT_MS = 20_000
 
 
 class ModelThread:
@@ -142,8 +143,12 @@ class Service:
 
 
 def settings_for(bundle: Path, url: str, **settings: Any) -> Settings:
-    """Encoding happens when the test calls for it, and live events are not counted, unless the test says otherwise."""
-    chosen = {"threads": 1, "encode_in_process": False, "live_half_life_days": 0} | settings
+    """Encoding happens when the test calls for it, and live events are not counted, unless the test says otherwise.
+
+    A request and a call to the store have more time than elsewhere: on a busy machine a second can pass in one step.
+    """
+    own = {"threads": 1, "encode_in_process": False, "live_half_life_days": 0}
+    chosen = own | {"deadline_ms": PATIENT_MS, "store_timeout_s": PATIENT_MS / 1000} | settings
     return Settings.from_env({}, bundle=bundle, store=url, **chosen)
 
 

@@ -14,7 +14,7 @@ CONNECTING = ["client|setinfo", "client|setname"]
 READING = [
     "eval", "evalsha", "exists", "get", "getrange", "hexists", "hget", "hgetall", "hkeys", "hlen", "hmget", "hscan",
     "lrange", "scan", "sismember", "smembers", "strlen", "time", "ttl", "type", "xlen", "xrange", "xrevrange",
-    "zcard", "zcount", "zrange", "zrangebyscore", "zrevrange", "zscore",
+    "zcard", "zrange", "zrangebyscore", "zrevrange", "zscore",
 ]  # fmt: skip
 WRITING = [
     "append", "del", "expire", "getdel", "hdel", "hincrby", "hincrbyfloat", "hset", "incr", "llen",
