@@ -4,7 +4,6 @@ The port is bound before the bundle is loaded, so that a busy port is reported a
 """
 
 import asyncio
-import gc
 import json
 import shlex
 import socket
@@ -22,6 +21,7 @@ from fastapi import FastAPI
 from service.app import ResourcesFactory, begin_drain, create_app
 from service.commands import import_file
 from service.errors import ServiceError, SettingsError, StartupError
+from service.garbage import leave_out_what_is_open
 from service.http.connections import ConnectionLimits, raise_file_limit
 from service.http.protocol import SheddingProtocol, counting
 from service.http.stopping import Server
@@ -39,7 +39,6 @@ log = structlog.get_logger("service.server")
 # uvloop accepts one connection of each listening socket in a turn of the event loop. Under load a turn takes 30 ms, and
 # a connection that waits to be accepted is neither answered nor refused.
 _NUM_LISTENERS = 16
-_OBJECTS_PER_COLLECTION = 20_000
 _USERS_LOOKED_AT = 50  # for an example of a query
 
 
@@ -75,7 +74,7 @@ def serve(
 
     async def run(listener: socket.socket) -> None:
         async with app.router.lifespan_context(app):
-            _tune_garbage_collector()
+            leave_out_what_is_open()
             watching = limits.watched(server.server_state.connections)
             watching.start()
             try:
@@ -87,17 +86,6 @@ def serve(
     with bound_socket(settings.host, settings.port) as listener, runner:
         runner.run(run(listener))
     return 0
-
-
-def _tune_garbage_collector() -> None:
-    """For the whole process, when the resources are open.
-
-    Objects of the start live on; a full collection over them takes 0.3 s. Few objects of a request form cycles; with
-    the usual threshold, collections take a tenth of the time of the event loop under load.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_OBJECTS_PER_COLLECTION)
 
 
 def _sheds(app: FastAPI, headers: list[tuple[bytes, bytes]]) -> bool:

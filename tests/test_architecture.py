@@ -49,7 +49,7 @@ ARROWS = {
     "service.store": "ending errors logs tracing",
     "service.engine": "ending errors identity logs metrics settings tracing",
     "service.usecases": "background ending engine errors logs metrics store tracing",
-    "service.bundles": "background ending engine errors logs metrics settings store usecases",
+    "service.bundles": "background ending engine errors garbage logs metrics settings store usecases",
     "service.export": "errors store",
     "service.event_types": "background ending errors logs store",
     "service.erasure": "background ending errors logs metrics store tracing",

@@ -7,7 +7,7 @@ sequence is a prefix of another. Items with the same tokens share a leaf. Import
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -129,8 +129,9 @@ class Trie:
         self.root = Node(0, num_rows, 0)
         self.is_new = is_new if is_new is not None and is_new.any() else None
         self._trained_before = None if self.is_new is None else self._counted(~self.is_new).before
-        self.children = lru_cache(maxsize=_MAX_CHILDREN)(self._children)
-        self._edge_over = lru_cache(maxsize=_MAX_EDGES)(self._edge)
+        # Caches of functions, not of methods: an old trie is freed at once, without the garbage collector.
+        self.children = lru_cache(maxsize=_MAX_CHILDREN)(partial(_children, self.paths))
+        self._edge_over = lru_cache(maxsize=_MAX_EDGES)(partial(_edge, self.paths))
         self._none = CountedMask(np.zeros(num_rows, dtype=bool), np.broadcast_to(np.int32(0), num_rows + 1))
         self._all = CountedMask(np.ones(num_rows, dtype=bool), np.arange(num_rows + 1, dtype=np.int32))
         self._expected = self._all
@@ -171,15 +172,6 @@ class Trie:
         np.cumsum(wanted[self.order], out=before[1:], dtype=np.int32)
         return CountedMask(wanted.copy(), before)
 
-    def _children(self, node: Node) -> Children:
-        """A leaf has no children."""
-        column = self.paths.column(node.depth, node.start, node.stop)
-        if not len(column) or column[0] < 0:
-            nothing = np.empty(0, dtype=np.int64)
-            return Children(nothing.astype(np.int32), nothing, nothing)
-        starts = np.concatenate([[0], np.flatnonzero(column[1:] != column[:-1]) + 1]) + node.start
-        return Children(column[starts - node.start], starts, np.append(starts[1:], node.stop))
-
     def without_trained(self, children: Children, places: NDArray[np.int64]) -> NDArray[np.bool_]:
         """(n,) whether the children at `places` (n,) have only titles below that came after training."""
         if self._trained_before is None:
@@ -202,7 +194,18 @@ class Trie:
         """The edge from a node at `depth` to its child at `place`: all tokens that the sequences below share."""
         return self._edge_over(children.starts.item(place), children.stops.item(place), depth)
 
-    def _edge(self, start: int, stop: int, depth: int) -> TrieEdge:
-        first, last = self.paths.sequence(start), self.paths.sequence(stop - 1)
-        end = next((at for at in range(depth, len(first)) if first[at] != last[at]), len(first))
-        return TrieEdge(first[depth:end], Node(start, stop, end), is_leaf=first == last)
+
+def _children(paths: Paths, node: Node) -> Children:
+    """A leaf has no children."""
+    column = paths.column(node.depth, node.start, node.stop)
+    if not len(column) or column[0] < 0:
+        nothing = np.empty(0, dtype=np.int64)
+        return Children(nothing.astype(np.int32), nothing, nothing)
+    starts = np.concatenate([[0], np.flatnonzero(column[1:] != column[:-1]) + 1]) + node.start
+    return Children(column[starts - node.start], starts, np.append(starts[1:], node.stop))
+
+
+def _edge(paths: Paths, start: int, stop: int, depth: int) -> TrieEdge:
+    first, last = paths.sequence(start), paths.sequence(stop - 1)
+    end = next((at for at in range(depth, len(first)) if first[at] != last[at]), len(first))
+    return TrieEdge(first[depth:end], Node(start, stop, end), is_leaf=first == last)

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -74,9 +74,10 @@ class MappedItems(Sequence[Item]):
         size = file.stat().st_size
         if not len(starts) or starts[-1] != size:
             raise ValueError(f"{file}: has {size} bytes, which does not fit the offsets of its lines")
-        self._text = np.memmap(file, dtype=np.uint8, mode="r").view(np.ndarray) if size else np.empty(0, dtype=np.uint8)
+        text = np.memmap(file, dtype=np.uint8, mode="r").view(np.ndarray) if size else np.empty(0, dtype=np.uint8)
         self._starts = starts
-        self.at: Callable[[int], Item] = lru_cache(maxsize=_NUM_CACHED)(self._at)
+        # A cache of a function, not of a method: the items are freed at once, without the garbage collector.
+        self.at: Callable[[int], Item] = lru_cache(maxsize=_NUM_CACHED)(partial(_item_at, text, starts))
 
     def __len__(self) -> int:
         return len(self._starts) - 1
@@ -92,8 +93,9 @@ class MappedItems(Sequence[Item]):
             raise IndexError(f"no row {row} of {len(self)}")
         return self.at(row % len(self))
 
-    def _at(self, row: int) -> Item:
-        return _parse(self._text[self._starts[row] : self._starts[row + 1]].tobytes())
+
+def _item_at(text: NDArray[np.uint8], starts: NDArray[np.int64], row: int) -> Item:
+    return _parse(text[starts[row] : starts[row + 1]].tobytes())
 
 
 class ItemList(Sequence[Item]):

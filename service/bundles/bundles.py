@@ -22,6 +22,7 @@ from service.bundles.fill import fill
 from service.ending import cancel_and_wait
 from service.engine.intake import FAR_BEHIND
 from service.errors import BundleConflict, ServiceError, StoreCorrupt, StoreUnavailable, UnknownBundle
+from service.garbage import free_what_was_closed
 from service.logs import RepeatedWarnings
 from service.metrics import Metrics
 from service.settings import Settings
@@ -172,7 +173,7 @@ class Bundles(Generic[P]):
                 await self._switch(state.active, parts)
             kept = {*state.loaded, state.active, state.previous, self._active_name, self._wanted}
             for name in self._entries.keys() - kept:
-                self._run(self._close(self._entries.pop(name)))
+                self._run(self._release(self._entries.pop(name)))
             self._active.ingest.worker.others = self._other_workers()
 
     def _begin(self, name: str, source: Source) -> None:
@@ -228,6 +229,7 @@ class Bundles(Generic[P]):
         manifest = parts.view.manifest
         self.metrics.show_bundle(manifest.name, manifest.space, manifest.created_at)
         parts.engine.show_metrics()
+        parts.items.show_metrics()
         parts.live_counts.show_metrics()
         parts.ingest.worker.counts_events = self.settings.live_half_life_days > 0
         await parts.ingest.start(with_worker=self.settings.encode_in_process)
@@ -262,6 +264,11 @@ class Bundles(Generic[P]):
         if entry.parts is not None:
             await entry.parts.engine.admission.until_idle(_LAST_REQUESTS_S)
         await entry.stack.aclose()
+
+    async def _release(self, entry: Entry[P]) -> None:
+        await self._close(entry)
+        entry.parts = None
+        free_what_was_closed()
 
     # ---- reading the state
 

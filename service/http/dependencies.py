@@ -24,7 +24,8 @@ async def get_resources(request: Request) -> Resources:
     resources = getattr(request.app.state, "resources", None)
     if not isinstance(resources, Resources):
         raise NotReady("The bundle is still loading.")
-    return resources.current()
+    request.app.state.resources = current = resources.current()  # those of a closed bundle are not kept
+    return current
 
 
 ResourcesDep = Annotated[Resources, Depends(get_resources)]

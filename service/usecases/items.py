@@ -64,8 +64,11 @@ class Items:
         self._changes: set[asyncio.Task[Any]] = set()
         self._at_once = _AT_START
         self._current_at = time.monotonic()
-        metrics.catalogue_age_seconds.set_function(lambda: time.monotonic() - self._current_at)
         engine.intake.on_refused = self._leave_out
+
+    def show_metrics(self) -> None:
+        """The gauge is that of this bundle from now on."""
+        self.metrics.catalogue_age_seconds.set_function(lambda: time.monotonic() - self._current_at)
 
     async def start(self) -> None:
         """Loads the overlay, then follows it. If the store is unavailable, the overlay is loaded later."""

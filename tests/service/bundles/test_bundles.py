@@ -1,6 +1,9 @@
 """A bundle is loaded beside the one that answers, and one call switches: no request is lost, none sees half of each."""
 
 import asyncio
+import contextlib
+import gc
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -15,6 +18,7 @@ from model_store.files import read_manifest
 from service.__main__ import main
 from service.app import create_app
 from service.engine.messages import ModelOptions
+from service.garbage import leave_out_what_is_open
 from service.metrics import Metrics
 from service.remote import RemoteError
 from service.resources import Resources, open_resources
@@ -214,6 +218,45 @@ async def test_an_unloaded_bundle_is_closed(root: Path, valkey: EmbeddedServer) 
             return not parts.engine.is_ready
 
         await until(is_closed)
+
+
+async def test_bundles_that_were_replaced_are_freed(root: Path, valkey: EmbeddedServer) -> None:
+    """Also the first one, which a server takes out of what the garbage collector looks at."""
+    async with replica(root, valkey.url) as (resources, client):
+        bundles = resources.bundles
+        assert bundles is not None
+        del resources
+        await client.put("/items/new-1", json={"title": "A new one"})
+        leave_out_what_is_open()
+        thresholds = gc.get_threshold()
+        try:
+            closed: list[tuple[str, weakref.ref[Any]]] = []
+            for number, directory in enumerate(("second", "third", "first")):
+                name = f"b{number}"
+                parts = bundles.active
+                of_this = (parts.view, parts.view.catalogue, parts.engine, parts.items, parts.recommender)
+                closed += [(f"{type(part).__name__} before {directory}", weakref.ref(part)) for part in of_this]
+                del parts, of_this
+                await load(client, directory, name=name)
+                await client.post("/recommend", json={"user_id": "u0", "k": 3})
+                await client.get("/items", params={"query": "red"})
+                assert (await client.post(f"/bundles/{name}:activate", params={"force": True})).is_success
+                if number:
+                    await client.delete(f"/bundles/b{number - 1}")
+            left: list[str] = []
+
+            async def is_freed() -> bool:
+                await client.get("/bundles")
+                left[:] = [place for place, part in closed if part() is not None]
+                return not left
+
+            with contextlib.suppress(TimeoutError):
+                await until(is_freed, seconds=10)
+            assert left == [], "the memory of a bundle that was closed is not free"
+            assert gc.get_freeze_count() > 0
+        finally:
+            gc.unfreeze()
+            gc.set_threshold(*thresholds)
 
 
 async def test_the_command_line_loads_and_switches(

@@ -141,5 +141,3 @@ async def test_the_rows_of_a_bundle_are_ready_before_a_request_asks(
     assert sorted(rows.of(view.catalogue).tolist()) == [3, 5, len(before)]
     assert sorted(rows.of(before).tolist()) == [3, 5], "a row that this catalogue does not have"
     reading.items.remove(rows)
-
-

@@ -239,7 +239,7 @@ def cpu_s(model: type[BaseModel], value: Any) -> float:
     body = value if isinstance(value, bytes) else json.dumps(value).encode()
     assert len(body) <= MIB
     times = []
-    gc.disable()  # the service collects rarely: see `_tune_garbage_collector`
+    gc.disable()  # the service collects rarely: see `service/garbage.py`
     for _ in range(3):
         started = time.thread_time()
         try:
