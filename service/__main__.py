@@ -172,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     export = _command(commands, "export", _export, "write all live events and items as a data set for training")
     export.add_argument("--out", type=Path, required=True, metavar="DATASET", help="a new directory, or that of a run")
     import_ = _command(commands, "import", _import, "store a file of interactions")
-    import_.add_argument("file", type=Path, metavar="FILE", help="JSON lines or CSV, also as .gz")
+    import_.add_argument("file", type=Path, metavar="FILE", help="JSON lines or CSV, also as .gz, or Parquet")
     rejected_help = "write all refused lines to this file, with reasons; without it, to FILE.rejected.jsonl"
     import_.add_argument("--rejected", type=Path, metavar="FILE", help=rejected_help)
     for offline in (worker, backfill, export, import_):

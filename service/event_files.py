@@ -1,4 +1,5 @@
-"""Files of interactions: JSON lines, as `GET /users/{user_id}/export` writes them, or CSV; plain or compressed by gzip.
+"""Files of interactions: JSON lines, as `GET /users/{user_id}/export` writes them, or CSV, plain or compressed by gzip;
+or Parquet, as `python -m service export` writes it.
 
 In: a path. Out: for each interaction its line number and the fields of an `Interaction`, not yet checked. Of the fields
 of an export, `title` is left out, because it belongs to the item.
@@ -32,10 +33,13 @@ _FIELDS = {
     "query": "query",
     "sessionid": "session_id",
     "recommendationid": "recommendation_id",
+    "context": "context",
 }
 _NEEDED = {"user_id", "item_id", "timestamp"}
 _SEPARATORS = (",", "\t", ";")
 _GZIP = b"\x1f\x8b"
+_PARQUET = b"PAR1"
+_ROWS_AT_ONCE = 10_000
 _MISSING = ("", "na", "nan", "none", "null", r"\n")  # in lower case
 
 
@@ -47,13 +51,18 @@ class Unreadable(NamedTuple):
 
 
 def read_interactions(path: Path) -> Generator[tuple[int, Any], None, None]:
-    """Line numbers, and fields or `Unreadable`. A file whose first line has the names of columns is CSV.
+    """Line numbers, and fields or `Unreadable`. A file whose first line has the names of columns is CSV. Of a Parquet
+    file, the numbers of rows from 1.
 
     Raises SettingsError with the line number where the rest of the file cannot be read either.
     """
     with path.open("rb") as raw:
-        is_compressed = raw.read(2) == _GZIP
+        begin = raw.read(4)
+        is_compressed = begin.startswith(_GZIP)
         raw.seek(0)
+        if begin == _PARQUET:
+            yield from _rows(path, raw)
+            return
         file = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if is_compressed else raw
         try:
             first = file.readline()
@@ -71,6 +80,48 @@ def _separator(first: bytes) -> str | None:
     except UnicodeDecodeError:
         return None
     return next((each for each in _SEPARATORS if set(_field_names(names.split(each))) >= _NEEDED), None)
+
+
+def _rows(path: Path, raw: BinaryIO) -> Iterator[tuple[int, Any]]:
+    try:
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise SettingsError([f"{path}: Parquet needs pyarrow: pip install '.[train]'"]) from None
+    number = 0
+    try:
+        file = pq.ParquetFile(raw)
+        names = _known_columns(path, file.schema_arrow.names)
+        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=list(names)):
+            for row in batch.to_pylist():
+                number += 1
+                yield (
+                    number,
+                    {names[name]: _told(names[name], value) for name, value in row.items() if value is not None},
+                )
+    except (ValueError, OSError) as error:  # pyarrow's errors are these
+        raise SettingsError([f"{path}: cut short or damaged after row {number} ({error})"]) from error
+
+
+def _known_columns(path: Path, columns: Sequence[str]) -> dict[str, str]:
+    """Column → field, without columns of other names. Raises SettingsError."""
+    found = {name: field for name, field in zip(columns, _field_names(columns), strict=True) if field is not None}
+    _refuse_repeated(path, list(found.values()))
+    if missing := sorted(_NEEDED - set(found.values())):
+        raise SettingsError([f"{path}: has no column {', '.join(missing)}"])
+    log.info("reading a table", columns_left_out=sorted(set(columns) - set(found)))
+    return found
+
+
+def _refuse_repeated(path: Path, names: Sequence[str | None]) -> None:
+    repeated = sorted({name for name in names if name and names.count(name) > 1})
+    if repeated:
+        raise SettingsError([f"{path}:1: two columns are {repeated[0]}"])
+
+
+def _told(name: str, value: Any) -> Any:
+    if name == "timestamp" and isinstance(value, datetime):
+        return _of_moment(value)
+    return _value(name, value) if name == "context" and isinstance(value, str) else value
 
 
 def _field_names(names: Sequence[str]) -> list[str | None]:
@@ -95,9 +146,7 @@ def _table(path: Path, file: BinaryIO, separator: str) -> Iterator[tuple[int, An
         try:
             header = next(reader)
             names = _field_names(header)
-            repeated = sorted({name for name in names if name and names.count(name) > 1})
-            if repeated:
-                raise SettingsError([f"{path}:1: two columns are {repeated[0]}"])
+            _refuse_repeated(path, names)
             left_out = [name for name, known in zip(header, names, strict=True) if known is None]
             log.info("reading a table", columns_left_out=left_out)
             for fields in reader:
@@ -119,12 +168,14 @@ def _is_told(name: str | None, field: str) -> bool:
 
 
 def _value(name: str | None, field: str) -> Any:
-    """Times as seconds, rounded down. What cannot be read stays text, which is then refused with its line."""
+    """Times as seconds, rounded down; a context from JSON. What cannot be read stays text, which is then refused."""
     try:
         if name == "timestamp":
             return _seconds(field)
+        if name == "context":
+            return json.loads(field)
         return float(field) if name == "value" else field
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, RecursionError):
         return field
 
 
@@ -134,5 +185,8 @@ def _seconds(field: str) -> int:
         return int(field)
     if re.fullmatch(r"-?\d+\.\d*", field):
         return int(float(field) // 1)
-    moment = datetime.fromisoformat(field)
+    return _of_moment(datetime.fromisoformat(field))
+
+
+def _of_moment(moment: datetime) -> int:
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() // 1)

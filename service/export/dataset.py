@@ -3,7 +3,7 @@
 In: a store, the items of the catalogue, a directory. Out: the directory, and counts. The users are listed first; their
 events are then written user by user, in parts of bounded size, each with its own name. So memory is bounded by the list
 of users, and a run that was interrupted goes on after its last part. The parts become the files of the data set at the
-end, `dataset.json` last. The events of one user are those at the moment at which they are read; users who come after
+end, `dataset.json` last, and are then removed. The events of one user are those at the moment at which they are read; users who come after
 the list are left for the next export.
 """
 
@@ -32,10 +32,10 @@ FORMAT_VERSION = 1  # of dataset.json, as training writes it
 _EVENTS_PER_PART = 50_000
 _EVENTS_PER_PAGE = 500
 _ITEMS_PER_GROUP = 10_000
-_PARTS, _USERS = "export.partial", "users.json"
+_MANIFEST, _PARTS, _USERS = "dataset.json", "export.partial", "users.json"
 _EVENTS = pa.schema(
     [
-        ("user_id", pa.string()), ("item_id", pa.string()), ("timestamp", pa.int64()), ("rating", pa.float32()),
+        ("user_id", pa.string()), ("item_id", pa.string()), ("timestamp", pa.int64()), ("rating", pa.float64()),
         ("type", pa.string()), ("event_id", pa.string()), ("query", pa.string()), ("session_id", pa.string()),
         ("context", pa.string()), ("recommendation_id", pa.string()),
     ]
@@ -50,9 +50,13 @@ async def export(
 
     `types`: the table of event types in force, which training then reads as well.
     """
-    if out.is_dir() and any(each.name != _PARTS for each in out.iterdir()):
+    parts, finished = out / _PARTS, out / _MANIFEST
+    if not parts.exists() and out.is_dir() and any(out.iterdir()):
         raise SettingsError([f"--out {out}: is not empty; choose a new directory"])
-    parts = out / _PARTS
+    if finished.exists():  # the run before was interrupted while it removed the parts
+        shutil.rmtree(parts)
+        manifest: dict[str, Any] = json.loads(finished.read_text(encoding="utf-8"))
+        return manifest
     parts.mkdir(parents=True, exist_ok=True)
     users = await _snapshot(store, parts / _USERS)
     done = max((int(file.stem.split("-")[1]) for file in parts.glob("part-*.parquet")), default=0)
@@ -121,7 +125,7 @@ def _assemble(out: Path, parts: Path, items: Sequence[Item]) -> dict[str, Any]:
         "sha256": {name: _sha256(out / name) for name in names},
     }
     text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-    _write_whole(out / "dataset.json", lambda partial: partial.write_text(text, encoding="utf-8"))
+    _write_whole(out / _MANIFEST, lambda partial: partial.write_text(text, encoding="utf-8"))
     return manifest
 
 

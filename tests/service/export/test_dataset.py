@@ -1,13 +1,16 @@
 """What is in the live store comes out as a data set, to the event: training reads it, and an import gives it back."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from model_store.catalogue.items import Item
+from model_store.event_types import EventTypes, TypeRule
 from service.commands import import_file
 from service.errors import SettingsError, StoreUnavailable
 from service.export import dataset
@@ -91,6 +94,32 @@ async def test_an_interrupted_export_goes_on(
     assert manifest["stats"]["users"] == 6 and not (tmp_path / "out" / "export.partial").exists()
 
 
+@pytest.mark.parametrize("dies_in", ["_write_items", "_write_whole", "shutil.rmtree"])
+async def test_an_export_that_is_killed_at_its_end_goes_on(
+    store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_in: str
+) -> None:
+    """While the parts are put together, and while they are removed: some are gone by then."""
+    monkeypatch.setattr(dataset, "_EVENTS_PER_PART", 8)
+    await store.append(events(6, 5))
+    types = EventTypes(types={"view": TypeRule(weight=0.5)})
+    name, write = dies_in.rpartition(".")[2], dataset._write_whole
+
+    def die(*args: Any, **kwargs: Any) -> None:
+        if name == "rmtree":
+            min(args[0].glob("part-*")).unlink()
+        elif name == "_write_whole" and args[0].name != "dataset.json":
+            return write(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(f"service.export.dataset.{dies_in}", die)
+        await export(store, ITEMS, tmp_path / "out", types)
+    manifest = await export(store, ITEMS, tmp_path / "out", types)
+    found = load_dataset(tmp_path / "out")
+    assert found.interactions.height == manifest["stats"]["interactions"] == 30 and found.event_types == types
+    assert not (tmp_path / "out" / "export.partial").exists()
+
+
 async def test_other_files_are_not_overwritten(store: MemoryStore, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(SettingsError):
@@ -107,3 +136,31 @@ async def test_an_export_of_a_user_is_imported_as_it_was(service: Service, tmp_p
     await service.eraser.recreate("u")  # otherwise events from before the deletion are refused
     assert await import_file(service.ingest.submit, tmp_path / "u.jsonl") == 5
     assert [event async for event in service.users.export("u")] == before
+
+
+async def test_what_was_exported_is_imported_as_it_was(service: Service, tmp_path: Path) -> None:
+    """The data set of `export`, into a store that has none of it: values are not rounded."""
+    facts = {"query": "red tea", "session_id": "s", "context": {"device": "phone", "n": 1}, "recommendation_id": "r"}
+    sent = [{**each, **facts, "type": "rating", "value": 19.99} for each in history(5)]
+    await service.submit([*sent, *history(3, "v")], "visible")
+    before = {user: [event async for event in service.users.export(user)] for user in ("u", "v")}
+    await export(service.store, service.view.catalogue.items, tmp_path / "out")
+    for user in before:
+        await service.users.forget(user)
+        await service.eraser.recreate(user)
+    assert await import_file(service.ingest.submit, tmp_path / "out" / "interactions.parquet") == 8
+    assert {user: [event async for event in service.users.export(user)] for user in before} == before
+
+
+async def test_a_parquet_file_that_is_no_table_of_events_says_why(service: Service, tmp_path: Path) -> None:
+    file = tmp_path / "events.parquet"
+    times = [datetime.fromtimestamp(NOW - n, UTC) for n in range(3)]
+    table = pa.table({"User": ["u"] * 3, "userId": ["u"] * 3, "item": ["i1"] * 3, "timestamp": times})
+    pq.write_table(table, file)
+    with pytest.raises(SettingsError, match=r"events\.parquet: has no column item_id"):
+        await import_file(service.ingest.submit, file)
+    pq.write_table(table.rename_columns(["note", "userId", "item_id", "timestamp"]), file)
+    assert await import_file(service.ingest.submit, file) == 3
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(SettingsError, match="cut short or damaged"):
+        await import_file(service.ingest.submit, file)
