@@ -1034,7 +1034,7 @@ class Reason(TypedDict):
 class RecentItem(TypedDict):
     item_id: str
     """
-    an item the catalogue does not know is ignored
+    an item the catalogue does not know is ignored and named in `warnings`
     """
     timestamp: NotRequired[int | None]
     """

@@ -3,8 +3,8 @@
 In: a store, the items of the catalogue, a directory. Out: the directory, and counts. The users are listed first; their
 events are then written user by user, in parts of bounded size, each with its own name. So memory is bounded by the list
 of users, and a run that was interrupted goes on after its last part. The parts become the files of the data set at the
-end, `dataset.json` last, and are then removed. The events of one user are those at the moment at which they are read; users who come after
-the list are left for the next export.
+end, `dataset.json` last, and are then removed. The events of one user are those at the moment at which they are read;
+users who come after the list are left for the next export.
 """
 
 import hashlib

@@ -48,7 +48,7 @@ from service.usecases.ranking.fitting import fitting
 from service.usecases.ranking.recall import Recall
 from service.usecases.ranking.requests import Context, Fallback, Progress, Recommendation, Request, ServedModel
 from service.usecases.ranking.rules import NO_RULES, Exploration
-from service.usecases.warned import NOT_DIVERSE, Warned, of_candidates, of_filter, of_rules
+from service.usecases.warned import NOT_DIVERSE, Warned, of_candidates, of_filter, of_recent, of_rules
 from service.usecases.words import (
     NO_WORDS,
     ShownReasoning,
@@ -307,6 +307,7 @@ class Recommender:
     def _warnings(self, progress: Progress, shown: set[str]) -> list[Warned]:
         request, catalogue = progress.request, self.view.catalogue
         found = of_candidates(request.candidates, catalogue) if request.candidates else []
+        found += of_recent([each.item_id for each in request.recent], catalogue)
         if request.filter is not None:
             found += of_filter(request.filter, catalogue)
         if request.rules is not NO_RULES:

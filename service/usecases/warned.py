@@ -20,7 +20,7 @@ from model_store.catalogue.conditions import (
 )
 from service.usecases.ranking.rules import Rules
 
-MOST_NAMED = 20  # candidates
+MOST_NAMED = 20  # unknown items of one list
 
 
 class Warned(NamedTuple):
@@ -30,15 +30,26 @@ class Warned(NamedTuple):
     message: str
 
 
+_NO_OPERATOR = (
+    "; if an operator was meant, it is one of and, or, not, eq, ne, lt, lte, gt, gte, range, in, exists, starts_with"
+)
 NOT_DIVERSE = Warned("diversity", "not applied: the vectors of the items could not be read in time")
 
 
 def of_candidates(candidates: Sequence[str], catalogue: Catalogue) -> list[Warned]:
-    """Names the first unknown candidates by their place, and counts the others."""
-    unknown = [place for place, item_id in enumerate(candidates) if item_id not in catalogue.rows]
-    named = [Warned(f"candidates.{place}", "the catalogue has no such item") for place in unknown[:MOST_NAMED]]
+    return _of_items("candidates", candidates, catalogue)
+
+
+def of_recent(item_ids: Sequence[str], catalogue: Catalogue) -> list[Warned]:
+    return _of_items("recent", item_ids, catalogue)
+
+
+def _of_items(field: str, item_ids: Sequence[str], catalogue: Catalogue) -> list[Warned]:
+    """Names the first unknown items by their place, and counts the others."""
+    unknown = [place for place, item_id in enumerate(item_ids) if item_id not in catalogue.rows]
+    named = [Warned(f"{field}.{place}", "the catalogue has no such item") for place in unknown[:MOST_NAMED]]
     if len(unknown) > len(named):
-        named.append(Warned("candidates", f"{len(unknown) - len(named)} more are not in the catalogue"))
+        named.append(Warned(field, f"{len(unknown) - len(named)} more are not in the catalogue"))
     return named
 
 
@@ -90,7 +101,8 @@ def of_attribute(name: str, wanted: Iterable[Kind], known: Attributes) -> Iterat
     kinds = known.kinds(name)
     if not kinds:
         nearest = known.nearest(name)
-        yield "no item has this attribute" + (f"; did you mean `{nearest}`?" if nearest else "")
+        hint = _NO_OPERATOR if name == "op" else f"; did you mean `{nearest}`?" if nearest else ""
+        yield f"no item has this attribute{hint}"
         return
     others = dict.fromkeys(kind for kind in wanted if kind not in kinds)
     for kind in islice(others, 3):

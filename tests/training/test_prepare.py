@@ -261,3 +261,9 @@ def test_long_files_are_read_in_pieces(raw_files: RawFiles, monkeypatch: pytest.
     (raw_files.source / "interactions.csv").unlink()
     raw_files.put("events.jsonl", *[json.dumps({"userId": "u", "item": "i1", "time": n}) for n in range(100)])
     assert [row[2] for row in rows(raw_files.prepare("csv")[0])] == list(range(100))
+
+
+def test_a_table_without_rows_is_refused(raw_files: RawFiles) -> None:
+    raw_files.put("interactions.csv", "user_id,item_id,timestamp")
+    raw_files.put("items.csv", "item_id,title", "i1,One")
+    assert "there is no interaction, only names of columns" in raw_files.refuse("csv")

@@ -194,11 +194,10 @@ def clean_dataset(
         items_repeated=known.num_repeated,
         queries=0 if queries is None or asked is None else queries.height - asked.height,
     )
+    if interactions.is_empty():
+        raise DataError(f"{name}: there is no interaction, only names of columns")
     if cleaned.events.is_empty():
-        first = "; ".join(map(str, notes))
-        raise DataError(
-            f"{name}: none of {interactions.height} interactions is left; removed: {asdict(dropped)}; {first}"
-        )
+        raise DataError(f"{name}: none of {interactions.height} interactions is left: {'; '.join(map(str, notes))}")
     return Dataset(name, cleaned.events, known.items, asked), dropped
 
 

@@ -12,7 +12,7 @@ MOST_FOR_USERS = 1000  # items in one answer
 
 
 class RecentItem(Schema):
-    item_id: ItemId = Field(description="an item the catalogue does not know is ignored")
+    item_id: ItemId = Field(description="an item the catalogue does not know is ignored and named in `warnings`")
     timestamp: Timestamp | None = Field(
         default=None, description="its place among the stored events; null: newer than all of them"
     )

@@ -201,7 +201,7 @@ ShortFilter = Annotated[
     ),
 ]
 
-_OPERATORS: dict[str, str] = {
+OPERATORS: dict[str, str] = {
     op: hidden(tag)
     for tag, operators in {
         "eq": ("eq", "ne"),
@@ -219,7 +219,7 @@ _OPERATORS: dict[str, str] = {
 
 def _form(value: Any) -> str:
     op = value.get("op") if isinstance(value, dict) else getattr(value, "op", None)
-    return _OPERATORS.get(op, SHORT) if isinstance(op, str) else SHORT
+    return OPERATORS.get(op, SHORT) if isinstance(op, str) else SHORT
 
 
 class _AnyOf:

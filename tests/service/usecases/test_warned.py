@@ -7,7 +7,7 @@ from redis.asyncio import Redis
 from model_store.catalogue.catalogue import Catalogue
 from model_store.catalogue.items import Item
 from service.http.requests.bodies import RecommendRequest
-from service.http.requests.filters import condition_of
+from service.http.requests.filters import OPERATORS, condition_of
 from service.store.embedded.server import EmbeddedServer
 from service.usecases.warned import MOST_NAMED, of_candidates, of_filter
 from tests.conftest import BOTH_VOCABULARIES
@@ -31,6 +31,14 @@ def test_unknown_attributes_and_types_that_do_not_fit_are_named() -> None:
         "filter.stock": "a text is asked for, but the values of this attribute are of type number",
         "filter.zzz": "no item has this attribute",
     }
+
+
+def test_an_operator_that_does_not_exist_is_told_from_an_attribute() -> None:
+    """It is read as the short form, in which `op` is an attribute; the operators that are named are all there are."""
+    (odd, _) = of_filter(condition_of({"op": "between", "attribute": "stock"}), CATALOGUE)
+    assert odd.field == "filter.op"
+    named = odd.message.partition("one of ")[2].split(", ")
+    assert set(named) == set(OPERATORS)
 
 
 def test_every_operator_names_what_it_compares_once() -> None:
@@ -67,10 +75,12 @@ def test_unknown_candidates_are_named_by_their_place_and_many_are_counted() -> N
 
 async def test_an_answer_warns_over_http(bundle_path: Path, valkey: EmbeddedServer, raw: Redis) -> None:
     async with open_app(bundle_path, valkey.url) as (_, client):
-        body = {"candidates": ["i1", "nowhere"], "filter": {"evenn": True}}
+        recent = [{"item_id": "i2"}, {"item_id": "gone"}]
+        body = {"candidates": ["i1", "nowhere"], "filter": {"evenn": True}, "recent": recent}
         warnings = (await client.post("/recommend", json=body)).json()["warnings"]
         assert warnings == [
             {"field": "candidates.1", "message": "the catalogue has no such item"},
+            {"field": "recent.1", "message": "the catalogue has no such item"},
             {"field": "filter.evenn", "message": "no item has this attribute; did you mean `even`?"},
         ]
 

@@ -136,7 +136,7 @@ def test_milliseconds_are_refused() -> None:
 
 
 def test_an_empty_result_is_an_error_that_says_why() -> None:
-    with pytest.raises(DataError, match=r"none of 1 interactions is left.*'interactions_without_item': 1"):
+    with pytest.raises(DataError, match=r"none of 1 interactions is left: .*interactions without item: 1"):
         clean_dataset("x", frame([("u", "i9", 1, None)]), four_items())
 
 

@@ -95,6 +95,17 @@ def test_a_damaged_utf8_file_names_the_line(raw_files: RawFiles) -> None:
     assert "items.csv line 4: i3,été: this line is not UTF-8" in raw_files.refuse("csv")
 
 
+def test_a_file_in_two_encodings_is_refused_or_its_lines_are_noted(raw_files: RawFiles) -> None:
+    put_events(raw_files)
+    latin = "i2,Caf\xe9\n".encode("latin-1")
+    raw_files.put_bytes("items.csv", "item_id,title\ni1,Café\n".encode() + latin)
+    assert "items.csv line 3: i2,Café: this line is not UTF-8" in raw_files.refuse("csv")
+    raw_files.put_bytes("items.csv", "item_id,title\ni1,Café\n".encode() + latin + b"i3,\xdcber\n")
+    raw_files.prepare("csv")
+    assert raw_files.notes["lines_of_utf-8_read_as_latin-1"] == (1, "items.csv line 2: i1,Café")
+    assert raw_files.notes["lines_read_as_latin-1"] == (2, "items.csv line 3: i2,Café")
+
+
 def test_bytes_of_no_known_encoding_ask_for_its_name(raw_files: RawFiles) -> None:
     put_events(raw_files)
     raw_files.put_bytes("items.csv", b"item_id,title\ni1,\x81\x8d\n")

@@ -164,10 +164,11 @@ def _find_encoding(path: Path, compression: str | None, notes: Notes) -> str:
 def _eight_bits(path: Path, compression: str | None, notes: Notes) -> str:
     """The encoding of a file that is not UTF-8: Windows-1252, or Latin-1 where both are the same.
 
-    Raises DataError if most characters beyond ASCII are UTF-8: then the file is damaged, or a mixture.
+    Raises DataError if at least half of the characters beyond ASCII are UTF-8: then the file is damaged, or a mixture.
+    Where fewer are, the lines that have them are noted: their characters are read as two or three others.
     """
-    num_lines, num_utf8, num_other, num_changed = 0, 0, 0, 0
-    first_line, first, is_windows = 0, b"", False
+    num_lines, num_utf8, num_other, num_changed, num_mixed = 0, 0, 0, 0, 0
+    first_line, first, first_mixed, is_windows = 0, b"", "", False
     for piece in TextFile(path, compression, "latin-1").pieces(progress=False):
         raw = piece.decode().encode("latin-1")
         text = raw.decode("utf-8", "surrogateescape")
@@ -182,10 +183,14 @@ def _eight_bits(path: Path, compression: str | None, notes: Notes) -> str:
                 first_line, first = (
                     (first_line, first) if first_line else (number, line.encode(errors="surrogateescape"))
                 )
+            if not line.isascii() and _NOT_ASCII.search(line):
+                num_mixed += 1
+                first_mixed = first_mixed or f"{path.name} line {number}: {one_line(_NOT_UTF8.sub('?', line))}"
         num_lines += piece.count(b"\n")
     encoding = "windows-1252" if is_windows else "latin-1"
     example = f"{path.name} line {first_line}: {one_line(first.decode(encoding, 'backslashreplace'))}"
-    if num_utf8 > num_other:
+    if num_utf8 >= num_other:
         raise DataError(f"{example}: this line is not UTF-8, others are; correct it, or name an encoding: --encoding")
     notes.add(f"lines_read_as_{encoding}", num_changed, example)
+    notes.add(f"lines_of_utf-8_read_as_{encoding}", num_mixed, first_mixed)
     return encoding
