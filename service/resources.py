@@ -143,11 +143,14 @@ def master_keys(settings: Settings) -> MasterKeys | None:
 async def open_store(settings: Settings) -> AsyncIterator[MemoryStore]:
     """The store that the settings name; an embedded one is started and ends afterwards. Raises StartupError."""
     async with AsyncExitStack() as stack:
-        url = settings.store_url
+        url, server = settings.store_url, None
         if settings.embedded_directory is not None:
-            url = stack.enter_context(EmbeddedServer(settings.embedded_directory, fsync=settings.fsync)).url
+            server = stack.enter_context(EmbeddedServer(settings.embedded_directory, fsync=settings.fsync))
+            url = server.url
         certificates = Certificates(settings.store_ca, settings.store_cert, settings.store_cert_key)
         store = await MemoryStore.connect(url, timeout_s=settings.store_timeout_s, certificates=certificates)
+        if server is not None:
+            store.problem_of_server = server.problem
         store.durability, store.num_replicas = settings.durability, settings.durable_replicas
         store.tombstones.kept_s = round(_SECONDS_PER_DAY * settings.tombstone_days)
         store.sealing.master = master_keys(settings)

@@ -64,6 +64,7 @@ def serve(
         log_config=None,
         access_log=False,
         http=protocol,  # type: ignore[arg-type]
+        ws="none",
         server_header=False,
         forwarded_allow_ips=list(settings.trusted_proxies) or ["127.0.0.1"],
         timeout_keep_alive=settings.keep_alive_s,

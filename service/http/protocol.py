@@ -7,6 +7,7 @@ starts the application there.
 """
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from service.metrics import Metrics
 _PATH = b"/recommend"
 _OVERLOADED = Refusal(Overloaded("Too many requests are waiting to answer this one in time."), _PATH.decode())
 _TOO_MANY = Refusal(TooManyConnections("There are too many connections; keep fewer of them open, or try again later."))
+_UPGRADE = re.compile(rb"(?<=\r\n)upgrade(?=[ \t]*:)", re.IGNORECASE)
 _MAX_HEAD_BYTES = 64 << 10
 _TOO_LARGE = Refusal(HeadersTooLarge(f"The request line and the headers are larger than {_MAX_HEAD_BYTES} bytes."))
 _TIMEOUT = Refusal(RequestTimeout("The request did not arrive whole in time."))
@@ -49,6 +51,7 @@ class SheddingProtocol(HttpToolsProtocol):
         self._shed, self._count, self._limits = shed, count, limits
         self._is_surplus = self._has_sent = False
         self._framing_bytes = 0  # that came after the beginning of the request, or after the last piece of its body
+        self._is_in_head = True  # whether the next bytes belong to the head of a request
         self._owes_since: float | None = None  # when the caller began to send a request, or connected
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -64,7 +67,7 @@ class SheddingProtocol(HttpToolsProtocol):
         if self._owes_since is None:
             self._owes_since = self.loop.time()
         self._framing_bytes += len(data)
-        super().data_received(data)
+        super().data_received(_without_upgrade(data) if self._is_in_head else data)
         if self._framing_bytes > _MAX_HEAD_BYTES and not self.transport.is_closing():
             self._limits.count("large")
             if self.cycle is None or self.cycle.response_complete:
@@ -80,6 +83,7 @@ class SheddingProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_headers_complete(self) -> None:
+        self._is_in_head = False
         if self._is_surplus and self._is_simple():
             self._limits.count("refused")
             self._refuse(_TOO_MANY, is_last=True)
@@ -99,7 +103,7 @@ class SheddingProtocol(HttpToolsProtocol):
         return self.url == _PATH and self.parser.get_method() == b"POST"
 
     def on_message_complete(self) -> None:
-        self._owes_since = None
+        self._owes_since, self._is_in_head = None, True
         super().on_message_complete()
         if isinstance(self.cycle, Refused) and self.timeout_keep_alive_task is None and not self.transport.is_closing():
             # The body came after the refusal, and its arrival stopped the timer.
@@ -138,6 +142,18 @@ class SheddingProtocol(HttpToolsProtocol):
             self.on_response_complete()
         else:
             self.transport.close()
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """Hides the header `Upgrade` from the parser, which would take the body for another protocol and drop it.
+
+    No other protocol is spoken here, so the request is to be answered as it is (RFC 9110, 7.8). Clients ask for one
+    with any request: Java's `HttpClient` for HTTP/2.
+    """
+    if b"pgrade" not in data and b"PGRADE" not in data:
+        return data
+    head, end, rest = data.partition(b"\r\n\r\n")
+    return _UPGRADE.sub(b"x-grade", head) + end + rest
 
 
 def counting(metrics: Metrics) -> Callable[[], None]:

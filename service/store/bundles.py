@@ -15,6 +15,7 @@ from service.store.keys import BUNDLES, BUNDLES_FILL
 
 CONFIGURED = "configured"  # the bundle that the settings of each process name
 FILL_LEASE_S = 30
+_MOST_USERS = 2**53
 
 Run = Callable[[Sequence[tuple[Any, ...]]], Awaitable[list[Any]]]
 
@@ -71,14 +72,17 @@ class BundleStore:
         self._run = run
 
     async def read(self) -> BundleState:
-        """An unreadable value counts as none."""
+        """What is unreadable counts as none."""
         (raw,) = await self._run([("GET", BUNDLES)])
         facts = read_json(raw)
-        try:
-            loaded = {str(name): Source(**source) for name, source in facts.get("loaded", {}).items()}
-            return BundleState(_version(facts), str(facts.get("active", CONFIGURED)), facts.get("previous"), loaded)
-        except (TypeError, AttributeError):
-            return BundleState(version=_version(facts))
+        listed, active, previous = (facts.get(name) for name in ("loaded", "active", "previous"))
+        found = {name: _source(each) for name, each in listed.items()} if isinstance(listed, dict) else {}
+        return BundleState(
+            facts["version"] if isinstance(facts.get("version"), int) else 0,
+            active if isinstance(active, str) else CONFIGURED,
+            previous if isinstance(previous, str) else None,
+            {name: source for name, source in found.items() if source is not None},
+        )
 
     async def write(self, state: BundleState) -> bool:
         """False if another writer was faster: read again. `state` has the version that was read."""
@@ -102,13 +106,14 @@ class BundleStore:
         return {decode_text(name): _fill(read_json(raw)) for name, raw in found.items()}
 
 
-def _version(facts: Mapping[str, Any]) -> int:
-    found = facts.get("version")
-    return found if isinstance(found, int) else 0
+def _source(facts: object) -> Source | None:
+    if not isinstance(facts, dict) or not isinstance(facts.get("directory"), str):
+        return None
+    precision = facts.get("precision", "bundle")
+    return Source(facts["directory"], precision) if isinstance(precision, str) else None
 
 
 def _fill(facts: Mapping[str, Any]) -> Fill:
-    try:
-        return Fill(**facts)
-    except TypeError:
-        return Fill()
+    numbers = [facts.get(name) for name in ("users", "total", "states")]
+    users, total, states = (each if type(each) is int and each <= _MOST_USERS else 0 for each in numbers)
+    return Fill(users, total, states, facts.get("is_done") is True)

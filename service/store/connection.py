@@ -51,6 +51,7 @@ class StoreConnection:
     def __init__(self, client: Redis | RedisCluster, *, timeout_s: float) -> None:
         self._client = client
         self._timeout_s = timeout_s
+        self.problem_of_server: Callable[[], str] = str  # why a server of our own does not run, "" if that is not known
         self.num_replicas = 1  # that confirm a write for the durability `replicated`
         self.breaker = Breaker(self.ping)
         self._probing, self._probe_again_at = asyncio.Lock(), 0.0
@@ -102,10 +103,17 @@ class StoreConnection:
 
         Asks also while the breaker is open.
         """
-        if lacks := await self.lacking_rights([*rights.READING, *rights.WRITING]):
+        try:
+            lacks = await self.lacking_rights([*rights.READING, *rights.WRITING])
+            if not lacks:
+                await self._ask([eval_command(scripts.PROBE, [PROBE])])
+        except StoreUnavailable as error:
+            if problem := self.problem_of_server():
+                raise StoreUnavailable(f"The memory store does not run: {problem}.") from error
+            raise
+        if lacks:
             repeated.warning("the store does not serve", reason=NO_RIGHTS.name, error=lacks)
             raise StoreUnavailable(f"The memory store does not allow its user {lacks}.")
-        await self._ask([eval_command(scripts.PROBE, [PROBE])])
 
     async def lacking_rights(self, commands: Sequence[str]) -> str:
         """Which of these commands, and which keys, the user may not use: as an ACL names them, '' for none."""

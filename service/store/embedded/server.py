@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import os
 import re
+import shutil
 import socket
 import stat
 import subprocess
@@ -37,6 +38,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0  # between two tries to start it ag
 _DAMAGED = ("valkey-check-aof", "AOF manifest")
 _REPAIR = "its files are damaged: restore the directory from a backup, or repair it as docs/troubleshoot.md says"
 _LOG_HEAD = re.compile(r"\d+:\w \d+ \w+ \d+ [\d:.]+ ")  # process and time of a line
+_LEAST_FREE_BYTES = 1 << 20
 MAX_SOCKET_PATH = 100  # the kernel's limit is 107 bytes (103 on macOS)
 
 # While the hash of a user's states is a listpack, a state uses little more memory than its record. The limit of 128
@@ -123,7 +125,7 @@ class EmbeddedServer:
                 if self._is_stopping.is_set():
                     return
                 if self._watcher is not None:
-                    log.error("the embedded store has ended, starting it again")
+                    log.error("the embedded store has ended, starting it again", reason=self.problem() or "unknown")
                     self._end()
                 try:
                     self._run(timeout_s)
@@ -136,6 +138,13 @@ class EmbeddedServer:
                     told = cause
             self._is_stopping.wait(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def problem(self) -> str:
+        """Why the server ends again and again, "" if that is not known. It ends when it cannot append to its file."""
+        with contextlib.suppress(OSError):
+            if shutil.disk_usage(self.directory).free < _LEAST_FREE_BYTES:
+                return "its disk is full"
+        return ""
 
     def _run(self, timeout_s: float) -> None:
         try:

@@ -126,6 +126,26 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
         assert [(await answer(reader))[0] for _ in range(2)] == [200, 200]
 
 
+@pytest.mark.parametrize("protocol", [b"h2c", b"websocket", b"TLS/1.0"])
+@pytest.mark.parametrize("pieces", [1, 3])
+async def test_a_request_that_asks_for_another_protocol_is_answered_with_its_body(protocol: bytes, pieces: int) -> None:
+    """As Java's HttpClient sends it to an address without TLS."""
+    shed = Shed()
+    shed.is_on = False
+    head = HEAD + b"Connection: Upgrade, HTTP2-Settings\r\nUPGRADE: %b\r\nHTTP2-Settings: AAEAAEAA\r\n\r\n" % protocol
+    async with connected(shed) as (reader, writer):
+        for _ in range(2):  # the connection goes on
+            cut = HEAD.index(b"Content-Type")
+            for piece in [head + BODY] if pieces == 1 else [head[:cut], head[cut:], BODY]:
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(0.01)
+            assert (await answer(reader))[::2] == (200, BODY)
+        words = b"\r\nupgrade: these words\r\n\r\nUpgrade: too"
+        writer.write(HEAD.replace(b"%d" % len(BODY), b"%d" % len(words)) + b"\r\n" + words)
+        assert (await answer(reader))[2] == words, "a body was changed"
+
+
 async def test_a_connection_that_is_to_close_is_closed() -> None:
     async with connected(Shed()) as (reader, writer):
         writer.write(HEAD + b"Connection: close\r\n\r\n" + BODY)

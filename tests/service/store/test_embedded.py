@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -155,6 +156,29 @@ async def test_damaged_files_are_told_once_and_tried_again_at_intervals(tmp_path
         max((tmp_path / "appendonlydir").glob("*.incr.aof")).write_bytes(good)
         await until_it_answers(server.url)
         assert await stored_ids(server.url) == {"e1", "e2"}
+
+
+async def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server ends when it cannot append to its file, and its own log is on the same disk."""
+    with EmbeddedServer(tmp_path) as server, capture_logs() as lines:
+        store = await MemoryStore.connect(server.url)
+        store.problem_of_server = server.problem
+        await store.ping()
+        usage = shutil.disk_usage(tmp_path)
+        monkeypatch.setattr("service.store.embedded.server.shutil.disk_usage", lambda _: usage._replace(free=4096))
+        await store.ping()  # it answers, so nothing is wrong
+        monkeypatch.setattr("service.store.embedded.server._binary", lambda: "/bin/false")
+        os.kill(server.pid, signal.SIGKILL)
+        while True:
+            try:
+                await store.ping()
+            except StoreUnavailable as error:
+                assert "its disk is full" in str(error)
+                break
+        while not lines:
+            await asyncio.sleep(0.01)
+        assert lines[0]["reason"] == "its disk is full"
+        await store.close()
 
 
 def test_a_server_that_hangs_is_stopped_within_seconds(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """Stored values that another program has damaged: they are told from a store that is away, and cost nobody else."""
 
+import json
+from typing import Any
+
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
@@ -7,7 +10,7 @@ from redis.exceptions import ResponseError
 from service.errors import StoreCorrupt, StoreUnavailable
 from service.event_types.stored import EventTypeStore
 from service.identity.stored import KeyRecord, KeyStore, Secret
-from service.store.bundles import BundleStore
+from service.store.bundles import BundleState, BundleStore, Fill, Source
 from service.store.client import MemoryStore
 from service.store.counts import cell, record
 from service.store.erasure.rewrite import StoreFiles
@@ -154,6 +157,19 @@ async def test_a_start_does_not_fail_because_of_the_table_of_event_types(store: 
 async def test_a_start_does_not_fail_because_of_the_list_of_bundles(store: MemoryStore, raw: Redis, body: str) -> None:
     await raw.set("automr:bundles", body)
     assert not (await BundleStore(store.run).read()).loaded
+
+
+@pytest.mark.parametrize("value", [None, 1e308, -1, 10**30, [1], {"a": 1}, True])
+async def test_damaged_facts_of_bundles_cost_this_bundle_alone(store: MemoryStore, raw: Redis, value: Any) -> None:
+    sound = {"directory": "new", "precision": "int8"}
+    loaded = {"new": sound, "a": {"directory": value}, "b": {"directory": "b", "precision": value}, "c": value}
+    await raw.set("automr:bundles", json.dumps({"version": 3, "previous": value, "active": value, "loaded": loaded}))
+    assert await BundleStore(store.run).read() == BundleState(3, loaded={"new": Source(**sound)})
+    fill = {"users": value, "total": value, "states": value, "is_done": 1}
+    await raw.hset("automr:bundles:fill", mapping={"a": json.dumps(fill), "new": '{"users": 1, "is_done": true}'})
+    fills = await BundleStore(store.run).fills()
+    assert fills["new"] == Fill(1, is_done=True) and not fills["a"].is_done
+    assert all(isinstance(number, int) and number < 2**53 for number in (fills["a"].users, fills["a"].states))
 
 
 @pytest.mark.parametrize("raw_value", NUMBERS)
