@@ -1065,13 +1065,13 @@ class RecommendedItem(TypedDict):
     """
     log-probability of the title when generated, score of the ranking when found; otherwise null
     """
-    source: Literal['generated', 'grounded', 'popular', 'found']
+    source: Literal['generated', 'grounded', 'popular', 'found', 'trending', 'latest']
     """
-    generated: the model wrote its title; grounded: its title is near the best generated one; popular: the list was not full; found: the ranking of a query chose it
+    generated: the model wrote its title; grounded: its title is near the best generated one; popular: the model did not answer, or its list was not full; found: the ranking of a query chose it; trending, latest: the model did not answer, and users choose it more than usual these days, or it is new
     """
     distance: NotRequired[float | None]
     """
-    L2 distance to the nearest generated title; null when popular or found
+    L2 distance to the nearest generated title; null unless generated or grounded
     """
     reason: NotRequired[Reason | None]
     """
@@ -1614,7 +1614,7 @@ class RecommendResponse(TypedDict):
     """
     fallback: Literal['cold_start', 'memory_unavailable', 'deadline', 'engine_error', 'no_second_round', 'no_reasoning', 'lexical_only'] | None
     """
-    why something is missing: cold_start (no known item of this user: popular items), memory_unavailable (the store does not answer: `recent` alone is used), deadline, engine_error (the model was too slow or failed: popular items), no_second_round, no_reasoning, lexical_only (too little time to reason again, to reason at all, for anything but the words of the query); null when nothing is missing
+    why something is missing: cold_start (no known item of this user: popular, trending and new items), memory_unavailable (the store does not answer: `recent` alone is used), deadline, engine_error (the model was too slow or failed: popular, trending and new items), no_second_round, no_reasoning, lexical_only (too little time to reason again, to reason at all, for anything but the words of the query); null when nothing is missing
     """
     warnings: NotRequired[list[Warned]]
     """

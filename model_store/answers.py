@@ -9,11 +9,13 @@ from numpy.typing import NDArray
 
 from model_store.catalogue.catalogue import Catalogue
 
-Source = Literal["generated", "grounded", "popular", "found"]
+Source = Literal["generated", "grounded", "popular", "found", "trending", "latest"]
 GENERATED: Source = "generated"
 GROUNDED: Source = "grounded"
 POPULAR: Source = "popular"
 FOUND: Source = "found"  # for a query in words
+TRENDING: Source = "trending"
+LATEST: Source = "latest"
 
 
 class PastRows(NamedTuple):
@@ -71,7 +73,7 @@ class Ranked(NamedTuple):
     """One item of an answer.
 
     `score`: log-probability of the title if generated, the ranker's score if found for a query, else None.
-    `distance`: L2 distance to the best generated title, None if popular or found.
+    `distance`: L2 distance to the best generated title, None unless generated or grounded.
     """
 
     row: int

@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 
 import structlog
 
+from model_store.answers import LATEST, POPULAR, TRENDING
 from model_store.signature import verify
 from model_store.view import BundleView
 from service.bundles.bundles import Bundles
@@ -47,6 +48,7 @@ from service.usecases.encode import Worker
 from service.usecases.ingest import Ingest
 from service.usecases.items import Items
 from service.usecases.live import LiveCounts
+from service.usecases.ranking.cold_start import ColdStart
 from service.usecases.recommend import Recommender
 from service.usecases.shown import ShownLists
 from service.usecases.users import Users
@@ -241,7 +243,9 @@ async def _open_bundle(settings: Settings, metrics: Metrics, shared: Shared, spa
         _stopped(stack, live_counts).start()
         explored = await asyncio.to_thread(shared.explored.add, view)
         stack.callback(shared.explored.remove, explored)
-        recommending = partial(Recommender, view, engine, store, metrics, explored=explored.of)
+        shares = dict(zip((POPULAR, TRENDING, LATEST), settings.cold_start, strict=True))
+        cold_start = ColdStart(shares, live_counts.trending)
+        recommending = partial(Recommender, view, engine, store, metrics, cold_start=cold_start, explored=explored.of)
         recommender = await asyncio.to_thread(recommending, default_deadline_ms=settings.deadline_ms)
         _stopped(stack, recommender)
         answers = Answers(

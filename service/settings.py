@@ -39,6 +39,10 @@ _HOST = re.compile(r"(\*\.)?[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
 STORE_SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster", "unix", "embedded")
 
 
+_PopularPlaces = Annotated[int, Field(ge=1, le=100)]
+_Places = Annotated[int, Field(ge=0, le=100)]
+
+
 def _comma_list(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
@@ -123,6 +127,10 @@ class Settings(BaseSettings):
     )
     live_half_life_days: float = Field(
         default=30.0, ge=0, le=3650, description="days after which a live event counts half, 0 = they are not counted"
+    )
+    cold_start: Annotated[tuple[_PopularPlaces, _Places, _Places], NoDecode, BeforeValidator(_comma_list)] = Field(
+        default=(7, 2, 1),
+        description="how many places popular, trending and latest items share where nothing is known of the user",
     )
     shown_hours: float = Field(
         default=24.0, ge=0, le=48, description="time for which answers are kept, so that events can name them, 0 = not"

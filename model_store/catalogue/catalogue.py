@@ -4,6 +4,7 @@ A row is the position of an item in `items`; it is also its id in the Faiss inde
 immutable snapshot: a change makes a new one, so nobody sees a half-changed catalogue.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -25,7 +26,7 @@ from model_store.errors import BundleCorrupt
 from model_store.text.prompt import Prompt
 
 _NUM_COMPARED = 16  # items that are compared with the columns when a catalogue is opened
-_POPULAR_AT_ONCE = 4096  # rows of `by_popularity` that are looked at in one step
+_AT_ONCE = 4096  # rows of a ranking that are looked at in one step
 
 
 class Catalogue:
@@ -139,13 +140,13 @@ class Catalogue:
 
     def most_popular(self, allowed: NDArray[np.bool_], num_results: int) -> list[int]:
         """Rows of the most popular items of `allowed` (N,) bool, best first."""
-        found: list[int] = []
-        for start in range(0, len(self.by_popularity), _POPULAR_AT_ONCE):
-            rows = self.by_popularity[start : start + _POPULAR_AT_ONCE]
-            found += rows[allowed[rows]].tolist()
-            if len(found) >= num_results:
-                break
-        return found[:num_results]
+        return first_allowed(self.by_popularity, allowed, num_results)
+
+    def latest(self, allowed: NDArray[np.bool_], num_results: int, *, since: int = 1) -> list[int]:
+        """Rows of the items of `allowed` (N,) bool that came while a service ran, at `since` or later, newest first."""
+        rows = self._columns.by_arrival
+        stop = bisect_right(range(len(rows)), -since, key=lambda place: -int(self.added_at[rows[place]]))
+        return first_allowed(rows[:stop], allowed, num_results)
 
     def with_at_most(self, num_events: int) -> NDArray[np.int32]:
         """Rows of the items with at most so many events, in training and since then. Costs a binary search."""
@@ -220,3 +221,14 @@ class Catalogue:
 
     def _trained_title(self, row: int) -> str | None:
         return self.items.base_at(row).title if row < len(self.items.base) else None
+
+
+def first_allowed(rows: NDArray[np.integer], allowed: NDArray[np.bool_], num_results: int) -> list[int]:
+    """The first of `rows` (n,), a ranking, that are in `allowed` (N,) bool; not many more of them are looked at."""
+    found: list[int] = []
+    for start in range(0, len(rows), _AT_ONCE):
+        some = rows[start : start + _AT_ONCE]
+        found += some[allowed[some]].tolist()
+        if len(found) >= num_results:
+            break
+    return found[:num_results]

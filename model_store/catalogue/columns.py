@@ -35,6 +35,7 @@ class Columns:
     live: NDArray[np.float64]  # (N,) events since training; not saved
     by_popularity: NDArray[np.int32]  # (N,) rows by popularity + live, the highest first, the lower row if tied
     added_at: NDArray[np.int64]  # (N,) `Item.added_at`, 0 for None
+    by_arrival: NDArray[np.int32]  # rows of the items with `added_at`, the newest first, the higher row if tied
     availability: Availability
     postings: Callable[[], Postings]
     attributes: Callable[[], Attributes]  # of the items in `postings`
@@ -45,13 +46,15 @@ class Columns:
     def of(cls, items: Sequence[Item], prompt: Prompt | None) -> Self:
         """Compute the columns of `items`; the trie only with a `prompt`."""
         popularity = np.array([item.popularity for item in items], dtype=np.int64)
+        added_at = np.array([item.added_at or 0 for item in items], dtype=np.int64)
         postings = cache(lambda: postings_of(dict(enumerate(items))))
         return cls(
             rows=Rows({item.item_id: row for row, item in enumerate(items)}),
             popularity=popularity,
             live=np.zeros(len(items)),
             by_popularity=_falling(popularity),
-            added_at=np.array([item.added_at or 0 for item in items], dtype=np.int64),
+            added_at=added_at,
+            by_arrival=_newest_first(np.flatnonzero(added_at), added_at),
             availability=Availability.none().replaced(np.arange(len(items)), items),
             postings=postings,
             attributes=_attributes_of(postings),
@@ -73,12 +76,14 @@ class Columns:
         rows = np.fromiter(new, dtype=np.int64, count=len(new))
         added = {row: item for row, item in new.items() if row not in old}
         popularity = np.array([item.popularity for item in added.values()], dtype=np.int64)
+        added_at = self._added_at_with(new)
         return Columns(
             rows=self.rows.with_rows({item.item_id: row for row, item in added.items()}),
             popularity=np.append(self.popularity, popularity) if added else self.popularity,
             live=np.append(self.live, np.zeros(len(popularity))) if added else self.live,
             by_popularity=self._by_popularity_with(popularity) if added else self.by_popularity,
-            added_at=self._added_at_with(new),
+            added_at=added_at,
+            by_arrival=self._by_arrival_with(added_at, rows),
             availability=self.availability.replaced(rows, new.values()),
             postings=self.postings,
             attributes=self.attributes,
@@ -98,6 +103,17 @@ class Columns:
         found[: len(self.added_at)] = self.added_at
         found[list(new)] = [item.added_at or 0 for item in new.values()]
         return found
+
+    def _by_arrival_with(self, added_at: NDArray[np.int64], changed: NDArray[np.int64]) -> NDArray[np.int32]:
+        """Items usually come later than all before them, so nothing is sorted again."""
+        known = changed[changed < len(self.added_at)]
+        moved = known[added_at[known] != self.added_at[known]]
+        came = np.concatenate([moved, changed[changed >= len(self.added_at)]])
+        came = _newest_first(came[added_at[came] > 0], added_at)
+        left = self.by_arrival[~np.isin(self.by_arrival, moved)] if len(moved) else self.by_arrival
+        found = np.concatenate([came, left])
+        is_sorted = not len(came) or not len(left) or added_at[came[-1]] > added_at[left[0]]
+        return found if is_sorted else _newest_first(found, added_at)
 
     def recounted(self, live: NDArray[np.float64]) -> "Columns":
         """A copy with other numbers `live` (N,) of events since training."""
@@ -162,6 +178,7 @@ class Columns:
             live=np.zeros(len(rows)),
             by_popularity=by_popularity,
             added_at=added_at,
+            by_arrival=_newest_first(np.flatnonzero(added_at), added_at),
             availability=availability,
             postings=lambda: postings,
             attributes=_attributes_of(lambda: postings),
@@ -172,6 +189,10 @@ class Columns:
 
 def _falling(values: NDArray[np.number]) -> NDArray[np.int32]:
     return np.argsort(-values, kind="stable").astype(np.int32)
+
+
+def _newest_first(rows: NDArray[np.integer], added_at: NDArray[np.int64]) -> NDArray[np.int32]:
+    return rows[np.lexsort((-rows, -added_at[rows]))].astype(np.int32)
 
 
 def _attributes_of(postings: Callable[[], Postings]) -> Callable[[], Attributes]:

@@ -27,6 +27,7 @@ from service.usecases.seen import SeenRows
 
 _LOOK_EVERY_S = 5.0
 _TREND_HALF_LIFE_DAYS, _TREND_DAYS = 1.0, 14
+LEAST_TREND = 3.0  # standard deviations; a new item needs five users on one day
 
 
 class LiveCounts:
@@ -48,7 +49,7 @@ class LiveCounts:
         self._rows = SeenRows(view.catalogue)
         self._changes: dict[int, int] = {}  # of the days that are loaded
         self._days: dict[int, Counts] = {}
-        self.trends = RowCounts.none()  # how far the newest days exceed what was expected; see `trends`
+        self.trends = RowCounts.none()  # how far the newest days exceed what was expected, the most first; see `trends`
         self._num_items = 0  # of the catalogue for which the model has counts
         self._looked_at = time.monotonic()
         self._looking = asyncio.Lock()
@@ -90,10 +91,14 @@ class LiveCounts:
             if self._changes.get(day) != number:
                 self._days[day] = await self.store.counts_of(day)
 
+    def trending(self) -> NDArray[np.int64]:
+        """Rows of the items that trend more than chance explains, best first."""
+        return certain(self.trends)
+
     def _sums_and_trends(self, catalogue: Catalogue) -> tuple[RowCounts, RowCounts]:
         """Counts of items that the catalogue does not know are left out."""
         sums = decayed(self._days, self._half_life_days)
-        return self._by_row(sums, catalogue), self._by_row(trends(self._days), catalogue)
+        return self._by_row(sums, catalogue), falling(self._by_row(trends(self._days), catalogue))
 
     def _by_row(self, found: Counts, catalogue: Catalogue) -> RowCounts:
         pairs, counts = found
@@ -130,6 +135,17 @@ def trends(days: Mapping[int, Counts]) -> Counts:
     expected = whole.counts * weight / num_days
     excess = (recent.counts - expected) / np.sqrt(expected + 1)
     return Counts(whole.pairs[excess > 0], excess[excess > 0])
+
+
+def falling(found: RowCounts) -> RowCounts:
+    """The items by their counts, the largest first; of equal ones the higher row, which came later."""
+    order = np.lexsort((-found.rows, -found.counts))
+    return found._replace(rows=found.rows[order], counts=found.counts[order])
+
+
+def certain(trends: RowCounts, least: float = LEAST_TREND) -> NDArray[np.int64]:
+    """The rows of those that trend by at least `least` standard deviations. `trends`: sorted, the most first."""
+    return trends.rows[: np.searchsorted(-trends.counts, -least, side="right")]
 
 
 def _is_item(counts: Counts) -> NDArray[np.bool_]:

@@ -6,7 +6,7 @@
 steps between run in the process of the model, for a batch of users at once: `model_store.inference.recommend`. A query
 in words is answered there as well, from its words and local memory (`words.py`). When the store does not answer,
 nothing is known of the user, time runs out or the model fails, the answer gives the reason and contains what is still
-possible, often popular items.
+possible, often the list of `ranking/cold_start.py`.
 
 Knows neither HTTP nor torch.
 """
@@ -42,6 +42,7 @@ from service.store.client import MemoryStore
 from service.tracing.spans import span
 from service.usecases.explain import show
 from service.usecases.ranking.candidates import LEAST, MOST, Candidate, candidates_of, lifted, merged
+from service.usecases.ranking.cold_start import ColdStart
 from service.usecases.ranking.draft import Draft, Listed, silent
 from service.usecases.ranking.exploration import MOST_EXPLORED, little_known, without_idle
 from service.usecases.ranking.fitting import fitting
@@ -74,11 +75,12 @@ class Recommender:
         metrics: Metrics,
         *,
         default_deadline_ms: int,
+        cold_start: ColdStart,
         explored: Callable[[Catalogue], NDArray[np.int64]] = lambda catalogue: _NO_ROWS,
     ) -> None:
         """`explored`: the rows for which exploration has ended."""
         self.view, self.engine, self.metrics = view, engine, metrics
-        self._default_deadline_ms = default_deadline_ms
+        self._default_deadline_ms, self._cold_start = default_deadline_ms, cold_start
         voices = view.manifest.voices
         self._has_returns = voices is not None and voices.has_returns
         self._recall = Recall(view, store)
@@ -177,15 +179,18 @@ class Recommender:
     def _listed(
         self, progress: Progress, answer: Answer | WordsAnswered | None
     ) -> tuple[list[Ranked], list[Reason | None]]:
-        """What the model answered; without an answer, popular items."""
+        """What the model answered; without an answer, the cold start, or popular items where only these are wanted."""
         if isinstance(answer, Answer):
             return answer.items, list(answer.reasons) or [None] * len(answer.items)
         request = progress.request
         allowed = self._allowed(request, self._context_of(progress))
-        if answer is None:
-            ranked = popular(self.view.catalogue, allowed, _num_candidates(request))
+        catalogue, num_results = self.view.catalogue, _num_candidates(request)
+        if answer is not None:
+            ranked = ranked_items(answer, catalogue, allowed, num_results)
+        elif request.is_popular:
+            ranked = popular(catalogue, allowed, num_results)
         else:
-            ranked = ranked_items(answer, self.view.catalogue, allowed, _num_candidates(request))
+            ranked = self._cold_start.items(catalogue, allowed, num_results, time.time())
         return ranked, [None] * len(ranked)
 
     def _context_of(self, progress: Progress) -> Context:
@@ -272,7 +277,7 @@ class Recommender:
         return allowed
 
     def _answer(self, progress: Progress, pages: Sequence[Listed]) -> Recommendation:
-        """The model's answer; without one, popular items and the reason as `fallback`."""
+        """The model's answer; without one, the cold start and the reason as `fallback`."""
         request, context, answer = progress.request, self._context_of(progress), progress.answer
         fallback, catalogue = progress.failure or context.fallback, self.view.catalogue
         reasoning: ShownReasoning | None = None

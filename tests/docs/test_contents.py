@@ -196,7 +196,7 @@ def _default(value: Any) -> str:
     if isinstance(value, SecretStr):
         return value.get_secret_value()
     if isinstance(value, tuple):
-        return ",".join(value) or "none"
+        return ",".join(map(str, value)) or "none"
     if isinstance(value, float):
         return f"{value:g}"
     return json.dumps(value) if isinstance(value, bool) else str(value)

@@ -3,6 +3,7 @@
 Targets are all events of the valid period, grouped by the number of earlier events, of any user that neither taught nor
 chose the retriever. The usual evaluation leaves out users with few events. A history that fits into the window has no
 memory: there AutoMR equals the model without memory. Memory is states and, for voices, events older than the window.
+The first event of a user is ranked by the model from an empty window; the service does not ask the model then.
 """
 
 from collections.abc import Sequence

@@ -21,7 +21,7 @@ const VOICES = {
   alike: "its title is like",
   return: "the user had it before",
 };
-const SOURCES = { generated: "written by the model", grounded: "near a written title", popular: "popular", found: "found by words" };
+const SOURCES = { generated: "written by the model", grounded: "near a written title", popular: "popular", found: "found by words", trending: "chosen more than usual lately", latest: "new" };
 
 function reasonText(reason, titles) {
   if (!reason) return "";

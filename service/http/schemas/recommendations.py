@@ -36,12 +36,14 @@ class RecommendedItem(ResponseSchema):
     score: float | None = Field(
         description="log-probability of the title when generated, score of the ranking when found; otherwise null"
     )
-    source: Literal["generated", "grounded", "popular", "found"] = Field(
+    source: Literal["generated", "grounded", "popular", "found", "trending", "latest"] = Field(
         description="generated: the model wrote its title; grounded: its title is near the best generated one; "
-        "popular: the list was not full; found: the ranking of a query chose it"
+        "popular: the model did not answer, or its list was not full; found: the ranking of a query chose it; "
+        "trending, latest: the model did not answer, and users choose it more than usual these days, or it is new",
+        examples=["generated", "trending"],
     )
     distance: float | None = Field(
-        default=None, description="L2 distance to the nearest generated title; null when popular or found"
+        default=None, description="L2 distance to the nearest generated title; null unless generated or grounded"
     )
     reason: Reason | None = Field(default=None, description="null when it is not known, or `explain` is false")
     moves: list[Move] = Field(
@@ -132,10 +134,11 @@ class RecommendResponse(ResponseSchema):
         ]
         | None
     ) = Field(
-        description="why something is missing: cold_start (no known item of this user: popular items), "
-        "memory_unavailable (the store does not answer: `recent` alone is used), deadline, engine_error (the model was "
-        "too slow or failed: popular items), no_second_round, no_reasoning, lexical_only (too little time to reason "
-        "again, to reason at all, for anything but the words of the query); null when nothing is missing"
+        description="why something is missing: cold_start (no known item of this user: popular, trending and new "
+        "items), memory_unavailable (the store does not answer: `recent` alone is used), deadline, engine_error (the "
+        "model was too slow or failed: popular, trending and new items), no_second_round, no_reasoning, lexical_only "
+        "(too little time to reason again, to reason at all, for anything but the words of the query); null when "
+        "nothing is missing"
     )
     warnings: list[Warned] = Field(
         default=[],

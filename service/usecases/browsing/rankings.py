@@ -52,8 +52,8 @@ class Rankings:
 
     def _trending(self, catalogue: Catalogue, allowed: NDArray[np.bool_], k: int) -> "_Scored":
         trends = self.live.trends
-        is_shown = allowed[trends.rows]
-        return _best(trends.rows[is_shown], trends.counts[is_shown], k)
+        best = np.flatnonzero(allowed[trends.rows])[:k]
+        return _Scored(trends.rows[best], trends.counts[best].round(2))
 
 
 class _Scored(NamedTuple):
@@ -67,11 +67,5 @@ def _popular(catalogue: Catalogue, allowed: NDArray[np.bool_], k: int) -> _Score
 
 
 def _latest(catalogue: Catalogue, allowed: NDArray[np.bool_], k: int) -> _Scored:
-    rows = np.flatnonzero(allowed & (catalogue.added_at > 0))
-    return _best(rows, catalogue.added_at[rows].astype(np.float64), k)
-
-
-def _best(rows: NDArray[np.int64], scores: NDArray[np.float64], k: int) -> _Scored:
-    """Of equal ones the higher row, which came later."""
-    best = np.lexsort((-rows, -scores))[:k]
-    return _Scored(rows[best], scores[best].round(2))
+    rows = np.array(catalogue.latest(allowed, k), dtype=np.int64)
+    return _Scored(rows, catalogue.added_at[rows].astype(np.float64))

@@ -2,7 +2,8 @@
 
 An item that the model did not score gets the logarithm of its share of all events, at most the score of the item before
 it. So the list is sorted as it was answered, a boost means the same for every item, and the order of popular items
-follows their numbers. Pure.
+follows their numbers. An item that has a place because it trends or is new counts as much as the item before it, the
+first one as much as the most popular item: its own events are no measure of it. Pure.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.answers import Ranked, Reason
+from model_store.answers import LATEST, TRENDING, Ranked, Reason
 from model_store.catalogue.catalogue import Catalogue
 
 MOST, LEAST = 500, 200  # candidates that are asked for: of pages and of several users; for other rules
@@ -30,12 +31,12 @@ def candidates_of(
     """`reasons`: of the first items of `ranked`; those of the others are not known."""
     total = log(float(catalogue.popularity_of(np.arange(len(catalogue))).sum()) + len(catalogue) + 1)
     found: list[Candidate] = []
-    least = float("inf")
+    least = log(float(catalogue.popularity_of(catalogue.by_popularity[:1].astype(np.int64)).sum()) + 1) - total
     for place, item in enumerate(ranked):
-        score = item.score
+        score = least if item.source in (TRENDING, LATEST) else item.score
         if score is None:
             score = log(float(catalogue.popularity_of(np.array([item.row]))[0]) + 1) - total
-        least = min(least, score)
+        least = min(least, score) if place else score
         found.append(Candidate(item, reasons[place] if place < len(reasons) else None, least))
     return found
 

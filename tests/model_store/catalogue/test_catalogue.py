@@ -152,6 +152,7 @@ def answers(catalogue: Catalogue) -> list[object]:
         catalogue.popularity.tolist(),
         catalogue.added_at.tolist(),
         catalogue.by_popularity.tolist(),
+        [catalogue.latest(np.ones(len(catalogue), dtype=bool), 9, since=since) for since in (1, 3, 6)],
         leaves,
         sorted(zip(catalogue.trie.order.tolist(), leaves, strict=True)),
         rows,

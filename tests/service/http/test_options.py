@@ -20,7 +20,7 @@ from service.store.embedded.server import EmbeddedServer
 from service.usecases.ranking.order import marginal_order
 from tests.conftest import TITLES, small_voices, write_bundle
 from tests.service.options import Shop
-from tests.service.real import history, interaction, open_app
+from tests.service.real import history, interaction, open_app, parts_of
 
 ALL = [f"i{row}" for row in range(len(TITLES))]
 BOTH = pytest.mark.parametrize("vocabulary", ["titles", "items"])
@@ -59,8 +59,8 @@ def attributes(row: int) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def calling(path: Path, url: str) -> AsyncIterator[Caller]:
-    async with open_app(path, url) as (app, client):
+async def calling(path: Path, url: str, **settings: Any) -> AsyncIterator[Caller]:
+    async with open_app(path, url, **settings) as (app, client):
         items: list[dict[str, Any]] = [
             {"item_id": f"i{row}", "title": title, "attributes": attributes(row)} for row, title in enumerate(TITLES)
         ]
@@ -73,6 +73,23 @@ async def calling(path: Path, url: str) -> AsyncIterator[Caller]:
         }
         seen = {user: {each["item_id"] for each in events if each["user_id"] == user} for user in ("u", "v")}
         yield Caller(client, app, Shop(known, seen))
+
+
+@asynccontextmanager
+async def calling_as_strangers(path: Path, url: str) -> AsyncIterator[Caller]:
+    """Nothing is known of any user; two items trend, and three are new."""
+    async with calling(path, url, live_half_life_days=30) as caller:
+        new: dict[str, dict[str, Any]] = {
+            f"new{n}": {"title": f"Wholly new {n}", "attributes": {"series": f"s{n}", "new": True, "price": n}}
+            for n in range(3)
+        }
+        await caller.ask("/items", items=[{"item_id": name, **fields} for name, fields in new.items()])
+        events = [interaction(n, f"buyer{n}", item_id=f"i{11 + n % 2}") for n in range(12)]
+        await caller.ask("/interactions", 202, interactions=events)
+        await parts_of(caller.app.state.resources, None).work_off()
+        await caller.app.state.resources.live_counts.catch_up()
+        known = {name: {**each["attributes"], "item_id": name, "title": each["title"]} for name, each in new.items()}
+        yield Caller(caller.client, caller.app, Shop(caller.shop.items | known, {}))
 
 
 def ids(answer: dict[str, Any]) -> list[str]:
@@ -110,6 +127,45 @@ async def test_every_answer_to_several_users_obeys_its_request(
                 wrong = caller.shop.violations(request, answer, has_returns=False, taken=taken)
                 assert not wrong, (request, ids(answer), wrong)
                 caller.shop.remember(user, answer)
+
+
+async def test_every_answer_to_who_is_not_known_obeys_its_request(
+    bundles: dict[Vocabulary, Path], valkey: EmbeddedServer, raw: Redis
+) -> None:
+    async with calling_as_strangers(bundles["items"], valkey.url) as caller:
+        sources = set()
+        for seed in range(75):
+            request = caller.shop.some_request(random.Random(f"stranger {seed}"))
+            request.pop("recent", None)
+            answer = await caller.ask(**request)
+            assert answer["fallback"] == "cold_start"
+            wrong = caller.shop.violations(request, answer, has_returns=False)
+            assert not wrong, (request, ids(answer), wrong)
+            caller.shop.remember(request.get("user_id"), answer)
+            sources |= {item["source"] for item in answer["items"]}
+        assert sources == {"popular", "trending", "latest"}
+        for seed in range(10):
+            options = caller.shop.some_options(random.Random(f"strangers {seed}")) | {"distinct": True}
+            answers = (await caller.ask("/recommend/users", users=["x", "y", "z"], **options))["recommendations"]
+            for user, answer in zip(("x", "y", "z"), answers, strict=True):
+                taken = frozenset(each for other in answers if other is not answer for each in ids(other))
+                request = {**options, "user_id": user}
+                wrong = caller.shop.violations(request, answer, has_returns=False, taken=taken)
+                assert not wrong, (request, ids(answer), wrong)
+                caller.shop.remember(user, answer)
+
+
+async def test_who_is_not_known_pages_through_the_whole_list_and_boosts_what_is_new(
+    bundles: dict[Vocabulary, Path], valkey: EmbeddedServer, raw: Redis
+) -> None:
+    async with calling_as_strangers(bundles["items"], valkey.url) as caller:
+        pages = await pages_of(caller, user_id="stranger", k=4)
+        order = [each for page in pages for each in ids(page)]
+        assert sorted(order) == sorted(caller.shop.items), "each item once"
+        assert ids(await caller.ask(user_id="stranger", k=24)) == order, "a long list is what the pages say"
+        assert [item["source"] for page in pages for item in page["items"]][:10].count("latest") == 1
+        boosted = await caller.ask(user_id="stranger", k=3, boosts=[{"filter": {"new": True}, "add": 14}])
+        assert all(caller.shop.items[each]["new"] for each in ids(boosted))
 
 
 async def test_several_users_get_what_each_gets_alone(

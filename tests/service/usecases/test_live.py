@@ -155,7 +155,8 @@ async def test_popular_items_follow_live_events(
         assert answer.fallback == "cold_start" and ids(answer) == ["i1", "fresh", "i0"]
         assert service.model.bundle.catalogue.most_popular(np.ones(21, dtype=bool), 3) == [1, 20, 0]
         await service.items.put(Item("newer", "Newer"))
-        assert ids(await ask(service, k=50))[-1] == "newer"
+        assert ids(await ask(service, k=50))[5] == "newer", "the sixth of ten places is of what is new"
+        assert service.view.catalogue.by_popularity[-1] == service.view.catalogue.rows["newer"]
 
 
 @BOTH_VOCABULARIES
@@ -177,6 +178,7 @@ async def test_a_cold_user_and_the_lists_follow_2000_buyers(
         await service.live_counts.catch_up()
         answer = await ask(service, k=3)
         assert answer.fallback == "cold_start" and ids(answer)[:2] == ["fresh", "i9"]
+        assert {item.source for item in answer.items} == {"popular"}, "what is popular and trends is there once"
         rankings = Rankings(service.view, service.live_counts)
         popular = await rankings.of("popular", 2, None)
         assert [each.item_id for each in popular] == ["fresh", "i9"] and popular[0].score == 2000
