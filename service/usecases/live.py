@@ -27,7 +27,7 @@ from service.usecases.seen import SeenRows
 
 _LOOK_EVERY_S = 5.0
 _TREND_HALF_LIFE_DAYS, _TREND_DAYS = 1.0, 14
-LEAST_TREND = 3.0  # standard deviations; a new item needs five users on one day
+LEAST_TREND = 3.0  # standard deviations; a new item needs four or five users on one day
 
 
 class LiveCounts:

@@ -39,6 +39,8 @@ class ColdStart:
                 if row is not None:
                     found[row] = each
                     break
+            else:  # popularity ranks every item
+                break
         return [Ranked(row, source, None, None) for row, source in found.items()]
 
 
