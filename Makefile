@@ -27,7 +27,7 @@ help: ## this list
 
 demo: $(VENV)/.demo $(READERS) $(if $(MODEL),$(REASONER)) ## train a small bundle (once, minutes), then serve it on 127.0.0.1:PORT until Ctrl-C
 	@exec $(BIN)/python -m service serve --bundle $(BUNDLE) --store embedded:$(STORE) \
-		--import $(READERS) --banner --port $(PORT)
+		--import $(READERS) --banner --open --port $(PORT)
 
 $(READERS): | $(VENV)/.demo
 	@echo "Training the demo's model on a synthetic bookshop (about three minutes) ..."

@@ -53,8 +53,8 @@ def _settings(args: argparse.Namespace) -> Settings:
 def _serve(args: argparse.Namespace) -> int:
     from service.server import serve
 
-    with_banner = args.banner or sys.stdout.isatty()
-    return serve(_settings(args), import_path=args.import_path, with_banner=with_banner)
+    with_banner = args.banner or args.open or sys.stdout.isatty()
+    return serve(_settings(args), import_path=args.import_path, with_banner=with_banner, opens_page=args.open)
 
 
 def _worker(args: argparse.Namespace) -> int:
@@ -167,6 +167,9 @@ def _parser() -> argparse.ArgumentParser:
     import_help = "store these interactions first; repeating it changes nothing"
     serve.add_argument("--import", dest="import_path", type=Path, metavar="FILE", help=import_help)
     serve.add_argument("--banner", action="store_true", help="print example commands even if stdout is no terminal")
+    serve.add_argument(
+        "--open", action="store_true", help="show the page in the browser of this desktop, if there is one"
+    )
     worker = _command(commands, "worker", _worker, "encode memory for servers that do not do so")
     backfill = _command(commands, "backfill", _backfill, "encode the memory of every user for this bundle")
     export = _command(commands, "export", _export, "write all live events and items as a data set for training")

@@ -5,9 +5,13 @@ The port is bound before the bundle is loaded, so that a busy port is reported a
 
 import asyncio
 import json
+import os
 import shlex
 import socket
+import sys
+import threading
 import time
+import webbrowser
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -47,9 +51,13 @@ def serve(
     *,
     import_path: Path | None = None,
     with_banner: bool = False,
+    opens_page: bool = False,
     resources_factory: ResourcesFactory = open_resources,
 ) -> int:
-    """Blocks until the process is told to stop. Raises the error that prevented the start."""
+    """Blocks until the process is told to stop. Raises the error that prevented the start.
+
+    `with_banner` shows example commands when the server is ready, `opens_page` the page in the browser of the desktop.
+    """
     if import_path is not None and not import_path.is_file():
         raise SettingsError([f"--import: there is no file {import_path}"])
     app = create_app(settings, _importing(resources_factory, import_path))
@@ -71,7 +79,7 @@ def serve(
     )
     server = Server(config, on_stop=lambda: begin_drain(app), lame_duck_s=settings.lame_duck_s, stop_s=settings.drain_s)
     if with_banner:
-        server.on_ready = lambda address: _show_banner(app.state.resources, address)
+        server.on_ready = lambda address: _show_banner(app.state.resources, address, opens_page=opens_page)
 
     async def run(listener: socket.socket) -> None:
         async with app.router.lifespan_context(app):
@@ -140,8 +148,20 @@ AutoMR answers at {address}   (open it in a browser)
 """
 
 
-async def _show_banner(resources: Resources, address: str) -> None:
+async def _show_banner(resources: Resources, address: str, *, opens_page: bool) -> None:
     print(await banner(resources, address), flush=True)
+    if opens_page:
+        threading.Thread(target=_open_on_desktop, args=(address,), daemon=True).start()  # some browsers keep it
+
+
+def _open_on_desktop(address: str) -> None:
+    """A browser for terminals is not asked: it would take over the one of the server."""
+    has_desktop = any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
+    if sys.platform in ("darwin", "win32") or has_desktop:
+        with suppress(webbrowser.Error):
+            browser = webbrowser.get()
+            if os.environ.get("BROWSER") or type(browser) is not webbrowser.GenericBrowser:
+                browser.open(address)
 
 
 async def _some_user(resources: Resources) -> str:

@@ -71,6 +71,27 @@ def running(program: str = PROGRAM, **environment: str) -> Iterator[tuple[subpro
             process.kill()
 
 
+def test_the_page_is_shown_on_a_desktop_and_nowhere_else(tmp_path: Path) -> None:
+    """The browser is a program that writes down what it is asked to show."""
+    shown, browser = tmp_path / "shown", tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\nprintf %s "$1" > {shown}.new && mv {shown}.new {shown}\nexec sleep 60\n')
+    browser.chmod(0o755)
+    program = PROGRAM.replace("with_banner=True", "with_banner=True, opens_page=True")
+    with running(program, BROWSER=f"{browser} %s") as (_, address):
+        deadline = time.monotonic() + 20
+        while not shown.exists():
+            assert time.monotonic() < deadline, "the page was not opened"
+            time.sleep(0.05)
+        assert shown.read_text() == address
+        assert httpx2.get(f"{address}/livez").status_code == 200, "the server waits for the browser"
+    shown.unlink()
+    headless = {"DISPLAY": "", "WAYLAND_DISPLAY": "", "BROWSER": "", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    browser.rename(tmp_path / "www-browser")
+    with running(program, **headless) as (_, address):
+        assert httpx2.get(f"{address}/livez").status_code == 200
+    assert not shown.exists(), "a browser was opened without a desktop"
+
+
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_stopped_server_finishes_its_requests(stop: signal.Signals) -> None:
     with running() as (process, address):
