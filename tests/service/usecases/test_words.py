@@ -1,5 +1,6 @@
 """Queries in words: answers are those of `Words.answer`, memory is that of the event log, lack of time costs steps."""
 
+import asyncio
 import random
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -130,6 +131,27 @@ async def test_what_goes_with_an_item_that_came_after_training(client: AsyncClie
     assert [each["source"] for each in answer.json()["related"]] == ["words"] * 3
     known = (await client.get("/items/i3/related", params={"k": 3})).json()["related"]
     assert known[0]["source"] in ("near", "follow"), "the tables of the bundle say nothing any more"
+
+
+async def test_what_is_taken_together_with_a_new_item_is_related_to_it_and_it_to_that(
+    words_bundle: Path, valkey: EmbeddedServer, raw: Redis
+) -> None:
+    """What the tables of the bundle say of known items stays."""
+    async with open_app(words_bundle, valkey.url, live_half_life_days=30, encode_in_process=True) as (_, client):
+        before = (await client.get("/items/i7/related", params={"k": 2})).json()["related"]
+        await client.put("/items/new", json={"title": "A new one"})
+        pairs = [interaction(n, f"u{n % 9}", item_id="new" if n < 9 else "i7") for n in range(18)]
+        assert (await client.post("/interactions", json={"interactions": pairs, "wait": "visible"})).status_code == 200
+
+        async def source(item: str, other: str) -> str | None:
+            found = (await client.get(f"/items/{item}/related", params={"k": 3})).json()["related"]
+            return next((each["source"] for each in found if each["item_id"] == other), None)
+
+        async with asyncio.timeout(20):
+            while await source("new", "i7") != "together" or await source("i7", "new") != "together":
+                await asyncio.sleep(0.1)
+        after = (await client.get("/items/i7/related", params={"k": 3})).json()["related"]
+        assert [each for each in after if each["item_id"] != "new"] == before
 
 
 async def test_without_a_user_and_for_a_stranger(service: Service) -> None:
