@@ -8,8 +8,9 @@ import asyncio
 import json
 import os
 import sys
+import webbrowser
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -53,8 +54,18 @@ def _settings(args: argparse.Namespace) -> Settings:
 def _serve(args: argparse.Namespace) -> int:
     from service.server import serve
 
-    with_banner = args.banner or args.open or sys.stdout.isatty()
-    return serve(_settings(args), import_path=args.import_path, with_banner=with_banner, opens_page=args.open)
+    with_banner, show_page = args.banner or args.open or sys.stdout.isatty(), open_on_desktop if args.open else None
+    return serve(_settings(args), import_path=args.import_path, with_banner=with_banner, show_page=show_page)
+
+
+def open_on_desktop(address: str) -> None:
+    """A browser for terminals is not asked: it would take over the one of the server."""
+    has_desktop = any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
+    if sys.platform in ("darwin", "win32") or has_desktop:
+        with suppress(webbrowser.Error):
+            browser = webbrowser.get()
+            if os.environ.get("BROWSER") or type(browser) is not webbrowser.GenericBrowser:
+                browser.open(address)
 
 
 def _worker(args: argparse.Namespace) -> int:

@@ -5,14 +5,11 @@ The port is bound before the bundle is loaded, so that a busy port is reported a
 
 import asyncio
 import json
-import os
 import shlex
 import socket
-import sys
 import threading
 import time
-import webbrowser
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -51,12 +48,13 @@ def serve(
     *,
     import_path: Path | None = None,
     with_banner: bool = False,
-    opens_page: bool = False,
+    show_page: Callable[[str], object] | None = None,
     resources_factory: ResourcesFactory = open_resources,
 ) -> int:
     """Blocks until the process is told to stop. Raises the error that prevented the start.
 
-    `with_banner` shows example commands when the server is ready, `opens_page` the page in the browser of the desktop.
+    `with_banner` shows example commands when the server is ready. Then `show_page` is called with its address, in a
+    thread of its own.
     """
     if import_path is not None and not import_path.is_file():
         raise SettingsError([f"--import: there is no file {import_path}"])
@@ -79,7 +77,7 @@ def serve(
     )
     server = Server(config, on_stop=lambda: begin_drain(app), lame_duck_s=settings.lame_duck_s, stop_s=settings.drain_s)
     if with_banner:
-        server.on_ready = lambda address: _show_banner(app.state.resources, address, opens_page=opens_page)
+        server.on_ready = lambda address: _show_banner(app.state.resources, address, show_page)
 
     async def run(listener: socket.socket) -> None:
         async with app.router.lifespan_context(app):
@@ -148,20 +146,10 @@ AutoMR answers at {address}   (open it in a browser)
 """
 
 
-async def _show_banner(resources: Resources, address: str, *, opens_page: bool) -> None:
+async def _show_banner(resources: Resources, address: str, show_page: Callable[[str], object] | None) -> None:
     print(await banner(resources, address), flush=True)
-    if opens_page:
-        threading.Thread(target=_open_on_desktop, args=(address,), daemon=True).start()  # some browsers keep it
-
-
-def _open_on_desktop(address: str) -> None:
-    """A browser for terminals is not asked: it would take over the one of the server."""
-    has_desktop = any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
-    if sys.platform in ("darwin", "win32") or has_desktop:
-        with suppress(webbrowser.Error):
-            browser = webbrowser.get()
-            if os.environ.get("BROWSER") or type(browser) is not webbrowser.GenericBrowser:
-                browser.open(address)
+    if show_page is not None:
+        threading.Thread(target=show_page, args=(address,), daemon=True).start()
 
 
 async def _some_user(resources: Resources) -> str:

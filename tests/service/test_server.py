@@ -76,7 +76,8 @@ def test_the_page_is_shown_on_a_desktop_and_nowhere_else(tmp_path: Path) -> None
     shown, browser = tmp_path / "shown", tmp_path / "browser"
     browser.write_text(f'#!/bin/sh\nprintf %s "$1" > {shown}.new && mv {shown}.new {shown}\nexec sleep 60\n')
     browser.chmod(0o755)
-    program = PROGRAM.replace("with_banner=True", "with_banner=True, opens_page=True")
+    program = PROGRAM.replace("with_banner=True", "with_banner=True, show_page=open_on_desktop")
+    program = "from service.__main__ import open_on_desktop" + program
     with running(program, BROWSER=f"{browser} %s") as (_, address):
         deadline = time.monotonic() + 20
         while not shown.exists():
