@@ -312,7 +312,8 @@ class Recommender:
     def _warnings(self, progress: Progress, shown: set[str]) -> list[Warned]:
         request, catalogue = progress.request, self.view.catalogue
         found = of_candidates(request.candidates, catalogue) if request.candidates else []
-        found += of_recent([each.item_id for each in request.recent], catalogue)
+        if request.recent:
+            found += of_recent([each.item_id for each in request.recent], catalogue)
         if request.filter is not None:
             found += of_filter(request.filter, catalogue)
         if request.rules is not NO_RULES:
