@@ -168,17 +168,18 @@ end
 
 -- Places the newest events that are not placed; members without an event go. Returns their number.
 local function place_some(limit)
-  local rows, ids, stored, nums = newest(UNSORTED, limit, ''), {}, {}, {}
+  local rows, ids, stored, placed = newest(UNSORTED, limit, ''), {}, {}, {}
   for i, row in ipairs(rows) do
     ids[i] = event_id(row.member)
-    nums[row.key] = (nums[row.key] or 0) + 1
+    local members = placed[row.key] or {}
+    placed[row.key], members[#members + 1] = members, row.member
   end
   for i, body in pairs(hmget(KEYS[1], ids)) do
     rows[i].body = body
     if body then stored[#stored + 1] = rows[i] end
   end
   place_events(stored)
-  for key, number in pairs(nums) do redis.call('ZREMRANGEBYRANK', key, -number, -1) end
+  for key, members in pairs(placed) do in_portions('ZREM', key, members) end
   return #rows
 end
 

@@ -20,7 +20,7 @@ WRITING = [
     "append", "del", "expire", "getdel", "hdel", "hincrby", "hincrbyfloat", "hset", "incr", "llen",
     "lpush", "ltrim", "rename", "rpush", "sadd", "set", "setrange", "unlink", "xack", "xadd", "xautoclaim",
     "xclaim", "xdel", "xgroup|create", "xgroup|delconsumer", "xinfo|consumers", "xpending", "xreadgroup", "zadd",
-    "zrem", "zremrangebyrank",
+    "zrem",
 ]  # fmt: skip
 _WITH_KEYS = {*READING, *WRITING} - {"eval", "evalsha", "scan", "time", "xreadgroup"}  # as `MISSING` calls them
 DURABILITY = ["wait", "waitaof"]

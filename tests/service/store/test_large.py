@@ -63,7 +63,8 @@ async def test_many_events_are_deleted_in_small_steps(large: MemoryStore, raw: R
     assert (await large.forget_user("u")).events == NUM_EVENTS
     used = await calls(raw)
     steps = -(-NUM_EVENTS // ELEMENTS_PER_STEP)
-    assert used["zremrangebyrank"] >= steps and used["hdel"] >= steps
+    assert used["zrem"] >= steps and used["hdel"] >= steps
+    assert "zremrangebyrank" not in used, "it may take a hundred times as long as the others"
     assert not [key for key in await raw.keys("*") if b"{u}" in key or b"doomed" in key]
 
 
