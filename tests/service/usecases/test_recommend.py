@@ -120,6 +120,15 @@ async def test_recent_stands_on_top_of_the_store(service: Service) -> None:
     assert [event.event_id for event in context.known.memory.events] == ["e000", "e001"], "recent is not memory, too"
 
 
+async def test_a_session_without_a_user_is_answered_from_its_items_and_leaves_nothing(service: Service) -> None:
+    await service.submit([{"user_id": "u", "item_id": f"i{n}", "timestamp": NOW - n} for n in (5, 2)], "visible")
+    user, session = await ask(service, user_id="u", k=5), await ask(service, k=5, recent=recent("i5", "i2"))
+    assert session.fallback is None and {item.source for item in session.items} == {"generated"}
+    assert ids(session) == ids(user) and not {"i5", "i2"} & set(ids(session))
+    assert ids(await ask(service, k=5, recent=recent("i2", "i7"))) != ids(session), "its items make no difference"
+    assert [user_id async for user_id in service.store.users()] == ["u"]
+
+
 async def test_a_recommendation_asks_the_store_once(service: Service, raw: Redis) -> None:
     """Other tasks use the store too, so the quietest of some requests counts."""
     await service.submit(history(30), "visible")
