@@ -20,6 +20,10 @@ KEY_ID = "automr.key_id"
 
 _to_json = json.JSONEncoder(allow_nan=False).encode  # `json.dumps` with options makes an encoder at each call
 
+_ADVICE = {  # for what the framework refuses, which says no more than the name of the status
+    404: "There is no such route; /docs shows all of them. An id with a slash is percent-encoded: a%2Fb.",
+    405: "The route does not take this method; the header Allow names those that it takes, and /docs explains them.",
+}
 _INTERNAL = "Something went wrong on our side; the request id finds it in the logs."
 
 
@@ -69,9 +73,9 @@ def from_service_error(scope: Scope, error: ServiceError) -> Response:
 
 def from_http_exception(scope: Scope, error: HTTPException) -> Response:
     title = status_title(error.status_code)
-    return problem(
-        scope, status=error.status_code, title=title, detail=str(error.detail or title), headers=error.headers
-    )
+    told = str(error.detail or title)
+    detail = _ADVICE.get(error.status_code, told) if told == title else told
+    return problem(scope, status=error.status_code, title=title, detail=detail, headers=error.headers)
 
 
 def from_field_errors(scope: Scope, errors: Sequence[FieldError]) -> Response:

@@ -145,6 +145,13 @@ async def test_unknown_users_and_items_are_a_404(client: AsyncClient) -> None:
         assert (await client.get("/users/kept", params={"cursor": cursor})).status_code in (200, 400)
 
 
+async def test_wrong_routes_and_methods_are_told_what_to_do(client: AsyncClient) -> None:
+    for path in ("/nothing", "/items/a/b", "/user"):
+        assert "/docs" in assert_refused(await client.get(path), 404)["detail"]
+    answer = await client.delete("/recommend")
+    assert "Allow" in assert_refused(answer, 405)["detail"] and answer.headers["allow"] == "POST"
+
+
 def test_no_request_of_schemathesis_is_answered_with_500(bundle_path: Path, valkey: EmbeddedServer) -> None:
     """A few hundred requests, whose answers are also those of the document; `make chaos` sends five thousand."""
     with fuzzing.opened(bundle_path, valkey.url) as app:
