@@ -8,6 +8,7 @@ RequestValidationError (422).
 """
 
 import json
+import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar, get_type_hints
 
@@ -22,6 +23,7 @@ from service.http import problems
 from service.http.access.routes import ScopedRoute
 from service.http.dependencies import get_resources
 from service.http.middleware import count_rejection
+from service.resources import Resources
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -29,6 +31,10 @@ _NOT_JSON = "json_invalid"
 _LARGE_BYTES = 1 << 14  # a smaller body has too few members to take long
 _MOST_MEMBERS, _MOST_ELEMENTS = 64, 1000  # of an object and of a list; no schema allows more
 _MOST_CONTAINERS = 30_000  # in a body
+_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_WAITS_BYTES = 1 << 16  # a larger body waits for its turn to be read: it may take tens of milliseconds
+
+_Container = tuple[Any, str | int, Any]  # an object or a list, its name or place in the one around it, that one
 
 
 class JsonRoute(ScopedRoute):
@@ -51,7 +57,7 @@ class JsonRoute(ScopedRoute):
 
         async def handle(request: Request) -> Response:
             values = _path_parameters(path_model, request.path_params) if path_fields else {}
-            values["body"] = parse_body(model, await _json_bytes(request))
+            values["body"] = await _parsed(model, await _json_bytes(request), request)
             if takes_request:
                 values["request"] = request
             if takes_resources:
@@ -64,6 +70,15 @@ class JsonRoute(ScopedRoute):
             return answer if isinstance(answer, Response) else json_response(answer, status)
 
         return handle
+
+
+async def _parsed(model: type[Model], body: bytes, request: Request) -> Model:
+    """Large bodies are read one at a time, so that a flood of them leaves half of the time to others."""
+    resources = getattr(request.app.state, "resources", None)
+    if len(body) <= _WAITS_BYTES or not isinstance(resources, Resources):
+        return parse_body(model, body)
+    async with resources.current().ingest.reading.turn(len(body)):
+        return parse_body(model, body)
 
 
 def json_response(answer: BaseModel, status: int = 200) -> Response:
@@ -94,23 +109,38 @@ def _without_large_objects(body: bytes) -> Any:
 
     Pydantic reports each unknown field, and 75,000 reports take half a second.
     """
+    too_many = f"has more than {_MOST_CONTAINERS} objects and lists"
+    if _num_brackets(body) > _MOST_CONTAINERS and _num_brackets(_TEXT.sub(b"", body)) > _MOST_CONTAINERS:
+        raise _invalid(too_many)  # half a million empty lists take a quarter of a second to make and to forget
     try:
         parsed = from_json(body)
     except ValueError:
         parsed = _loaded(body)
-    waiting: list[tuple[tuple[str | int, ...], Any]] = [((), parsed)]
-    num_seen = 0
-    while waiting:
-        location, value = waiting.pop()
-        most = _MOST_MEMBERS if isinstance(value, dict) else _MOST_ELEMENTS
+    containers: list[_Container] = [(parsed, "", None)]
+    for container in containers:  # grows meanwhile
+        value = container[0]
+        is_object = isinstance(value, dict)
+        most = _MOST_MEMBERS if is_object else _MOST_ELEMENTS
         if isinstance(value, dict | list) and len(value) > most:
-            raise _invalid(f"has {len(value)} members; at most {most} are allowed", location)
-        num_seen += 1
-        if num_seen > _MOST_CONTAINERS:
-            raise _invalid(f"has more than {_MOST_CONTAINERS} objects and lists")
-        members = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-        waiting += [((*location, name), each) for name, each in members if isinstance(each, dict | list)]
+            raise _invalid(f"has {len(value)} members; at most {most} are allowed", _location(container))
+        members = value.items() if is_object else enumerate(value) if isinstance(value, list) else ()
+        containers += [(each, name, container) for name, each in members if isinstance(each, dict | list)]
+        if len(containers) > _MOST_CONTAINERS:
+            raise _invalid(too_many)
     return parsed
+
+
+def _num_brackets(body: bytes) -> int:
+    """Pairs of them at most."""
+    return min(body.count(b"[") + body.count(b"{"), body.count(b"]") + body.count(b"}"))
+
+
+def _location(container: _Container) -> list[str | int]:
+    found: list[str | int] = []
+    while container[2] is not None:
+        found.append(container[1])
+        container = container[2]
+    return found[::-1]
 
 
 def _loaded(body: bytes) -> Any:

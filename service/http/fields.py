@@ -5,8 +5,8 @@ Knows pydantic, but no HTTP.
 
 import json
 import math
+import re
 import time
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Annotated, Any
@@ -22,12 +22,15 @@ _MILLISECONDS_FROM = 100_000_000_000  # as seconds it is in the year 5138, so la
 _REASONS = 5  # of one element
 _HIDDEN = "\x00"
 
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # the categories Cc, Zl and Zp of Unicode
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
 Scalar = str | int | float | bool
 MAX_CONTEXT_BYTES = 2048
 
 
 def _visible(text: str) -> str:
-    if any(unicodedata.category(char) in ("Cc", "Zl", "Zp") for char in text):
+    if _CONTROL.search(text):
         raise ValueError("must not contain control characters or line breaks")
     if not text.strip():
         raise ValueError("must contain a visible character")
@@ -50,7 +53,7 @@ def scalar(value: Any) -> Scalar:
 
 
 def _has_surrogates(text: str) -> bool:
-    return any("\ud800" <= char <= "\udfff" for char in text)
+    return _SURROGATE.search(text) is not None
 
 
 def _clean_title(text: str) -> str:

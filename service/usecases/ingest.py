@@ -16,8 +16,8 @@ import structlog
 from model_store.view import BundleView
 from service.background import Repeated
 from service.ending import cancel_and_wait
-from service.engine.turns import Turns
-from service.errors import DeadlineExceeded, RecordsSealed, Rejected, StoreCorrupt, UserDeleted
+from service.engine.turns import EVENTS_PER_PLACE, Turns
+from service.errors import DeadlineExceeded, Overloaded, RecordsSealed, Rejected, StoreCorrupt, UserDeleted
 from service.metrics import Metrics
 from service.store.client import MemoryStore
 from service.store.deadletters import DeadLetters
@@ -33,6 +33,7 @@ Wait = Literal["durable", "visible"]
 
 _MEASURE_EVERY_S = 1.0
 _CHECKED_AT_ONCE = 50
+_USERS_AT_ONCE, _USERS_PER_PLACE = 32, 4  # whose memory is made while a caller waits
 _STORED_AT_ONCE = 50  # while recommendations are in work
 _CONFLICT = (
     "event_id: another event is stored under this id, and stays; correct it with"
@@ -81,6 +82,8 @@ class Ingest:
         self.view, self.store, self.items, self.worker, self.metrics = view, store, items, worker, metrics
         self._dead_letters = DeadLetters(store.run, is_cluster=store.is_cluster)
         self.turns = Turns(lambda: worker.engine.admission.is_reading)
+        self._showing = Turns(lambda: worker.engine.admission.is_reading)  # of users whose memory a caller waits for
+        self.reading = Turns(lambda: worker.engine.admission.is_reading)  # of large bodies, before they are understood
         self._measuring = Repeated("encode-queue", self._measure_backlog, every_s=_MEASURE_EVERY_S, at_once=True)
         self._encoding: asyncio.Task[None] | None = None
 
@@ -185,8 +188,12 @@ class Ingest:
     async def _make_visible(self, events: Sequence[Event], timeout_s: float | None) -> None:
         try:
             async with asyncio.timeout(timeout_s):
-                await self.worker.reconcile_all(event.user_id for event in events)
-        except TimeoutError:
+                users = sorted({event.user_id for event in events})
+                for start in range(0, len(users), _USERS_AT_ONCE):
+                    some = users[start : start + _USERS_AT_ONCE]
+                    async with self._showing.turn(EVENTS_PER_PLACE * len(some) // _USERS_PER_PLACE):
+                        await self.worker.reconcile(some)
+        except (TimeoutError, Overloaded):
             raise DeadlineExceeded(
                 "The events are durable, but memory does not hold them yet: it follows. Do not send them again."
             ) from None

@@ -13,6 +13,7 @@ from httpx2 import ASGITransport, AsyncClient
 from model_store.catalogue.items import Item
 from service.app import create_app
 from service.engine.admission import Admission
+from service.engine.turns import Turns
 from service.errors import StoreUnavailable, UnknownItem, UnknownUser
 from service.metrics import Metrics
 from service.resources import Resources
@@ -60,6 +61,7 @@ class Ingest:
     hook: Callable[[], Any] = lambda: None
     events: list[Event] = field(default_factory=list)
     cancelled: int = 0
+    reading: Turns = field(default_factory=lambda: Turns(lambda: False))
 
     async def submit(
         self,

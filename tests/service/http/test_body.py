@@ -210,6 +210,9 @@ COSTLY: list[tuple[type[BaseModel], Any]] = [
     (InteractionsRequest, {"interactions": [dict.fromkeys(list(STRAY)[:64], 1)] * 500}),
     (InteractionsRequest, {"interactions": [[]] * 250_000}),
     (InteractionsRequest, {"interactions": [[[]] * 1000] * 250}),
+    (InteractionsRequest, {"interactions": [{"context": {f"k{number}": [] for number in range(58)}}] * 500}),
+    (InteractionsRequest, {"interactions": [{"user_id": "\u200b" * 256, "item_id": "\u200b" * 255 + "\n"}] * 300}),
+    (InteractionsRequest, {"interactions": [{"context": {"k": "\u200b" * 300}, "query": "\n" * 400}] * 300}),
 ]
 
 
@@ -252,6 +255,13 @@ def cpu_s(model: type[BaseModel], value: Any) -> float:
         times.append(time.thread_time() - started)
     gc.enable()
     return min(times)
+
+
+def test_brackets_in_texts_are_no_lists() -> None:
+    body = json.dumps({"interactions": ['[]{}\\"' * 20_000]}).encode()
+    assert len(parse_body(InteractionsRequest, body).interactions) == 1
+    with pytest.raises(RequestValidationError, match="more than 30000"):
+        parse_body(InteractionsRequest, b'{"interactions": ["]"' + b", [[]]" * 20_000 + b"]}")
 
 
 def test_a_field_that_is_too_large_is_named() -> None:

@@ -43,7 +43,7 @@ async def test_the_deadline_comes_from_the_settings_and_the_events_are_stored(
         await asyncio.sleep(60)
 
     async with open_app(bundle_path, valkey.url, visible_timeout_s=0.1) as (app, client):
-        monkeypatch.setattr(app.state.resources.ingest.worker, "reconcile_all", never)
+        monkeypatch.setattr(app.state.resources.ingest.worker, "reconcile", never)
         body = {"interactions": history(60, "late"), "wait": "visible"}
         answer = await client.post("/interactions", json=body)
         assert answer.status_code == 504 and "durable" in answer.json()["detail"]
@@ -61,6 +61,31 @@ async def test_memory_follows_after_the_deadline(bundle_path: Path, valkey: Embe
         assert (await service.timeline("late")).missing_states()
         await service.work_off()
         assert not (await service.timeline("late")).missing_states()
+
+
+async def test_large_bodies_and_waits_for_memory_take_turns(
+    bundle_path: Path, valkey: EmbeddedServer, raw: Any
+) -> None:
+    """A flood of either leaves time to others, however many callers send it."""
+    async with open_app(bundle_path, valkey.url, visible_timeout_s=0.2) as (app, client):
+        ingest = app.state.resources.ingest
+        ingest.reading._has_readers = ingest._showing._has_readers = lambda: True
+        small, large = {"interactions": history(1)}, {"interactions": history(500)}
+        assert len(json.dumps(large)) > 1 << 15
+        large["interactions"][0]["query"] = "long " * 20_000  # refused, after it was read
+        async with ingest.reading.turn(1 << 20):
+            reading = asyncio.create_task(client.post("/interactions", json=large))
+            assert (await client.post("/interactions", json=small)).status_code == 202
+            assert not (await asyncio.wait([reading], timeout=0.1))[0], "a large body did not wait for its turn"
+        statuses = [each["status"] for each in (await reading).json()["results"]]
+        assert statuses[0] == "rejected" and set(statuses[1:]) == {"accepted"}
+        async with ingest._showing.turn(1 << 20):
+            shown = await client.post("/interactions", json=small | {"wait": "visible"})
+            assert shown.status_code == 504, "making memory visible did not wait for its turn"
+            assert (await client.post("/interactions", json=small)).status_code == 202
+        async with asyncio.timeout(5):  # the place rests for a moment
+            while (await client.post("/interactions", json=small | {"wait": "visible"})).status_code != 200:
+                pass
 
 
 async def test_every_element_has_its_index() -> None:
