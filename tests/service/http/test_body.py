@@ -212,7 +212,7 @@ COSTLY: list[tuple[type[BaseModel], Any]] = [
     (InteractionsRequest, {"interactions": [[[]] * 1000] * 250}),
     (InteractionsRequest, {"interactions": [{"context": {f"k{number}": [] for number in range(58)}}] * 500}),
     (InteractionsRequest, {"interactions": [{"user_id": "\u200b" * 256, "item_id": "\u200b" * 255 + "\n"}] * 300}),
-    (InteractionsRequest, {"interactions": [{"context": {"k": "\u200b" * 300}, "query": "\n" * 400}] * 300}),
+    (InteractionsRequest, {"interactions": [{"context": {"k": "\u200b" * 300}, "query": "\n" * 200}] * 200}),
 ]
 
 
