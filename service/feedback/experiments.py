@@ -10,13 +10,21 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import structlog
+from pydantic import Field, TypeAdapter, ValidationError
 
 from service.background import Repeated
 from service.errors import BadRequest
 from service.feedback.outcomes import COUNTED, Outcomes
+from service.logs import RepeatedWarnings
 from service.metrics import Metrics
 from service.store.feedback.outcomes import ExperimentStore
+
+repeated = RepeatedWarnings(structlog.get_logger("service.feedback.experiments"))
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 DEFAULT = "default"  # where no experiment runs
 _FOLLOW_EVERY_S = 2.0
@@ -31,12 +39,12 @@ class Variant:
     """
 
     name: str
-    share: float = 0.0
+    share: Share = 0.0
     bundle: str | None = None
     memory: bool = True
     arm: Literal["model", "popular"] = "model"
-    voices: Mapping[str, float] = field(default_factory=dict)
-    exploration: float | None = None
+    voices: Mapping[str, Annotated[float, Field(ge=0, le=100)]] = field(default_factory=dict)
+    exploration: Annotated[float, Field(ge=0, le=0.5)] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,7 @@ class Shadow:
     """`share` of the answers are computed by `variant`, too, compared, and not shown."""
 
     variant: Variant
-    share: float
+    share: Share
 
 
 @dataclass(frozen=True)
@@ -85,15 +93,16 @@ def place_of(experiment: str, user_id: str) -> float:
 def experiment_of(facts: Mapping[str, Any]) -> Experiment | None:
     """From what the store holds; None for nothing or for what cannot be read."""
     try:
-        shadow = facts.get("shadow")
-        return Experiment(
-            str(facts["name"]),
-            str(facts["control"]),
-            tuple(Variant(**variant) for variant in facts["variants"]),
-            Shadow(Variant(**shadow["variant"]), float(shadow["share"])) if shadow else None,
-        )
-    except (KeyError, TypeError, ValueError):
+        found = _STORED.validate_python(facts) if facts else None
+        if found is not None:
+            found.check()
+    except (ValidationError, BadRequest):
+        repeated.warning("the stored experiment cannot be read, none runs")
         return None
+    return found
+
+
+_STORED = TypeAdapter(Experiment)
 
 
 class Experiments:

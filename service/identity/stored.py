@@ -12,7 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import structlog
+from pydantic import ConfigDict, TypeAdapter
 
+from service.identity.rates import parse
 from service.identity.scopes import SCOPES, Scope
 from service.logs import RepeatedWarnings
 from service.store.events import decode_text, read_json
@@ -44,9 +46,14 @@ return 1
 """
 
 
+_ALL_KNOWN = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
 @dataclass(frozen=True)
 class Secret:
     """One key of a record. `shown`: its first characters. `expires_at`: a time, None for as long as the record."""
+
+    __pydantic_config__ = _ALL_KNOWN
 
     sha256: str
     shown: str
@@ -57,6 +64,8 @@ class Secret:
 class KeyRecord:
     """Times are Unix seconds. `secrets`: the newest first; older ones are being replaced, and expire."""
 
+    __pydantic_config__ = _ALL_KNOWN
+
     id: str
     name: str
     scopes: tuple[Scope, ...]
@@ -65,6 +74,9 @@ class KeyRecord:
     tenant: str = ""
     rate_limit: str = ""
     expires_at: float | None = None
+
+
+_RECORDS = TypeAdapter(KeyRecord)
 
 
 def new_id() -> str:
@@ -87,7 +99,7 @@ class KeyStore:
     async def read(self) -> tuple[int, dict[str, KeyRecord]]:
         """The version and all records by id. A record that cannot be read is skipped, so its key is refused."""
         version, found = await self._run([("GET", KEYS_VERSION), ("HGETALL", KEY_RECORDS)])
-        records = [_record(decode_text(name), raw) for name, raw in found.items()]
+        records = [record_of(decode_text(name), raw) for name, raw in found.items()]
         return _version(version), {each.id: each for each in records if each is not None}
 
     async def write(self, version: int, key_id: str, record: KeyRecord | None) -> bool:
@@ -112,16 +124,17 @@ def _version(raw: bytes | None) -> int:
     return int(raw) if raw is not None and raw.isdigit() and len(raw) <= _MOST_DIGITS else 0
 
 
-def _record(key_id: str, raw: bytes) -> KeyRecord | None:
+def record_of(key_id: str, raw: bytes) -> KeyRecord | None:
+    """None for a record that cannot be read, or that has a fact that this version does not know."""
     facts = read_json(raw)
     try:
-        made = tuple(Secret(**each) for each in facts.pop("secrets"))
         named = facts.pop("scopes")
-        scopes = tuple(scope for scope in SCOPES if scope in named)
-        record = KeyRecord(**facts, scopes=scopes, secrets=made)
-        if record.id != key_id or not all(isinstance(each.sha256, str) for each in made):
+        scopes = [scope for scope in SCOPES if scope in named]
+        record = _RECORDS.validate_python({**facts, "scopes": scopes})
+        parse(record.rate_limit)
+        if record.id != key_id:
             raise ValueError(key_id)
         return record
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError):
         repeated.warning("a stored key cannot be read and is refused", key_id=key_id[:32])
         return None

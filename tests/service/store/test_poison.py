@@ -1,6 +1,8 @@
 """Stored values that another program has damaged: they are told from a store that is away, and cost nobody else."""
 
 import json
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -9,12 +11,16 @@ from redis.exceptions import ResponseError
 
 from service.errors import StoreCorrupt, StoreUnavailable
 from service.event_types.stored import EventTypeStore
-from service.identity.stored import KeyRecord, KeyStore, Secret
+from service.feedback.experiments import Experiment, Shadow, Variant, experiment_of
+from service.http.schemas.keys import Key
+from service.identity.keyring import shown
+from service.identity.rates import parse
+from service.identity.stored import KeyRecord, KeyStore, Secret, record_of
 from service.store.bundles import BundleState, BundleStore, Fill, Source
 from service.store.client import MemoryStore
 from service.store.counts import cell, record
 from service.store.erasure.rewrite import StoreFiles
-from service.store.events import item_digest
+from service.store.events import item_digest, read_json
 from service.store.feedback.outcomes import OutcomeStore
 from service.store.keys import DAY_PREFIX, DAYS, EVENT_TYPES, EVENTS_COUNTED, ITEM_KEYS, QUEUED, WAITING
 from service.store.overlay import NewRecord
@@ -201,3 +207,49 @@ async def test_damaged_facts_about_files_and_outcomes_are_read(
     assert (await StoreFiles(store).look()).unwritten_since == (1 if raw_value else None)
     await raw.hset("automr:{+outcomes}:totals", mapping={"a|view": raw_value, "b|view": b"3"})
     assert await OutcomeStore(store.run).totals() == {"b|view": 3}
+
+
+WRONG = [None, "x", 1e308, -1, [], {}, [1], {"a": 1}, 10**30]
+EXPERIMENT = Experiment(
+    "e", "a", (Variant("a", 0.5, voices={"near": 2.0}), Variant("b", 0.5, exploration=0.1)), Shadow(Variant("s"), 0.5)
+)
+RECORD = KeyRecord(
+    "key_1", "shop", ("recommend",), 1.0, (Secret("0" * 64, "amr_", 9.0),), "shop-a", "9/minute", expires_at=2.0
+)
+
+
+def changed(value: Any) -> Iterator[Any]:
+    """The JSON value with each of its parts replaced by something wrong, one at a time."""
+    yield from WRONG
+    for name, part in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        for other in changed(part):
+            copy = value.copy()
+            copy[name] = other
+            yield copy
+
+
+def test_what_is_stored_as_an_experiment_is_valid_or_none() -> None:
+    """A variant that cannot be used would fail every recommendation."""
+    stored = json.loads(json.dumps(asdict(EXPERIMENT)))
+    assert experiment_of(stored) == EXPERIMENT and experiment_of({}) is None
+    for facts in changed(stored):
+        found = experiment_of(read_json(json.dumps(facts).encode()))
+        if found is not None:
+            found.check()
+            assert found.variant_of("u") in (*found.variants, None) and all(
+                0 <= each.share <= 1 for each in found.variants
+            )
+            assert all(isinstance(each.exploration, float | None) for each in found.variants)
+
+
+def test_what_is_stored_as_a_key_is_valid_or_refused() -> None:
+    stored = json.loads(json.dumps(asdict(RECORD)))
+    assert record_of("key_1", json.dumps(stored).encode()) == RECORD
+    for facts in changed(stored):
+        found = record_of("key_1", json.dumps(facts).encode())
+        if found is not None:
+            Key(**shown(found))
+            assert parse(found.rate_limit) is not None and all(isinstance(each.sha256, str) for each in found.secrets)
+    assert record_of("key_1", json.dumps({**stored, "only_from": "10.0.0.0/8"}).encode()) is None, (
+        "a limit that this version does not know is left out"
+    )
