@@ -3,7 +3,7 @@
 A request waits in two places: in the queue of the model, and in the event loop of the server. A request that would be
 late is refused at once. While most requests are refused, `service/http/protocol.py` refuses most of them before they
 are read, as `Throttle` tells it. Callers have fair shares (`shares.py`); the admitted requests of a greedy caller wait
-until few are in work (`line.py`).
+until few are in work (`line.py`). Lists, such as related items, have a line of their own.
 """
 
 import asyncio
@@ -11,8 +11,8 @@ import itertools
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from service.engine.line import Line
 from service.engine.shares import Shares
@@ -34,6 +34,7 @@ _MOST_SECONDS = 0.02  # an answer takes no longer, unless the loop stood still
 _FORGET_QUIET = 0.9
 _ACCEPTED_SHARE = 1.25  # requests that are read for each one that is admitted
 _THROTTLE_WINDOW_S = 0.5
+_ALONE_SHARE = 0.875  # of the waiting time for a key that asks alone; the rest is for one that asks rarely
 # While a caller is greedy, a batch may take so many times as long as one job alone, and has at most this part of the
 # jobs of a full one: times are uncertain, and small batches keep the event loop busy as well.
 _QUICK, _QUICK_SHARE = 1.5, 8
@@ -169,6 +170,8 @@ class Admission:
         self.throttles = [Throttle(random.Random(number)) for number in range(NUM_LANES)]
         self._shares = Shares()
         self.line = Line(self._shares, self.quick_batch)
+        self._lists = Line(self._shares, lambda: 1, rest=1.0)  # of a greedy caller two are in work, half of the time
+        self._num_lists = 0
         self.num_at_model = 0  # recommendations that the engine has sent to the model and that have no result yet
 
     @property
@@ -196,6 +199,8 @@ class Admission:
         """
         owner = caller.get().key_id
         part = self._shares.part(owner)
+        if self._shares.is_alone(owner):
+            part = _ALONE_SHARE
         left_s = part * (deadline - time.monotonic())
         is_late = self._model_wait_s() > _MODEL_SHARE * left_s or self._server_wait_s() > _SERVER_SHARE * left_s
         if is_late or self._num_admitted >= part * self._max_queue:
@@ -214,6 +219,24 @@ class Admission:
             self._shares.ended(owner)
             self._young.pop(ticket, None)
             self.server_pace.count_answer()
+
+    @asynccontextmanager
+    async def list_turn(self) -> AsyncIterator[None]:
+        """Wraps a request for a list. Those of a greedy caller wait until few are in work.
+
+        Raises Overloaded at once if too many wait.
+        """
+        owner = caller.get().key_id
+        if self._num_lists >= self._shares.part(owner) * self._max_queue:
+            raise Overloaded("Too many requests for lists are waiting.")
+        self._num_lists += 1
+        self._shares.began(owner)
+        try:
+            async with self._lists.turn():
+                yield
+        finally:
+            self._num_lists -= 1
+            self._shares.ended(owner)
 
     async def until_idle(self, timeout_s: float) -> None:
         """Waits until no admitted request is left, at most `timeout_s`."""

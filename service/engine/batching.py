@@ -2,7 +2,8 @@
 
 There are two lanes. A caller waits for the result of an interactive job; nobody waits for a background job. A batch
 holds jobs of one kind within a token budget. Callers take turns, so that one with many jobs does not keep the others
-waiting: whoever was served the longest ago comes first, with the oldest job. A job that would be late is dropped before
+waiting: whoever was served the longest ago comes first, with the oldest job. While jobs of several callers wait, one
+with many jobs has no more of a batch than the next one, or a small share. A job that would be late is dropped before
 the model works on it. While callers come, background batches are small, because whoever comes waits for them.
 """
 
@@ -15,7 +16,7 @@ T = TypeVar("T")
 
 BACKGROUND_KINDS = frozenset({"encode", "count", "fill"})
 BACKGROUND_SHARE = 8  # under load at least one batch in this many is a background batch
-SMALL_SHARE = 8  # while callers come, a background batch has an eighth of the jobs
+SMALL_SHARE = 8  # a small batch has an eighth of the jobs
 _CALLERS_COME_S = 1.0  # for so long after the last one
 
 
@@ -67,13 +68,17 @@ class Batcher(Generic[T]):
         late = self._drop_late(now)
         lane = self._choose_lane()
         if lane is self._interactive:
-            batch = self._take(lane, self._in_turns(), self.max_batch)
+            batch = self._take(lane, self._in_turns(self._part()), self.max_batch)
             if batch:
                 self._interactive_at, self._num_served = now, self._num_served + 1
                 self._served |= dict.fromkeys((job.caller for job in batch), self._num_served)
             return batch, late
         callers_come = now - self._interactive_at < _CALLERS_COME_S
-        return self._take(lane, lane, max(1, self.max_batch // SMALL_SHARE) if callers_come else self.max_batch), late
+        return self._take(lane, lane, self._small if callers_come else self.max_batch), late
+
+    @property
+    def _small(self) -> int:
+        return max(1, self.max_batch // SMALL_SHARE)
 
     def _drop_late(self, now: float) -> list[Job[T]]:
         """Drops the jobs whose deadline ends before the next batch would, the most urgent first.
@@ -101,15 +106,20 @@ class Batcher(Generic[T]):
         self._num_passed_over = self._num_passed_over + 1 if self._background else 0
         return self._interactive
 
-    def _in_turns(self) -> list[Job[T]]:
-        """The first job of each caller, then the second of each, and so on."""
+    def _part(self) -> int:
+        """Most jobs of one caller in a batch that others wait for: a flood would make it long."""
+        counts = Counter(job.caller for job in self._interactive).most_common(2)
+        return max(self._small, counts[1][1]) if len(counts) == 2 else self.max_batch
+
+    def _in_turns(self, part: int) -> list[Job[T]]:
+        """The first job of each caller, then the second of each, and so on, at most `part` of each."""
         num_before: Counter[int] = Counter()
         places: list[tuple[int, int]] = []
         for job in self._interactive:
             places.append((num_before[job.caller], self._served.get(job.caller, 0)))
             num_before[job.caller] += 1
         pairs = sorted(zip(places, self._interactive, strict=True), key=lambda pair: pair[0])
-        return [job for _, job in pairs]
+        return [job for (number, _), job in pairs if number < part]
 
     def _take(self, lane: deque[Job[T]], ordered: Sequence[Job[T]], most: int) -> list[Job[T]]:
         """The first job and the next jobs of its kind that fit. A job above the token budget runs alone."""

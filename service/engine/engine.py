@@ -219,16 +219,16 @@ class Engine:
 
     async def read_memory(self, past: PastRows, queries: list[str]) -> list[MemoryEntry]:
         """The local memory in words, as `answer_words` makes it."""
-        found: MemoryRead = await self._ask(
-            ReadMemory(next(self._ids), list(past.rows), list(past.timestamps), queries)
-        )
+        asked = ReadMemory(next(self._ids), list(past.rows), list(past.timestamps), queries, caller=lane.get())
+        found: MemoryRead = await self._ask(asked)
         return found.entries
 
     async def similar(self, row: int, num_results: int, allowed: NDArray[np.bool_]) -> list[tuple[int, float]]:
         """(row, L2 distance) of the allowed items whose titles are nearest to that of `row`, nearest first."""
         if len(self._waiting) >= self._max_queue:
             raise Overloaded(f"{self._max_queue} requests are waiting already.")
-        asked = FindSimilar(next(self._ids), row, num_results, np.packbits(allowed).tobytes(), len(allowed))
+        rows = np.packbits(allowed).tobytes()
+        asked = FindSimilar(next(self._ids), row, num_results, rows, len(allowed), caller=lane.get())
         found: SimilarFound = await self._ask(asked)
         return list(zip(found.rows, found.distances, strict=True))
 
@@ -238,7 +238,8 @@ class Engine:
         """(row, score, table) of the allowed items that go with `row`, best first; see `model_store.related`."""
         if len(self._waiting) >= self._max_queue:
             raise Overloaded(f"{self._max_queue} requests are waiting already.")
-        asked = FindRelated(next(self._ids), row, num_results, np.packbits(allowed).tobytes(), len(allowed))
+        rows = np.packbits(allowed).tobytes()
+        asked = FindRelated(next(self._ids), row, num_results, rows, len(allowed), caller=lane.get())
         found: RelatedFound = await self._ask(asked)
         return list(zip(found.rows, found.scores, found.tables, strict=True))
 

@@ -1,4 +1,4 @@
-"""Where the recommendations of a greedy caller wait, so that those of quiet callers find little work before them.
+"""Where the requests of a greedy caller wait, so that those of quiet callers find little work before them.
 
 What is in work slows all others: it shares the event loop, and a batch of the model takes longer with more jobs. So
 while several callers ask, a caller with more than its equal part of the requests in work begins another one only while
@@ -7,6 +7,7 @@ any work is done for them. A caller waits here only if it has more than its part
 """
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -17,10 +18,13 @@ from service.identity.principal import caller
 
 
 class Line:
-    """For one event loop. `shares` knows who asks. `batch`: most jobs of a quick batch; see `Admission.quick_batch`."""
+    """For one event loop. `shares` knows who asks. `batch`: most jobs of a quick batch; see `Admission.quick_batch`.
 
-    def __init__(self, shares: Shares, batch: Callable[[], int]) -> None:
-        self._shares, self._batch = shares, batch
+    `rest`: after a request that has waited, its place rests for so many times as long as the work took.
+    """
+
+    def __init__(self, shares: Shares, batch: Callable[[], int], *, rest: float = 0.0) -> None:
+        self._shares, self._batch, self._rest = shares, batch, rest
         self._lines = Lines()
         self._in_work: Counter[str] = Counter()
         self._num_in_work = 0
@@ -38,10 +42,15 @@ class Line:
             await self._wait(owner)
         else:
             self._began(owner)
+        began = time.monotonic()
         try:
             yield waits
         finally:
-            self._ended(owner)
+            if waits and self._rest:
+                rest_s = self._rest * (time.monotonic() - began)
+                asyncio.get_running_loop().call_later(rest_s, self._ended, owner)
+            else:
+                self._ended(owner)
 
     def _is_free(self, owner: str) -> bool:
         has_part = not is_greedy(self._in_work[owner], self._num_in_work, len(self._shares.asked))

@@ -123,6 +123,7 @@ class FindSimilar(Asked):
     num_results: int
     allowed: bytes
     num_items: int
+    caller: int = 0
 
 
 class FindRelated(Asked):
@@ -133,6 +134,7 @@ class FindRelated(Asked):
     num_results: int
     allowed: bytes
     num_items: int
+    caller: int = 0
 
 
 class ReadVectors(Asked):
@@ -172,6 +174,7 @@ class ReadMemory(Asked):
     rows: list[int]
     times: list[int]
     queries: list[str]
+    caller: int = 0
 
 
 class Cancel(Message):

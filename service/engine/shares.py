@@ -2,12 +2,14 @@
 
 While several callers ask, one that would have more than its equal part of the requests in work, and one more, is
 *greedy*: it is admitted only to the first half of the waiting time. The other half stays free for those who ask little.
-A caller who is alone has all of it. Callers are keys; where no key is asked for, all of them are one.
+A caller who is alone has nearly all of it. Callers are keys; where no key is asked for, all of them are one.
 """
 
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
+
+from service.identity.principal import ANYONE
 
 ASKING_S = 5.0  # a caller counts for so long after its last request
 GREEDY_SHARE = 0.5
@@ -35,6 +37,10 @@ class Shares:
         while self.asked[first := next(iter(self.asked))] < now - ASKING_S:
             del self.asked[first]
         return GREEDY_SHARE if is_greedy(self._in_work[owner], self._num_in_work, len(self.asked)) else 1.0
+
+    def is_alone(self, owner: str) -> bool:
+        """Whether no other key has asked lately, but one could; not where no key is asked for."""
+        return owner != ANYONE.key_id and len(self.asked) == 1
 
     def began(self, owner: str) -> None:
         self._in_work[owner] += 1

@@ -4,7 +4,7 @@ Also `while_connected`, which ends work for a caller who left.
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import unquote
 
@@ -29,6 +29,15 @@ async def get_resources(request: Request) -> Resources:
 
 
 ResourcesDep = Annotated[Resources, Depends(get_resources)]
+
+
+async def _list_turn(resources: ResourcesDep) -> AsyncIterator[None]:
+    """Until the answer is sent: writing a long list takes long, too."""
+    async with resources.engine.admission.list_turn():
+        yield
+
+
+ListTurn = Depends(_list_turn)  # of routes that read more than one thing
 
 
 def _decoded(segment: str) -> str:

@@ -1,10 +1,12 @@
 """What one loud caller costs a quiet one: a key asks steadily for recommendations while another key floods the server.
 
     python tests/benchmarks/benchmark_fairness.py [--bundle DIR] [--rounds 6] [--seconds 5] [--rate 20]
+        [--quiet recommendations|"related items"|"popular items"|"searched items"|users] [--only NAME ...]
 
 Phases alternate, so that other work on the machine hits all of them: the quiet key alone; beside a flood of
-recommendations; beside floods of new events, of single new events, and of events that are stored already. The goal: the
-quiet key's p99 is at most twice that without a flood (the median of the rounds). Ends with a table and one JSON line.
+recommendations; beside floods of new events, of single new events, of events that are stored already, and of each kind
+of lists. The goal: the quiet key's p99 is at most twice that without a flood (the median of the rounds).
+`--quiet`: what the quiet key asks for. Ends with a table and one JSON line.
 """
 
 import argparse
@@ -15,8 +17,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from service.identity.keys import new_secret
 from service.store.embedded.server import EmbeddedServer
@@ -34,6 +39,16 @@ PAUSE_S = 0.05  # after a refusal, a twentieth of what is asked for: more would 
 Floods = dict[str, Callable[[], Load | None]]
 
 
+def lists(items: Sequence[str]) -> dict[str, list[str]]:
+    """Paths of lists, by name."""
+    return {
+        "related items": [f"/items/{quote(item, safe='')}/related?k=100" for item in items],
+        "popular items": ["/popular?k=100", "/trending?k=100", "/latest?k=100"],
+        "searched items": ["/items?query=a&limit=500", "/items?query=the&limit=500"],
+        "users": ["/users?limit=500", "/users?prefix=nobody"],
+    }
+
+
 def floods(port: int, users: Sequence[str], items: Sequence[str], seconds: float) -> Floods:
     """What the loud key sends, by name. Each call makes new events."""
     numbers = itertools.count()
@@ -49,6 +64,9 @@ def floods(port: int, users: Sequence[str], items: Sequence[str], seconds: float
     def posts(count: int, size: int) -> list[dict[str, Any]]:
         return [{"interactions": events(size)} for _ in range(count)]
 
+    def reads(gets: list[str]) -> Load:
+        return replace(loud("", [], NUM_READERS), gets=gets)
+
     repeated = posts(4, EVENTS_PER_POST)
     return {
         "no flood": lambda: None,
@@ -56,6 +74,7 @@ def floods(port: int, users: Sequence[str], items: Sequence[str], seconds: float
         "batches of events": lambda: loud("/interactions", posts(NUM_POSTS, EVENTS_PER_POST), NUM_WRITERS),
         "single events": lambda: loud("/interactions", posts(20_000, 1), NUM_SINGLE),
         "duplicates": lambda: loud("/interactions", repeated, NUM_WRITERS),
+        **{name: partial(reads, gets) for name, gets in lists(items).items()},
     }
 
 
@@ -71,26 +90,24 @@ def beside(flood: Load | None, quiet: Load) -> tuple[Outcome, Outcome]:
     return outcome, found[0]
 
 
-def measure(bundle: Path, rounds: int, seconds: float, rate: float, names: Sequence[str]) -> dict[str, Any]:
+def measure(
+    bundle: Path, rounds: int, seconds: float, *, rate: float, names: Sequence[str], asks_for: str
+) -> dict[str, Any]:
     known = demo_events(bundle)
     with tempfile.TemporaryDirectory() as directory, EmbeddedServer(Path(directory)) as store:
         with running_server(bundle, store_url=store.url) as server:  # without keys
             ingest(server, known, size=500)
             wait_until_encoded(server)
         with running_server(bundle, store_url=store.url, AUTOMR_API_KEYS=f"{QUIET},{LOUD}") as server:
-            return _phases(server, known, rounds, seconds=seconds, rate=rate, names=names)
+            users = sorted({event["user_id"] for event in known})[:100]
+            items = sorted({event["item_id"] for event in known})
+            bodies = [{"user_id": user, "k": 10} for user in users]
+            quiet = Load(server.port, "/recommend", bodies, seconds, rate=rate, lead_s=LEAD_S, key=QUIET)
+            quiet = replace(quiet, gets=lists(items).get(asks_for, []))
+            return _phases(server, quiet, floods(server.port, users, items, seconds), rounds, names)
 
 
-def _phases(
-    server: Server, known: Sequence[dict[str, Any]], rounds: int, *, seconds: float, rate: float, names: Sequence[str]
-) -> dict[str, Any]:
-    users = sorted({event["user_id"] for event in known})[:100]
-    items = sorted({event["item_id"] for event in known})
-    made = floods(server.port, users, items, seconds)
-    quiet = Load(
-        server.port, "/recommend", [{"user_id": user, "k": 10} for user in users], seconds, rate=rate,
-        lead_s=LEAD_S, key=QUIET,
-    )  # fmt: skip
+def _phases(server: Server, quiet: Load, made: Floods, rounds: int, names: Sequence[str]) -> dict[str, Any]:
     phases: dict[str, list[dict[str, Any]]] = {name: [] for name in made if not names or name in names}
     for _ in range(rounds):
         for name, row in phases.items():
@@ -119,9 +136,11 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--rate", type=float, default=20.0, help="requests per second of the quiet key")
+    kinds = ("recommendations", *lists([]))
+    parser.add_argument("--quiet", choices=kinds, default=kinds[0], help="what the quiet key asks for")
     parser.add_argument("--only", nargs="*", default=[], help="names of phases")
     args = parser.parse_args()
-    found = measure(args.bundle, args.rounds, args.seconds, args.rate, args.only)
+    found = measure(args.bundle, args.rounds, args.seconds, rate=args.rate, names=args.only, asks_for=args.quiet)
     columns = ("p50_ms", "p99_ms", "p50_ratio", "p99_ratio", "refused", "fallbacks", "flood_per_s", "flood_refused")
     print(table([("beside", *columns), *((name, *(row[column] for column in columns)) for name, row in found.items())]))
     print(last_line("fairness", found))

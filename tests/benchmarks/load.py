@@ -32,7 +32,7 @@ _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Load:
-    """`bodies` are posted to `path` in turn for `seconds`.
+    """`bodies` are posted to `path` in turn for `seconds`; the paths `gets` are read instead, if there are any.
 
     Closed loop (`rate` = 0): each of `num_clients` sends its next request when it has its answer.
     Open loop (`rate` > 0, requests/s): the times of all requests are drawn before the load starts, so they do not
@@ -53,6 +53,7 @@ class Load:
     deadline_s: float | None = None
     key: str = ""
     pause_s: float = 0.0
+    gets: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -233,7 +234,8 @@ class Generator:
     def __init__(self, load: Load) -> None:
         self.load, self.outcome = load, Outcome()
         bodies = (json.dumps(body).encode() for body in load.bodies)
-        self._requests = [rendered("POST", load.path, body, key=load.key) for body in bodies]
+        posts = (rendered("POST", load.path, body, key=load.key) for body in bodies)
+        self._requests = [rendered("GET", path, key=load.key) for path in load.gets] or list(posts)
         self._number = 0
         self._idle: list[Connection] = []
         self._open: set[Connection] = set()

@@ -209,8 +209,11 @@ async def busy(service: Service) -> AsyncIterator[Callable[[], None]]:
 
 
 @asynccontextmanager
-async def open_app(bundle: Path, url: str, **settings: Any) -> AsyncIterator[tuple[FastAPI, AsyncClient]]:
-    app = create_app(settings_for(bundle, url, **settings), partial(open_resources, spawn=ModelThread()))
+async def open_app(
+    bundle: Path, url: str, *, thread: ModelThread | None = None, **settings: Any
+) -> AsyncIterator[tuple[FastAPI, AsyncClient]]:
+    """`thread`: where the model runs, for a test that looks into it."""
+    app = create_app(settings_for(bundle, url, **settings), partial(open_resources, spawn=thread or ModelThread()))
     async with (
         app.router.lifespan_context(app),
         AsyncClient(transport=ASGITransport(app=app), base_url="http://test") as client,

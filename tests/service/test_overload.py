@@ -13,18 +13,23 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
+
 from service.engine.messages import Result
+from service.engine.model import Model
 from service.errors import Overloaded
+from service.identity.keys import new_secret
 from service.store.embedded.server import EmbeddedServer
 from service.usecases.ranking.requests import Recommendation
 from tests.service.engine.test_shares import acting
-from tests.service.real import Service, ask, history, open_service
+from tests.service.real import ModelThread, Service, ask, history, open_app, open_service
 
 DEADLINE_S = 0.4
 SLACK_S = 0.2  # the flood's own tasks share the event loop with what is measured
 LONG_MS = 60_000
 NUM_LOUD, NUM_QUIET = 40, 20
 MAX_BATCH = 16
+KEYS = [new_secret(), new_secret()]  # of a quiet caller and a loud one
 BATCH_S, JOB_S = 0.02, 0.005  # of a slow model
 
 
@@ -112,7 +117,7 @@ async def test_a_quiet_key_waits_for_small_batches_while_another_key_floods(
     """At most for the batch that runs and for its own: a time that a quick batch bounds."""
     async with open_service(bundle_path, valkey.url, max_batch=MAX_BATCH) as service:
         await service.submit(history(9, "flooded"), "visible")
-        batches = slow_batches(service)
+        batches = slow_batches(service.model)
         with acting("quiet"):
             alone = [await asked(service, LONG_MS) for _ in range(3)]
         with acting("loud"):
@@ -126,9 +131,7 @@ async def test_a_quiet_key_waits_for_small_batches_while_another_key_floods(
                 assert answer is not None and answer.fallback is None, "a flood takes the place of a quiet key"
                 waited_for.append(batches[first:])
         most = 2 * service.engine.admission.quick_batch() + 1
-        for task in floods:
-            task.cancel()
-        await asyncio.gather(*floods, return_exceptions=True)
+        await ended(floods)
     assert all(each.answer for each in alone)
     largest = [max(sizes) for sizes in waited_for]
     assert most <= MAX_BATCH // 3, "a batch beside a quiet key is as large as any other"
@@ -137,18 +140,82 @@ async def test_a_quiet_key_waits_for_small_batches_while_another_key_floods(
     assert counts <= 3, f"a quiet key waits behind the flood: for {waited_for}"
 
 
-def slow_batches(service: Service) -> list[int]:
-    """The model takes longer for recommendations from now on. Returns the sizes of batches that have begun."""
+async def test_a_key_that_asks_rarely_waits_for_one_large_batch_at_most(
+    bundle_path: Path, valkey: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It asks so rarely that the flood is alone again each time."""
+    monkeypatch.setattr("service.engine.shares.ASKING_S", 0.0)
+    async with open_service(bundle_path, valkey.url, max_batch=MAX_BATCH) as service:
+        await service.submit(history(9, "flooded"), "visible")
+        batches = slow_batches(service.model)
+        with acting("loud"):
+            floods = [asyncio.create_task(flood(service)) for _ in range(NUM_LOUD)]
+        async with asyncio.timeout(30):
+            while MAX_BATCH not in batches:
+                await asyncio.sleep(BATCH_S)
+        waited_for = []
+        with acting("rare"):
+            for _ in range(8):
+                await asyncio.sleep(5 * BATCH_S)
+                first = max(0, len(batches) - 1)  # the one that runs
+                answer = (await asked(service, LONG_MS)).answer
+                assert answer is not None and answer.fallback is None, (
+                    "a flood takes the place of a key that asks rarely"
+                )
+                waited_for.append(batches[first:])
+        await ended(floods)
+    large = [sum(size > MAX_BATCH // 2 for size in sizes[1:]) for sizes in waited_for]
+    assert statistics.median(large) == 0, f"a key that asks rarely shares a large batch: {waited_for}"
+
+
+async def test_a_key_that_floods_related_items_slows_no_recommendation(
+    bundle_path: Path, valkey: EmbeddedServer
+) -> None:
+    """Beside a quiet key, it has two of these in work; before, all of them, which the model works off in one batch."""
+    thread = ModelThread()
+    async with open_app(bundle_path, valkey.url, thread=thread, api_keys=",".join(KEYS)) as (_, client):
+        assert thread.model is not None
+        jobs = slow_batches(thread.model, "similar")
+
+        async def related() -> None:
+            while True:
+                answer = await client.get("/items/i3/related", headers={"X-API-Key": KEYS[1]})
+                assert answer.status_code == 200, answer.text
+
+        quiet = {"X-API-Key": KEYS[0]}
+        await client.post("/interactions", json={"interactions": history(9), "wait": "visible"}, headers=quiet)
+        await client.post("/recommend", json={"user_id": "u"}, headers=quiet)
+        floods, waited_for = [asyncio.create_task(related()) for _ in range(NUM_LOUD)], []
+        for _ in range(NUM_QUIET):
+            await asyncio.sleep(BATCH_S)
+            first = max(0, len(jobs) - 1)
+            answer = await client.post("/recommend", json={"user_id": "u", "deadline_ms": LONG_MS}, headers=quiet)
+            assert answer.json()["fallback"] is None
+            waited_for.append(jobs[first:])
+        await ended(floods)
+    assert sum(jobs) > NUM_QUIET // 2, "this was no flood"
+    assert max(max(sizes, default=0) for sizes in waited_for) <= 2, f"batches of lists are large: {waited_for}"
+    assert statistics.median(map(sum, waited_for)) <= 4, f"a recommendation waits behind lists: {waited_for}"
+
+
+async def ended(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def slow_batches(model: Model, kind: str = "recommend") -> list[int]:
+    """The model takes longer for one kind of jobs from now on. Returns the sizes of batches that have begun."""
     sizes: list[int] = []
-    runners = service.model._runners
-    run = runners["recommend"]
+    runners = model._runners
+    run = runners[kind]
 
     def slow(jobs: Sequence[Any]) -> list[Result]:
         sizes.append(len(jobs))
         time.sleep(BATCH_S + JOB_S * len(jobs))
         return run(jobs)
 
-    runners["recommend"] = slow
+    runners[kind] = slow
     return sizes
 
 

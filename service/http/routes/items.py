@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from model_store.catalogue import items as catalogue
 from service.errors import AllRejected
 from service.http.body import JsonRoute
-from service.http.dependencies import ItemIdPath, NumNeighbors, ResourcesDep, while_connected
+from service.http.dependencies import ItemIdPath, ListTurn, NumNeighbors, ResourcesDep, while_connected
 from service.http.fields import reason, unknown_fields
 from service.http.schemas.items import (
     DeletedItem,
@@ -76,7 +76,7 @@ async def delete_item(item_id: ItemIdPath, resources: ResourcesDep) -> DeletedIt
     return DeletedItem(item_id=item_id, deleted=True)
 
 
-@router.get("/{item_id}/neighbors")
+@router.get("/{item_id}/neighbors", dependencies=[ListTurn])
 async def get_neighbors(
     item_id: ItemIdPath, request: Request, resources: ResourcesDep, k: NumNeighbors = 10
 ) -> Neighbors:

@@ -9,6 +9,7 @@ from service.http.dependencies import (
     FilterText,
     ItemIdPath,
     Limit,
+    ListTurn,
     NumNeighbors,
     Prefix,
     ResourcesDep,
@@ -22,7 +23,7 @@ from service.identity.tenants import of_tenant
 from service.resources import Resources
 from service.usecases.browsing.rankings import Ranking
 
-router = APIRouter(route_class=ScopedRoute)
+router = APIRouter(route_class=ScopedRoute, dependencies=[ListTurn])
 
 
 @router.get("/items", tags=["items"])

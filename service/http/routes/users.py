@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 
 from service.http.body import JsonRoute
-from service.http.dependencies import Cursor, EventIdPath, Limit, ResourcesDep, UserIdPath
+from service.http.dependencies import Cursor, EventIdPath, Limit, ListTurn, ResourcesDep, UserIdPath
 from service.http.routes.interactions import event_of
 from service.http.schemas.erasure import ForgottenUser
 from service.http.schemas.interactions import EventContent
@@ -37,7 +37,7 @@ async def export_user(user_id: UserIdPath, resources: ResourcesDep) -> Streaming
     return StreamingResponse(_lines(user_id, first, events), media_type="application/x-ndjson")
 
 
-@router.get("/memory", responses={409: {}})
+@router.get("/memory", responses={409: {}}, dependencies=[ListTurn])
 async def get_memory(user_id: UserIdPath, resources: ResourcesDep) -> UserMemory:
     """What the service remembers of the user in words; computed from the events, as for a query."""
     entries = await resources.users.memory_in_words(user_id)

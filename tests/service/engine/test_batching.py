@@ -174,12 +174,24 @@ def test_callers_take_turns_and_keep_their_own_order(callers: list[int]) -> None
     assert sorted(first_turns) == sorted(set(callers)), "a caller has a second turn before another has its first"
 
 
-def test_a_job_of_a_quiet_caller_is_in_the_next_batch_whatever_waits() -> None:
-    batcher = make(max_batch=4)
+def test_a_job_of_a_quiet_caller_is_in_the_next_batch_and_this_one_is_small() -> None:
+    """Also if the quiet caller has not asked for long: the jobs of the flood wait already."""
+    batcher = make(max_batch=16)
     for number in range(100):
         batcher.add(Job(number, "recommend", None, 1, caller=7))
+    assert len(batcher.next_batch(0.0)[0]) == 16, "a caller who is alone has small batches"
     batcher.add(Job(100, "recommend", None, 1, caller=3))
-    assert [each.id for each in batcher.next_batch(0.0)[0]] == [0, 100, 1, 2]
+    assert [each.id for each in batcher.next_batch(0.0)[0]] == [100, 16, 17]
+    assert len(batcher.next_batch(0.0)[0]) == 16
+    batcher.add(Job(101, "similar", None, 1, caller=3))
+    assert [each.id for each in batcher.next_batch(0.0)[0]] == [101]
+
+
+def test_callers_with_as_many_jobs_share_a_full_batch() -> None:
+    batcher = make(max_batch=16)
+    for number in range(60):
+        batcher.add(Job(number, "recommend", None, 1, caller=number % 2))
+    assert len(batcher.next_batch(0.0)[0]) == 16
 
 
 def test_background_batches_are_small_while_callers_come() -> None:

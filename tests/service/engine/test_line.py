@@ -15,9 +15,9 @@ FEW = 2 * BATCH
 class Work:
     """Requests that are in work until one of them is ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, rest: float = 0.0) -> None:
         self.shares = Shares()
-        self.line = Line(self.shares, lambda: BATCH)
+        self.line = Line(self.shares, lambda: BATCH, rest=rest)
         self.in_work: dict[int, str] = {}
         self.most: Counter[str] = Counter()  # of each caller, in work at once
         self.tasks: dict[int, asyncio.Task[None]] = {}
@@ -52,6 +52,10 @@ class Work:
     async def end_all(self) -> None:
         while self.in_work:
             await self.end(next(iter(self.in_work)))
+
+    async def end_all_of(self, count: int) -> None:
+        for number in list(self.in_work)[:count]:
+            await self.end(number)
 
     async def cancel(self, number: int) -> None:
         self.tasks[number].cancel()
@@ -129,3 +133,22 @@ async def test_callers_who_leave_lose_no_place() -> None:
         await work.begin("loud", FEW + 1)
         assert work.count("loud") == FEW, "a place was lost, or counted twice"
         await work.end_all()
+
+
+async def test_a_place_of_a_flood_rests_as_long_as_the_work_took_and_others_do_not_wait_for_it() -> None:
+    work = Work(rest=1.0)
+    work.shares.part("quiet")
+    await work.begin("loud", FEW + 2)
+    for _ in range(FEW):  # these have not waited
+        await work.end(next(iter(work.in_work)))
+    assert work.count("loud") == 2
+    await work.begin("loud", FEW)
+    await asyncio.sleep(0.2)
+    await work.end_all_of(2)
+    assert work.count("loud") == FEW - 2, "the places do not rest"
+    await work.begin("quiet")
+    assert work.count("quiet") == 1
+    async with asyncio.timeout(10):
+        while len(work.in_work) < FEW:
+            await asyncio.sleep(0.01)
+    await work.end_all()

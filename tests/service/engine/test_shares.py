@@ -1,8 +1,9 @@
 """Fair shares: a key that floods the service does not take the places of another one; alone it has all of them."""
 
+import asyncio
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 
 import pytest
 
@@ -44,16 +45,23 @@ def paced(*, max_queue: int = 1000) -> Admission:
     return admission
 
 
-def test_a_key_that_is_alone_has_all_places() -> None:
+def test_a_key_that_is_alone_leaves_a_place_for_one_that_asks_rarely() -> None:
+    admission = paced()
     with ExitStack() as stack:
-        assert 59 <= flood(paced(), "a", stack) <= 61
+        assert 51 <= flood(admission, "a", stack) <= 54
+        assert admit(admission, "b", stack), "the flood of one key takes all places"
+
+
+def test_where_no_key_is_asked_for_all_places_are_taken() -> None:
+    with ExitStack() as stack:
+        assert 59 <= flood(paced(), "", stack) <= 61
 
 
 def test_after_a_moment_a_flood_leaves_half_of_the_places_to_another_key() -> None:
     admission = paced()
     with ExitStack() as flooded, ExitStack() as stack:
         flood(admission, "a", flooded)
-        admit(admission, "b", stack)  # perhaps too late, but now it is known that b asks
+        admit(admission, "b", stack)
         flooded.close()
         assert 29 <= flood(admission, "a", flooded) <= 31
         assert flood(admission, "b", stack, times=20) == 20, "the flood of one key takes the places of another"
@@ -106,3 +114,26 @@ def test_what_one_key_has_refused_is_not_refused_to_another_unread(monkeypatch: 
                 admit(admission, "a", stack)
         assert sum(admission.sheds(lane_of("a")) for _ in range(100)) > 50
         assert sum(admission.sheds(lane_of(other)) for _ in range(100)) == 0
+
+
+async def test_lists_of_one_key_do_not_refuse_those_of_another() -> None:
+    admission, lists = Admission(max_queue=8, max_batch=4), AsyncExitStack()
+    with acting("quiet"):
+        async with admission.list_turn():
+            pass
+
+    async def ask(key_id: str) -> bool:
+        with acting(key_id):
+            try:
+                async with asyncio.timeout(0.05):
+                    await lists.enter_async_context(admission.list_turn())
+            except Overloaded:
+                return False
+            except TimeoutError:
+                pass
+            return True
+
+    async with lists:
+        asked = await asyncio.gather(*(ask("loud") for _ in range(20)))
+        assert 4 <= sum(asked) <= 5, "a flood of lists is not bounded"
+        assert await ask("quiet"), "a flood of lists takes all places"
