@@ -198,9 +198,7 @@ class Admission:
         Raises Overloaded at once if the request would be late.
         """
         owner = caller.get().key_id
-        part = self._shares.part(owner)
-        if self._shares.is_alone(owner):
-            part = _ALONE_SHARE
+        part = self._shares.part(owner, alone=_ALONE_SHARE)
         left_s = part * (deadline - time.monotonic())
         is_late = self._model_wait_s() > _MODEL_SHARE * left_s or self._server_wait_s() > _SERVER_SHARE * left_s
         if is_late or self._num_admitted >= part * self._max_queue:

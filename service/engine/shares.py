@@ -29,18 +29,19 @@ class Shares:
         self._in_work: Counter[str] = Counter()
         self._num_in_work = 0
 
-    def part(self, owner: str) -> float:
-        """Counts a request of `owner`; the part of the waiting time that it may use."""
+    def part(self, owner: str, *, alone: float = 1.0) -> float:
+        """Counts a request of `owner`; the part of the waiting time that it may use.
+
+        `alone`: the part of a key while no other one has asked lately.
+        """
         now = self._clock()
         self.asked[owner] = now
         self.asked.move_to_end(owner)
         while self.asked[first := next(iter(self.asked))] < now - ASKING_S:
             del self.asked[first]
+        if len(self.asked) == 1 and owner != ANYONE.key_id:  # where no key is asked for, nobody else can come
+            return alone
         return GREEDY_SHARE if is_greedy(self._in_work[owner], self._num_in_work, len(self.asked)) else 1.0
-
-    def is_alone(self, owner: str) -> bool:
-        """Whether no other key has asked lately, but one could; not where no key is asked for."""
-        return owner != ANYONE.key_id and len(self.asked) == 1
 
     def began(self, owner: str) -> None:
         self._in_work[owner] += 1
