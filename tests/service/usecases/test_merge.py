@@ -9,9 +9,12 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from service.errors import BadRequest, StoreUnavailable
+from service.feedback.outcomes import Outcomes
 from service.store.client import MemoryStore
 from service.store.events import Event
 from service.store.feedback.merge import merge
+from service.store.feedback.outcomes import OutcomeStore
+from service.store.shown import ShownList, ShownStore
 from service.usecases.ranking.requests import Request
 from tests.service.real import NOW, Service, history, states_from_scratch
 
@@ -53,6 +56,18 @@ async def test_an_event_with_an_id_that_the_user_has_for_another_event_is_kept(s
         await merge(store, "guest", "ada", none)
         assert sorted(each.item_id for each in await stored(store, "ada")) == ["i3", "i4"]
         await store.append([event(1, "guest", item=4)])
+
+
+async def test_what_the_guest_did_with_a_list_is_counted_before_the_event_moves(store: MemoryStore) -> None:
+    """The event, or its outcome, came after the outbox of the guest was looked at."""
+    shown = ShownList("r1", "guest", ("i1", "i2"), "spring/a", "tiny", NOW)
+    await ShownStore(store.run, store.tombstones, kept_s=10**9).save([shown])
+    await store.append([event(1, "guest", item=1)._replace(type="click", recommendation_id="r1")])
+    assert not (await merge(store, "guest", "ada", none)).is_complete, "its outcome goes with the guest"
+    outcomes = Outcomes(OutcomeStore(store.run))
+    assert (await merge(store, "guest", "ada", outcomes.settle)).is_complete
+    assert (await outcomes.store.totals())["spring/a|click"] == 1
+    assert [each.event_id for each in await stored(store, "ada")] == ["e1"]
 
 
 async def test_lists_that_the_guest_was_shown_count_for_the_user(service: Service) -> None:
