@@ -124,7 +124,7 @@ async def run_export(settings: Settings, out: Path) -> dict[str, Any]:
 class Refused:
     """Refused lines: all of them in a file, as JSON lines with `line`, `reason` and what the line has; a few in memory.
 
-    `file` None: beside the imported one.
+    The file has also the lines that are no mistake and were left out. `file` None: beside the imported one.
     """
 
     def __init__(self, path: Path, file: Path | None) -> None:
@@ -132,18 +132,22 @@ class Refused:
         self.path, self.number = path, 0
         self._first: list[str] = []
         self._reasons: Counter[str] = Counter()
-        self._is_written = True
+        self._is_written, self._is_begun = True, False
 
     def add(self, number: int, reason: str, fields: Any) -> None:
         self.number += 1
         if len(self._first) < _LINES_SHOWN:
             self._first.append(f"{self.path}:{number}: {reason}")
         self._reasons[reason if reason in self._reasons or len(self._reasons) < _REASONS_COUNTED else "other"] += 1
+        self.write(number, reason, fields)
+
+    def write(self, number: int, reason: str, fields: Any) -> None:
         kept = fields.line if isinstance(fields, Unreadable) else fields
         record = json.dumps({"line": number, "reason": reason, "interaction": kept}, ensure_ascii=False)
         try:
-            with self.file.open("w" if self.number == 1 else "a", encoding="utf-8", errors="backslashreplace") as file:
+            with self.file.open("a" if self._is_begun else "w", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(record + "\n")
+            self._is_begun = True
         except OSError:
             self._is_written = False
 
@@ -164,6 +168,7 @@ async def import_file(submit: Submit, path: Path, rejected: Path | None = None) 
 
     Repeating it changes nothing. A line that is refused keeps no other one back; if there are such lines, raises
     SettingsError at the end, with the first ones, the number of each reason, and the file `rejected` with all of them.
+    Events that differ from stored ones, and those of deleted users, are in this file, too, and raise nothing.
     Raises it with the line number at once where the rest of the file cannot be read; earlier lines are stored by then.
     """
     statuses: Counter[str] = Counter()
@@ -178,13 +183,23 @@ async def import_file(submit: Submit, path: Path, rejected: Path | None = None) 
                     statuses[status] += 1
                     if status == "rejected":
                         refused.add(number, outcome.reason or "", fields)
+                    elif status in ("conflict", "deleted"):
+                        refused.write(number, outcome.reason or "", fields)
                 log.info("importing", lines=num_lines, rejected=refused.number)
     except SettingsError as error:
         raise SettingsError([*error.problems, *refused.problems(num_lines)]) from error
     if statuses["conflict"]:
-        log.warning("events that differ from stored ones were not imported", conflicts=statuses["conflict"])
+        log.warning(
+            "events that differ from stored ones were not imported",
+            conflicts=statuses["conflict"],
+            file=str(refused.file),
+        )
     if statuses["deleted"]:
-        log.warning("events of users who were deleted since were not imported", events=statuses["deleted"])
+        log.warning(
+            "events of users who were deleted since were not imported",
+            events=statuses["deleted"],
+            file=str(refused.file),
+        )
     log.info("imported", interactions=num_lines - refused.number, **statuses)
     if refused.number:
         raise SettingsError(refused.problems(num_lines))

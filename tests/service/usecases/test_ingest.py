@@ -389,6 +389,22 @@ async def test_a_wrong_line_of_a_table_is_named(service: Service, tmp_path: Path
         await import_file(service.ingest.submit, file)
 
 
+async def test_lines_that_differ_from_stored_events_are_reported_and_no_error(service: Service, tmp_path: Path) -> None:
+    import json
+
+    lines = [{**each, "event_id": f"x{number}", "value": 1.0} for number, each in enumerate(history(4))]
+    await service.submit([{**lines[1], "value": 2.0}], "durable")
+    await service.submit(history(1, "gone"), "durable")
+    await service.users.forget("gone")
+    file = tmp_path / "events.jsonl"
+    file.write_text("\n".join(map(json.dumps, [*lines, *history(1, "gone")])))
+    assert await import_file(service.ingest.submit, file) == 5
+    written = (tmp_path / "events.jsonl.rejected.jsonl").read_text().splitlines()
+    assert [(found := json.loads(each))["line"] for each in written] == [2, 5] and "deleted" in found["reason"]
+    assert "another event is stored under this id" in json.loads(written[0])["reason"]
+    assert json.loads(written[0])["interaction"] == lines[1]
+
+
 async def test_refused_lines_keep_no_other_line_back_and_are_all_reported(service: Service, tmp_path: Path) -> None:
     import json
 
