@@ -47,7 +47,8 @@ def read_times(column: pl.Series, place: str, notes: Notes, form: TimeFormat) ->
     if column.dtype == pl.String:
         numbers, moments = _read_texts(column, form.text)
         is_unread = column.is_not_null() & numbers.is_null() & moments.is_null() & ~is_missing(column)
-        notes.add("times_that_cannot_be_read", int(is_unread.sum()), f"{place}: {_first(column.filter(is_unread))}")
+        first = f"{place}: {_first(column.filter(is_unread))} (--time-format names their format)"
+        notes.add("times_that_cannot_be_read", int(is_unread.sum()), first)
     elif column.dtype.is_numeric() or column.dtype == pl.Null:
         numbers, moments = _floored(column), None
     else:

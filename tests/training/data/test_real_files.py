@@ -313,7 +313,8 @@ def test_times_as_text(raw_files: RawFiles, text: str, seconds: int) -> None:
 def test_other_times_need_their_format(raw_files: RawFiles) -> None:
     put_events(raw_files, "u1,i1,12/1/2010 8:26")
     put_items(raw_files)
-    assert "times that cannot be read: 1, the first: interactions: timestamp: 12/1/2010 8:26" in raw_files.refuse("csv")
+    error = raw_files.refuse("csv")
+    assert "times that cannot be read: 1, the first: interactions: timestamp: 12/1/2010 8:26 (--time-format" in error
     dataset, _ = raw_files.prepare("csv", "--time-format", "%m/%d/%Y %H:%M")
     assert rows(dataset)[0][2] == 1291191960
 
