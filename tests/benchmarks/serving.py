@@ -49,6 +49,9 @@ class Server:
                     raise
         raise AssertionError("unreachable")
 
+    def close(self) -> None:
+        self._connection.close()
+
     def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         status, content = self.ask("POST", path, body)
         if status >= 300:
@@ -111,8 +114,9 @@ def running_server(bundle: Path, *, store_url: str | None = None, **environment:
         command = [sys.executable, "-m", "service", "serve", "--bundle", str(bundle), "--store", store_url]
         command += ["--port", str(port), "--log-level", "warning"]
         process = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment)
+        server = Server(port, process.pid, store_url)
+        stack.callback(server.close)
         try:
-            server = Server(port, process.pid, store_url)
             _wait_until_ready(server, process)
             yield server
         finally:
