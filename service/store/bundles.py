@@ -99,7 +99,8 @@ class BundleStore:
         await self._run([("HSET", BUNDLES_FILL, encode_text(name), json.dumps(asdict(fill)))])
 
     async def drop_fill(self, name: str) -> None:
-        await self._run([("HDEL", BUNDLES_FILL, encode_text(name))])
+        """Also the lease, so that the next bundle of this name need not wait for its end."""
+        await self._run([("HDEL", BUNDLES_FILL, encode_text(name)), ("DEL", f"{BUNDLES_FILL}:{name}")])
 
     async def fills(self) -> dict[str, Fill]:
         (found,) = await self._run([("HGETALL", BUNDLES_FILL)])

@@ -218,6 +218,7 @@ async def test_an_unloaded_bundle_is_closed(root: Path, valkey: EmbeddedServer) 
             return not parts.engine.is_ready
 
         await until(is_closed)
+        assert await resources.store.run([("KEYS", "automr:bundles:fill:*")]) == [[]], "the next one of this name waits"
 
 
 async def test_bundles_that_were_replaced_are_freed(root: Path, valkey: EmbeddedServer) -> None:
