@@ -11,6 +11,8 @@ from tests.training.raw_files import RawFiles, rows, titles
 from training.data.dataset import load_dataset
 from training.prepare import main
 
+ADVICE = " (--time-format names their format)"
+
 
 @pytest.fixture
 def raw_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> RawFiles:
@@ -57,7 +59,7 @@ def test_broken_lines_are_counted_and_the_first_is_shown(raw_files: RawFiles) ->
     assert len(rows(dataset)) == 1
     assert (summary["dropped"]["broken_lines"], summary["dropped"]["interactions_incomplete"]) == (2, 2)
     assert raw_files.notes["broken_lines"] == (2, "interactions.csv line 3: 2 fields instead of 3")
-    assert raw_files.notes["times_that_cannot_be_read"] == (2, "interactions: timestamp: soon (--time-format names their format)")
+    assert raw_files.notes["times_that_cannot_be_read"] == (2, f"interactions: timestamp: soon{ADVICE}")
     assert "broken lines: 2, the first: interactions.csv line 3" in raw_files.errors
 
 
@@ -195,7 +197,7 @@ def test_a_review_without_a_time_is_incomplete(raw_files: RawFiles, time: Any) -
     raw_files.put("meta_Books.json", json.dumps({"asin": "B1", "title": "One"}))
     _, summary = raw_files.prepare("amazon", "--max-dropped", "1")
     assert summary["dropped"]["interactions_incomplete"] == 1
-    assert raw_files.notes["times_that_cannot_be_read"] == (1, f"interactions: timestamp: {time} (--time-format names their format)")
+    assert raw_files.notes["times_that_cannot_be_read"] == (1, f"interactions: timestamp: {time}{ADVICE}")
 
 
 def test_lone_surrogates_are_replaced(raw_files: RawFiles) -> None:
