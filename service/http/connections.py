@@ -1,8 +1,8 @@
 """Bounds of the connections of a server: how many there may be, and how long each may take to send a request.
 
-Uvicorn limits only the time between two requests. Here a connection that sends no whole request in time is closed, so
-that silent callers cannot keep others out. Connections over the bound are refused when their request comes; so many
-that files would run out are dropped at once.
+Uvicorn limits only the time between two requests. Here a connection that sends no whole request in time, or does not
+read its answer, is closed, so that silent callers cannot keep others out. Connections over the bound are refused when
+their request comes; so many that files would run out are dropped at once.
 """
 
 import os
@@ -31,10 +31,10 @@ _MANY_FILES = 1 << 20  # stands for an unlimited number
 
 class Connection(Protocol):
     def waits_for(self) -> float | None:
-        """Seconds for which the caller owes the rest of a request; None while it owes nothing."""
+        """Seconds for which the caller has owed the rest of a request, or has not read its answer; None for neither."""
 
     def give_up(self) -> None:
-        """Closes the connection because its request is late."""
+        """Closes the connection because the caller is late."""
 
 
 class ConnectionLimits:
@@ -56,7 +56,7 @@ class ConnectionLimits:
         return number > self.most + _SURPLUS
 
     def count(self, reason: str) -> None:
-        """Of a connection that is closed: silent, late, refused or dropped."""
+        """Of a connection that is closed: silent, late, unread, large, refused or dropped."""
         self._metrics.closed_connections_total.labels(reason).inc()
         repeated.warning("connections closed", reason=reason)
 
@@ -74,7 +74,7 @@ class ConnectionLimits:
         self._looks += 1
 
     def look(self, connections: Collection[Connection]) -> None:
-        """Closes the connections whose request is late. When there are too many, nobody may take long."""
+        """Closes the connections whose caller is late. When there are too many, nobody may take long."""
         patience_s = min(self.receive_s, _PATIENCE_WHEN_FULL_S) if len(connections) >= self.most else self.receive_s
         for connection in list(connections):
             waited_s = connection.waits_for()

@@ -52,6 +52,7 @@ class SheddingProtocol(HttpToolsProtocol):
         self._is_surplus = self._has_sent = False
         self._framing_bytes = 0  # that came after the beginning of the request, or after the last piece of its body
         self._is_in_head = True  # whether the next bytes belong to the head of a request
+        self._unread_since: float | None = None  # since when the caller does not read what was written
         self._owes_since: float | None = None  # when the caller began to send a request, or connected
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -115,8 +116,18 @@ class SheddingProtocol(HttpToolsProtocol):
             self._owes_since = self.loop.time()
         super().on_response_complete()
 
+    def pause_writing(self) -> None:
+        self._unread_since = self.loop.time()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self._unread_since = None
+        super().resume_writing()
+
     def waits_for(self) -> float | None:
         """See `connections.Connection`."""
+        if self._unread_since is not None:
+            return self.loop.time() - self._unread_since
         is_in_work = self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
         if self._owes_since is None or is_in_work or self.flow.read_paused or self.transport.is_closing():
             return None
@@ -124,6 +135,10 @@ class SheddingProtocol(HttpToolsProtocol):
 
     def give_up(self) -> None:
         """See `connections.Connection`."""
+        if self._unread_since is not None:
+            self._limits.count("unread")
+            self.transport.abort()  # an orderly end would wait until the caller has read the answer
+            return
         self._limits.count("late" if self._has_sent else "silent")
         has_answered = self.cycle is not None and (self.cycle.response_complete or self.cycle.response_started)
         if self._has_sent and not has_answered:

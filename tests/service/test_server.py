@@ -129,6 +129,7 @@ def test_a_lame_duck_is_not_ready_but_answers_new_connections_and_closes_them() 
             while (ready := httpx2.get(f"{address}/readyz")).is_success:
                 time.sleep(0.01)
             assert ready.status_code == 503
+            time.sleep(1)  # a balancer has not yet seen it
             kept, new = client.get(f"{address}/livez"), httpx2.post(f"{address}/recommend", json={"user_id": "u"})
         assert [each.status_code for each in (kept, new)] == [200, 200]
         assert [each.headers["connection"] for each in (kept, new)] == ["close", "close"]

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -244,6 +245,32 @@ async def test_a_connection_that_had_an_answer_is_closed_when_the_next_request_d
         writer.write(sent)
         async with asyncio.timeout(5):
             assert await reader.read() == b""
+
+
+@pytest.mark.parametrize("reads", [False, True])
+async def test_a_caller_who_does_not_read_loses_the_connection(reads: bool) -> None:
+    """Uvicorn waits for ever until the answer is read, and who reads none could keep all connections."""
+    shed = Shed()
+    shed.is_on = False
+    body, read = b"x" * 8_000_000, 0
+    async with connected(shed, receive_s=0.5) as (_, opened):
+        caller = socket.socket()
+        if not reads:
+            caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        caller.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(caller, opened.get_extra_info("peername"))
+        await loop.sock_sendall(caller, HEAD.replace(b"%d" % len(BODY), b"%d" % len(body)) + b"\r\n" + body)
+        async with asyncio.timeout(20):
+            if not reads:
+                while not closed(shed, "unread"):
+                    await asyncio.sleep(0.05)
+            with contextlib.suppress(ConnectionError):
+                while read < len(body) and (part := await loop.sock_recv(caller, 1 << 16)):
+                    read += len(part)
+        caller.close()
+    assert bool(closed(shed, "unread")) != reads, "how an answer is read does not decide"
+    assert (read >= len(body)) == reads
 
 
 async def test_a_request_in_work_and_an_idle_connection_are_not_late() -> None:
