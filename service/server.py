@@ -81,6 +81,7 @@ def serve(
 
     async def run(listener: socket.socket) -> None:
         async with app.router.lifespan_context(app):
+            await asyncio.to_thread(app.openapi)  # a first request for it would stop the others for a third of a second
             leave_out_what_is_open()
             watching = limits.watched(server.server_state.connections)
             watching.start()

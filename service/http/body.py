@@ -164,6 +164,8 @@ async def _json_bytes(request: Request) -> bytes:
     is_json = content_type == "application/json" or (
         content_type.startswith("application/") and content_type.endswith("+json")
     )
+    if request.headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
+        raise _invalid("send it without Content-Encoding: compressed bodies are not read")
     if not is_json:
         raise _invalid("send a JSON object with Content-Type: application/json")
     return body

@@ -121,6 +121,18 @@ def test_a_server_seldom_looks_at_objects_and_never_at_those_of_the_start() -> N
         assert threshold > 10_000 and num_frozen > 10_000
 
 
+def test_the_description_of_the_api_is_made_before_the_first_request(tmp_path: Path) -> None:
+    program = f"""
+from service.http.describe import openapi
+make = openapi.document
+openapi.document = lambda app: open({str(tmp_path / "made")!r}, "a").write("once ") and make(app)
+"""
+    with running(program + PROGRAM) as (_, address):
+        assert (tmp_path / "made").read_text() == "once "
+        assert httpx2.get(f"{address}/openapi.json").is_success and httpx2.get(f"{address}/keys/x").status_code == 405
+    assert (tmp_path / "made").read_text() == "once "
+
+
 def test_a_lame_duck_is_not_ready_but_answers_new_connections_and_closes_them() -> None:
     with running(AUTOMR_LAME_DUCK_S="3") as (process, address):
         with httpx2.Client() as client:

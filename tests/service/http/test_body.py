@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import gzip
 import json
 import time
 from functools import cache
@@ -115,6 +116,15 @@ async def test_the_content_type_must_be_json() -> None:
         for declared in ("text/plain", "text/json", ""):
             answer = await post(opened, declared)
             assert answer.status_code == 422 and "Content-Type: application/json" in answer.text
+
+
+async def test_a_compressed_body_is_told_to_be_sent_plain() -> None:
+    async with shell() as opened:
+        for encoding, status in (("gzip", 422), ("zstd, gzip", 422), ("Identity", 200)):
+            body = gzip.compress(b'{"user_id": "u"}') if status == 422 else b'{"user_id": "u"}'
+            headers = {"content-type": "application/json", "content-encoding": encoding}
+            answer = await opened.client.post("/recommend", content=body, headers=headers)
+            assert answer.status_code == status and ("without Content-Encoding" in answer.text) == (status == 422)
 
 
 async def test_every_body_goes_through_the_same_route_class() -> None:
