@@ -250,8 +250,10 @@ def rolling_stops(num_stops: int, *, num_callers: int = 6) -> tuple[int, list[st
 
 
 def test_the_second_signal_does_not_wait() -> None:
-    with running() as (process, _):
+    with running(AUTOMR_LAME_DUCK_S="15") as (process, address):
         process.send_signal(signal.SIGTERM)
+        while httpx2.get(f"{address}/readyz").is_success:
+            time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
         assert process.wait(5) == 0
 
