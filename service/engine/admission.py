@@ -170,7 +170,7 @@ class Admission:
         self.throttles = [Throttle(random.Random(number)) for number in range(NUM_LANES)]
         self._shares = Shares()
         self.line = Line(self._shares, self.quick_batch)
-        self._lists = Line(self._shares, lambda: 1, rest=1.0)  # of a greedy caller two are in work, half of the time
+        self._lists = Line(self._shares, lambda: 1, rest=2.0)  # of a greedy caller two are in work, a third of the time
         self._num_lists = 0
         self.num_at_model = 0  # recommendations that the engine has sent to the model and that have no result yet
 
