@@ -17,6 +17,13 @@ from service.store.keys import SECRET, gone_key, slot_tags
 _SECRET_BYTES = 32
 _MOST_BYTES = 64  # of a key of BLAKE2b
 
+# KEYS: secret; ARGV: that of this process  ->  that of all. Replaces one of a wrong type, which another program wrote.
+_AGREE = """
+if redis.call('TYPE', KEYS[1]).ok ~= 'string' then redis.call('DEL', KEYS[1]) end
+redis.call('SET', KEYS[1], ARGV[1], 'NX')
+return redis.call('GET', KEYS[1])
+"""
+
 Run = Callable[[Sequence[tuple[Any, ...]]], Awaitable[list[Any]]]
 
 
@@ -30,8 +37,8 @@ class Tombstones:
     async def load(self) -> None:
         """Reads the secret of the store; makes it if there is none. All processes use the one that was first."""
         await asyncio.to_thread(slot_tags)  # takes a moment once
-        new = secrets.token_bytes(_SECRET_BYTES)
-        self._secret = (await self._run([("SET", SECRET, self._secret or new, "NX"), ("GET", SECRET)]))[1]
+        own = self._secret or secrets.token_bytes(_SECRET_BYTES)
+        self._secret = (await self._run([("EVAL", _AGREE, 1, SECRET, own)]))[0]
 
     async def key(self, user_id: str) -> str:
         """Where the tombstone of this user is, whether there is one or not."""

@@ -24,6 +24,7 @@ end
 
 # Adds an entry, unless the user has one that no worker has begun: whoever begins it reads the events that are stored by
 # then. So the stream has at most one entry for each user, and one for each that is in work, however many events come.
+# A stream of a wrong type begins anew; users whose entries it may have had are encoded when they are read next.
 REQUEST = (
     NUMBERS
     + """
@@ -31,8 +32,13 @@ local function request(stream, waiting, queued, user)
   local entry = redis.pcall('HGET', queued, user)
   if is_damaged(entry) then redis.call('DEL', queued)
   elseif entry and redis.pcall('XRANGE', stream, entry, entry)[1] then return end
+  local added = redis.pcall('XADD', stream, '*', 'user', user)
+  if is_damaged(added) then
+    redis.call('DEL', stream, waiting, queued)
+    added = redis.call('XADD', stream, '*', 'user', user)
+  end
   sum_or_anew(redis.pcall('HINCRBY', waiting, user, 1), waiting, user, 1)
-  redis.call('HSET', queued, user, redis.call('XADD', stream, '*', 'user', user))
+  redis.call('HSET', queued, user, added)
 end
 """
 )
@@ -66,11 +72,16 @@ end
 """
 
 # KEYS: stream; ARGV: group, consumer, idle ms, count  ->  (entry id, user)* of entries that no worker has renewed for
-# that long; the consumer owns them from then on. Creates a missing group, so that a read from it works.
+# that long; the consumer owns them from then on. Creates a missing group, so that a read from it works, and replaces a
+# stream of a wrong type.
 CLAIM = (
     WITH_USERS
     + """
-redis.pcall('XGROUP', 'CREATE', KEYS[1], ARGV[1], '0', 'MKSTREAM')
+local created = redis.pcall('XGROUP', 'CREATE', KEYS[1], ARGV[1], '0', 'MKSTREAM')
+if created.err and string.find(created.err, '^WRONGTYPE') then
+  redis.call('DEL', KEYS[1])
+  redis.call('XGROUP', 'CREATE', KEYS[1], ARGV[1], '0', 'MKSTREAM')
+end
 return with_users(redis.call('XAUTOCLAIM', KEYS[1], ARGV[1], ARGV[2], ARGV[3], '0', 'COUNT', ARGV[4])[2])
 """
 )

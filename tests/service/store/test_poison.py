@@ -20,9 +20,20 @@ from service.store.bundles import BundleState, BundleStore, Fill, Source
 from service.store.client import MemoryStore
 from service.store.counts import cell, record
 from service.store.erasure.rewrite import StoreFiles
+from service.store.erasure.tombstones import Tombstones
 from service.store.events import item_digest, read_json
 from service.store.feedback.outcomes import OutcomeStore
-from service.store.keys import DAY_PREFIX, DAYS, EVENT_TYPES, EVENTS_COUNTED, ITEM_KEYS, QUEUED, WAITING
+from service.store.keys import (
+    DAY_PREFIX,
+    DAYS,
+    ENCODE,
+    EVENT_TYPES,
+    EVENTS_COUNTED,
+    ITEM_KEYS,
+    QUEUED,
+    SECRET,
+    WAITING,
+)
 from service.store.overlay import NewRecord
 from service.store.reasons import is_about_data
 from tests.service.store.test_client import make_events, recalled
@@ -82,6 +93,32 @@ async def test_hashes_beside_the_queue_of_a_wrong_type_are_made_anew(store: Memo
     assert {user for _, user in entries} == {"u", "other"}
     await store.encoded([entry for entry, _ in entries])
     assert await store.backlog() == 0
+
+
+async def test_a_queue_of_a_wrong_type_begins_anew(store: MemoryStore, raw: Redis) -> None:
+    await store.request_encoding(["lost"])
+    await raw.set(ENCODE, "text")
+    assert not await store.next_encodings("c", count=9, block_ms=1), "a worker finds no entry, and no error"
+    await store.request_encoding(["lost"])
+    await raw.delete(ENCODE)
+    await raw.set(ENCODE, "text")
+    await store.append(make_events(1, "u"))
+    assert await store.backlog() == 1
+    entries = await store.next_encodings("c", count=9, block_ms=1)
+    assert [user for _, user in entries] == ["u"]
+    await store.encoded([entry for entry, _ in entries])
+    assert await store.backlog() == 0
+
+
+async def test_a_secret_of_a_wrong_type_is_that_of_the_process_again(store: MemoryStore, raw: Redis) -> None:
+    """So tombstones stay where they are, and other processes find them."""
+    await store.tombstones.load()
+    place = await store.tombstones.key("u")
+    await raw.delete(SECRET)
+    await raw.lpush(SECRET, "x")
+    await store.tombstones.load()
+    other = Tombstones(store.run)
+    assert await store.tombstones.key("u") == await other.key("u") == place
 
 
 async def test_a_lack_of_rights_is_no_damage(store: MemoryStore, raw: Redis) -> None:
