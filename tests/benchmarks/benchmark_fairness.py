@@ -4,8 +4,9 @@
         [--quiet recommendations|"related items"|"popular items"|"searched items"|users] [--only NAME ...]
 
 Phases alternate, so that other work on the machine hits all of them: the quiet key alone; beside a flood of
-recommendations; beside floods of new events, of single new events, of events that are stored already, and of each kind
-of lists. The goal: the quiet key's p99 is at most twice that without a flood (the median of the rounds).
+recommendations; beside floods of new events, of single new events, of events that are stored already, of events whose
+memory is waited for, of large bodies that are refused, and of each kind of lists. The goal: the quiet key's p99 is at
+most twice that without a flood (the median of the rounds).
 `--quiet`: what the quiet key asks for. Ends with a table and one JSON line.
 """
 
@@ -33,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 QUIET, LOUD = new_secret(), new_secret()
 NUM_READERS, NUM_WRITERS, NUM_SINGLE = 64, 4, 32
 EVENTS_PER_POST, NUM_POSTS = 200, 400
+NUM_UNKNOWN, NUM_LISTS = 75_000, 25_000  # fields and lists of wrong bodies
 LEAD_S = 0.5
 PAUSE_S = 0.05  # after a refusal, a twentieth of what is asked for: more would take the processors from the server
 
@@ -68,12 +70,17 @@ def floods(port: int, users: Sequence[str], items: Sequence[str], seconds: float
         return replace(loud("", [], NUM_READERS), gets=gets)
 
     repeated = posts(4, EVENTS_PER_POST)
+    wrong = [{"user_id": "u", **dict.fromkeys(map(str, range(NUM_UNKNOWN)), 0)}, {"filter": [[]] * NUM_LISTS}]
     return {
         "no flood": lambda: None,
         "recommendations": lambda: loud("/recommend", [{"user_id": user, "k": 10} for user in users], NUM_READERS),
         "batches of events": lambda: loud("/interactions", posts(NUM_POSTS, EVENTS_PER_POST), NUM_WRITERS),
         "single events": lambda: loud("/interactions", posts(20_000, 1), NUM_SINGLE),
         "duplicates": lambda: loud("/interactions", repeated, NUM_WRITERS),
+        "visible events": lambda: loud(
+            "/interactions", [{"wait": "visible"} | post for post in posts(9999, 1)], NUM_SINGLE
+        ),
+        "wrong bodies": lambda: loud("/recommend", wrong, NUM_WRITERS),
         **{name: partial(reads, gets) for name, gets in lists(items).items()},
     }
 
