@@ -113,6 +113,18 @@ def _deadletters(args: argparse.Namespace) -> int:
     return 0
 
 
+def _prune(args: argparse.Namespace) -> int:
+    from service.commands import run_prune
+
+    if args.days is None and args.most is None:
+        raise SettingsError(["prune: --days or --most is missing; they say which events are kept"])
+    if (args.days is not None and not 0 < args.days < 36_500) or (args.most is not None and args.most < 1):
+        raise SettingsError(["prune: --days must be above 0 and below 36,500, --most at least 1"])
+    found = run_prune(_settings(args), days=args.days, most=args.most, is_trial=args.dry_run)
+    print(json.dumps(asyncio.run(found)))
+    return 0
+
+
 def _compact(args: argparse.Namespace) -> int:
     from service.commands import run_compact
 
@@ -198,6 +210,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_flags(dead, "store")
     text = "API keys: without an action, make one for the settings; with one, those of the store"
     key_commands.add_arguments(_command(commands, "keys", _keys, text), lambda parser: _add_flags(parser, "store"))
+    text = "delete events that are too old, or too many for one user"
+    prune = _command(commands, "prune", _prune, text)
+    prune.add_argument("--days", type=float, metavar="DAYS", help="events whose time is longer ago are deleted")
+    prune.add_argument("--most", type=int, metavar="N", help="of each user, only the newest N events are kept")
+    prune.add_argument("--dry-run", action="store_true", help="count them, and delete nothing")
+    _add_flags(prune, "store")
     text = "have the store rewrite its files, so that no byte of deleted users is left in them"
     _add_flags(_command(commands, "compact", _compact, text), "store")
     text = "encrypt all records of users with the first master key, so that older keys are no longer needed"

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -14,6 +15,7 @@ import structlog
 
 from service.ending import end_within
 from service.erasure.eraser import Eraser
+from service.erasure.retention import prune
 from service.errors import SettingsError
 from service.event_files import Unreadable, read_interactions
 from service.event_types.table import EventTable
@@ -35,6 +37,7 @@ DeadLetterAction = Literal["list", "replay", "drop"]
 Submit = Callable[[Sequence[Event | str], Wait], Awaitable[list[Outcome]]]
 
 _LINES_PER_SUBMIT = 500
+_SECONDS_PER_DAY = 86_400
 _LINES_SHOWN, _REASONS_SHOWN, _REASONS_COUNTED = 20, 10, 100
 
 
@@ -93,6 +96,15 @@ async def run_seal(settings: Settings) -> dict[str, int]:
         event_table = EventTable(store)
         await event_table.catch_up()
         return await seal_all(store)
+
+
+async def run_prune(settings: Settings, *, days: float | None, most: int | None, is_trial: bool) -> dict[str, int]:
+    """Deletes events that are older, or beyond the newest `most` of their user; returns how many."""
+    async with open_store(settings) as store:
+        event_table = EventTable(store)
+        await event_table.catch_up()
+        before = None if days is None else int(time.time() - _SECONDS_PER_DAY * days)
+        return (await prune(store, before=before, most=most, is_trial=is_trial))._asdict()
 
 
 async def run_compact(settings: Settings) -> dict[str, Any]:
