@@ -70,7 +70,7 @@ def floods(port: int, users: Sequence[str], items: Sequence[str], seconds: float
         return replace(loud("", [], NUM_READERS), gets=gets)
 
     repeated = posts(4, EVENTS_PER_POST)
-    wrong = [{"user_id": "u", **dict.fromkeys(map(str, range(NUM_UNKNOWN)), 0)}, {"filter": [[]] * NUM_LISTS}]
+    wrong: list[dict[str, Any]] = [{str(number): 0 for number in range(NUM_UNKNOWN)}, {"filter": [[]] * NUM_LISTS}]
     return {
         "no flood": lambda: None,
         "recommendations": lambda: loud("/recommend", [{"user_id": user, "k": 10} for user in users], NUM_READERS),
