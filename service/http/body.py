@@ -73,7 +73,7 @@ class JsonRoute(ScopedRoute):
 
 
 async def _parsed(model: type[Model], body: bytes, request: Request) -> Model:
-    """Large bodies are read one at a time, so that a flood of them leaves half of the time to others."""
+    """Large bodies are read in turns, so that a flood of them leaves most of the time to recommendations."""
     resources = getattr(request.app.state, "resources", None)
     if len(body) <= _WAITS_BYTES or not isinstance(resources, Resources):
         return parse_body(model, body)
