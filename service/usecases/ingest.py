@@ -84,7 +84,7 @@ class Ingest:
         self._dead_letters = DeadLetters(store.run, is_cluster=store.is_cluster)
         self.turns = Turns(lambda: worker.engine.admission.is_reading)
         self._showing = Turns(lambda: worker.engine.admission.is_reading)  # of users whose memory a caller waits for
-        self.reading = Turns(self.turns.is_reading, rest=_REST_OF_READING)  # of large bodies, before they are understood
+        self.reading = Turns(self.turns.is_reading, rest=_REST_OF_READING)  # of large bodies
         self._measuring = Repeated("encode-queue", self._measure_backlog, every_s=_MEASURE_EVERY_S, at_once=True)
         self._encoding: asyncio.Task[None] | None = None
 
