@@ -99,7 +99,7 @@ async def run_seal(settings: Settings) -> dict[str, int]:
 
 
 async def run_prune(settings: Settings, *, days: float | None, most: int | None, is_trial: bool) -> dict[str, int]:
-    """Deletes events that are older, or beyond the newest `most` of their user; returns how many."""
+    """Deletes events that are older than `days`, or not among the newest `most` of their user; returns how many."""
     async with open_store(settings) as store:
         event_table = EventTable(store)
         await event_table.catch_up()
