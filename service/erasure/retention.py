@@ -1,7 +1,7 @@
 """Deletes events that are too old, and of each user all but the newest ones.
 
 In: the store, a time, a number. Out: how many events of how many users went. Each event is deleted as a caller would do
-it, in small steps, so servers go on. After a kill, the next run deletes what is left. Knows no client but `MemoryStore`.
+it, in small steps, so servers go on. After a kill, the next run deletes what is left. Knows `MemoryStore` alone.
 """
 
 import asyncio
